@@ -1,0 +1,82 @@
+"""What we know of the vendor: its APIs, scopes, paths, changing calls, limits and error codes.
+
+Pure knowledge, no I/O and no state; the sandbox simulates exactly this and the proxy relies on it.
+Sources: Contentsquare's API documentation (authentication, Data Export, Metrics, Enrichment,
+Speed Analysis Lab, Voice of Customer), 2025-2026.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+AUTH_URL = "https://api.contentsquare.com"
+TOKEN_PATH = "/v1/oauth/token"  # noqa: S105 - a path, not a password
+ME_PATH = "/v1/oauth/me"
+GRANT_TYPE = "client_credentials"
+TOKEN_LIFETIME_S = 3600
+MAX_CONCURRENCY = 10
+"""Requests at once per Contentsquare project, over all its credentials and APIs."""
+
+JWT_EXPIRED = "JWT_EXPIRED"
+CONCURRENT_API_CALL = "CONCURRENT_API_CALL"
+
+
+class Api(enum.Enum):
+    """One of Contentsquare's public APIs; the value is its name here and its OAuth scope is `scope`."""
+
+    DATA_EXPORT = "data-export"
+    METRICS = "metrics"
+    ENRICHMENT = "enrichment"
+    SPEED_ANALYSIS = "speed-analysis"
+    SURVEYS = "surveys"
+
+    @property
+    def scope(self) -> str:
+        """The OAuth2 scope that a token for this API is asked with (RFC 6749, section 3.3)."""
+        return self.value
+
+
+_PATHS = re.compile(
+    rb"/v1/(?:"
+    rb"(?P<data_export>exports|exportable-fields|custom-vars|dynamic-var-keys)"
+    rb"|(?P<metrics>segments|goals|mappings|page-groups|zonings|metrics)"
+    rb"|(?P<enrichment>enrichments)"
+    rb"|(?P<speed_analysis>speed-analysis)"
+    rb"|(?P<surveys>public/projects/[^/?]+/surveys)"
+    rb")(?=[/?]|\Z)"
+)
+_GROUPS = {
+    "data_export": Api.DATA_EXPORT,
+    "metrics": Api.METRICS,
+    "enrichment": Api.ENRICHMENT,
+    "speed_analysis": Api.SPEED_ANALYSIS,
+    "surveys": Api.SURVEYS,
+}
+_SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_READ_BY_POST = re.compile(
+    rb"/v1/speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
+    rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list)(?:\?|\Z)"
+)
+
+
+def api_of(target: bytes) -> Api | None:
+    """The API that a request target (origin-form, prefix removed) belongs to, None where no row fits.
+
+    New APIs appear, so None doesn't mean that the target is wrong.
+    """
+    match = _PATHS.match(target)
+    return _GROUPS[match.lastgroup] if match and match.lastgroup else None
+
+
+def changes_data(method: bytes, target: bytes) -> bool:
+    """Whether a request may change data.
+
+    By the vendor's table the Speed Analysis POSTs are reads, but for two; what the table doesn't
+    know is judged by the method alone (RFC 9110, section 9.2.1), so any other POST counts as changing.
+    """
+    if method in _SAFE_METHODS:
+        return False
+    if method == b"POST":
+        return not _READ_BY_POST.match(target)
+    return True

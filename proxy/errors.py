@@ -1,0 +1,231 @@
+"""Every error that this program raises on purpose.
+
+Hides nothing, imports nothing of ours. The tree::
+
+    CsqProxyError
+    |- ConfigError                     the configuration can't be used; exit code 2
+    |- ListenError                     a listener can't be opened; exit code 1
+    |- TokenFetchError                 one token request failed: transient or permanent
+    |- UpstreamError                   an upstream connection or its answer failed
+    |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
+    |  |- ConnectionLost               the connection ended before the answer did
+    |  |- ProtocolViolation            the answer isn't valid HTTP/1.1
+    |  `- UpstreamSilent               no byte within idle_timeout
+    `- ProxyError                      becomes an answer of the proxy's own: code, status, what to do
+
+The codes and statuses of `ProxyError` are the contract with callers; the ``proxy_status``
+values are the error types of RFC 9209, section 2.3.
+"""
+
+from __future__ import annotations
+
+
+class CsqProxyError(Exception):
+    """The root of this program's own errors."""
+
+
+class ConfigError(CsqProxyError):
+    """The configuration can't be used.
+
+    ``faults`` holds one line for each fault: the key, what is wrong, and the way out.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class ListenError(CsqProxyError):
+    """A listener can't be opened: the port is taken, or the address isn't ours."""
+
+
+class TokenFetchError(CsqProxyError):
+    """One token request failed.
+
+    ``cause`` is a short stable word for logs and metrics ("timeout", "refused", "malformed", ...),
+    ``permanent`` means that trying again soon can't help (the credentials are wrong, say), and
+    ``retry_after_s`` is what the token endpoint asked for, in seconds, or None.
+    The message never holds a secret or a library's own text.
+    """
+
+    def __init__(
+        self, message: str, *, cause: str, permanent: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.permanent = permanent
+        self.retry_after_s = retry_after_s
+
+
+class UpstreamError(CsqProxyError):
+    """An upstream connection, or the answer on it, failed.
+
+    ``proxy_status`` is the error type of RFC 9209, section 2.3.
+    """
+
+    proxy_status = "proxy_internal_error"
+
+    def __init__(self, message: str, *, proxy_status: str | None = None) -> None:
+        super().__init__(message)
+        if proxy_status is not None:
+            self.proxy_status = proxy_status
+
+
+class ConnectFailed(UpstreamError):
+    """No connection could be made; nothing of the request was sent."""
+
+    proxy_status = "connection_refused"
+
+
+class ConnectionLost(UpstreamError):
+    """The connection ended before the answer did."""
+
+    proxy_status = "connection_terminated"
+
+
+class ProtocolViolation(UpstreamError):
+    """What came isn't valid HTTP/1.1 (RFC 9112), so nothing after it can be trusted."""
+
+    proxy_status = "http_protocol_error"
+
+
+class UpstreamSilent(UpstreamError):
+    """No byte came within ``contentsquare.idle_timeout``."""
+
+    proxy_status = "connection_read_timeout"
+
+
+class ProxyError(CsqProxyError):
+    """An answer of the proxy's own.
+
+    ``code`` is one of the contract's ``PROXY_...`` codes, ``status`` the HTTP status,
+    ``retry_after_s`` whole seconds for ``Retry-After`` or None, ``fields`` further response
+    fields. The message says what happened and what to do; it goes to the caller.
+    """
+
+    code = "PROXY_ERROR"
+    status = 500
+    proxy_status = "proxy_internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        proxy_status: str | None = None,
+        fields: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.fields = fields
+        if proxy_status is not None:
+            self.proxy_status = proxy_status
+
+
+class UnknownProject(ProxyError):
+    """No such project or account."""
+
+    code, status, proxy_status = "PROXY_UNKNOWN_PROJECT", 404, "destination_not_found"
+
+
+class BadTarget(ProxyError):
+    """A request target that can't be forwarded safely (RFC 9112, section 3.2)."""
+
+    code, status, proxy_status = "PROXY_BAD_TARGET", 400, "http_request_error"
+
+
+class BadRequest(ProxyError):
+    """The request isn't valid HTTP/1.1 (RFC 9112); the connection is closed after the answer."""
+
+    code, status, proxy_status = "PROXY_BAD_REQUEST", 400, "http_request_error"
+
+
+class TargetTooLong(BadRequest):
+    """The request target is over the limit (RFC 9110, section 15.5.15)."""
+
+    status = 414
+
+
+class FieldsTooLarge(BadRequest):
+    """The header section is over a limit (RFC 6585, section 5)."""
+
+    status = 431
+
+
+class NotImplementedCoding(BadRequest):
+    """A transfer coding other than chunked (RFC 9112, section 6.1)."""
+
+    status = 501
+
+
+class VersionNotSupported(BadRequest):
+    """Not HTTP/1.x (RFC 9110, section 15.6.6)."""
+
+    status = 505
+
+
+class MethodRefused(ProxyError):
+    """TRACE or CONNECT."""
+
+    code, status, proxy_status = "PROXY_METHOD_REFUSED", 405, "http_request_denied"
+
+
+class HostRefused(ProxyError):
+    """Host is neither a loopback name nor in ``server.allowed_hosts``."""
+
+    code, status, proxy_status = "PROXY_HOST_REFUSED", 421, "http_request_denied"
+
+
+class OriginRefused(ProxyError):
+    """A web page of another site is calling."""
+
+    code, status, proxy_status = "PROXY_ORIGIN_REFUSED", 403, "http_request_denied"
+
+
+class CallerUnknown(ProxyError):
+    """Callers are defined, and the key is missing or wrong."""
+
+    code, status, proxy_status = "PROXY_CALLER_UNKNOWN", 401, "http_request_denied"
+
+
+class Forbidden(ProxyError):
+    """This caller or project may not do that."""
+
+    code, status, proxy_status = "PROXY_FORBIDDEN", 403, "http_request_denied"
+
+
+class TokenUnavailable(ProxyError):
+    """No usable token now."""
+
+    code, status, proxy_status = "PROXY_TOKEN_UNAVAILABLE", 503, "destination_unavailable"
+
+
+class TokenRefused(ProxyError):
+    """Contentsquare answers 401 even to a fresh token."""
+
+    code, status, proxy_status = "PROXY_TOKEN_REFUSED", 502, "http_response_incomplete"
+
+
+class QueueTimeout(ProxyError):
+    """No slot became free within ``queue_timeout``."""
+
+    code, status, proxy_status = "PROXY_QUEUE_TIMEOUT", 503, "connection_limit_reached"
+
+
+class UpstreamUnreachable(ProxyError):
+    """DNS, connect, TLS, an invalid answer, or the connection lost before an answer."""
+
+    code, status, proxy_status = "PROXY_UPSTREAM_UNREACHABLE", 502, "connection_terminated"
+
+
+class UpstreamTimeout(ProxyError):
+    """Silence for ``idle_timeout`` before an answer."""
+
+    code, status, proxy_status = "PROXY_UPSTREAM_TIMEOUT", 504, "connection_read_timeout"
+
+
+class Stopping(ProxyError):
+    """The proxy is draining."""
+
+    code, status, proxy_status = "PROXY_STOPPING", 503, "destination_unavailable"
