@@ -1,0 +1,315 @@
+"""The Data Export API: fields, export jobs, their runs, and the files behind signed URLs.
+
+Jobs live in memory. A run's state follows from the clock alone: scheduled, running, success.
+Files aren't stored but made while they are sent; what is in them follows from the job's id and
+its definition. Beyond the vendor's parameters a job takes ``rows`` (how many in all) and
+``compression`` ("none" or "gzip").
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from proxy.sandbox.catalog import integer
+from proxy.sandbox.rows import CUSTOM_VARS, DYNAMIC_VARS, FIELDS, Column, ExportFile, column
+from proxy.sandbox.storage import Storage
+from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MAX_ROWS = 100_000_000
+ROWS_PER_FILE = 1_000_000
+DEFAULT_ROWS = 1000
+MAX_DAYS = 7
+_DEVICES = ("all", "desktop", "mobile", "tablet")
+_SCHEDULED_SHARE = 0.2  # of a run's duration, before it is running
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An export job as defined; ``created_at`` is Unix time, ``start`` and ``end`` are its one run's."""
+
+    job_id: int
+    project_id: int
+    name: str
+    format: str
+    scope: str
+    frequency: Mapping[str, Any]
+    columns: tuple[Column, ...]
+    device: str
+    segment_id: int | None
+    rows: int
+    compression: str
+    created_at: float
+    start: datetime
+    end: datetime
+
+    @property
+    def run_id(self) -> int:
+        """The id of the job's run."""
+        return 100_000 + self.job_id
+
+    def described(self) -> dict[str, object]:
+        """The job as the API shows it."""
+        return {
+            "jobId": self.job_id,
+            "name": self.name,
+            "state": "active",
+            "format": self.format,
+            "scope": self.scope,
+            "frequency": self.frequency,
+            "fields": [column.described() for column in self.columns],
+            "deviceLabel": self.device,
+            "segmentId": self.segment_id,
+            "createdAt": _iso(datetime.fromtimestamp(self.created_at, UTC)),
+        }
+
+    def files(self) -> list[ExportFile]:
+        """The run's files, in order."""
+        kind = self.format.lower() + (".gz" if self.compression == "gzip" else "")
+        return [
+            ExportFile(
+                path=f"/exports/{self.project_id}/{self.job_id}/{self.run_id}/part-{part:05d}.{kind}",
+                format=self.format,
+                compressed=self.compression == "gzip",
+                columns=self.columns,
+                seed=f"{self.project_id} {self.job_id}",
+                first_row=part * ROWS_PER_FILE,
+                rows=min(ROWS_PER_FILE, self.rows - part * ROWS_PER_FILE),
+                start=self.start,
+                end=self.end,
+                project_id=self.project_id,
+                device=self.device,
+            )
+            for part in range(max(1, math.ceil(self.rows / ROWS_PER_FILE)))
+        ]
+
+
+class ExportJobs:
+    """The API's routes, and the jobs of every project."""
+
+    def __init__(self, storage: Storage, now: Callable[[], float], duration_s: float) -> None:
+        self._storage = storage
+        self._now = now
+        self._duration_s = duration_s
+        self._jobs: dict[int, Job] = {}
+        self._ids = itertools.count(1001)
+
+    def add_routes(self, router: Router) -> None:
+        """The paths of the Data Export API."""
+        router.add("GET", "/v1/exportable-fields", exportable_fields)
+        router.add("GET", "/v1/custom-vars", custom_vars)
+        router.add("GET", "/v1/dynamic-var-keys", dynamic_var_keys)
+        router.add("POST", "/v1/exports", self.create)
+        router.add("GET", "/v1/exports", self.list_jobs)
+        router.add("GET", "/v1/exports/successful-runs", self.successful_runs)
+        router.add("GET", "/v1/exports/{job_id}", self.one_job)
+        router.add("GET", "/v1/exports/{job_id}/runs", self.runs)
+        router.add("GET", "/v1/exports/{job_id}/runs/{run_id}", self.one_run)
+
+    async def create(self, call: Call) -> web.Response:
+        """Creates a job, and its run; 201. Raises Fault 400, naming the parameter."""
+        content = await call.json()
+        now = self._now()
+        frequency, start, end = _frequency(content.get("frequency"), now)
+        scope = _one_of(content.get("scope", "sessions"), "scope", tuple(FIELDS))
+        job = Job(
+            job_id=next(self._ids),
+            project_id=call.project.project_id,
+            name=_name(content.get("name")),
+            format=_one_of(content.get("format"), "format", ("JSONL", "CSV")),
+            scope=scope,
+            frequency=frequency,
+            columns=_columns(content.get("fields"), scope),
+            device=_one_of(content.get("deviceLabel", "all"), "deviceLabel", _DEVICES),
+            segment_id=_whole_number(content.get("segmentId"), "segmentId"),
+            rows=_rows(content.get("rows", DEFAULT_ROWS)),
+            compression=_one_of(content.get("compression", "none"), "compression", ("none", "gzip")),
+            created_at=now,
+            start=start,
+            end=end,
+        )
+        self._jobs[job.job_id] = job
+        return success(job.described(), status=201)
+
+    async def list_jobs(self, call: Call) -> web.Response:
+        """A page of jobs, the newest first; ``format``, ``frequency``, ``scope`` and ``state`` pick."""
+        jobs = [job.described() for job in self._own(call)]
+        for name in ("format", "scope", "state"):
+            if name in call.query:
+                jobs = [job for job in jobs if str(job[name]).lower() == call.query[name].lower()]
+        if "frequency" in call.query:
+            wanted = {
+                job.job_id for job in self._own(call) if job.frequency["value"] == call.query["frequency"]
+            }
+            jobs = [job for job in jobs if job["jobId"] in wanted]
+        return success(_page(call, jobs))
+
+    async def one_job(self, call: Call) -> web.Response:
+        """One job."""
+        return success(self._job(call).described())
+
+    async def runs(self, call: Call) -> web.Response:
+        """A page of a job's runs, without files; ``state`` picks."""
+        runs = [self._run(self._job(call))]
+        if "state" in call.query:
+            runs = [run for run in runs if run["state"] == call.query["state"].lower()]
+        return success(_page(call, runs))
+
+    async def one_run(self, call: Call) -> web.Response:
+        """One run; ``files`` is empty until it is a success."""
+        job = self._job(call)
+        if call.path["run_id"] != str(job.run_id):
+            raise not_found(f"No run {call.path['run_id']} of job {job.job_id}.")
+        run = self._run(job)
+        files = job.files() if run["state"] == "success" else []
+        described = [
+            {"name": file.name, "url": self._storage.sign(file), "rows": file.rows} for file in files
+        ]
+        return success({**run, "files": described})
+
+    async def successful_runs(self, call: Call) -> web.Response:
+        """A page of the successful runs of every job of the project, the newest first."""
+        runs = [run for run in map(self._run, self._own(call)) if run["state"] == "success"]
+        return success(_page(call, runs))
+
+    def _own(self, call: Call) -> list[Job]:
+        own = [job for job in self._jobs.values() if job.project_id == call.project.project_id]
+        return own[::-1]
+
+    def _job(self, call: Call) -> Job:
+        text = call.path["job_id"]
+        for job in self._own(call):
+            if str(job.job_id) == text:
+                return job
+        raise not_found(f"No export job {text} in this project.")
+
+    def _run(self, job: Job) -> dict[str, object]:
+        age_s = self._now() - job.created_at
+        if age_s >= self._duration_s:
+            state = "success"
+        else:
+            state = "running" if age_s >= _SCHEDULED_SHARE * self._duration_s else "scheduled"
+        return {
+            "jobRunId": job.run_id,
+            "jobId": job.job_id,
+            "state": state,
+            "startDate": _iso(job.start),
+            "endDate": _iso(job.end),
+            "createdAt": _iso(datetime.fromtimestamp(job.created_at, UTC)),
+        }
+
+
+async def exportable_fields(call: Call) -> web.Response:
+    """The fields that a job may name; ``scope`` picks those of "sessions" or "views"."""
+    scope = call.query.get("scope")
+    scopes = (_one_of(scope, "scope", tuple(FIELDS)),) if scope else tuple(FIELDS)
+    return success(
+        [{"name": name, "type": type_, "scope": s} for s in scopes for name, type_ in FIELDS[s].items()]
+    )
+
+
+async def custom_vars(call: Call) -> web.Response:
+    """The project's custom variables."""
+    return success(
+        [
+            {"position": position, "name": name, "projectId": call.project.project_id}
+            for position, name in enumerate(CUSTOM_VARS, 1)
+        ]
+    )
+
+
+async def dynamic_var_keys(call: Call) -> web.Response:
+    """The keys of the project's dynamic variables seen between ``from`` and ``to``, where these are given."""
+    given = {name: call.query[name] for name in ("from", "to") if name in call.query}
+    moments = {name: _moment(text, name) for name, text in given.items()}
+    if len(moments) > 1 and moments["from"] >= moments["to"]:
+        raise bad_request("from must be before to.")
+    return success([{"key": key, "type": type_} for key, type_ in DYNAMIC_VARS.items()])
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise bad_request("name must not be empty.")
+    return value
+
+
+def _one_of(value: object, name: str, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise bad_request(f"{name} must be one of {', '.join(choices)}.")
+    return value
+
+
+def _whole_number(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise bad_request(f"{name} must be an integer.")
+    return value
+
+
+def _rows(value: object) -> int:
+    rows = _whole_number(value, "rows")
+    if rows is None or not 0 <= rows <= MAX_ROWS:
+        raise bad_request(f"rows must be between 0 and {MAX_ROWS}.")
+    return rows
+
+
+def _columns(value: object, scope: str) -> tuple[Column, ...]:
+    if not isinstance(value, list) or not value:
+        raise bad_request("fields must be a list that isn't empty.")
+    columns = tuple(column(item, scope) for item in value)
+    names = [item.label for item in columns]
+    if len(set(names)) < len(names):
+        raise bad_request("fields must not name a field more than once.")
+    return columns
+
+
+def _frequency(value: object, now: float) -> tuple[dict[str, Any], datetime, datetime]:
+    """The frequency as given, and the date range of the job's first run."""
+    if not isinstance(value, dict):
+        raise bad_request("frequency must be an object.")
+    kind = _one_of(value.get("value"), "frequency.value", ("once", "daily", "hourly"))
+    if kind != "once":
+        moment = datetime.fromtimestamp(now, UTC).replace(minute=0, second=0, microsecond=0)
+        end = moment if kind == "hourly" else moment.replace(hour=0)
+        return value, end - timedelta(hours=1 if kind == "hourly" else 24), end
+    date_range = value.get("dateRange")
+    if not isinstance(date_range, dict):
+        raise bad_request("frequency.dateRange is required with frequency.value once.")
+    start = _moment(date_range.get("from"), "frequency.dateRange.from")
+    end = _moment(date_range.get("to"), "frequency.dateRange.to")
+    if not start < end <= start + timedelta(days=MAX_DAYS):
+        raise bad_request(f"frequency.dateRange must span more than 0 and at most {MAX_DAYS} days.")
+    return value, start, end
+
+
+def _moment(value: object, name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value.replace(" ", "+")) if isinstance(value, str) else None
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise bad_request(f"{name} must be an ISO 8601 date.")
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _page(call: Call, items: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The page that ``page`` (from 1), ``limit`` and ``order`` ask for; ``items`` come newest first."""
+    limit = integer(call.query.get("limit", "50"), "limit")
+    number = integer(call.query.get("page", "1"), "page")
+    order = _one_of(call.query.get("order", "desc").lower(), "order", ("asc", "desc"))
+    if limit < 1 or number < 1:
+        raise bad_request("limit and page must be at least 1.")
+    ordered = items if order == "desc" else items[::-1]
+    return ordered[(number - 1) * limit : number * limit]
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

@@ -1,0 +1,215 @@
+"""The shape of a call and of an answer, shared by every simulated API.
+
+Hides aiohttp's low-level server from the modules that know what the vendor answers: they get a
+`Call`, and return a response or raise `Fault`. Knows no API, no token and no project rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from proxy.sandbox.options import DemoProject
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+
+BAD_REQUEST = "BAD_REQUEST"
+NOT_FOUND = "NOT_FOUND"
+FORBIDDEN = "FORBIDDEN"
+
+_LINGER = struct.Struct("hh" if sys.platform == "win32" else "ii")
+
+
+class Fault(Exception):
+    """Becomes an error answer: ``{"success": false, "errorMessage": ..., "errorCode": ...}``."""
+
+    def __init__(self, status: int, code: str, message: str, *, fields: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.fields = fields
+
+    def response(self) -> web.Response:
+        """The answer to send."""
+        return json_answer(
+            {"success": False, "errorMessage": self.message, "errorCode": self.code},
+            status=self.status,
+            fields=self.fields,
+        )
+
+
+def bad_request(message: str) -> Fault:
+    """A 400: the request's parameters or body are wrong."""
+    return Fault(400, BAD_REQUEST, message)
+
+
+def not_found(message: str) -> Fault:
+    """A 404: no such path, or no such object in this project."""
+    return Fault(404, NOT_FOUND, message)
+
+
+def forbidden(message: str) -> Fault:
+    """A 403: the token isn't good for this."""
+    return Fault(403, FORBIDDEN, message)
+
+
+@dataclass(slots=True)
+class Call:
+    """One authorized request; ``path`` holds the path's parameters, ``query`` the query's, decoded."""
+
+    request: web.BaseRequest
+    project: DemoProject
+    path: Mapping[str, str]
+    reset_in_body: bool = False
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query parameters; of a repeated one the first."""
+        return self.request.query
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object, empty for an empty body, whatever its Content-Type says."""
+        return await read_json(self.request)
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+class Router:
+    """Finds handlers by method and path; in ``/v1/exports/{job_id}`` the parameter is one segment."""
+
+    def __init__(self) -> None:
+        self._routes: list[tuple[re.Pattern[str], dict[str, Handler]]] = []
+        self._by_pattern: dict[str, dict[str, Handler]] = {}
+
+    def add(self, method: str, pattern: str, handler: Handler) -> None:
+        """Where two patterns fit a path, the one added first wins."""
+        methods = self._by_pattern.get(pattern)
+        if methods is None:
+            methods = self._by_pattern[pattern] = {}
+            expression = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+            self._routes.append((re.compile(expression), methods))
+        methods[method] = handler
+
+    def find(self, method: str, path: str) -> tuple[Handler, Mapping[str, str]]:
+        """The handler and the path's parameters; Fault 404 or 405. HEAD is answered as GET."""
+        for pattern, methods in self._routes:
+            match = pattern.fullmatch(path)
+            if not match:
+                continue
+            handler = methods.get("GET" if method == "HEAD" else method)
+            if handler is None:
+                allow = {"Allow": ", ".join(sorted(methods))}
+                raise Fault(405, "METHOD_NOT_ALLOWED", f"{method} is not allowed here.", fields=allow)
+            return handler, match.groupdict()
+        raise not_found(f"Cannot {method} {path}")
+
+
+def json_answer(
+    content: object, *, status: int = 200, fields: Mapping[str, str] | None = None
+) -> web.Response:
+    """A JSON response without an envelope."""
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return web.Response(
+        body=body, status=status, headers=fields, content_type="application/json", charset="utf-8"
+    )
+
+
+def success(payload: object, *, status: int = 200) -> web.Response:
+    """The vendor's envelope: ``{"success": true, "payload": ...}``."""
+    return json_answer({"success": True, "payload": payload}, status=status)
+
+
+async def read_json(request: web.BaseRequest) -> dict[str, Any]:
+    """The request's body as a JSON object, empty for an empty body. Raises Fault 400 or 413."""
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise Fault(413, "PAYLOAD_TOO_LARGE", "The request body is too large.")
+    if not body.strip():
+        return {}
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise bad_request("The request body is not valid JSON.") from None
+    if not isinstance(content, dict):
+        raise bad_request("The request body must be a JSON object.")
+    return content
+
+
+Pieces = AsyncIterator[bytes] | Iterable[bytes | memoryview]
+
+
+async def send_pieces(
+    request: web.BaseRequest,
+    pieces: Pieces,
+    *,
+    content_type: str,
+    length: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    reset_in_body: bool = False,
+) -> web.StreamResponse:
+    """Sends pieces as they come: with Content-Length if ``length`` (bytes) is given, else chunked.
+
+    With ``reset_in_body`` the connection is reset after the first piece.
+    """
+    response = web.StreamResponse(headers=fields)
+    response.content_type = content_type
+    if length is None:
+        response.enable_chunked_encoding()
+    else:
+        response.content_length = length
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    async for piece in _each(pieces):
+        await response.write(piece)
+        if reset_in_body:
+            reset(request)
+            return response
+    await response.write_eof()
+    return response
+
+
+async def _each(pieces: Pieces) -> AsyncIterator[bytes | memoryview]:
+    if isinstance(pieces, AsyncIterator):
+        async for piece in pieces:
+            yield piece
+    else:
+        for part in pieces:
+            yield part
+
+
+async def send_half_then_reset(request: web.BaseRequest, response: web.Response) -> web.StreamResponse:
+    """Announces the whole body, sends half of it, resets the connection."""
+    body = response.body if isinstance(response.body, bytes) else b""
+    cut = web.StreamResponse(status=response.status, headers=response.headers)
+    cut.content_length = len(body)
+    await cut.prepare(request)
+    await cut.write(body[: len(body) // 2])
+    reset(request)
+    return cut
+
+
+def reset(request: web.BaseRequest) -> None:
+    """Ends the connection with a TCP reset where the platform allows it, else abruptly."""
+    transport = request.transport
+    if transport is None:
+        return
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        # Without lingering, close() of a socket is a RST (SO_LINGER in socket(7)).
+        with contextlib.suppress(OSError, AttributeError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
+    transport.abort()
