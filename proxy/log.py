@@ -1,0 +1,272 @@
+"""Logging: structlog set up once, for our own events and for the standard library's records.
+
+Hides structlog, the choice of rendering, and two promises: no line holds a registered secret
+(`redactor`, by value, on the line as it is about to be written), and no failing stream stops
+the program (`dropped_lines` counts what was lost). Knows nothing of what is logged.
+
+Events are past-tense snake_case, with values as keys::
+
+    log = get_logger(__name__)
+    log.info("token_fetched", project="shop", expires_in=3600)
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import enum
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.stdlib import ProcessorFormatter, add_logger_name
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+SHORTEST_SECRET = 6
+"""Shorter values aren't redacted: they would blank out ordinary words."""
+
+_LONG_KEYS = ("exception", "stack")
+_FIRST_KEYS = ("timestamp", "level", "logger", "event")
+
+
+class Redactor:
+    """Replaces registered secrets in text, also where they are URL-quoted, escaped or in base64.
+
+    A secret that was added twice has to be discarded twice: an old and a new configuration may
+    hold the same one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._secrets: collections.Counter[str] = collections.Counter()
+        self._forms: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Redactor secrets={len(self._secrets)}>"
+
+    def __call__(self, _logger: WrappedLogger, _method: str, line: Any) -> str:
+        """As structlog's last processor, after the one that renders the line."""
+        return self.redact(line)
+
+    def add(self, secret: str) -> None:
+        """Redacts a secret from now on; one shorter than `SHORTEST_SECRET` is ignored."""
+        if len(secret) < SHORTEST_SECRET:
+            return
+        with self._lock:
+            self._secrets[secret] += 1
+            self._prepare()
+
+    def discard(self, secret: str) -> None:
+        """Takes back one `add`; an unknown secret is ignored."""
+        with self._lock:
+            self._secrets[secret] -= 1
+            if self._secrets[secret] <= 0:
+                del self._secrets[secret]
+            self._prepare()
+
+    def redact(self, text: str) -> str:
+        """The text with every registered secret replaced."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, REDACTED)
+        return text
+
+    def _prepare(self) -> None:
+        # Longest first, so that a secret within another one doesn't leave the rest of it standing.
+        forms = {form for secret in self._secrets for form in _forms(secret)}
+        self._forms = tuple(sorted(forms, key=len, reverse=True))
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The ways in which a secret may stand in a line."""
+    escaped = json.dumps(secret, ensure_ascii=False)
+    yield secret
+    yield from (escaped[1:-1], json.dumps(escaped, ensure_ascii=False)[3:-3])
+    yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1], secret.encode("unicode_escape").decode())
+    yield secret.replace("\\", "\\\\").replace("'", "\\'")
+    yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
+    yield from _base64_forms(secret.encode())
+
+
+def _base64_forms(secret: bytes) -> Iterator[str]:
+    """The characters that a secret makes in base64 at any place, as in ``user:secret`` of Basic.
+
+    Three bytes make four characters, so there are three alignments; characters that depend on
+    the neighbours, too, are left out.
+    """
+    for before in range(3):
+        start = (8 * before + 5) // 6
+        end = 8 * (before + len(secret)) // 6
+        if end - start < SHORTEST_SECRET:
+            continue
+        padded = b"\0" * before + secret
+        yield base64.b64encode(padded).decode()[start:end]
+        yield base64.urlsafe_b64encode(padded).decode()[start:end]
+
+
+redactor = Redactor()
+"""The one that every line goes through."""
+
+
+class Sink:
+    """Writes lines to a stream, one write a line, and never raises for what the stream does.
+
+    ``dropped`` counts the lines that couldn't be written: the pipe is closed, the disk is full.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self.dropped = 0
+        self.stream = stream
+
+    def write(self, line: str) -> None:
+        """Writes a line without its line break."""
+        try:
+            self._write(f"{line}\n")
+        except (OSError, ValueError, AttributeError):
+            # ValueError is a closed file's; AttributeError that of no stream at all (pythonw).
+            self.dropped += 1
+
+    def _write(self, text: str) -> None:
+        stream = cast("IO[str]", self.stream)
+        binary = getattr(stream, "buffer", None)
+        if binary is None:
+            stream.write(text)
+            stream.flush()
+            return
+        # Past the buffers, so that a line that failed doesn't stay in one and come out in pieces.
+        raw = getattr(binary, "raw", binary)
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        while rest:
+            written = raw.write(rest)
+            if not written:
+                raise BlockingIOError
+            rest = rest[written:]
+        if raw is binary:
+            raw.flush()
+
+
+class _NamedSink:
+    """What structlog calls a logger: the end of the line, here with the name of its beginning."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def write(self, line: str) -> None:
+        _sink.write(line)
+
+    debug = info = warning = error = critical = exception = write
+
+
+class _SinkHandler(logging.Handler):
+    """The standard library's records, into the same sink."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - a record with wrong arguments must not stop the program
+            line = redactor.redact(f"unprintable log record of {record.name}: {record.msg!r}")
+        _sink.write(line)
+
+
+_sink = Sink()
+_handler = _SinkHandler()
+
+
+def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  # noqa: A002 - the setting's name
+    """Sets logging up, or anew, for the whole process.
+
+    ``level`` and ``format`` are those of the ``[log]`` table; ``format`` "auto" is text on a terminal and
+    JSON lines elsewhere. ``stream`` None is standard error.
+    """
+    _sink.stream = sys.stderr if stream is None else stream
+    is_terminal = _is_terminal(_sink.stream)
+    as_text = format == "text" or (format == "auto" and is_terminal)
+    rendering = _text(colors=is_terminal and _wants_colors()) if as_text else _json()
+    number = logging.getLevelNamesMapping()[level.upper()]
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    start: list[Processor] = [add_logger_name, structlog.stdlib.add_log_level, stamp]
+    structlog.configure(
+        processors=[*start, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        context_class=dict,
+        logger_factory=_NamedSink,
+        cache_logger_on_first_use=False,
+    )
+    _handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=start,
+            processors=[ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.setLevel(number)
+    if _handler not in root.handlers:
+        root.addHandler(_handler)
+    logging.captureWarnings(True)
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger whose lines carry ``name``; it follows every later `configure`."""
+    return cast("FilteringBoundLogger", structlog.get_logger(name))
+
+
+def dropped_lines() -> int:
+    """How many lines couldn't be written since the process began."""
+    return _sink.dropped
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _wants_colors() -> bool:
+    # https://no-color.org: set and not empty. Windows' consoles may not understand the sequences.
+    return sys.platform != "win32" and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _text(*, colors: bool) -> list[Processor]:
+    # The plain traceback: rich's shows local variables, and so secrets.
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+    return [_escape_controls, renderer, redactor]
+
+
+def _json() -> list[Processor]:
+    return [structlog.processors.format_exc_info, _render_json, redactor]
+
+
+def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """No value moves the cursor or begins a line of its own."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable() and key not in _LONG_KEYS:
+            # Redacted before it is escaped: the renderer may escape it once more.
+            event[key] = redactor.redact(value).encode("unicode_escape").decode()
+    return event
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    ordered = {key: event.pop(key) for key in _FIRST_KEYS if key in event}
+    ordered.update(event)
+    try:
+        return json.dumps(ordered, default=_plain, ensure_ascii=False)
+    except (TypeError, ValueError):  # keys that JSON doesn't have, circles
+        return json.dumps({str(key): repr(value) for key, value in ordered.items()}, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else str(value)
