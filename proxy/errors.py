@@ -165,6 +165,12 @@ class VersionNotSupported(BadRequest):
     status = 505
 
 
+class RequestTimeout(ProxyError):
+    """The caller's content stopped coming (RFC 9110, section 15.5.9)."""
+
+    code, status, proxy_status = "PROXY_REQUEST_TIMEOUT", 408, "http_request_error"
+
+
 class MethodRefused(ProxyError):
     """TRACE or CONNECT."""
 

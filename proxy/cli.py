@@ -1,0 +1,351 @@
+"""The commands: arguments in, exit codes out.
+
+0 is a clean stop, 1 a failure while running, 2 bad usage or configuration: one line a fault on
+standard error, no traceback. Modules that a command doesn't need are not imported by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from proxy import __version__
+from proxy.errors import ConfigError, ListenError
+
+if TYPE_CHECKING:
+    from proxy.app import App
+    from proxy.sandbox import Sandbox, SandboxOptions
+    from proxy.settings import Settings
+
+SUMMARY_WAIT_S = 3.0
+"""How long the start-up summary waits for first tokens; requests are served meanwhile."""
+
+cli = typer.Typer(
+    name="csq-proxy",
+    help="A local gateway to Contentsquare's APIs: fresh tokens, the right cloud, your bytes unchanged.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file (TOML).", show_default=False),
+]
+
+
+def main() -> NoReturn:
+    """The entry point of the command ``csq-proxy``."""
+    try:
+        cli()
+    except ConfigError as exc:
+        _fail(exc.faults, 2)
+    except ListenError as exc:
+        _fail((str(exc),), 1)
+    sys.exit(0)
+
+
+def _fail(faults: tuple[str, ...], code: int) -> NoReturn:
+    for fault in faults:
+        print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
+    sys.exit(code)
+
+
+def _say(text: str = "") -> None:
+    print(text, flush=True)  # noqa: T201 - the command's own output
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        _say(f"csq-proxy {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    *,
+    version: Annotated[  # noqa: ARG001 - typer's way to an option of the command itself
+        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+@cli.command()
+def serve(
+    *,
+    config: ConfigOption = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Serve a simulated Contentsquare: no file, no credentials.")
+    ] = False,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port to listen on, 0 for any free one.", show_default="8277"
+        ),
+    ] = None,
+) -> None:
+    """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
+    flags = {"server": {"host": host, "port": port}}
+    if sandbox:
+        if config is not None:
+            raise ConfigError("--sandbox: brings its own projects; leave --config out")
+        _run(lambda: _serve_sandbox(flags))
+        return
+    from proxy.config import load  # noqa: PLC0415
+
+    settings = load(config, flags)
+    _run(lambda: _serve(settings))
+
+
+@cli.command()
+def check(
+    *,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Validate the configuration and show what it means."""
+    from proxy.config import load  # noqa: PLC0415
+
+    try:
+        settings = load(config)
+    except ConfigError as exc:
+        if as_json:
+            _say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
+            sys.exit(2)
+        raise
+    if as_json:
+        _say(json.dumps({"ok": True, **_described(settings)}, indent=2, default=str))
+    else:
+        _show(settings)
+
+
+@cli.command()
+def sandbox(
+    *,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the authentication host; others follow it.")
+    ] = 0,
+    token_lifetime: Annotated[int, typer.Option(min=1, help="Seconds that a token lives.")] = 3600,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds added to each API answer.")] = 0.0,
+    failure_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of API answers that are 503.")
+    ] = 0.0,
+    token_failure_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of token requests that fail.")
+    ] = 0.0,
+    reset_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of API connections that are reset.")
+    ] = 0.0,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests at once per project.")] = 10,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Speak HTTPS with this certificate chain (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
+) -> None:
+    """Run the simulated Contentsquare alone."""
+    from proxy.app import server_tls  # noqa: PLC0415
+    from proxy.sandbox import SandboxOptions  # noqa: PLC0415
+
+    options = SandboxOptions(
+        port=port,
+        token_lifetime_s=token_lifetime,
+        latency_s=latency,
+        failure_rate=failure_rate,
+        token_failure_rate=token_failure_rate,
+        reset_rate=reset_rate,
+        max_concurrency=max_concurrency,
+        ssl_context=server_tls(tls_cert, tls_key),
+        public_host=public_host,
+    )
+    _run(lambda: _sandbox_alone(options))
+
+
+# Running
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run ``work`` on uvloop where it exists, else on asyncio's own loop."""
+    try:
+        import uvloop  # noqa: PLC0415
+
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        loop_factory = None
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work())
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM: the first asks to stop, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.kill = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self._on_signal)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
+
+    def _on_signal(self) -> None:
+        (self.kill if self.stop.is_set() else self.stop).set()
+
+
+async def _serve(settings: Settings) -> None:
+    from proxy.app import App  # noqa: PLC0415
+    from proxy.log import configure  # noqa: PLC0415
+
+    configure(settings.log.level, settings.log.format)
+    signals = _StopSignals()
+    app = App(settings)
+    async with app.started():
+        await app.settled(SUMMARY_WAIT_S)
+        _say(_summary(app))
+        await signals.stop.wait()
+        await app.drain(signals.kill)
+
+
+async def _serve_sandbox(flags: dict[str, Any]) -> None:
+    from proxy.sandbox import Sandbox  # noqa: PLC0415
+
+    async with Sandbox() as sandbox:
+        await _serve(_sandbox_settings(sandbox, flags))
+
+
+def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
+    """The settings for the demo projects: of the environment, only where we listen and how we log counts."""
+    import os  # noqa: PLC0415
+
+    from proxy.config import load  # noqa: PLC0415
+
+    sections = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
+    environ = {name: value for name, value in os.environ.items() if name.startswith(sections)}
+    overrides = {
+        **flags,
+        "contentsquare": {
+            "auth_url": sandbox.auth_url,
+            "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+        },
+        "projects": {
+            project.name: {
+                "client_id": project.client_id,
+                "client_secret": project.client_secret,
+                "project_id": project.project_id,
+                "integration_id": project.integration_id,
+                "apis": ["data-export", "metrics", "enrichment", "speed-analysis", "surveys"],
+            }
+            for project in sandbox.projects.values()
+        },
+    }
+    return load(None, overrides, environ, search=False)
+
+
+async def _sandbox_alone(options: SandboxOptions) -> None:
+    from proxy.sandbox import Sandbox  # noqa: PLC0415
+
+    signals = _StopSignals()
+    async with Sandbox(options) as sandbox:
+        _say("A simulated Contentsquare. A configuration for csq-proxy:\n")
+        _say(_sandbox_config(sandbox))
+        await signals.stop.wait()
+    counters = sandbox.counters
+    _say(f"\n{counters.token_requests} token requests, {counters.api_requests} API requests")
+
+
+def _sandbox_config(sandbox: Sandbox) -> str:
+    hosts = ", ".join(f'"{url.partition("://")[2]}"' for url in sandbox.endpoints.values())
+    lines = ["[contentsquare]", f'auth_url = "{sandbox.auth_url}"', f"allowed_endpoints = [{hosts}]"]
+    for project in sandbox.projects.values():
+        lines += [
+            "",
+            f"[projects.{project.name}]",
+            f'client_id = "{project.client_id}"',
+            f'client_secret = "{project.client_secret}"',
+            f"project_id = {project.project_id}",
+            f"integration_id = {project.integration_id}",
+        ]
+    return "\n".join(lines)
+
+
+# What people see
+
+
+def _summary(app: App) -> str:
+    """The start-up summary: where we listen, each project, and a line to try."""
+    lines = [
+        f"csq-proxy {__version__} listens on {', '.join(listener.url for listener in app.listeners)}",
+        "",
+    ]
+    example = None
+    for project in app.projects():
+        url = app.project_url(project.name)
+        example = example or f"curl '{url}/v1/segments?projectId={project.grant.project_id or ''}'"
+        lines.append(f"  {project.name}  {url}")
+        for api, keeper in project.keepers.items():
+            status = keeper.status()
+            if status.expires_at is not None:
+                what = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
+            else:
+                what = status.last_error or "token on its way"
+            lines.append(f"    {api.value:<15} {what}")
+        if not project.keepers:
+            lines.append("    tokens are fetched on first use")
+    lines += ["", f"Try:  {example}", "Stop: Ctrl-C", ""]
+    return "\n".join(lines)
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    """The configuration as it will be used, without secrets."""
+    server = settings.server
+    return {
+        "file": settings.source,
+        "listener": f"{server.host}:{server.port}",
+        "default_project": settings.default_project,
+        "projects": {
+            name: {
+                "project_id": project.project_id,
+                "apis": None if project.apis is None else [api.value for api in project.apis],
+                "port": project.port or None,
+                "read_only": project.read_only,
+                "expires": project.expires,
+            }
+            for name, project in settings.projects.items()
+        },
+        "accounts": {
+            name: {"projects": account.projects, "read_only": account.read_only}
+            for name, account in settings.accounts.items()
+        },
+        "callers": list(settings.callers),
+    }
+
+
+def _show(settings: Settings) -> None:
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console()
+    server = settings.server
+    console.print(f"Configuration: {settings.source or 'environment'}: [green]good[/]", highlight=False)
+    console.print(f"Listener:      {server.host}:{server.port}", highlight=False)
+    table = Table("project", "project_id", "APIs kept fresh", "path", box=box.SIMPLE)
+    for name, project in settings.projects.items():
+        apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
+        default = " (default)" if name == settings.default_project else ""
+        table.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
+    for name, account in settings.accounts.items():
+        ids = "any" if account.projects is None else ", ".join(map(str, account.projects))
+        table.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
+    console.print(table)

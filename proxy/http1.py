@@ -1,0 +1,388 @@
+"""HTTP/1.1 message syntax (RFC 9112), strictly, for requests and responses alike.
+
+This is the trust boundary: whatever two programs could read in two ways is refused here, in
+both directions, and framing is decided from parsed fields only. Pure functions and one small
+state machine over bytes; knows nothing of sockets, leases or aiohttp. Field lines are kept as
+the bytes that came, so that they can be sent on unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from proxy.errors import (
+    BadRequest,
+    FieldsTooLarge,
+    NotImplementedCoding,
+    ProtocolViolation,
+    TargetTooLong,
+    VersionNotSupported,
+)
+
+MAX_HEAD_BYTES = 128 * 1024
+MAX_LINE_BYTES = 40 * 1024
+"""Of a request target or one field line: signed URLs and JWTs of 32 KiB fit."""
+MAX_FIELDS = 512
+MAX_CHUNK_LINE_BYTES = 4 * 1024
+MAX_TRAILER_BYTES = 16 * 1024
+
+_TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_TOKEN = re.compile(rb"[" + _TCHAR + rb"]+\Z")
+_REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\Z")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_DIGITS = re.compile(rb"[0-9]{1,18}\Z")
+_CONTROLS = bytes(set(range(0x20)) - {0x09, 0x0A, 0x0D}) + b"\x7f"
+
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te"))
+_STEERING = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
+_NOTABLE = _FRAMING | _STEERING
+
+
+class Field(NamedTuple):
+    """One field line: lower-case ``name`` to compare, ``value`` without outer blanks, ``line`` as it came."""
+
+    name: bytes
+    value: bytes
+    line: bytes
+
+
+class RequestHead:
+    """A parsed request head; ``chunked`` and ``content_length`` (None where absent) are its framing."""
+
+    __slots__ = (
+        "chunked",
+        "connection",
+        "content_length",
+        "expects_continue",
+        "fields",
+        "hosts",
+        "keep_alive",
+        "method",
+        "minor",
+        "steering",
+        "target",
+        "wants_trailers",
+    )
+
+    method: bytes
+    target: bytes
+    minor: int
+    fields: list[Field]
+    hosts: list[bytes]
+    steering: list[Field]
+    """The fields that say who calls from where, and for which project and API."""
+    connection: frozenset[bytes]
+    """The lower-case options of ``Connection`` (RFC 9110, section 7.6.1)."""
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    expects_continue: bool
+    wants_trailers: bool
+
+
+class ResponseHead:
+    """A parsed response head. ``status_line`` lacks the version: ``200 OK``."""
+
+    __slots__ = (
+        "chunked",
+        "connection",
+        "content_length",
+        "fields",
+        "keep_alive",
+        "minor",
+        "status",
+        "status_line",
+    )
+
+    status: int
+    status_line: bytes
+    minor: int
+    fields: list[Field]
+    connection: frozenset[bytes]
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+
+
+class _Syntax(Exception):
+    """What is wrong with a head, in words."""
+
+
+@dataclass(slots=True)
+class _Names:
+    """Field names seen before, with their lower-case form: a name is checked once, not per message."""
+
+    lower: dict[bytes, bytes]
+    limit: int = 2048
+
+    def learn(self, name: bytes) -> bytes:
+        if not _TOKEN.match(name):
+            raise _Syntax("a field name that is not a token")
+        lower = name.lower()
+        if len(self.lower) < self.limit and len(name) <= 64:
+            self.lower[bytes(name)] = lower
+        return lower
+
+
+_NAMES = _Names({})
+_NO_OPTIONS: frozenset[bytes] = frozenset()
+
+
+def _split_lines(head: bytes) -> list[bytes]:
+    lines = head.split(b"\r\n")
+    breaks = len(lines) - 1
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks:
+        raise _Syntax("a bare CR or LF in the head")
+    if len(head.translate(None, _CONTROLS)) != len(head):
+        raise _Syntax("a control character in the head")
+    return lines
+
+
+def _parse_fields(lines: list[bytes], start: int) -> tuple[list[Field], list[Field]]:
+    """All fields from ``lines[start:]``, and those of them that bear on framing or steering."""
+    known = _NAMES.lower
+    fields: list[Field] = []
+    notable: list[Field] = []
+    for index in range(start, len(lines)):
+        line = lines[index]
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise _Syntax("a field line without a colon")
+        lower = known.get(name)
+        if lower is None:
+            lower = _NAMES.learn(name)
+        field = Field(lower, value.strip(b" \t"), line)
+        fields.append(field)
+        if lower in _NOTABLE:
+            notable.append(field)
+    return fields, notable
+
+
+def _options(value: bytes) -> set[bytes]:
+    return {option for part in value.lower().split(b",") if (option := part.strip(b" \t"))}
+
+
+def _content_length(value: bytes, seen: int | None) -> int:
+    if seen is not None:
+        raise _Syntax("more than one Content-Length")
+    if not _DIGITS.match(value):
+        raise _Syntax("a Content-Length that is not a number")
+    return int(value)
+
+
+def parse_request_head(head: bytes) -> RequestHead:
+    """Parse a request head, given without its final empty line.
+
+    Raises BadRequest (or TargetTooLong, FieldsTooLarge, NotImplementedCoding, VersionNotSupported)
+    on whatever RFC 9112 forbids, sections 2.2, 3, 5 and 6.
+    """
+    try:
+        return _request_head(head)
+    except _Syntax as exc:
+        raise BadRequest(f"The request holds {exc}; it was not forwarded.") from None
+
+
+def _request_head(head: bytes) -> RequestHead:
+    lines = _split_lines(head)
+    match = _REQUEST_LINE.match(lines[0])
+    if match is None:
+        raise _Syntax("a malformed request line")
+    parsed = RequestHead()
+    parsed.method, parsed.target, major, minor = match.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    if len(parsed.target) > MAX_LINE_BYTES:
+        raise TargetTooLong(f"The request target is longer than {MAX_LINE_BYTES} bytes.")
+    if len(lines) > MAX_FIELDS:
+        raise FieldsTooLarge(f"The request has more than {MAX_FIELDS} fields.")
+    if len(head) > MAX_LINE_BYTES and max(map(len, lines[1:]), default=0) > MAX_LINE_BYTES:
+        raise FieldsTooLarge(f"A request field is longer than {MAX_LINE_BYTES} bytes.")
+    parsed.minor = 1 if minor == b"1" else 0
+    parsed.fields, notable = _parse_fields(lines, 1)
+    parsed.hosts = []
+    parsed.steering = []
+    parsed.content_length = None
+    parsed.expects_continue = parsed.wants_trailers = False
+    transfer_codings: list[bytes] = []
+    connection: set[bytes] = set()
+    for field in notable:
+        name, value, _ = field
+        if name == b"host":
+            parsed.hosts.append(value)
+        elif name == b"content-length":
+            parsed.content_length = _content_length(value, parsed.content_length)
+        elif name == b"connection":
+            connection |= _options(value)
+        elif name == b"transfer-encoding":
+            transfer_codings.append(value)
+        elif name == b"expect":
+            parsed.expects_continue |= parsed.minor == 1 and value.lower() == b"100-continue"
+        elif name == b"te":
+            parsed.wants_trailers |= b"trailers" in _options(value)
+        else:
+            parsed.steering.append(field)
+    if len(parsed.hosts) != 1 and (parsed.minor == 1 or parsed.hosts):
+        raise _Syntax("no Host, or several")
+    parsed.connection = frozenset(connection) if connection else _NO_OPTIONS
+    parsed.chunked = bool(transfer_codings) and _is_chunked_request(parsed, transfer_codings)
+    parsed.keep_alive = b"close" not in connection and (parsed.minor == 1 or b"keep-alive" in connection)
+    return parsed
+
+
+def _is_chunked_request(parsed: RequestHead, codings: list[bytes]) -> bool:
+    if parsed.content_length is not None:
+        raise _Syntax("Content-Length and Transfer-Encoding together")
+    if parsed.minor == 0:
+        raise _Syntax("Transfer-Encoding in HTTP/1.0")
+    if len(codings) == 1 and codings[0].lower() == b"chunked":
+        return True
+    if b"" in codings or len(codings) > 1:
+        raise _Syntax("an empty or repeated Transfer-Encoding")
+    raise NotImplementedCoding("The only transfer coding spoken here is chunked.")
+
+
+def parse_response_head(head: bytes) -> ResponseHead:
+    """Parse a response head, given without its final empty line.
+
+    Raises ProtocolViolation on whatever RFC 9112 forbids or could be read in two ways: its message
+    names the reason and holds nothing of what came.
+    """
+    try:
+        return _response_head(head)
+    except _Syntax as exc:
+        raise ProtocolViolation(f"the answer holds {exc}") from None
+
+
+def _response_head(head: bytes) -> ResponseHead:
+    lines = _split_lines(head)
+    match = _STATUS_LINE.match(lines[0])
+    if match is None:
+        raise _Syntax("a malformed status line")
+    if len(lines) > MAX_FIELDS:
+        raise _Syntax(f"more than {MAX_FIELDS} fields")
+    parsed = ResponseHead()
+    parsed.minor = 1 if match[1] == b"1" else 0
+    parsed.status = int(match[2])
+    parsed.status_line = lines[0][9:]
+    parsed.fields, notable = _parse_fields(lines, 1)
+    parsed.content_length = None
+    parsed.chunked = False
+    connection: set[bytes] = set()
+    for field in notable:
+        name, value, _ = field
+        if name == b"content-length":
+            parsed.content_length = _content_length(value, parsed.content_length)
+        elif name == b"connection":
+            connection |= _options(value)
+        elif name == b"transfer-encoding":
+            if parsed.chunked or value.lower() != b"chunked":
+                raise _Syntax("a Transfer-Encoding other than chunked")
+            parsed.chunked = True
+    if parsed.chunked and parsed.content_length is not None:
+        raise _Syntax("Content-Length and Transfer-Encoding together")
+    if parsed.chunked and parsed.minor == 0:
+        raise _Syntax("Transfer-Encoding in HTTP/1.0")
+    parsed.connection = frozenset(connection) if connection else _NO_OPTIONS
+    parsed.keep_alive = b"close" not in connection and (parsed.minor == 1 or b"keep-alive" in connection)
+    return parsed
+
+
+class ChunkedDecoder:
+    """Takes chunked framing off (RFC 9112, section 7.1), as bytes arrive.
+
+    After ``feed`` has returned with ``done`` true, ``trailers`` holds the trailer fields and
+    ``rest`` the bytes after the end of the message.
+    """
+
+    __slots__ = ("_left", "_pending", "_state", "_trailer_lines", "done", "rest", "trailers")
+
+    _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+
+    def __init__(self) -> None:
+        self._state = self._SIZE
+        self._left = 0
+        self._pending = b""
+        self._trailer_lines: list[bytes] = []
+        self.trailers: list[Field] = []
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The content bytes within ``data``. Raises ProtocolViolation on malformed framing."""
+        if self._state == self._DATA and len(data) < self._left:
+            self._left -= len(data)
+            return data
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        pieces: list[bytes] = []
+        pos, size = 0, len(data)
+        while pos < size and not self.done:
+            if self._state == self._DATA:
+                taken = data[pos : pos + self._left]
+                pieces.append(taken)
+                pos += len(taken)
+                self._left -= len(taken)
+                if not self._left:
+                    self._state = self._DATA_END
+            elif self._state == self._DATA_END:
+                if size - pos == 1 and data[pos] == 0x0D:
+                    break
+                if data[pos : pos + 2] != b"\r\n":
+                    raise ProtocolViolation("a chunk does not end where its size says")
+                pos += 2
+                self._state = self._SIZE
+            else:
+                end = data.find(b"\r\n", pos)
+                if end < 0:
+                    break
+                self._line(data[pos:end])
+                pos = end + 2
+        if self.done:
+            self.rest = data[pos:]
+        elif pos < size:
+            self._pending = data[pos:]
+            if len(self._pending) > MAX_CHUNK_LINE_BYTES:
+                raise ProtocolViolation("a chunk-size or trailer line is too long")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _line(self, line: bytes) -> None:
+        if self._state == self._SIZE:
+            match = _CHUNK_LINE.match(line)
+            if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
+                raise ProtocolViolation("a malformed chunk size")
+            self._left = int(match[1], 16)
+            self._state = self._DATA if self._left else self._TRAILER
+        elif line:
+            self._trailer_lines.append(line)
+            if sum(map(len, self._trailer_lines)) > MAX_TRAILER_BYTES:
+                raise ProtocolViolation("the trailer section is too large")
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        if self._trailer_lines:
+            try:
+                lines = _split_lines(b"\r\n".join(self._trailer_lines))
+                self.trailers, notable = _parse_fields(lines, 0)
+            except _Syntax as exc:
+                raise ProtocolViolation(f"the trailer section holds {exc}") from None
+            if notable:
+                raise ProtocolViolation("the trailer section holds a field that belongs in the head")
+
+
+def chunk(data: bytes) -> bytes:
+    """``data`` (not empty) as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def last_chunk(trailers: list[Field]) -> bytes:
+    """The end of a chunked message, with its trailer section."""
+    return b"".join((b"0\r\n", *(field.line + b"\r\n" for field in trailers), b"\r\n"))

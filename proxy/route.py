@@ -1,0 +1,147 @@
+"""Which project and API a raw request target is for.
+
+Pure: bytes in, a `Route` out. Decides on the raw first segment and on nothing decoded, and
+refuses dot segments that could leave it, in any spelling, before a project is chosen; the rest
+of the target is left byte for byte. Knows no leases and no I/O.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from proxy.contentsquare import Api, api_of
+from proxy.errors import BadTarget, Forbidden, UnknownProject
+
+T = TypeVar("T")
+
+PROJECT_FIELD = b"x-csq-project"
+API_FIELD = b"x-csq-api"
+
+_SEPARATOR = rb"(?:[/\\]|%2f|%5c)"
+_DOTS = re.compile(_SEPARATOR + rb"(?:\.|%2e){1,2}(?:;[^/\\]*)?(?=" + _SEPARATOR + rb"|\Z)", re.IGNORECASE)
+_SEGMENT = re.compile(_SEPARATOR, re.IGNORECASE)
+_DOT_SEGMENT = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
+_VERSION = re.compile(rb"v[0-9]+\Z")
+_PROJECT_ID = re.compile(rb"[1-9][0-9]{0,17}\Z")
+_APIS = {api.value.encode(): api for api in Api}
+
+
+class Route(NamedTuple, Generic[T]):
+    """``api`` is None where the path is in no row of the vendor's table; ``target`` lacks the prefix."""
+
+    project: T
+    api: Api | None
+    target: bytes
+
+
+class Router(Generic[T]):
+    """Finds the route of a target. ``T`` stands for a project as the caller of this class has it.
+
+    ``account_project`` gives the project ``project_id`` of the account ``name``, or None where
+    that account's configuration does not allow it.
+    """
+
+    def __init__(
+        self,
+        projects: Mapping[str, T],
+        *,
+        default: T | None = None,
+        accounts: frozenset[str] = frozenset(),
+        account_project: Callable[[str, int], T | None] | None = None,
+    ) -> None:
+        self._projects = {name.encode(): project for name, project in projects.items()}
+        self._accounts = {name.encode(): name for name in accounts}
+        self._account_project = account_project
+        self._default = default
+
+    def route(
+        self, target: bytes, *, own: T | None = None, project: bytes | None = None, api: bytes | None = None
+    ) -> Route[T]:
+        """The route of an origin-form ``target``.
+
+        ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
+        X-CSQ-Project and X-CSQ-Api; each is None where there is none. Raises BadTarget,
+        UnknownProject, or Forbidden for an account's project that is not allowed.
+        """
+        if not target.startswith(b"/"):
+            raise BadTarget("The request target must start with a slash.")
+        chosen, rest, depth = (own, target, 0) if own is not None else self._by_prefix(target, project)
+        path = target.partition(b"?")[0]
+        if _DOTS.search(path):
+            _refuse_escape(path, depth)
+        return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
+
+    def _by_prefix(self, target: bytes, field: bytes | None) -> tuple[T, bytes, int]:
+        """The project, the target without its prefix, and how many segments the prefix has."""
+        first, rest = _cut(target)
+        found = self._projects.get(first)
+        if found is not None:
+            return found, rest, 1
+        if first in self._accounts:
+            project_id, rest = _cut(rest)
+            return self._of_account(first, project_id), rest, 2
+        if field is not None:
+            return self._by_field(field), target, 0
+        if self._default is None or _VERSION.match(_cut(rest)[0]):
+            raise self._unknown(first)
+        return self._default, target, 0
+
+    def _by_field(self, value: bytes) -> T:
+        name, slash, project_id = value.partition(b"/")
+        if slash and name in self._accounts:
+            return self._of_account(name, project_id)
+        found = self._projects.get(value)
+        if found is None:
+            raise self._unknown(value)
+        return found
+
+    def _of_account(self, account: bytes, project_id: bytes) -> T:
+        name = self._accounts[account]
+        if not _PROJECT_ID.match(project_id) or self._account_project is None:
+            raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
+        found = self._account_project(name, int(project_id))
+        if found is None:
+            raise Forbidden(f"Project {int(project_id)} is not among accounts.{name}.projects.")
+        return found
+
+    def _unknown(self, name: bytes) -> UnknownProject:
+        known = sorted(n.decode() for n in (*self._projects, *self._accounts))
+        shown = name[:64].decode("ascii", "replace")
+        nearest = difflib.get_close_matches(shown, known, n=3, cutoff=0.5) or known[:10]
+        if _VERSION.match(name):
+            what = "No project is named in the path, and none is the default"
+        else:
+            what = f"There is no project {shown!r}"
+        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest)}.")
+
+
+def _cut(target: bytes) -> tuple[bytes, bytes]:
+    """The first segment of ``target``, and the target after it."""
+    path, mark, query = target.partition(b"?")
+    slash = path.find(b"/", 1)
+    if slash < 0:
+        return path[1:], b"/" + mark + query
+    return path[1:slash], target[slash:]
+
+
+def _refuse_escape(path: bytes, prefix: int) -> None:
+    """Raise BadTarget where dot segments, decoded as any server might, leave the first ``prefix`` segments."""
+    depth = 0
+    for segment in _SEGMENT.split(path)[1:]:
+        match = _DOT_SEGMENT.match(segment)
+        if match is None:
+            depth += 1
+        elif len(match[1].lower().replace(b"%2e", b".")) == 2:
+            depth -= 1
+        if depth < prefix and match is not None:
+            raise BadTarget("The request target leaves its project by dot segments.")
+
+
+def _named_api(value: bytes) -> Api:
+    try:
+        return _APIS[value]
+    except KeyError:
+        raise BadTarget(f"X-CSQ-Api must be one of {', '.join(api.value for api in Api)}.") from None

@@ -1,0 +1,606 @@
+"""One HTTP/1.1 connection to a cloud, and the pools of them.
+
+Hides sockets, TLS, CONNECT through an HTTP proxy, keep-alive, response parsing and the idle
+timeout. Must not know leases, projects or what the bytes mean: it sends a ready request head
+and hands what comes back to a `ResponseSink`.
+
+A `Connection` is in one of these states, and only `Pool` moves it between lists::
+
+    idle    in its pool's list; a byte or EOF that arrives now closes it
+    busy    a sink is set; exactly one of sink.on_end and sink.on_failure will be called
+    closed  never used again
+
+Sources: RFC 9112 (sections 6, 7, 9), RFC 9110 (section 9.3.6, CONNECT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import ssl
+import sys
+import urllib.request
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+import aiohappyeyeballs
+
+from proxy.errors import (
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    ProtocolViolation,
+    UpstreamError,
+    UpstreamSilent,
+)
+from proxy.http1 import MAX_HEAD_BYTES, ChunkedDecoder, Field, ResponseHead, parse_response_head
+from proxy.origin import Origin
+
+KEEP_ALIVE_S = 50.0
+"""An idle connection is closed after this: below the 60 s of common load balancers."""
+SURE_REUSE_S = 5.0
+"""A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
+MAX_INFORMATIONAL = 32
+_ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
+
+
+class ResponseSink(Protocol):
+    """Takes an answer as it arrives. Calls come from the event loop and must not block."""
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """An interim answer (1xx)."""
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The final answer's head."""
+
+    def on_body(self, data: bytes) -> None:
+        """Content bytes, framing removed, codings untouched."""
+
+    def on_end(self, trailers: list[Field]) -> None:
+        """The answer is complete."""
+
+    def on_failure(self, error: UpstreamError) -> None:
+        """The answer will never be complete."""
+
+    def on_flush(self) -> None:
+        """All that had arrived was handed over; write now."""
+
+    def on_writable(self, *, writable: bool) -> None:
+        """The upstream side can't take more request bytes, or can again."""
+
+
+_HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(4)
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an origin; carries one exchange at a time."""
+
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_informational",
+        "_is_head_request",
+        "_keep_alive",
+        "_left",
+        "_loop",
+        "_mode",
+        "_paused",
+        "_pool",
+        "_request_done",
+        "_sink",
+        "_transport",
+        "answered",
+        "exchanges",
+        "last_activity",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._transport: asyncio.Transport | None = None
+        self._sink: ResponseSink | None = None
+        self._buffer = b""
+        self._mode = _HEAD
+        self._left = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._is_head_request = False
+        self._keep_alive = False
+        self._request_done = True
+        self._informational = 0
+        self._paused = False
+        self.answered = False
+        """Whether a byte of an answer to the current request has arrived."""
+        self.exchanges = 0
+        self.last_activity = self._loop.time()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport is None else "busy" if self._sink else "idle"
+        return f"<Connection {self._pool.origin} {state}, {self.exchanges} exchanges>"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request can be sent on it."""
+        return self._transport is not None and self._sink is None and not self._transport.is_closing()
+
+    # The exchange, as its user drives it.
+
+    def start(self, sink: ResponseSink, head: bytes, *, is_head_request: bool, request_done: bool) -> None:
+        """Send a request head (and, where ``request_done``, with it all the content)."""
+        self._sink = sink
+        self._is_head_request = is_head_request
+        self._mode = _HEAD
+        self._informational = 0
+        self.answered = False
+        self.exchanges += 1
+        self._pool.mark_busy(self)
+        self._request_done = request_done
+        self.write(head)
+
+    def write(self, data: bytes) -> None:
+        """Send request bytes."""
+        self.last_activity = self._loop.time()
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finish_request(self) -> None:
+        """The request is sent whole; only then can the connection be used again."""
+        self._request_done = True
+
+    def pause(self) -> None:
+        """Read no more: the caller is slower."""
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self.last_activity = self._loop.time()
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close at once and forget the exchange, without a word to its sink."""
+        self._sink = None
+        self._buffer = b""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        self._pool.forget(self)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream's transport reads and writes
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def data_received(self, data: bytes) -> None:
+        self.last_activity = self._loop.time()
+        sink = self._sink
+        if sink is None:
+            self.close()
+            return
+        self.answered = True
+        try:
+            ended = self._take(data, sink)
+        except ProtocolViolation as exc:
+            self._fail(exc)
+            return
+        if not ended and self._sink is sink:
+            sink.on_flush()
+
+    def eof_received(self) -> bool:
+        sink = self._sink
+        if sink is not None and self._mode == _UNTIL_CLOSE:
+            self._end(sink, [])
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._transport = None
+        if self._sink is not None:
+            if self._mode == _UNTIL_CLOSE and exc is None:
+                self._end(self._sink, [])
+            else:
+                self._fail(ConnectionLost("the connection was closed before the answer was complete"))
+        self._pool.forget(self)
+
+    def pause_writing(self) -> None:
+        if self._sink is not None:
+            self._sink.on_writable(writable=False)
+
+    def resume_writing(self) -> None:
+        self.last_activity = self._loop.time()
+        if self._sink is not None:
+            self._sink.on_writable(writable=True)
+
+    # Parsing
+
+    def _take(self, data: bytes, sink: ResponseSink) -> bool:
+        """Hand ``data`` to the sink in its parts; whether the answer ended."""
+        while True:
+            mode = self._mode
+            if mode == _HEAD:
+                head, data = self._take_head(data)
+                if head is None:
+                    return False
+                if head.status < 200:
+                    self._interim(head, sink)
+                    continue
+                self._begin_body(head)
+                sink.on_head(head)
+                if self._sink is not sink:
+                    return True
+                if self._mode == _LENGTH and not self._left:
+                    return self._finish(sink, [], data)
+                if not data:
+                    return False
+            elif mode == _LENGTH:
+                size = len(data)
+                if size < self._left:
+                    self._left -= size
+                    sink.on_body(data)
+                    return False
+                rest = data[self._left :] if size > self._left else b""
+                sink.on_body(data[: self._left] if rest else data)
+                self._left = 0
+                return self._finish(sink, [], rest)
+            elif mode == _CHUNKED:
+                decoder = self._decoder
+                assert decoder is not None  # noqa: S101 - set with the mode
+                content = decoder.feed(data)
+                if content:
+                    sink.on_body(content)
+                return decoder.done and self._finish(sink, decoder.trailers, decoder.rest)
+            else:
+                sink.on_body(data)
+                return False
+
+    def _take_head(self, data: bytes) -> tuple[ResponseHead | None, bytes]:
+        start = max(0, len(self._buffer) - 3)
+        if self._buffer:
+            data = self._buffer + data
+        end = data.find(b"\r\n\r\n", start)
+        if end < 0 or end > MAX_HEAD_BYTES:
+            if len(data) > MAX_HEAD_BYTES:
+                raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
+            self._buffer = data
+            return None, b""
+        self._buffer = b""
+        return parse_response_head(data[:end]), data[end + 4 :]
+
+    def _interim(self, head: ResponseHead, sink: ResponseSink) -> None:
+        self._informational += 1
+        if head.status == 101 or self._informational > MAX_INFORMATIONAL:
+            raise ProtocolViolation("an unasked-for switch of protocols, or endless interim answers")
+        sink.on_informational(head)
+
+    def _begin_body(self, head: ResponseHead) -> None:
+        """Decide the framing (RFC 9112, section 6.3)."""
+        self._keep_alive = head.keep_alive
+        self._left = 0
+        self._mode = _LENGTH
+        if self._is_head_request or head.status in (204, 304):
+            return
+        if head.chunked:
+            self._mode, self._decoder = _CHUNKED, ChunkedDecoder()
+        elif head.content_length is not None:
+            self._left = head.content_length
+        else:
+            self._mode = _UNTIL_CLOSE
+
+    def _finish(self, sink: ResponseSink, trailers: list[Field], rest: bytes) -> bool:
+        if rest:
+            raise ProtocolViolation("bytes after the end of the answer")
+        self._end(sink, trailers)
+        return True
+
+    def _end(self, sink: ResponseSink, trailers: list[Field]) -> None:
+        self._sink = None
+        self._decoder = None
+        if (
+            self._keep_alive
+            and self._request_done
+            and self._mode != _UNTIL_CLOSE
+            and self._transport is not None
+        ):
+            if self._paused:
+                self.resume()
+            self._pool.give_back(self)
+        else:
+            self.close()
+        sink.on_end(trailers)
+
+    def _fail(self, error: UpstreamError) -> None:
+        sink = self._sink
+        self.close()
+        if sink is not None:
+            sink.on_failure(error)
+
+    def fail_if_silent(self, limit_s: float) -> None:
+        """End a busy connection on which no byte moved for ``limit_s`` seconds; a slow caller is not silence."""
+        if not self._paused and self._loop.time() - self.last_activity > limit_s:
+            self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
+
+
+class Pool:
+    """Connections to one origin: idle ones, the latest used first, and busy ones."""
+
+    def __init__(self, origin: Origin, dialer: Dialer) -> None:
+        self.origin = origin
+        self.loop = asyncio.get_running_loop()
+        self._dialer = dialer
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
+
+    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
+        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
+        oldest = self.loop.time() - max_idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_usable:
+                continue
+            if connection.last_activity >= oldest:
+                return connection
+            self._idle.append(connection)
+            break
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises ConnectFailed."""
+        connection = Connection(self)
+        await self._dialer.dial(self.origin, connection)
+        return connection
+
+    def mark_busy(self, connection: Connection) -> None:
+        """An exchange starts on it."""
+        self._busy.add(connection)
+
+    def give_back(self, connection: Connection) -> None:
+        """An exchange ended well; the connection can carry another."""
+        self._busy.discard(connection)
+        if self._closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        self._busy.discard(connection)
+        if self._idle and connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, idle_timeout_s: float) -> None:
+        """End what is silent, and close what has been idle for too long."""
+        for connection in tuple(self._busy):
+            connection.fail_if_silent(idle_timeout_s)
+        oldest = self.loop.time() - KEEP_ALIVE_S
+        while self._idle and self._idle[0].last_activity < oldest:
+            self._idle.popleft().close()
+
+    def close(self) -> None:
+        """Close idle connections now, and busy ones when their exchange ends."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no connection is left."""
+        return not self._idle and not self._busy
+
+
+class Upstreams:
+    """The pools, one per origin. `run` watches time-outs."""
+
+    def __init__(self, dialer: Dialer, *, idle_timeout_s: float) -> None:
+        self._dialer = dialer
+        self._idle_timeout_s = idle_timeout_s
+        self._pools: dict[Origin, Pool] = {}
+
+    def pool(self, origin: Origin) -> Pool:
+        """The pool of an origin."""
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(origin, self._dialer)
+        return pool
+
+    async def run(self) -> None:
+        """Watch the time-outs until cancelled."""
+        interval_s = min(1.0, self._idle_timeout_s / 4)
+        while True:
+            await asyncio.sleep(interval_s)
+            for origin, pool in tuple(self._pools.items()):
+                pool.sweep(self._idle_timeout_s)
+                if pool.is_unused:
+                    del self._pools[origin]
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for pool in self._pools.values():
+            pool.close()
+
+
+def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """A verifying client context: the system's store (SSL_CERT_FILE honoured), and ``ca_file`` beside it.
+
+    Raises ConfigError when ``ca_file`` holds no certificate.
+    """
+    context: ssl.SSLContext
+    if sys.platform in ("win32", "darwin"):
+        import truststore  # noqa: PLC0415 - the operating system's own verification, only where OpenSSL lacks it
+
+        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    else:
+        context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=str(ca_file))
+        except (OSError, ssl.SSLError):
+            raise ConfigError(
+                f"contentsquare.ca_file: {ca_file} can't be read as PEM certificates; export your company's CA as PEM"
+            ) from None
+    return context
+
+
+def http_proxy_for(origin: Origin) -> str | None:
+    """The HTTP proxy for an origin, None for a direct way.
+
+    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings.
+    """
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(origin.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
+        return None
+    return proxy
+
+
+class Dialer:
+    """Opens connections: DNS, TCP (happy eyeballs), CONNECT through an HTTP proxy where one is set, TLS."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        connect_timeout_s: float,
+        find_proxy: Callable[[Origin], str | None] = http_proxy_for,
+    ) -> None:
+        self._context = context
+        self._connect_timeout_s = connect_timeout_s
+        self._find_proxy = find_proxy
+
+    async def dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
+        """Connect ``connection`` to ``origin``.
+
+        Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._dial(origin, connection)
+        except TimeoutError:
+            raise ConnectFailed(
+                f"no connection to {origin.authority} within {self._connect_timeout_s:g} s",
+                proxy_status="connection_timeout",
+            ) from None
+        except ssl.SSLCertVerificationError as exc:
+            raise ConnectFailed(
+                f"the certificate of {origin.authority} can't be verified ({exc.verify_message});"
+                " behind a company's TLS inspection set contentsquare.ca_file",
+                proxy_status="tls_certificate_error",
+            ) from None
+        except ssl.SSLError:
+            raise ConnectFailed(
+                f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error"
+            ) from None
+        except socket.gaierror:
+            raise ConnectFailed(
+                f"the name {origin.host} can't be resolved", proxy_status="dns_error"
+            ) from None
+        except OSError:
+            raise ConnectFailed(f"{origin.authority} refused the connection or can't be reached") from None
+
+    async def _dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
+        loop = asyncio.get_running_loop()
+        context = self._context if origin.is_tls else None
+        server_name = origin.host if origin.is_tls else None
+        proxy = None if origin.is_loopback else self._find_proxy(origin)
+        if proxy is None:
+            sock = await _open_socket(origin.host, origin.port)
+            await loop.create_connection(
+                lambda: connection, sock=sock, ssl=context, server_hostname=server_name
+            )
+            return
+        transport = await self._tunnel(origin, proxy)
+        if context is None:
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
+            return
+        secured = await loop.start_tls(transport, connection, context, server_hostname=server_name)
+        if secured is None:
+            raise ConnectFailed(f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error")
+        connection.connection_made(secured)
+
+    async def _tunnel(self, origin: Origin, proxy: str) -> asyncio.Transport:
+        """A connection through the HTTP proxy's CONNECT (RFC 9110, section 9.3.6)."""
+        parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
+        if parts.scheme != "http" or not parts.hostname:
+            raise ConnectFailed(
+                "only http:// proxies are supported; check HTTPS_PROXY",
+                proxy_status="proxy_configuration_error",
+            )
+        sock = await _open_socket(parts.hostname, parts.port or 80)
+        asked = _Connect(origin, parts.username, parts.password)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: asked, sock=sock)
+        try:
+            await asked.established
+        except BaseException:
+            transport.abort()
+            raise
+        return transport
+
+
+class _Connect(asyncio.Protocol):
+    """Asks an HTTP proxy for a tunnel and waits for its answer."""
+
+    def __init__(self, origin: Origin, username: str | None, password: str | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.established: asyncio.Future[None] = self._loop.create_future()
+        target = f"{'[' + origin.host + ']' if ':' in origin.host else origin.host}:{origin.port}".encode()
+        head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target)
+        if username is not None:
+            pair = f"{unquote(username)}:{unquote(password or '')}".encode()
+            head += b"Proxy-Authorization: Basic %b\r\n" % base64.b64encode(pair)
+        self._head = head + b"\r\n"
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream's transport
+        self._transport.write(self._head)  # type: ignore[union-attr]
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                self._refuse("the HTTP proxy's answer is too long")
+            return
+        try:
+            answer = parse_response_head(head)
+        except ProtocolViolation:
+            self._refuse("the HTTP proxy's answer is not valid HTTP")
+            return
+        if answer.status == 407:
+            self._refuse(
+                "the HTTP proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port"
+            )
+        elif not 200 <= answer.status < 300 or rest:
+            self._refuse(f"the HTTP proxy refused the tunnel with status {answer.status}")
+        elif not self.established.done():
+            if self._transport is not None:
+                self._transport.pause_reading()
+            self.established.set_result(None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002 - the seam's signature
+        self._refuse("the HTTP proxy closed the connection")
+
+    def _refuse(self, why: str) -> None:
+        if not self.established.done():
+            self.established.set_exception(ConnectFailed(why, proxy_status="proxy_internal_response"))
+
+
+async def _open_socket(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1)
