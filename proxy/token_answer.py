@@ -199,7 +199,7 @@ def _origin(members: Mapping[str, object], allowed: Sequence[str], private: Coll
         origin, fault = None, "it isn't a plain base URL"
     if origin is None or fault is not None:
         raise TokenFetchError(
-            f"the token endpoint's answer names the endpoint {quotable(url, private)}, refused because {fault}",
+            f"the token endpoint's answer names the endpoint {quotable(url, private)}, refused: {fault}",
             cause="endpoint_refused",
         )
     return origin
