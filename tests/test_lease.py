@@ -403,6 +403,17 @@ async def test_a_lease_outlives_failing_refreshes_until_its_margin_and_is_never_
         assert keeper.status().state == "failing"
 
 
+async def test_the_message_after_a_refresh_that_hangs_too_long_says_that_the_token_expired() -> None:
+    clock = FakeClock()
+    endpoint = Endpoint(clock, HOUR)
+    keeper = make_keeper(endpoint)
+    async with running(keeper):
+        endpoint.gate.clear()
+        await clock.advance(HOUR)
+        error = await unavailable(keeper.get(0.0))
+    assert "the last token expired" in error.message
+
+
 async def test_a_refusal_of_the_credentials_leaves_the_valid_lease_in_use() -> None:
     clock = FakeClock()
     endpoint = Endpoint(clock, HOUR, PERMANENT)

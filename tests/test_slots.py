@@ -1,0 +1,301 @@
+"""`proxy.slots`: a project's ten slots, shared fairly."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.errors import QueueTimeout
+from proxy.slots import Slots
+
+
+async def settle() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+def taken(limit: int) -> Slots:
+    slots = Slots(limit)
+    for _ in range(limit):
+        assert slots.try_acquire("early")
+    return slots
+
+
+class Queue:
+    """Callers that wait for a slot, and the order in which they got one."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.order: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def join(self, *names: str, timeout_s: float = 5) -> None:
+        for name in names:
+            self.tasks[name] = asyncio.create_task(self._wait(name, timeout_s))
+            await settle()
+
+    async def _wait(self, name: str, timeout_s: float) -> None:
+        await self.slots.acquire(name[0], timeout_s)
+        self.order.append(name)
+
+    async def release_all(self) -> None:
+        while self.slots.in_use:
+            self.slots.release()
+            await settle()
+
+
+async def test_as_many_as_the_limit_are_let_in_at_once_and_no_more() -> None:
+    slots = Slots(2)
+    assert [slots.try_acquire("a") for _ in range(3)] == [True, True, False]
+    assert (slots.in_use, slots.waiting, slots.limit) == (2, 0, 2)
+    slots.release()
+    await slots.acquire("a", 1)
+    assert slots.in_use == 2
+
+
+async def test_a_free_slot_costs_no_wait_even_without_time() -> None:
+    slots = Slots(1)
+    await slots.acquire("a", 0)
+    assert slots.in_use == 1
+
+
+async def test_one_callers_requests_are_served_in_the_order_they_came() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "a2", "a3")
+    assert queue.slots.waiting == 3
+    await queue.release_all()
+    assert queue.order == ["a1", "a2", "a3"]
+
+
+async def test_a_dashboard_of_many_queries_doesnt_starve_another_caller() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "a2", "a3", "a4", "b1", "c1", "b2")
+    await queue.release_all()
+    assert queue.order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+async def test_nobody_overtakes_who_waits() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1")
+    queue.slots.release()
+    assert not queue.slots.try_acquire("b")
+    await settle()
+    assert queue.order == ["a1"]
+
+
+async def test_who_waits_too_long_is_told_so_and_when_to_come_back() -> None:
+    slots = taken(3)
+    with pytest.raises(QueueTimeout) as caught:
+        await slots.acquire("a", 0.01)
+    assert (caught.value.code, caught.value.status) == ("PROXY_QUEUE_TIMEOUT", 503)
+    assert caught.value.retry_after_s == 1
+    assert "all 3 slots" in caught.value.message
+    assert (slots.in_use, slots.waiting) == (3, 0)
+
+
+async def test_no_time_at_all_means_no_wait() -> None:
+    slots = taken(1)
+    with pytest.raises(QueueTimeout):
+        await slots.acquire("a", 0)
+    assert (slots.in_use, slots.waiting) == (1, 0)
+
+
+async def test_the_time_to_come_back_follows_the_pace_and_the_length_of_the_queue() -> None:
+    slots = taken(1)
+    queue = Queue(slots)
+    slots._release_every_s = 4.0  # a slot comes free each four seconds
+    await queue.join("a1", "a2")
+    with pytest.raises(QueueTimeout) as caught:
+        await slots.acquire("b", 0.01)
+    assert caught.value.retry_after_s == 12
+    assert "2 more wait" in caught.value.message
+    await queue.release_all()
+
+
+async def test_the_time_to_come_back_has_a_bound() -> None:
+    slots = taken(1)
+    slots._release_every_s = 1e6
+    with pytest.raises(QueueTimeout) as caught:
+        await slots.acquire("b", 0.01)
+    assert caught.value.retry_after_s == 120
+
+
+async def test_the_pace_is_measured_while_someone_waits() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "a2")
+    await asyncio.sleep(0.02)
+    queue.slots.release()
+    assert queue.slots._release_every_s == pytest.approx(0.02, abs=0.018)
+    await queue.release_all()
+
+
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "a2", "b1")
+    queue.tasks["a1"].cancel()
+    await settle()
+    assert queue.slots.waiting == 2
+    await queue.release_all()
+    assert queue.order == ["a2", "b1"]
+
+
+async def test_a_slot_granted_in_the_moment_of_cancellation_goes_to_the_next() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "b1")
+    queue.slots.release()
+    queue.tasks["a1"].cancel()
+    await settle()
+    assert queue.order == ["b1"]
+    assert (queue.slots.in_use, queue.slots.waiting) == (1, 0)
+
+
+async def test_a_release_in_the_moment_of_cancellation_passes_over_who_leaves() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "b1")
+    queue.tasks["a1"].cancel()
+    queue.slots.release()
+    await settle()
+    assert queue.order == ["b1"]
+    assert (queue.slots.in_use, queue.slots.waiting) == (1, 0)
+
+
+async def test_a_slot_granted_in_the_moment_of_the_deadline_is_kept_and_used() -> None:
+    slots = taken(1)
+    loop = asyncio.get_running_loop()
+    waiter = asyncio.create_task(slots.acquire("a", 0.01))
+    await settle()
+
+    def keep_the_loop_busy() -> None:
+        while loop.time() < started + 0.02:
+            pass
+
+    started = loop.time()
+    loop.call_later(0.005, keep_the_loop_busy)  # so that both of what follows happens in one turn of it
+    loop.call_later(0.008, slots.release)
+    await waiter
+    assert (slots.in_use, slots.waiting) == (1, 0)
+
+
+async def test_a_larger_limit_lets_waiters_in_at_once() -> None:
+    queue = Queue(taken(1))
+    await queue.join("a1", "a2", "a3")
+    queue.slots.limit = 3
+    await settle()
+    assert (queue.order, queue.slots.waiting) == (["a1", "a2"], 1)
+    await queue.release_all()
+
+
+async def test_a_smaller_limit_takes_effect_as_slots_come_back() -> None:
+    queue = Queue(taken(3))
+    await queue.join("a1")
+    queue.slots.resize(1)
+    for _ in range(2):
+        queue.slots.release()
+        await settle()
+        assert queue.order == []
+    queue.slots.release()
+    await settle()
+    assert queue.order == ["a1"]
+    assert queue.slots.in_use == 1
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_a_limit_below_one_is_a_bug(limit: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Slots(limit)
+
+
+async def test_releasing_what_nobody_holds_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="nobody held"):
+        Slots(1).release()
+
+
+async def test_nothing_is_kept_about_callers_who_left() -> None:
+    queue = Queue(taken(1))
+    await queue.join(*(f"{letter}1" for letter in "abcdef"))
+    for task in queue.tasks.values():
+        task.cancel()
+    await settle()
+    assert not queue.slots._queues
+
+
+async def test_a_thousand_waiters_share_ten_slots_without_loss() -> None:
+    slots = Slots(10)
+    peak = 0
+    served: Counter[int] = Counter()
+
+    async def one(caller: int) -> None:
+        nonlocal peak
+        await slots.acquire(caller, 30)
+        try:
+            peak = max(peak, slots.in_use)
+            await asyncio.sleep(0)
+            served[caller] += 1
+        finally:
+            slots.release()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(1000):
+            group.create_task(one(number % 7))
+    assert (peak, served.total(), slots.in_use, slots.waiting) == (10, 1000, 0, 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    limit=st.integers(1, 4),
+    moves=st.lists(
+        st.tuples(
+            st.sampled_from(["join", "join", "hasty", "release", "cancel", "resize", "settle", "time"]),
+            st.integers(0, 30),
+        ),
+        max_size=60,
+    ),
+)
+async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str, int]]) -> None:
+    slots = Slots(limit)
+    holders: set[int] = set()
+    tasks: dict[int, asyncio.Task[None]] = {}
+    numbers = iter(range(1000))
+
+    async def one(number: int, caller: int, timeout_s: float) -> None:
+        with suppress(QueueTimeout):
+            await slots.acquire(caller, timeout_s)
+            holders.add(number)
+
+    for move, value in moves:
+        match move:
+            case "join" | "hasty":
+                number = next(numbers)
+                timeout_s = 0.0 if move == "hasty" else 60.0
+                tasks[number] = asyncio.create_task(one(number, value % 3, timeout_s))
+            case "release" if holders:
+                holders.remove(random.Random(value).choice(sorted(holders)))
+                slots.release()
+            case "cancel" if tasks:
+                tasks[value % len(tasks)].cancel()
+            case "resize":
+                slots.limit = 1 + value % 4
+            case "time":
+                await asyncio.sleep(0.0001)
+            case _:
+                await asyncio.sleep(0)
+        assert len(holders) <= slots.in_use
+    await settle()
+    await asyncio.sleep(0.001)
+    await settle()
+    assert slots.in_use == len(holders)
+    assert not slots.waiting or slots.in_use >= slots.limit
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert (slots.waiting, len(slots._queues)) == (0, 0)
+    for _ in range(slots.in_use):
+        slots.release()
+    assert all(slots.try_acquire("a") for _ in range(slots.limit))
+    assert not slots.try_acquire("a")
