@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from proxy.sandbox.catalog import integer
+from proxy.sandbox.parameters import integer
 from proxy.sandbox.wire import Call, Router, bad_request, json_answer, send_pieces, success
 
 # Byte i is i % 251: with a prime period, pieces that got lost or swapped change the digest.

@@ -2,7 +2,7 @@
 
 Hides listeners, the order of checks (failures asked for, token, concurrency, then the answer)
 and how answers leave. Knows no API's data: those come as routes from the modules beside it.
-The order is the vendor's as far as its documentation tells: see contentsquare-api, "Limits".
+The limits and codes are those of `proxy.contentsquare`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Sandbox:
         options = self.options
         try:
             await web.TCPSite(runner, options.host, port, ssl_context=options.ssl_context).start()
-        except OSError:
+        except (OSError, OverflowError):
             if not or_any_port or port == 0:
                 raise
             await web.TCPSite(runner, options.host, 0, ssl_context=options.ssl_context).start()
@@ -231,12 +231,13 @@ class Sandbox:
             self._in_flight[project_id] -= 1
 
     def _authorize(self, host: str, request: web.BaseRequest) -> DemoProject:
-        """The token's project. Raises Fault 401 for a bad token, 403 for a good one in a wrong place."""
+        """The token's project. Raises Fault 401 (wrong token, or wrong host for it) or 403 (wrong scope)."""
         claims = self._claims(request)
         api = api_of(request.raw_path.encode(errors="replace"))
         endpoint = self._endpoint_of(claims.project_id, Api.ENRICHMENT.scope in claims.scopes)
         if endpoint != self.endpoints[host]:
-            raise forbidden("The token is not valid on this host: use the endpoint that came with it.")
+            self.counters.unauthorized += 1
+            raise Fault(401, "JWT_INVALID", "Auth token is not valid on this host.")
         if api is not None and api.scope not in claims.scopes:
             raise forbidden(f"The token has no scope {api.scope}.")
         return self._by_id[claims.project_id]

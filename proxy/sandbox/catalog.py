@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.sandbox.options import DemoProject
-from proxy.sandbox.wire import Call, Router, bad_request, forbidden, not_found, success
+from proxy.sandbox.parameters import integer, number_in
+from proxy.sandbox.wire import Call, Router, forbidden, not_found, success
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -164,13 +165,6 @@ def check_project(call: Call) -> None:
         raise forbidden(f"The token is not for project {wanted}.")
 
 
-def integer(text: str, name: str) -> int:
-    """A query parameter's value as a number. Raises Fault 400."""
-    if not text.isascii() or not text.isdigit():
-        raise bad_request(f"{name} must be an integer.")
-    return int(text)
-
-
 def segment_ids(project: DemoProject) -> range:
     """The ids of the project's segments."""
     first = project.project_id * 1000 + 1
@@ -214,15 +208,16 @@ def _parent(id_: int, kind: str) -> int:
 
 def _own_mapping_id(call: Call) -> int:
     text = call.path["mapping_id"]
-    if text.isascii() and text.isdigit() and int(text) in _mapping_ids(call.project):
-        return int(text)
+    id_ = number_in(text)
+    if id_ is not None and id_ in _mapping_ids(call.project):
+        return id_
     raise not_found(f"No mapping {text} in this project.")
 
 
 def _own_id(project: DemoProject, text: str, kind: str) -> int:
     """The id in ``text``, if it and every ancestor of it exist."""
-    exists = text.isascii() and text.isdigit()
-    id_ = int(text) if exists else 0
+    id_ = number_in(text) or 0
+    exists = True
     lineage: Iterable[tuple[str, Sequence[object]]] = {
         "zone": (("zone", ZONES), ("zoning", ZONINGS), ("page group", PAGE_GROUPS)),
         "zoning": (("zoning", ZONINGS), ("page group", PAGE_GROUPS)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from proxy.sandbox.parameters import is_integer
 from proxy.sandbox.wire import Call, Router, bad_request, forbidden, success
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def add_routes(router: Router) -> None:
 async def send(call: Call) -> web.Response:
     """Takes a batch; one wrong enrichment refuses the whole of it. Raises Fault 400 or 403."""
     content = await call.json()
-    if not _is_integer(content.get("integrationVersion")):
+    if not is_integer(content.get("integrationVersion")):
         raise bad_request("integrationVersion must be an integer.")
-    if not _is_integer(content.get("projectId")):
+    if not is_integer(content.get("projectId")):
         raise bad_request("projectId must be an integer.")
     if content["projectId"] != call.project.project_id:
         raise forbidden(f"The token is not for project {content['projectId']}.")
@@ -35,7 +36,3 @@ async def send(call: Call) -> web.Response:
         if not isinstance(enrichment, dict) or not enrichment:
             raise bad_request(f"enrichments[{number}] must be an object.")
     return success({"accepted": len(batch)})
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

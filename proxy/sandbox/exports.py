@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from proxy.sandbox.catalog import integer
+from proxy.sandbox.parameters import integer, is_integer, iso, moment
 from proxy.sandbox.rows import CUSTOM_VARS, DYNAMIC_VARS, FIELDS, Column, ExportFile, column
 from proxy.sandbox.storage import Storage
 from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
@@ -67,7 +67,7 @@ class Job:
             "fields": [column.described() for column in self.columns],
             "deviceLabel": self.device,
             "segmentId": self.segment_id,
-            "createdAt": _iso(datetime.fromtimestamp(self.created_at, UTC)),
+            "createdAt": iso(datetime.fromtimestamp(self.created_at, UTC)),
         }
 
     def files(self) -> list[ExportFile]:
@@ -200,9 +200,9 @@ class ExportJobs:
             "jobRunId": job.run_id,
             "jobId": job.job_id,
             "state": state,
-            "startDate": _iso(job.start),
-            "endDate": _iso(job.end),
-            "createdAt": _iso(datetime.fromtimestamp(job.created_at, UTC)),
+            "startDate": iso(job.start),
+            "endDate": iso(job.end),
+            "createdAt": iso(datetime.fromtimestamp(job.created_at, UTC)),
         }
 
 
@@ -228,7 +228,7 @@ async def custom_vars(call: Call) -> web.Response:
 async def dynamic_var_keys(call: Call) -> web.Response:
     """The keys of the project's dynamic variables seen between ``from`` and ``to``, where these are given."""
     given = {name: call.query[name] for name in ("from", "to") if name in call.query}
-    moments = {name: _moment(text, name) for name, text in given.items()}
+    moments = {name: moment(text, name) for name, text in given.items()}
     if len(moments) > 1 and moments["from"] >= moments["to"]:
         raise bad_request("from must be before to.")
     return success([{"key": key, "type": type_} for key, type_ in DYNAMIC_VARS.items()])
@@ -249,7 +249,7 @@ def _one_of(value: object, name: str, choices: tuple[str, ...]) -> str:
 def _whole_number(value: object, name: str) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_integer(value):
         raise bad_request(f"{name} must be an integer.")
     return value
 
@@ -277,27 +277,17 @@ def _frequency(value: object, now: float) -> tuple[dict[str, Any], datetime, dat
         raise bad_request("frequency must be an object.")
     kind = _one_of(value.get("value"), "frequency.value", ("once", "daily", "hourly"))
     if kind != "once":
-        moment = datetime.fromtimestamp(now, UTC).replace(minute=0, second=0, microsecond=0)
-        end = moment if kind == "hourly" else moment.replace(hour=0)
+        hour = datetime.fromtimestamp(now, UTC).replace(minute=0, second=0, microsecond=0)
+        end = hour if kind == "hourly" else hour.replace(hour=0)
         return value, end - timedelta(hours=1 if kind == "hourly" else 24), end
     date_range = value.get("dateRange")
     if not isinstance(date_range, dict):
         raise bad_request("frequency.dateRange is required with frequency.value once.")
-    start = _moment(date_range.get("from"), "frequency.dateRange.from")
-    end = _moment(date_range.get("to"), "frequency.dateRange.to")
+    start = moment(date_range.get("from"), "frequency.dateRange.from")
+    end = moment(date_range.get("to"), "frequency.dateRange.to")
     if not start < end <= start + timedelta(days=MAX_DAYS):
         raise bad_request(f"frequency.dateRange must span more than 0 and at most {MAX_DAYS} days.")
     return value, start, end
-
-
-def _moment(value: object, name: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value.replace(" ", "+")) if isinstance(value, str) else None
-    except ValueError:
-        moment = None
-    if moment is None:
-        raise bad_request(f"{name} must be an ISO 8601 date.")
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _page(call: Call, items: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -309,7 +299,3 @@ def _page(call: Call, items: list[dict[str, object]]) -> list[dict[str, object]]
         raise bad_request("limit and page must be at least 1.")
     ordered = items if order == "desc" else items[::-1]
     return ordered[(number - 1) * limit : number * limit]
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

@@ -86,7 +86,8 @@ class Counters:
     expired_tokens_seen: int = 0
     """Answers 401 ``JWT_EXPIRED``."""
     unauthorized: int = 0
-    """Other 401 answers: no bearer token, or one that this sandbox didn't issue or has revoked."""
+    """Other 401 answers: no bearer token, one that this sandbox didn't issue or has revoked,
+    or one for another host."""
     concurrency_refusals: int = 0
     """Answers 429 ``CONCURRENT_API_CALL``."""
     peak_concurrency: dict[int, int] = field(default_factory=dict)

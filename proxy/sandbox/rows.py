@@ -94,18 +94,20 @@ class Column:
 
 def column(item: Any, scope: str) -> Column:
     """One item of a job's ``fields``. Raises Fault 400."""
-    if not isinstance(item, dict) or item.get("fieldName") not in FIELDS[scope]:
+    given = item if isinstance(item, dict) else {}
+    field, alias = given.get("fieldName"), given.get("aliasName", "")
+    of: Any = ""
+    if not isinstance(field, str) or field not in FIELDS[scope]:
         raise bad_request(f"Each of fields needs a fieldName that is exportable with scope {scope}.")
-    field, alias, of = item["fieldName"], item.get("aliasName") or "", ""
     if not isinstance(alias, str):
         raise bad_request("aliasName must be a string.")
     if field == "custom_var":
-        of = str(item.get("customVarPosition"))
+        of = str(given.get("customVarPosition"))
         if not (of.isascii() and of.isdigit() and 1 <= int(of) <= MAX_CUSTOM_VARS):
             raise bad_request(f"customVarPosition must be between 1 and {MAX_CUSTOM_VARS}.")
     if field == "dynamic_var":
-        of = item.get("dynamicVarKey") or ""
-        if of not in DYNAMIC_VARS:
+        of = given.get("dynamicVarKey")
+        if not isinstance(of, str) or of not in DYNAMIC_VARS:
             raise bad_request("dynamicVarKey must be one of the project's dynamic variables.")
     return Column(field, alias, of)
 
@@ -147,18 +149,18 @@ class ExportFile:
         labels = [column.label for column in self.columns]
         for rows in self._row_groups():
             lines = [json.dumps(dict(zip(labels, row, strict=True)), ensure_ascii=False) for row in rows]
-            yield ("\n".join(lines) + "\n").encode()
+            yield ("\n".join(lines) + "\n").encode(errors="replace")
 
     def _csv_pieces(self) -> Iterator[bytes]:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.label for column in self.columns])
-        yield text.getvalue().encode()
+        yield text.getvalue().encode(errors="replace")
         for rows in self._row_groups():
             text.seek(0)
             text.truncate()
             writer.writerows(rows)
-            yield text.getvalue().encode()
+            yield text.getvalue().encode(errors="replace")
 
     def _row_groups(self) -> Iterator[list[list[object]]]:
         for first in range(self.first_row, self.first_row + self.rows, ROWS_PER_PIECE):

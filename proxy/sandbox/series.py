@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
 from proxy.sandbox import catalog
 from proxy.sandbox.catalog import noise
 from proxy.sandbox.options import DemoProject
+from proxy.sandbox.parameters import integer, is_date_alone, iso, moment
 from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ def _answer(
         total = _sum(counts_of(day, device, filters) for day in days for device in _devices(filters))
         values += [
             {
-                "startDate": _stamp(start),
-                "endDate": _stamp(end),
+                "startDate": iso(start),
+                "endDate": iso(end),
                 "value": metric.value(total),
                 "name": metric.name,
                 "currency": currency,
@@ -201,11 +202,11 @@ def _asked(
 
 def _filters(call: Call) -> Filters:
     query = call.query
-    start, _ = _moment(query.get("startDate"), "startDate")
-    end, whole_day = _moment(query.get("endDate"), "endDate")
+    start = moment(query.get("startDate"), "startDate")
+    end = moment(query.get("endDate"), "endDate")
     if end - start > timedelta(days=MAX_DAYS):
         raise bad_request(f"The date range must not exceed {MAX_DAYS} days.")
-    if whole_day:
+    if is_date_alone(query["endDate"]):
         end += timedelta(days=1)
     if start >= end:
         raise bad_request("startDate must be a date prior to endDate.")
@@ -222,7 +223,7 @@ def _filters(call: Call) -> Filters:
 
 def _segments(call: Call) -> tuple[int, ...]:
     text = call.query.get("segmentIds", "")
-    ids = sorted({catalog.integer(part.strip(), "segmentIds") for part in text.split(",") if part.strip()})
+    ids = sorted({integer(part.strip(), "segmentIds") for part in text.split(",") if part.strip()})
     for id_ in ids:
         if id_ not in catalog.segment_ids(call.project):
             raise not_found(f"No segment {id_} in this project.")
@@ -233,23 +234,10 @@ def _goal(call: Call) -> int | None:
     text = call.query.get("goalId")
     if not text:
         return None
-    id_ = catalog.integer(text, "goalId")
+    id_ = integer(text, "goalId")
     if id_ not in catalog.goal_ids(call.project):
         raise not_found(f"No goal {id_} in this project.")
     return id_
-
-
-def _moment(text: str | None, name: str) -> tuple[datetime, bool]:
-    """An ISO 8601 date or date and time, and whether it is a date alone (an end date then counts whole)."""
-    if not text:
-        raise bad_request(f"{name} is required.")
-    try:
-        # An offset's "+" that wasn't percent-encoded arrives as a space.
-        moment = datetime.fromisoformat(text.strip().replace(" ", "+"))
-    except ValueError:
-        raise bad_request(f"{name} must be an ISO 8601 date.") from None
-    is_date = len(text.strip()) <= len("2025-01-31")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)), is_date
 
 
 def _periods(filters: Filters) -> Iterator[tuple[datetime, datetime, list[date]]]:
@@ -263,10 +251,6 @@ def _periods(filters: Filters) -> Iterator[tuple[datetime, datetime, list[date]]
 
 def _devices(filters: Filters) -> tuple[str, ...]:
     return (filters.device,) if filters.device else tuple(_DEVICE_SHARE)
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def _sum(many: Iterator[Counts]) -> Counts:

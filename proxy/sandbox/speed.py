@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.sandbox.catalog import noise
 from proxy.sandbox.options import DemoProject
+from proxy.sandbox.parameters import is_integer, iso, moment
 from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class SpeedAnalysis:
             if content.get(name) not in (None, ""):
                 events = [event for event in events if event.get(name) == content[name]]
         if content.get("dateFrom"):
-            start = _moment(content, "dateFrom")
+            start = moment(content["dateFrom"], "dateFrom")
             events = [event for event in events if datetime.fromisoformat(event["date"]) >= start]
         return success({"events": events})
 
@@ -72,7 +73,7 @@ class SpeedAnalysis:
         key = content.get("key") or uuid.uuid4().hex
         if not isinstance(key, str):
             raise bad_request("key must be a string.")
-        event = {"key": key, "text": text, "date": _iso(_moment(content, "date"))}
+        event = {"key": key, "text": text, "date": iso(moment(content.get("date"), "date"))}
         event |= {name: content[name] for name in ("monitoringId", "scenarioId") if name in content}
         self._own_events(call)[key] = event
         return success({"event": event})
@@ -151,7 +152,7 @@ async def scenario_report(call: Call) -> web.Response:
     id_ = _own_id(call.project, content, "scenarioId", len(_SCENARIOS))
     _, steps = _SCENARIOS[id_ % 100 - 1]
     parts = [_report(call.project, f"scenario {id_} {n}", _EPOCH_DAY, f"s{id_}-{n}") for n in range(steps)]
-    return success({"report": {"id": f"s{id_}", "date": _iso(_EPOCH_DAY), "state": "OK", "steps": parts}})
+    return success({"report": {"id": f"s{id_}", "date": iso(_EPOCH_DAY), "state": "OK", "steps": parts}})
 
 
 async def scenario_reports(call: Call) -> web.Response:
@@ -188,7 +189,7 @@ async def _har(call: Call, kind: str) -> web.Response:
         "creator": {"name": "csq-proxy sandbox", "version": "1"},
         "pages": [
             {
-                "startedDateTime": _iso(_EPOCH_DAY),
+                "startedDateTime": iso(_EPOCH_DAY),
                 "id": "page_1",
                 "title": "Shop",
                 "pageTimings": {"onLoad": 1840},
@@ -205,7 +206,7 @@ def _har_entry(key: str, number: int) -> dict[str, object]:
     url = f"https://shop.example/assets/{number}.js" if number else "https://shop.example/"
     return {
         "pageref": "page_1",
-        "startedDateTime": _iso(_EPOCH_DAY + timedelta(milliseconds=40 * number)),
+        "startedDateTime": iso(_EPOCH_DAY + timedelta(milliseconds=40 * number)),
         "time": time_ms,
         "request": {
             "method": "GET",
@@ -256,12 +257,12 @@ def _monitoring(project: DemoProject, number: int) -> dict[str, object]:
     }
 
 
-def _report(project: DemoProject, what: str, moment: datetime, id_: str) -> dict[str, object]:
-    key = project.project_id, what, moment
+def _report(project: DemoProject, what: str, when: datetime, id_: str) -> dict[str, object]:
+    key = project.project_id, what, when
     slowness = 0.7 + 0.5 * noise("base", project.project_id, what) + 0.2 * noise("slow", *key)
     return {
         "id": id_,
-        "date": _iso(moment),
+        "date": iso(when),
         "state": "OK",
         "score": max(1, round(100 - 38 * slowness)),
         "metrics": {
@@ -280,39 +281,24 @@ def _report(project: DemoProject, what: str, moment: datetime, id_: str) -> dict
 
 def _reports(project: DemoProject, what: str, content: dict[str, Any]) -> list[dict[str, object]]:
     """Some reports a day; the last week before the fixed present where no dates are given."""
-    end = _moment(content, "dateTo") if content.get("dateTo") else _EPOCH_DAY
-    start = _moment(content, "dateFrom") if content.get("dateFrom") else end - timedelta(days=7)
+    end = moment(content["dateTo"], "dateTo") if content.get("dateTo") else _EPOCH_DAY
+    start = moment(content["dateFrom"], "dateFrom") if content.get("dateFrom") else end - timedelta(days=7)
     if not start < end <= start + timedelta(days=MAX_REPORT_DAYS):
         raise bad_request(f"dateFrom must be before dateTo, by at most {MAX_REPORT_DAYS} days.")
     step = timedelta(days=1) / REPORTS_PER_DAY
     midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
-    moments = [midnight + step * n for n in range((MAX_REPORT_DAYS + 2) * REPORTS_PER_DAY)]
+    times = [midnight + step * n for n in range((MAX_REPORT_DAYS + 2) * REPORTS_PER_DAY)]
     return [
-        _report(project, what, moment, f"{what.replace(' ', '-')}-{int(moment.timestamp())}")
-        for moment in moments
-        if start <= moment < end
+        _report(project, what, when, f"{what.replace(' ', '-')}-{int(when.timestamp())}")
+        for when in times
+        if start <= when < end
     ]
 
 
 def _own_id(project: DemoProject, content: dict[str, Any], name: str, count: int) -> int:
     id_ = content.get(name)
-    if not isinstance(id_, int) or isinstance(id_, bool):
+    if not is_integer(id_):
         raise bad_request(f"{name} must be a number.")
     if id_ - project.project_id * 100 not in range(1, count + 1):
         raise not_found(f"No {name} {id_} in this project.")
     return id_
-
-
-def _moment(content: dict[str, Any], name: str) -> datetime:
-    value = content.get(name)
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        moment = None
-    if moment is None:
-        raise bad_request(f"{name} must be an ISO 8601 date.")
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

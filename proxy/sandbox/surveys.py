@@ -13,7 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from proxy.sandbox.catalog import integer, noise
+from proxy.sandbox.catalog import noise
+from proxy.sandbox.parameters import integer
 from proxy.sandbox.wire import Call, Router, bad_request, forbidden, json_answer, not_found
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.contentsquare import GRANT_TYPE, JWT_EXPIRED, Api
 from proxy.sandbox.options import DemoAccount, DemoProject
+from proxy.sandbox.parameters import is_integer
 from proxy.sandbox.wire import Fault, json_answer
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class AuthServer:
         wanted = content.get("project_id")
         if wanted is None and len(allowed) == 1:
             return allowed[0]
-        if not _is_integer(wanted):
+        if not is_integer(wanted):
             raise OAuthError("invalid_request", "project_id (an integer) is required with these credentials.")
         if wanted not in allowed:
             raise OAuthError("unauthorized_client", f"No access to project {wanted}.", 403)
@@ -186,14 +187,10 @@ def _scopes(scope: object) -> list[str]:
 
 
 def _check_integration(integration_id: object, project: DemoProject) -> None:
-    if not _is_integer(integration_id):
+    if not is_integer(integration_id):
         raise OAuthError("invalid_request", "integration_id (an integer) is required with scope enrichment.")
     if integration_id != project.integration_id:
         raise OAuthError("invalid_request", "This project has no such integration.")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _part(content: object) -> str:

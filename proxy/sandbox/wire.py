@@ -6,17 +6,18 @@ Hides aiohttp's low-level server from the modules that know what the vendor answ
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from proxy.sandbox.options import DemoProject
 
@@ -119,7 +120,7 @@ def json_answer(
     content: object, *, status: int = 200, fields: Mapping[str, str] | None = None
 ) -> web.Response:
     """A JSON response without an envelope."""
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     return web.Response(
         body=body, status=status, headers=fields, content_type="application/json", charset="utf-8"
     )
@@ -148,7 +149,7 @@ async def read_json(request: web.BaseRequest) -> dict[str, Any]:
     return content
 
 
-Pieces = AsyncIterator[bytes] | Iterable[bytes | memoryview]
+Pieces = Iterable[bytes | memoryview]
 
 
 async def send_pieces(
@@ -166,29 +167,22 @@ async def send_pieces(
     """
     response = web.StreamResponse(headers=fields)
     response.content_type = content_type
-    if length is None:
-        response.enable_chunked_encoding()
-    else:
+    if length is not None:
         response.content_length = length
+    elif request.version >= HttpVersion11:
+        response.enable_chunked_encoding()
     await response.prepare(request)
     if request.method == "HEAD":
         return response
-    async for piece in _each(pieces):
+    for piece in pieces:
         await response.write(piece)
+        # Making pieces costs time: let other requests in, also when the reader is fast.
+        await asyncio.sleep(0)
         if reset_in_body:
             reset(request)
             return response
     await response.write_eof()
     return response
-
-
-async def _each(pieces: Pieces) -> AsyncIterator[bytes | memoryview]:
-    if isinstance(pieces, AsyncIterator):
-        async for piece in pieces:
-            yield piece
-    else:
-        for part in pieces:
-            yield part
 
 
 async def send_half_then_reset(request: web.BaseRequest, response: web.Response) -> web.StreamResponse:
