@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -31,7 +32,7 @@ from proxy.slots import Slots
 from proxy.upstream import Dialer, Upstreams, http_proxy_for, tls_context
 
 BACKLOG = 1024
-_DRAIN_POLL_S = 0.02
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ class App:
         """Wait, ``wait_s`` seconds at most, until each wanted token was fetched or failed to be."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                while not all(project.is_settled for project in self._projects.values()):  # noqa: ASYNC110 - see below
-                    await asyncio.sleep(_DRAIN_POLL_S)
+                while not all(project.is_settled for project in self._projects.values()):
+                    await asyncio.sleep(_POLL_S)
 
     async def drain(self, kill: asyncio.Event) -> None:
         """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
@@ -125,7 +126,7 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.server.drain_timeout):
                 while not kill.is_set() and self._close_idle():
-                    await asyncio.sleep(_DRAIN_POLL_S)
+                    await asyncio.sleep(_POLL_S)
 
     def _close_idle(self) -> bool:
         """Close callers' connections that carry no request; whether others are left."""
@@ -236,15 +237,11 @@ class App:
         started_at = asyncio.get_running_loop().time()
         route: Route[Project] | None = None
         try:
-            if request.error is not None:
-                raise request.error
-            target = listener.guard.check(request.head)
+            target = self._admit(request, listener)
             if target.startswith(admin.PREFIX) or target == b"/-":
                 return self._admin.answer(request, target)
             if target == b"*":
                 return write_answer(request, 204, b"")
-            if self._stopping:
-                raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
             route = self._route(request, target, listener)
             project, api, target = route
             project.requests[api or project.first_api] += 1
@@ -259,6 +256,15 @@ class App:
             return write_error(request, Internal("The proxy failed; its log says more."))
         finally:
             self._log_request(request, route, started_at)
+
+    def _admit(self, request: Request, listener: Listener) -> bytes:
+        """The target of a request that may be answered. Raises ProxyError for any other."""
+        if request.error is not None:
+            raise request.error
+        target = listener.guard.check(request.head)
+        if self._stopping and not target.startswith(admin.PREFIX):
+            raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
+        return target
 
     def _route(self, request: Request, target: bytes, listener: Listener) -> Route[Project]:
         project = api = None
@@ -292,7 +298,7 @@ class _Background:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> _Background:
+    async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 

@@ -71,7 +71,7 @@ def _version(*, wanted: bool) -> None:
 @cli.callback()
 def _options(
     *,
-    version: Annotated[  # noqa: ARG001 - typer's way to an option of the command itself
+    version: Annotated[
         bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True)
     ] = False,
 ) -> None: ...

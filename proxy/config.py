@@ -196,7 +196,7 @@ class _Loading(NamedTuple):
             )
         elif way != path[-1]:
             try:
-                fetched = _fetch(_get(layer, source), folder)
+                fetched = _fetch(way, _get(layer, source), folder)
             except secret.SecretUnusable as unusable:
                 self.refuse_secret(path, Fault(source, str(unusable)))
             else:
@@ -281,12 +281,15 @@ def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapp
     return copy
 
 
-def _fetch(value: object, folder: Path | None) -> str:
+def _fetch(way: str, value: object, folder: Path | None) -> str:
+    if way.endswith("_command"):
+        words = value if isinstance(value, (list, tuple)) else ()
+        if words and words[0] and all(isinstance(word, str) for word in words):
+            return secret.run_command(words, folder)
+        raise secret.SecretUnusable('must be a program and its arguments, such as ["op", "read", "..."]')
     if isinstance(value, Path):
         return secret.read_file(value)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) and part for part in value):
-        return secret.run_command(value, folder)
-    raise secret.SecretUnusable('must be a path, or for a command a list such as ["op", "read", "..."]')
+    raise secret.SecretUnusable("must be a path, in quotes")
 
 
 def _secret_tables(layer: Table) -> Iterator[tuple[str, ...]]:

@@ -115,7 +115,7 @@ class Router(Generic[T]):
             what = "No project is named in the path, and none is the default"
         else:
             what = f"There is no project {shown!r}"
-        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest)}.")
+        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest)}")
 
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:
@@ -128,7 +128,7 @@ def _cut(target: bytes) -> tuple[bytes, bytes]:
 
 
 def _refuse_escape(path: bytes, prefix: int) -> None:
-    """Raise BadTarget where dot segments, decoded as any server might, leave the first ``prefix`` segments."""
+    """Raise BadTarget where dot segments, decoded as a server might, leave the first ``prefix`` segments."""
     depth = 0
     for segment in _SEGMENT.split(path)[1:]:
         match = _DOT_SEGMENT.match(segment)

@@ -35,6 +35,8 @@ def read_file(path: Path) -> str:
         raise SecretUnusable(f"there is no file {path}") from None
     except OSError as error:
         raise SecretUnusable(f"can't read {path}: {error.strerror}") from None
+    except ValueError:  # a NUL character
+        raise SecretUnusable("must be a path") from None
     if fault := exposure(path):
         raise SecretUnusable(fault)
     return _only_line(content, str(path))

@@ -11,6 +11,10 @@ Must not know projects, leases or upstreams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
@@ -19,6 +23,7 @@ from aiohttp import web
 from proxy.errors import BadRequest, FieldsTooLarge, ProtocolViolation, ProxyError, TargetTooLong
 from proxy.http1 import MAX_HEAD_BYTES, MAX_LINE_BYTES, ChunkedDecoder, Field, RequestHead, parse_request_head
 
+_LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 BUFFER_BYTES = 64 * 1024
 """Of a request body (or of pipelined requests) that nobody takes yet, before reading pauses."""
 MAX_PIPELINED = 8
@@ -296,7 +301,7 @@ class _Parser:
         elif self._buffer:
             data = self._buffer + data
         self._buffer = b""
-        while data and self._body is None and not self._closed and self._in_flight < MAX_PIPELINED:
+        while data and self._may_begin():
             end = data.find(b"\r\n\r\n", self._scanned)
             if end < 0:
                 self._scanned = max(0, len(data) - 3)
@@ -305,10 +310,13 @@ class _Parser:
             self._scanned = 0
             head, data = data[:end], data[end + 4 :]
             self._begin(head, messages)
-            if self._body is not None:
+            if self.in_body:
                 data = self._feed_body(data)
         self._buffer = b"" if self._closed else data
         return messages, False, b""
+
+    def _may_begin(self) -> bool:
+        return self._body is None and not self._closed and self._in_flight < MAX_PIPELINED
 
     def _begin(self, head: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
         while head.startswith(b"\r\n"):  # RFC 9112, section 2.2
@@ -396,7 +404,7 @@ class _Parser:
 class CallerConnection(web.RequestHandler):
     """One caller's connection. ``peer`` gets told when the caller's side can't take more, or can again."""
 
-    __slots__ = ("is_half_closed", "listener", "peer")
+    __slots__ = ("answered", "is_half_closed", "listener", "peer")
 
     def __init__(self, manager: CallerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -413,6 +421,7 @@ class CallerConnection(web.RequestHandler):
         self.peer: WritingPeer | None = None
         self.listener: Any = manager.listener
         """What the listener that this connection came through stands for."""
+        self.answered = 0
         self.is_half_closed = False
 
     def pause_body(self) -> None:
@@ -446,18 +455,25 @@ class CallerConnection(web.RequestHandler):
         if parser is None or parser.in_body or not self.is_answering or self.ssl_context is not None:
             return None
         self.is_half_closed = True
-        self._loop.call_later(HALF_CLOSE_GRACE_S, self._presume_gone, self._current_request)
+        self._loop.call_later(HALF_CLOSE_GRACE_S, self._presume_gone, self.answered)
         return True
 
-    def _presume_gone(self, request: object) -> None:
-        """Give up on a half-closed caller whose answer hasn't begun: writing would show whether it's there."""
-        if self._current_request is request and request is not None and not cast(Request, request).head_sent:
+    def _presume_gone(self, answered: int) -> None:
+        """Give up on a half-closed caller that was sent nothing since: a write would show whether it's there."""
+        request = cast(Request | None, self._current_request)
+        if self.answered == answered and request is not None and not request.head_sent:
             self.abort()
 
     def abort(self) -> None:
-        """Reset the connection: what was sent so far must not look whole."""
-        if self.transport is not None:
-            self.transport.abort()
+        """Reset the connection: what was sent so far must not look whole, not even to who reads until EOF."""
+        transport = self.transport
+        if transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        transport.abort()
 
     @property
     def is_answering(self) -> bool:
@@ -497,6 +513,7 @@ class CallerServer(web.Server):
 
     async def _handle(self, request: Request) -> _Answered:
         keep = await self._answer(request)
+        request.connection.answered += 1
         if request.connection.is_half_closed and not request.connection.has_more:
             keep = False
         if keep:

@@ -33,7 +33,9 @@ def _no_bool(value: object) -> object:
     return value
 
 
-def _none_if_empty(value: object) -> object:
+def _path(value: object) -> object:
+    if isinstance(value, (str, Path)) and "\0" in str(value):
+        raise ValueError("must be a path, which has no NUL character")
     return None if value in ("", Path()) else value
 
 
@@ -72,7 +74,7 @@ def _listen_host(value: str) -> str:
 
 def _host_value(value: str) -> str:
     try:
-        Origin.parse(f"http://{value}")
+        Origin.parse(f"http://{value.replace('/', ' ')}")
     except ValueError:
         raise ValueError('must be "host" or "host:port", as it stands in the Host field') from None
     return value.lower()
@@ -83,7 +85,7 @@ def _endpoint(value: str) -> str:
     if _DOMAIN.match(pattern):
         return pattern
     try:
-        Origin.parse(f"https://{pattern}")
+        Origin.parse(f"https://{pattern.replace('/', ' ')}")
     except ValueError:
         raise ValueError('must be "host", "host:port" or "*.domain"') from None
     return pattern
@@ -101,7 +103,7 @@ Secret: TypeAlias = Annotated[SecretStr, Field(min_length=1)]
 Port: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)]
 Id: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=_DAY_S, allow_inf_nan=False)]
-FilePath: TypeAlias = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+FilePath: TypeAlias = Annotated[Path | None, BeforeValidator(_path)]
 Date: TypeAlias = Annotated[dt.date, BeforeValidator(_date)]
 Apis: TypeAlias = Annotated[tuple[Api, ...], AfterValidator(_distinct)]
 
@@ -154,7 +156,7 @@ class Credentials(_Table):
     client_id: Text
     client_secret: Secret
     client_secret_file: FilePath = None
-    client_secret_command: Annotated[tuple[Text, ...] | None, Field(min_length=1, repr=False)] = None
+    client_secret_command: Annotated[tuple[str, ...] | None, Field(min_length=1, repr=False)] = None
 
 
 class Access(Credentials):

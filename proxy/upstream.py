@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
             sink.on_failure(error)
 
     def fail_if_silent(self, limit_s: float) -> None:
-        """End a busy connection on which no byte moved for ``limit_s`` seconds; a slow caller is not silence."""
+        """End a busy connection on which no byte moved for ``limit_s`` seconds; a slow caller isn't silence."""
         if not self._paused and self._loop.time() - self.last_activity > limit_s:
             self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
 
@@ -449,7 +449,8 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
             context.load_verify_locations(cafile=str(ca_file))
         except (OSError, ssl.SSLError):
             raise ConfigError(
-                f"contentsquare.ca_file: {ca_file} can't be read as PEM certificates; export your company's CA as PEM"
+                f"contentsquare.ca_file: {ca_file} can't be read as PEM certificates;"
+                " export your company's CA as PEM"
             ) from None
     return context
 

@@ -1,0 +1,279 @@
+"""What the tests share: a scripted upstream, a token endpoint and a running proxy, on real loopback sockets.
+
+Raw bytes in and raw bytes out: where framing is the point, no client library may stand between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from proxy.app import App
+from proxy.config import load
+from proxy.settings import Settings
+
+WAIT_S = 5.0
+"""The bound of every wait in the tests; only a failing test gets there."""
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@dataclass
+class Message:
+    """One HTTP message as it came: ``head`` without its empty line, ``body`` with its framing."""
+
+    head: bytes
+    body: bytes = b""
+
+    @property
+    def start_line(self) -> bytes:
+        return self.head.split(b"\r\n", 1)[0]
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The field lines."""
+        return self.head.split(b"\r\n")[1:]
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all fields of that name, in order."""
+        pairs = (line.partition(b":") for line in self.lines)
+        return [value.strip() for key, _, value in pairs if key.lower() == name.lower()]
+
+    @property
+    def status(self) -> int:
+        return int(self.start_line.split(b" ")[1])
+
+    @property
+    def content(self) -> bytes:
+        """The body without chunked framing."""
+        if self.values(b"transfer-encoding") != [b"chunked"]:
+            return self.body
+        content, rest = b"", self.body
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            length = int(size.split(b";")[0], 16)
+            if not length:
+                break
+            content, rest = content + rest[:length], rest[length + 2 :]
+        return content
+
+    @property
+    def error_code(self) -> str:
+        """The proxy's or the vendor's ``errorCode``."""
+        return str(json.loads(self.content)["errorCode"])
+
+
+async def read_message(reader: asyncio.StreamReader, *, bodyless: bool = False) -> Message:
+    """One message off a stream, interim answers included as messages of their own."""
+    async with asyncio.timeout(WAIT_S):
+        message = Message((await reader.readuntil(b"\r\n\r\n"))[:-4])
+        is_answer = message.head.startswith(b"HTTP/")
+        if bodyless or (is_answer and (message.status < 200 or message.status in (204, 304))):
+            return message
+        if message.values(b"transfer-encoding") == [b"chunked"]:
+            while True:
+                line = await reader.readuntil(b"\r\n")
+                message.body += line
+                size = int(line.split(b";")[0], 16)
+                if not size:
+                    break
+                message.body += await reader.readexactly(size + 2)
+            while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+                message.body += line
+            message.body += b"\r\n"
+        elif lengths := message.values(b"content-length"):
+            message.body = await reader.readexactly(int(lengths[0]))
+        elif is_answer:
+            message.body = await reader.read()
+        return message
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class RawServer:
+    """A loopback server whose connections are each given to ``script``."""
+
+    def __init__(self, script: Script, *, tls: ssl.SSLContext | None = None) -> None:
+        self._script = script
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        self.errors: list[BaseException] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, limit=1 << 20)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await self._script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        except BaseException as exc:
+            self.errors.append(exc)
+            raise
+        finally:
+            await close(writer)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a stream and wait for it."""
+    writer.close()
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(WAIT_S):
+            await writer.wait_closed()
+
+
+@dataclass
+class Upstream:
+    """A cloud that records each request and answers by ``answer``: bytes, or a function that makes them.
+
+    For stages in between, pass a ``script`` of your own to `gateway` instead.
+    """
+
+    answer: bytes | Callable[[Message], bytes] = OK
+    requests: list[Message] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await read_message(reader)
+            self.requests.append(request)
+            writer.write(self.answer(request) if callable(self.answer) else self.answer)
+            await writer.drain()
+
+
+@dataclass
+class TokenServer:
+    """A token endpoint: tokens ``token-1``, ``token-2``, ... for the ``endpoint`` that is set."""
+
+    endpoint: str = ""
+    expires_in: object = 3600
+    status: int = 200
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        if b"/v1/oauth/me" in request.start_line:
+            answer: Mapping[str, object] = {"scopes": "metrics"}
+        else:
+            self.requests.append(json.loads(request.body))
+            answer = {
+                "access_token": f"token-{len(self.requests)}",
+                "token_type": "bearer",
+                "expires_in": self.expires_in,
+                "endpoint": self.endpoint,
+                **self.extra,
+            }
+        content = json.dumps(answer).encode()
+        head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close"
+        writer.write(head % (self.status, len(content)) + b"\r\n\r\n" + content)
+        await writer.drain()
+
+
+@dataclass
+class Gateway:
+    """A running proxy with one project ``shop`` (the default), seen from a caller."""
+
+    app: App
+    token: TokenServer
+    upstream: RawServer
+    _writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.app.listeners[0].url.rpartition(":")[2])
+
+    @property
+    def host(self) -> bytes:
+        """The value of Host that reaches it."""
+        return b"127.0.0.1:%d" % self.port
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A caller's connection; it is closed with the gateway at the latest."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def aclose(self) -> None:
+        for writer in self._writers:
+            await close(writer)
+
+    def request(self, start: bytes, *lines: bytes, body: bytes = b"") -> bytes:
+        """The bytes of a request; ``start`` such as ``GET /v1/x`` gets the version and Host."""
+        return b"\r\n".join((start + b" HTTP/1.1", b"Host: " + self.host, *lines, b"", body))
+
+    async def call(self, start: bytes, *lines: bytes, body: bytes = b"") -> Message:
+        """One request on a connection of its own, and its final answer."""
+        return await self.send(self.request(start, *lines, body=body), bodyless=start.startswith(b"HEAD "))
+
+    async def send(self, raw: bytes, *, bodyless: bool = False) -> Message:
+        """Raw bytes on a connection of their own, and the final answer to them."""
+        reader, writer = await self.connect()
+        try:
+            writer.write(raw)
+            while True:
+                message = await read_message(reader, bodyless=bodyless)
+                if message.status >= 200:
+                    return message
+        finally:
+            await close(writer)
+
+
+def settings_for(token_url: str, upstream_url: str, **sections: Mapping[str, object]) -> Settings:
+    """The configuration that `gateway` runs with; ``sections`` are merged into it, table by table."""
+    values: dict[str, Any] = {
+        "server": {"port": 0, "drain_timeout": 1},
+        "contentsquare": {
+            "auth_url": token_url,
+            "allowed_endpoints": [upstream_url.partition("://")[2]],
+        },
+        "projects": {"shop": {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return load(None, values, {}, search=False)
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    script: Script | None = None,
+    *,
+    token: TokenServer | None = None,
+    tls: ssl.SSLContext | None = None,
+    **sections: Mapping[str, object],
+) -> AsyncIterator[Gateway]:
+    """A running proxy in front of a server that runs ``script`` (an `Upstream` by default)."""
+    token = token or TokenServer()
+    async with RawServer(script or Upstream(), tls=tls) as upstream, RawServer(token) as token_server:
+        token.endpoint = token.endpoint or upstream.url.replace(
+            "127.0.0.1", "localhost" if tls else "127.0.0.1"
+        )
+        app = App(settings_for(token_server.url, token.endpoint, **sections))
+        async with app.started():
+            await app.settled(WAIT_S)
+            caller = Gateway(app, token, upstream)
+            try:
+                yield caller
+            finally:
+                await caller.aclose()
+        assert not upstream.errors
