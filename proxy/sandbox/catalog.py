@@ -75,7 +75,7 @@ _PARENTS_DIGITS = {"page group": 2, "zoning": 1, "zone": 2}
 
 def noise(*what: object) -> float:
     """A number in [0, 1) that depends on nothing but its arguments."""
-    digest = hashlib.blake2b("\x1f".join(map(str, what)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(map(str, what)).encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
