@@ -59,7 +59,8 @@ def read(environ: Mapping[str, str], schema: Schema) -> Environment:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    return bool(_SERVICE_LINK.match(name) or (name.endswith("_PORT") and _SERVICE_URL.match(value)))
+    is_url = name.endswith("_PORT") and "__" not in name and _SERVICE_URL.match(value)
+    return bool(is_url or _SERVICE_LINK.match(name))
 
 
 def _resolve(name: str, schema: Schema) -> tuple[tuple[str, ...], Leaf | None]:

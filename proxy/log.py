@@ -13,7 +13,6 @@ Events are past-tense snake_case, with values as keys::
 from __future__ import annotations
 
 import base64
-import collections
 import enum
 import json
 import logging
@@ -47,11 +46,12 @@ class Redactor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._secrets: collections.Counter[str] = collections.Counter()
+        self._added: dict[str, int] = {}
+        self._forms_of: dict[str, tuple[str, ...]] = {}
         self._forms: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Redactor secrets={len(self._secrets)}>"
+        return f"<Redactor secrets={len(self._added)}>"
 
     def __call__(self, _logger: WrappedLogger, _method: str, line: Any) -> str:
         """As structlog's last processor, after the one that renders the line."""
@@ -62,16 +62,21 @@ class Redactor:
         if len(secret) < SHORTEST_SECRET:
             return
         with self._lock:
-            self._secrets[secret] += 1
-            self._prepare()
+            count = self._added.get(secret, 0)
+            self._added[secret] = count + 1
+            if not count:
+                self._forms_of[secret] = tuple(_forms(secret))
+                self._sort()
 
     def discard(self, secret: str) -> None:
         """Takes back one `add`; an unknown secret is ignored."""
         with self._lock:
-            self._secrets[secret] -= 1
-            if self._secrets[secret] <= 0:
-                del self._secrets[secret]
-            self._prepare()
+            count = self._added.pop(secret, 0)
+            if count > 1:
+                self._added[secret] = count - 1
+            elif count:
+                del self._forms_of[secret]
+                self._sort()
 
     def redact(self, text: str) -> str:
         """The text with every registered secret replaced."""
@@ -80,9 +85,9 @@ class Redactor:
                 text = text.replace(form, REDACTED)
         return text
 
-    def _prepare(self) -> None:
+    def _sort(self) -> None:
         # Longest first, so that a secret within another one doesn't leave the rest of it standing.
-        forms = {form for secret in self._secrets for form in _forms(secret)}
+        forms = {form for forms in self._forms_of.values() for form in forms}
         self._forms = tuple(sorted(forms, key=len, reverse=True))
 
 

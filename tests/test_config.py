@@ -267,6 +267,9 @@ def test_kubernetes_service_variables_are_not_ours(write: Writer) -> None:
         "CSQ_PROXY_EU_SERVICE_HOST": "10.0.0.2",
     }
     assert load(write(SHOP), environ=environ).server.port == 8277
+    assert faults_of(environ={"CSQ_PROXY_SERVER__PORT": "tcp://10.0.0.1:8277"}) == [
+        "server.port (CSQ_PROXY_SERVER__PORT): must be a whole number"
+    ]
 
 
 def test_a_wrong_value_from_the_environment_names_the_variable(write: Writer) -> None:

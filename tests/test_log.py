@@ -318,23 +318,18 @@ def test_without_registration_the_canary_is_seen() -> None:
     assert SECRET in logged(lambda logger: logger.info("happened", value=SECRET))
 
 
+around = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=5)
 secrets = st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=40).filter(
     lambda text: text not in "[redacted]"
 )
 
 
-@given(
-    secret=secrets,
-    before=st.text(max_size=5),
-    after=st.text(max_size=5),
-    rendering=st.sampled_from(["json", "text"]),
-)
+@given(secret=secrets, before=around, after=around, rendering=st.sampled_from(["json", "text"]))
 @example(secret="'\"\\\n\x1bé", before="'", after='"', rendering="text")
 @example(secret="a'b\"c\\d", before="", after="\n", rendering="text")
 def test_no_secret_survives_in_any_value(secret: str, before: str, after: str, rendering: str) -> None:
-    around = before + after
     assume(secret not in "happened value nested level info logger proxy.test timestamp event None")
-    assume(secret[:1] not in around and secret[-1:] not in around)
+    assume(secret[:1] not in before + after and secret[-1:] not in before + after)
     log.redactor.add(secret)
     try:
         value = before + secret + after
@@ -383,7 +378,7 @@ def test_secrets_may_be_added_while_others_log() -> None:
     redactor.add("the-secret")
 
     def churn() -> None:
-        for number in range(200):
+        for number in range(30):
             redactor.add(f"other-secret-{number}")
 
     threads = [threading.Thread(target=churn) for _ in range(4)]
@@ -391,7 +386,7 @@ def test_secrets_may_be_added_while_others_log() -> None:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         assert redactor.redact("the-secret") == "[redacted]"
-    assert redactor.redact("other-secret-199") == "[redacted]"
+    assert redactor.redact("other-secret-29") == "[redacted]"
 
 
 # ---- failing streams
