@@ -482,6 +482,46 @@ async def test_a_bug_in_a_handler_is_a_plain_500_without_a_traceback(
     assert [record.message for record in caplog.records] == ["sandbox_request_failed"]
 
 
+async def exchange(url: str, *parts: bytes) -> list[bytes]:
+    """Sends each part when the head of the answer to the one before has come; returns all heads."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+    answers = []
+    for part in parts:
+        writer.write(part)
+        answers.append(await reader.readuntil(b"\r\n\r\n"))
+    writer.close()
+    await writer.wait_closed()
+    return answers
+
+
+async def test_a_body_is_asked_for_only_from_a_caller_that_is_let_in(client: Client) -> None:
+    endpoint, fields = await client.lease()
+    head = (
+        b"POST /v1/x-sandbox/echo-digest HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Content-Length: 3\r\nExpect: 100-continue\r\n"
+    )
+    token = f"Authorization: {fields['Authorization']}\r\n\r\n".encode()
+
+    first, second = await exchange(endpoint, head + token, b"abc")
+    (refusal,) = await exchange(endpoint, head + b"\r\n")
+
+    assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert second.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert refusal.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_caller_of_http_1_0_gets_a_body_that_ends_with_the_connection(client: Client) -> None:
+    endpoint, fields = await client.lease()
+    token = f"Authorization: {fields['Authorization']}\r\n\r\n".encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(endpoint).port)
+    writer.write(b"GET /v1/x-sandbox/bytes?size=500&chunked=1 HTTP/1.0\r\n" + token)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert b"chunked" not in head
+    assert hashlib.sha256(body).hexdigest() == bytes_sha256(500)
+
+
 # The test aids
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from proxy.sandbox.parameters import integer
-from proxy.sandbox.wire import Call, Router, bad_request, json_answer, send_pieces, success
+from proxy.sandbox.wire import Call, Router, ask_for_body, bad_request, json_answer, send_pieces, success
 
 # Byte i is i % 251: with a prime period, pieces that got lost or swapped change the digest.
 _BLOCK = memoryview(bytes(range(251)) * 1044)
@@ -54,6 +54,7 @@ async def send_bytes(call: Call) -> web.StreamResponse:
 
 async def echo_digest(call: Call) -> web.StreamResponse:
     """The length and digest of the request's body."""
+    ask_for_body(call.request)
     digest, size = hashlib.sha256(), 0
     async for piece in call.request.content.iter_any():
         digest.update(piece)

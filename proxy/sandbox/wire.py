@@ -131,8 +131,15 @@ def success(payload: object, *, status: int = 200) -> web.Response:
     return json_answer({"success": True, "payload": payload}, status=status)
 
 
+def ask_for_body(request: web.BaseRequest) -> None:
+    """Answers ``Expect: 100-continue`` (RFC 9110, section 10.1.1); to be called before the body is read."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
 async def read_json(request: web.BaseRequest) -> dict[str, Any]:
     """The request's body as a JSON object, empty for an empty body. Raises Fault 400 or 413."""
+    ask_for_body(request)
     body = bytearray()
     async for piece in request.content.iter_any():
         body += piece
