@@ -42,7 +42,8 @@ MIN_GAP_S = 1.0
 SLICE_S = 15.0
 """The longest sleep in one piece; the clocks are compared after each."""
 CLOCK_JUMP_S = 10.0
-"""How far the wall clock may run ahead of the monotonic one before it counts as suspend."""
+"""How far the wall clock may run ahead of the monotonic one before it counts as suspend; the safety
+margin where that is less."""
 UNDER_WAY_S = 5
 """``Retry-After`` while a fetch is under way."""
 
@@ -210,6 +211,7 @@ class LeaseKeeper:
         self._hold_until = -math.inf  # the token endpoint's Retry-After
         self._due_at = clock.monotonic()
         self._wall_ahead_s = self._wall_minus_monotonic()
+        self._jump_s = CLOCK_JUMP_S
         self._nap: asyncio.Timeout | None = None
         self._attempt_done = asyncio.Event()  # a new one for each attempt
 
@@ -286,13 +288,15 @@ class LeaseKeeper:
 
     def _accept(self, lease: Lease) -> None:
         now = self._clock.monotonic()
-        usable_until = lease.received_at + lease.lifetime_s - safety_margin_s(lease.lifetime_s)
+        margin_s = safety_margin_s(lease.lifetime_s)
+        usable_until = lease.received_at + lease.lifetime_s - margin_s
         if usable_until <= now:
             message = f"the token lives {lease.lifetime_s:g} s, and its request took longer than that"
             raise TokenFetchError(message, cause="expired_on_arrival")
         before, self._lease = self._lease, lease
         self._usable_until = usable_until
         self._usable_until_wall = lease.expires_at.timestamp()
+        self._jump_s = min(CLOCK_JUMP_S, margin_s)
         self._rejected = False
         self._error = None
         self._failures = 0
@@ -347,8 +351,6 @@ class LeaseKeeper:
             self._look_at_clocks()
 
     def _hurry(self) -> None:
-        if self._fetching:
-            return
         earliest = max(self._clock.monotonic(), self._tried_at + MIN_GAP_S, self._hold_until)
         self._due_at = min(self._due_at, earliest)
         if self._nap is not None:
@@ -364,7 +366,7 @@ class LeaseKeeper:
         """Refresh at once if the machine slept, or the wall clock was put forward."""
         ahead = self._wall_minus_monotonic()
         jumped_s = ahead - self._wall_ahead_s
-        if jumped_s < CLOCK_JUMP_S:
+        if jumped_s < self._jump_s:
             self._wall_ahead_s = min(ahead, self._wall_ahead_s)
             return
         self._wall_ahead_s = ahead

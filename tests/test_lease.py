@@ -473,6 +473,15 @@ async def test_a_token_that_is_over_before_it_arrives_is_a_failure_and_replaces_
         assert "took longer" in str(keeper.status().last_error)
 
 
+async def test_a_fetch_that_takes_half_of_the_life_isnt_followed_by_another_at_once() -> None:
+    clock = FakeClock()
+    endpoint = Endpoint(clock, 10.0, takes_s=6.0)
+    async with running(make_keeper(endpoint)):
+        await clock.advance(60)
+    gaps = [after - before for before, after in zip(endpoint.calls, endpoint.calls[1:], strict=False)]
+    assert min(gaps) >= 6.0 + MIN_REFRESH_S
+
+
 async def test_retry_after_is_obeyed_up_to_five_minutes() -> None:
     clock = FakeClock()
     asked = TokenFetchError("slow down", cause="rate_limited", retry_after_s=100_000)
@@ -605,8 +614,9 @@ async def test_a_lease_refused_again_within_the_gap_stays_in_use() -> None:
 
 async def test_a_rejected_lease_stays_out_of_use_when_its_replacement_fails() -> None:
     clock = FakeClock()
+    events: Events = []
     endpoint = Endpoint(clock, HOUR, PERMANENT)
-    keeper = make_keeper(endpoint)
+    keeper = make_keeper(endpoint, events)
     async with running(keeper):
         lease = await keeper.get(1)
         await clock.advance(10)
@@ -615,6 +625,7 @@ async def test_a_rejected_lease_stays_out_of_use_when_its_replacement_fails() ->
         error = await unavailable(waiter)
         assert keeper.current() is None
     assert str(PERMANENT) in error.message
+    assert events[-1][1]["token_usable_for_s"] == 0
 
 
 async def test_the_message_after_a_401_says_that_the_token_was_refused() -> None:
@@ -697,6 +708,30 @@ async def test_refresh_now_in_a_loop_makes_one_fetch_a_second() -> None:
     assert 9 <= len(endpoint.calls) <= 11
 
 
+async def test_refresh_now_twice_in_a_row_is_one_refresh_and_no_accident() -> None:
+    clock = FakeClock()
+    endpoint = Endpoint(clock, HOUR)
+    keeper = make_keeper(endpoint)
+    async with running(keeper):
+        await clock.advance(10)
+        for _ in range(10):
+            keeper.refresh_now()
+            keeper.refresh_now()
+            await asyncio.sleep(0)
+    assert len(endpoint.calls) == 2
+
+
+async def test_refresh_now_never_postpones_a_try() -> None:
+    clock = FakeClock()
+    for seed in range(20):
+        endpoint = Endpoint(clock, TRANSIENT)
+        keeper = make_keeper(endpoint, seed=seed)
+        async with running(keeper):
+            due_in = keeper.status().next_try_in_s
+            keeper.refresh_now()
+            assert keeper.status().next_try_in_s == due_in
+
+
 async def test_refresh_now_during_a_fetch_makes_no_second_one() -> None:
     clock = FakeClock()
     endpoint = Endpoint(clock, HOUR)
@@ -758,6 +793,42 @@ async def test_requests_after_a_suspend_dont_hammer_an_endpoint_that_is_away() -
             await settle()
         assert len(endpoint.calls) == 2
         assert keeper.status().state == "failing"
+
+
+async def test_a_short_suspend_is_enough_to_replace_a_short_life_at_once() -> None:
+    clock = FakeClock()
+    keeper = make_keeper(Endpoint(clock, 5.0))
+    async with running(keeper):
+        await clock.advance(1.1)
+        clock.suspend(6)
+        assert keeper.current() is None
+        assert (await keeper.get(1)).access_token == "token-2"
+
+
+async def test_a_suspend_outlasts_the_pause_that_the_token_endpoint_asked_for_and_is_told_once() -> None:
+    clock = FakeClock()
+    events: Events = []
+    asked = TokenFetchError("slow down", cause="rate_limited", retry_after_s=200)
+    endpoint = Endpoint(clock, asked)
+    async with running(make_keeper(endpoint, events)):
+        await clock.advance(20)
+        clock.suspend(60)
+        await clock.advance(40)
+        assert len(endpoint.calls) == 1
+        clock.suspend(150)
+        await clock.advance(SLICE_S)
+    assert len(endpoint.calls) == 2
+    assert [values["by_s"] for event, values in events if event == "clock_jumped"] == [60.0, 150.0]
+
+
+async def test_clocks_that_drift_apart_slowly_are_no_suspend() -> None:
+    clock = FakeClock()
+    events: Events = []
+    async with running(make_keeper(Endpoint(clock, HOUR), events)):
+        for _ in range(200):
+            await clock.advance(600)
+            clock.wall += 0.3
+    assert "clock_jumped" not in [event for event, _ in events]
 
 
 async def test_many_short_suspends_add_up() -> None:
