@@ -20,7 +20,9 @@ import structlog
 from proxy import admin
 from proxy.admin import Admin
 from proxy.answer import write_answer, write_error
-from proxy.errors import ConfigError, ListenError, ProxyError, Stopping
+from proxy.callers import Caller, Callers
+from proxy.contentsquare import changes_data
+from proxy.errors import ConfigError, Forbidden, ListenError, ProxyError, Stopping
 from proxy.forward import Forwarder
 from proxy.guard import Guard
 from proxy.oauth import Credentials, TokenEndpoint, make_session
@@ -61,6 +63,7 @@ class App:
         self._slots: dict[int | str, Slots] = {}
         self._servers: list[tuple[asyncio.Server, CallerServer]] = []
         self._admin = Admin(self)
+        self._callers = Callers(settings.callers)
         self._stopping = False
         self.listeners: list[Listener] = []
 
@@ -237,16 +240,21 @@ class App:
         started_at = asyncio.get_running_loop().time()
         route: Route[Project] | None = None
         try:
-            target = self._admit(request, listener)
+            caller, target = self._admit(request, listener)
             if target.startswith(admin.PREFIX) or target == b"/-":
                 return self._admin.answer(request, target)
             if target == b"*":
                 return write_answer(request, 204, b"")
             route = self._route(request, target, listener)
             project, api, target = route
+            if caller is not None:
+                _check_rights(caller, request, route)
             project.requests[api or project.first_api] += 1
             return await self._forwarder.forward(request, project, api, target)
         except ProxyError as exc:
+            if request.head_sent:
+                request.connection.abort()
+                return False
             return write_error(request, exc)
         except Exception:  # noqa: BLE001 - the one place where a bug in a request is met
             self._log.exception("request_failed_by_bug")
@@ -257,14 +265,14 @@ class App:
         finally:
             self._log_request(request, route, started_at)
 
-    def _admit(self, request: Request, listener: Listener) -> bytes:
-        """The target of a request that may be answered. Raises ProxyError for any other."""
+    def _admit(self, request: Request, listener: Listener) -> tuple[Caller | None, bytes]:
+        """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other."""
         if request.error is not None:
             raise request.error
-        target = listener.guard.check(request.head)
+        caller, target = self._callers.identify(request.head, listener.guard.check(request.head))
         if self._stopping and not target.startswith(admin.PREFIX):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
-        return target
+        return caller, target
 
     def _route(self, request: Request, target: bytes, listener: Listener) -> Route[Project]:
         project = api = None
@@ -289,6 +297,14 @@ class App:
             bytes_out=request.answer_bytes,
             ms=round(took_s * 1000, 1),
         )
+
+
+def _check_rights(caller: Caller, request: Request, route: Route[Project]) -> None:
+    """Raise Forbidden where a request is not this caller's to make."""
+    if not caller.may_use(route.project.name):
+        raise Forbidden(f"The caller {caller.name} may not use the project {route.project.name}.")
+    if caller.read_only and changes_data(request.head.method, route.target):
+        raise Forbidden(f"The caller {caller.name} may only read.")
 
 
 class _Background:

@@ -6,6 +6,7 @@ single key may hold is the business of `proxy.settings`.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -83,6 +84,13 @@ def _ports(settings: Settings) -> Iterator[Fault]:
 
 
 def _listeners(settings: Settings) -> Iterator[Fault]:
+    if not settings.callers and not _is_loopback(settings.server.host):
+        yield Fault(
+            ("server", "host"),
+            "not a loopback address, so whoever reaches it would have your credentials' power; define [callers]"
+            " with a key for each, or listen on 127.0.0.1 (shared within a pod)",
+            (("callers",),),
+        )
     server = settings.server
     for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(server, key) and not getattr(server, other):
@@ -96,6 +104,10 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, f"the path may have at most {_LONGEST_SOCKET} bytes; choose a shorter one")
     elif not server.unix_socket.parent.is_dir():
         yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
 def _files(settings: Settings) -> Iterator[Fault]:
