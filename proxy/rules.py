@@ -87,7 +87,7 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
     if not settings.callers and not _is_loopback(settings.server.host):
         yield Fault(
             ("server", "host"),
-            "not a loopback address, so whoever reaches it would have your credentials' power; define [callers]"
+            "not a loopback address, so all who reach it have your credentials' power; define [callers]"
             " with a key for each, or listen on 127.0.0.1 (shared within a pod)",
             (("callers",),),
         )
