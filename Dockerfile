@@ -1,0 +1,21 @@
+# Two stages: the first builds a wheel and installs it, the second carries the result alone.
+# Runs as a user without rights on a read-only root file system: nothing is ever written.
+ARG PYTHON=3.13
+
+FROM python:${PYTHON}-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md ./
+COPY proxy ./proxy
+RUN python -m venv /opt/csq-proxy && /opt/csq-proxy/bin/pip install --no-cache-dir .
+
+FROM python:${PYTHON}-slim
+COPY --from=build /opt/csq-proxy /opt/csq-proxy
+ENV PATH=/opt/csq-proxy/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+EXPOSE 8277
+# Any answer means alive; where callers are defined it is a 401.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
+  CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8277, timeout=2); c.request('GET', '/-/healthy'); raise SystemExit(c.getresponse().status >= 500)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["csq-proxy"]
+CMD ["serve"]
