@@ -72,14 +72,8 @@ class Admin:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")
 
     def _ready(self, request: Request) -> bool:
-        waiting = [
-            f"{status.name}: {status.last_error or 'no token yet'}"
-            for project in self._overview.projects()
-            if not project.is_ready
-            for status in [keeper.status() for keeper in project.keepers.values()]
-            if not status.usable
-        ]
-        ready = not self._overview.is_stopping and all(p.is_ready for p in self._overview.projects())
+        waiting = [reason for project in self._overview.projects() for reason in project.missing()]
+        ready = not self._overview.is_stopping and not waiting
         return write_json(
             request,
             200 if ready else 503,

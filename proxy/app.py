@@ -156,7 +156,7 @@ class App:
         settings = self._settings
         for name, configured in settings.projects.items():
             self._projects[name] = self._make_project(
-                name, configured, configured.project_id, configured.integration_id
+                name, configured, configured.project_id, configured.integration_id, from_start=True
             )
         default = settings.default_project
         self._router: Router[Project] = Router(
@@ -167,7 +167,13 @@ class App:
         )
 
     def _make_project(
-        self, name: str, access: Access, project_id: int | None, integration_id: int | None
+        self,
+        name: str,
+        access: Access,
+        project_id: int | None,
+        integration_id: int | None,
+        *,
+        from_start: bool,
     ) -> Project:
         limit = self._settings.contentsquare.max_concurrency
         return Project(
@@ -179,6 +185,7 @@ class App:
             slots=self._slots.setdefault(name if project_id is None else project_id, Slots(limit)),
             spawn=self._spawn,
             read_only=access.read_only,
+            from_start=from_start,
             on_event=self._log_lease_event,
         )
 
@@ -189,11 +196,13 @@ class App:
         name = f"{account}/{project_id}"
         project = self._account_projects.get(name)
         if project is None:
-            project = self._account_projects[name] = self._make_project(name, configured, project_id, None)
+            project = self._account_projects[name] = self._make_project(
+                name, configured, project_id, None, from_start=False
+            )
         return project
 
     def _log_lease_event(self, event: str, values: Mapping[str, object]) -> None:
-        failed = event in ("token_fetch_failed", "token_rejected")
+        failed = event.endswith("_failed") or event == "token_rejected"
         (self._log.warning if failed else self._log.info)(event, **values)
 
     # Listeners

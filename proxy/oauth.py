@@ -156,14 +156,17 @@ class TokenEndpoint:
         return answer.members()
 
     async def describe(self, credentials: Credentials) -> frozenset[Api] | None:
-        """The APIs that the credentials are for, by `me`; None if that can't be read. Raises nothing.
+        """The APIs that the credentials are for, by `me`; None if the answer doesn't tell, now or later.
 
-        Scopes that we don't know are passed over. To learn why it can't be read, ask `me`.
+        Scopes that we don't know are passed over. To learn why it doesn't tell, ask `me`. Raises
+        `TokenFetchError` where another try may bring an answer.
         """
         try:
             members = await self.me(credentials)
-        except TokenFetchError:
-            return None
+        except TokenFetchError as error:
+            if error.permanent or error.cause in ("malformed", "oversized"):
+                return None
+            raise
         return _apis(members.get("scopes", members.get("scope")))
 
     async def _ask(

@@ -1,21 +1,22 @@
 """A project at run time: its slots, and one lease keeper for each API in use.
 
-Hides which APIs are kept fresh from the start and that others join on first use; the keepers'
-tasks are handed to ``spawn``, so that they live and die with the application. Must not know
-HTTP, routing, or configuration files.
+Hides which APIs are kept fresh from the start, how those are found out where the configuration
+doesn't say, and that others join on first use; all tasks are handed to ``spawn``, so that they
+live and die with the application. Must not know HTTP, routing, or configuration files.
 """
 
 from __future__ import annotations
 
 import functools
+import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from proxy.contentsquare import Api
-from proxy.errors import Forbidden
-from proxy.lease import LeaseKeeper, OnEvent
+from proxy.errors import Forbidden, TokenFetchError
+from proxy.lease import SYSTEM_CLOCK, Clock, LeaseKeeper, OnEvent, retry_delay_s
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest
 from proxy.slots import Slots
 
@@ -37,7 +38,12 @@ class Grant:
 
 
 class Project:
-    """One project of Contentsquare, as callers address it by ``name`` (``acme/42`` below an account)."""
+    """One project of Contentsquare, as callers address it by ``name`` (``acme/42`` below an account).
+
+    ``from_start`` False is for one that comes into being when it is first called: nothing is fetched
+    before it is used, and so it is never what the proxy's readiness waits for. ``on_event`` hears what
+    `LeaseKeeper` tells, and ``apis_discovered`` and ``api_discovery_failed``.
+    """
 
     def __init__(
         self,
@@ -48,7 +54,9 @@ class Project:
         slots: Slots,
         spawn: Spawn,
         read_only: bool = False,
+        from_start: bool = True,
         on_event: OnEvent | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name = name
         self.slots = slots
@@ -58,9 +66,11 @@ class Project:
         self._endpoint = endpoint
         self._spawn = spawn
         self._on_event = on_event
+        self._clock = clock
         self._keepers: dict[Api, LeaseKeeper] = {}
-        self._wanted = grant.apis or ()
-        self._discovering = grant.apis is None
+        self._wanted = (grant.apis or ()) if from_start else ()
+        self._discovering = from_start and grant.apis is None
+        self._discovery_error: TokenFetchError | None = None
 
     @property
     def keepers(self) -> Mapping[Api, LeaseKeeper]:
@@ -70,20 +80,34 @@ class Project:
     @property
     def first_api(self) -> Api:
         """The API that a path in no row of the vendor's table goes with."""
-        return self._wanted[0] if self._wanted else Api.DATA_EXPORT
+        return next(iter(self._wanted or self.grant.apis or (Api.DATA_EXPORT,)))
 
     @property
     def is_ready(self) -> bool:
         """Whether every token wanted from the start is usable now."""
-        return not self._discovering and all(self._keepers[api].current() is not None for api in self._wanted)
+        return not self.missing()
 
     @property
     def is_settled(self) -> bool:
         """Whether every token wanted from the start was fetched, or failed to be, at least once."""
         if self._discovering:
-            return False
-        statuses = [self._keepers[api].status() for api in self._wanted]
-        return all(status.usable or status.failures_in_a_row for status in statuses)
+            return self._discovery_error is not None
+        statuses = [self._keepers[api].status() for api in self._wanted if api in self._keepers]
+        tried = [status for status in statuses if status.usable or status.failures_in_a_row]
+        return len(tried) == len(self._wanted)
+
+    def missing(self) -> list[str]:
+        """What is wanted from the start and not usable now, each with the reason, for people."""
+        if self._discovering:
+            return [
+                f"{self.name}: {self._discovery_error or 'what its credentials are for is not known yet'}"
+            ]
+        usable = {api for api in self._wanted if api in self._keepers and self._keepers[api].current()}
+        return [f"{self.name}/{api.value}: {self._why(api)}" for api in self._wanted if api not in usable]
+
+    def _why(self, api: Api) -> str:
+        error = self._keepers[api].status().last_error if api in self._keepers else None
+        return error or "no token yet"
 
     def start(self) -> None:
         """Begin to fetch what is wanted from the start; comes back at once."""
@@ -103,6 +127,7 @@ class Project:
             keeper = self._keepers[api] = LeaseKeeper(
                 functools.partial(self._endpoint.fetch, self._token_request(api)),
                 name=f"{self.name}/{api.value}",
+                clock=self._clock,
                 on_event=self._on_event,
             )
             self._spawn(keeper.run())
@@ -113,13 +138,37 @@ class Project:
             self.keeper(api)
 
     async def _discover(self) -> None:
-        found = await self._endpoint.describe(self.grant.credentials)
-        usable = (api for api in Api if api in (found or ()))
-        self._wanted = tuple(
-            a for a in usable if a is not Api.ENRICHMENT or self.grant.integration_id is not None
-        )
+        """Learn what the credentials are for, and keep that fresh; nothing where it can't be learnt."""
+        found = await self._described() or frozenset()
+        usable = found if self.grant.integration_id is not None else found - {Api.ENRICHMENT}
+        self._wanted = tuple(api for api in Api if api in usable)
         self._keep(self._wanted)
         self._discovering = False
+        self._emit("apis_discovered", apis=[api.value for api in self._wanted])
+
+    async def _described(self) -> frozenset[Api] | None:
+        """The endpoint's answer, None where it has none; asked for until there is one."""
+        rng = random.Random()  # noqa: S311 - jitter, not a secret
+        failures = 0
+        while True:
+            try:
+                return await self._endpoint.describe(self.grant.credentials)
+            except TokenFetchError as error:
+                failures += 1
+                self._discovery_error = error
+                delay_s = retry_delay_s(error, failures, 0.0, rng)
+                self._emit(
+                    "api_discovery_failed",
+                    error=str(error),
+                    cause=error.cause,
+                    failures_in_a_row=failures,
+                    next_try_in_s=round(delay_s, 1),
+                )
+            await self._clock.sleep(delay_s)
+
+    def _emit(self, event: str, **values: object) -> None:
+        if self._on_event is not None:
+            self._on_event(event, {"project": self.name, **values})
 
     def _token_request(self, api: Api) -> TokenRequest:
         grant = self.grant

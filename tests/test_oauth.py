@@ -654,7 +654,7 @@ async def test_the_credentials_scopes_are_read_leniently(
     assert json.loads(calls[0].kwargs["data"]) == {"client_id": "an-id-5f1c", "client_secret": SECRET}
 
 
-@pytest.mark.parametrize("status", [302, 401, 404, 500])
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
 async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status, repeat=True)
     async with endpoint_at(AUTH_URL) as endpoint:
@@ -662,10 +662,17 @@ async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_a
         assert f"answered {status}" in str(await failure(endpoint.me(CREDENTIALS)))
 
 
-async def test_scopes_of_an_unreachable_endpoint_are_none(answers: fake_answers) -> None:
+@pytest.mark.parametrize("status", [302, 429, 500, 503])
+async def test_scopes_that_another_try_may_bring_are_an_error(answers: fake_answers, status: int) -> None:
+    answers.post(ME_URL, status=status)
+    async with endpoint_at(AUTH_URL) as endpoint:
+        assert not (await failure(endpoint.describe(CREDENTIALS))).permanent
+
+
+async def test_scopes_of_an_unreachable_endpoint_are_an_error(answers: fake_answers) -> None:
     answers.post(ME_URL, exception=TimeoutError())
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert await endpoint.describe(CREDENTIALS) is None
+        assert (await failure(endpoint.describe(CREDENTIALS))).cause == "timeout"
 
 
 def test_no_repr_holds_the_secret_or_the_client_id() -> None:
