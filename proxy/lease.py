@@ -232,11 +232,13 @@ class LeaseKeeper:
         Raises `TokenUnavailable` when none came, or sooner when none can come within that time: the
         credentials are refused, or the next try is later. A cancelled waiter cancels nothing.
         """
+        if (lease := self.current()) is not None:
+            return lease
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while (lease := self.current()) is None and self._may_come_within(deadline - loop.time()):
+                while self.current() is None and self._may_come_within(deadline - loop.time()):
                     await self._attempt_done.wait()
         lease = self.current()
         if lease is None:

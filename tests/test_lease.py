@@ -227,6 +227,11 @@ def test_transient_backoff_grows_from_one_second_to_a_minute() -> None:
     assert ceilings == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], rel=0.02)
 
 
+def test_a_retry_comes_before_half_of_what_is_left_of_a_usable_lease() -> None:
+    delays = [retry_delay_s(TRANSIENT, 10, 10.0, random.Random(seed)) for seed in range(200)]
+    assert 4.5 < max(delays) <= 5.0
+
+
 def test_permanent_backoff_grows_from_one_minute_to_five() -> None:
     delays = [retry_delay_s(PERMANENT, n, 0, random.Random(3)) for n in range(1, 6)]
     assert delays[0] == 60
