@@ -29,11 +29,11 @@ def write_answer(
     fields: Fields = (),
 ) -> bool:
     """Answer with our own content; gives back whether the connection can be kept."""
-    keep = request.head.keep_alive and request.body.is_eof() and request.error is None
-    lines = [
-        b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"")),
-        b"Content-Type: " + content_type,
-        b"Content-Length: %d" % len(content),
+    keep = request.head.keep_alive and request.body.complete and request.error is None
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
+    if status != 204:  # RFC 9110, section 8.6
+        lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
+    lines += [
         b"Cache-Control: no-store",
         b"X-Content-Type-Options: nosniff",
         *(name + b": " + value for name, value in fields),

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from proxy.contentsquare import Api, changes_data
 from proxy.errors import (
+    ConnectionLost,
     Forbidden,
     ProxyError,
     RequestTimeout,
@@ -53,6 +54,7 @@ _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
     b"x-api-key",
 }
 _NOT_TO_CALLER = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
+_NOT_WITHOUT_TRAILERS = _NOT_TO_CALLER | {b"trailer"}
 _FRAMING_FIELD = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
 _BODYLESS = (204, 304)
@@ -152,7 +154,7 @@ class Forwarder:
             )
             await attempt.run(_request_head(request.head, target, lease))
         except UpstreamError as exc:
-            raise _as_answer(exc, lease, request) from None
+            raise _as_answer(exc, lease) from None
         return attempt
 
 
@@ -189,7 +191,7 @@ class Attempt:
         self._close_after = close_after
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
-        self._refused = False
+        self._refused: Outcome | None = None
         self._out: list[bytes] = []
         self._starting: list[bytes] | None = None
         self._done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -209,14 +211,15 @@ class Attempt:
             self._starting = [head]
             body.attach(self)
             first, self._starting = b"".join(self._starting), None
-            self._connection.start(
-                self, first, is_head_request=request.head.method == b"HEAD", request_done=body.complete
-            )
+            if not self._done.done():
+                self._connection.start(
+                    self, first, is_head_request=request.head.method == b"HEAD", request_done=body.complete
+                )
         request.connection.peer = self._connection
         try:
             self.outcome = await self._done
         except asyncio.CancelledError:
-            self._connection.close()
+            self._connection.abandon(self)
             raise
         finally:
             request.connection.peer = None
@@ -240,7 +243,8 @@ class Attempt:
     def on_request_end(self, trailers: list[Field]) -> None:
         """The caller's content is complete."""
         if self._upstream_chunked:
-            end = last_chunk([field for field in trailers if field.name not in _NOT_TO_UPSTREAM])
+            drop = _NOT_TO_UPSTREAM | _nominated(self._request.head.connection)
+            end = last_chunk([field for field in trailers if field.name not in drop])
             if self._starting is not None:
                 self._starting.append(end)
             else:
@@ -250,7 +254,7 @@ class Attempt:
 
     def on_request_broken(self, error: ProxyError) -> None:
         """The caller's framing is malformed: the cloud must not take the request for whole."""
-        self._connection.close()
+        self._connection.abandon(self)
         if self._request.head_sent:
             self._abort_caller()
         elif not self._done.done():
@@ -261,13 +265,18 @@ class Attempt:
     def on_informational(self, head: ResponseHead) -> None:
         """Pass an interim answer on (RFC 9110, section 15.2)."""
         if self._request.head.minor == 1:
-            lines = [field.line for field in head.fields if field.name not in _NOT_TO_CALLER]
-            self._write(b"\r\n".join((b"HTTP/1.1 " + head.status_line, *lines, b"\r\n")))
+            drop = _NOT_TO_CALLER | _nominated(head.connection)
+            lines = [field.line for field in head.fields if field.name not in drop]
+            self._write(b"\r\n".join((_status_line(head), *lines, b"\r\n")))
 
     def on_head(self, head: ResponseHead) -> None:
         """The final answer's head: hold it until its first bytes are here."""
         if head.status == 401:
-            self._refused = True
+            self._refused = Outcome.REFUSED
+            return
+        if head.status == 408 and self._may_be_stale and not head.keep_alive:
+            # Sent to an idle connection, most likely (RFC 9110, section 15.5.9).
+            self._refused = Outcome.STALE
             return
         request = self._request
         bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
@@ -295,7 +304,7 @@ class Attempt:
         if self._refused:
             # What is left of a refused answer isn't worth waiting for.
             self._connection.close()
-            self._settle(Outcome.REFUSED)
+            self._settle(self._refused)
         elif self._out:
             out, self._out = self._out, []
             self._request.head_sent = True
@@ -305,7 +314,7 @@ class Attempt:
         """The answer is complete."""
         self._request.connection.peer = None
         if self._refused:
-            self._settle(Outcome.REFUSED)
+            self._settle(self._refused)
             return
         if self._caller_chunked:
             wanted = trailers if self._request.head.wants_trailers else []
@@ -317,10 +326,21 @@ class Attempt:
         """The answer will never be complete: what went to the caller must not look whole."""
         if self._request.head_sent:
             self._abort_caller()
-        elif self._may_be_stale and not self._connection.answered and self._request.body.replayable:
+        elif (
+            self._may_be_stale
+            and not self._connection.answered
+            and isinstance(error, ConnectionLost)
+            and self._request.body.replayable
+        ):
             self._settle(Outcome.STALE)
         elif not self._done.done():
-            self._done.set_exception(error)
+            self._done.set_exception(self._whose_silence(error))
+
+    def _whose_silence(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
+        body = self._request.body
+        if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
+            return RequestTimeout("The request's content did not come in time; send it again.")
+        return error
 
     def on_writable(self, *, writable: bool) -> None:
         """The cloud takes the content more slowly than the caller sends it, or has caught up."""
@@ -350,6 +370,8 @@ def _request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
         drop = drop | {b"expect"}
     lines = [b"%b %b HTTP/1.1" % (head.method, target), b"Host: " + lease.origin.authority.encode()]
     lines += [field.line for field in head.fields if field.name not in drop]
+    if head.method == b"OPTIONS" and head.steering:
+        lines = [_one_hop_less(line) for line in lines]
     if head.chunked:
         lines.append(b"Transfer-Encoding: chunked")
     if head.wants_trailers:
@@ -360,12 +382,28 @@ def _request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     return b"\r\n".join(lines)
 
 
+def _one_hop_less(line: bytes) -> bytes:
+    """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); at 0 the request doesn't come here."""
+    name, _, value = line.partition(b":")
+    hops = value.strip(b" \t")
+    if name.lower() != b"max-forwards" or not (hops.isdigit() and int(hops)):
+        return line
+    return b"%b: %d" % (name, int(hops) - 1)
+
+
+def _status_line(head: ResponseHead) -> bytes:
+    # RFC 9112, section 4: the space stays where the reason is missing
+    return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
+
+
 def _response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool) -> bytes:
     """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing."""
-    drop = _NOT_TO_CALLER | _nominated(head.connection) if head.connection else _NOT_TO_CALLER
+    drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
+    if head.connection:
+        drop = drop | _nominated(head.connection)
     if head.status == 204:
         drop = drop | _FRAMING_FIELD
-    lines = [b"HTTP/1.1 " + head.status_line]
+    lines = [_status_line(head)]
     lines += [field.line for field in head.fields if field.name not in drop]
     if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1):
         lines.append(b"Transfer-Encoding: chunked")
@@ -377,12 +415,10 @@ def _response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chun
     return b"\r\n".join(lines)
 
 
-def _as_answer(error: UpstreamError, lease: Lease, request: Request) -> ProxyError:
+def _as_answer(error: UpstreamError, lease: Lease) -> ProxyError:
     """What the caller is told of a failure before an answer."""
     host = lease.origin.authority
     if isinstance(error, UpstreamSilent):
-        if not request.body.complete:
-            return RequestTimeout("The request's content did not come in time; send it again.")
         return UpstreamTimeout(
             f"Contentsquare ({host}) did not answer: {error}. Try again, ask for less,"
             " or raise contentsquare.idle_timeout.",

@@ -27,7 +27,10 @@ class Guard:
         self._hosts = frozenset(name.lower().encode() for name in (*names, *allowed_hosts))
 
     def check(self, head: RequestHead) -> bytes:
-        """The origin-form of the target. Raises MethodRefused, HostRefused, OriginRefused or BadTarget."""
+        """The origin-form of the target, or ``*`` where the request is for this proxy itself.
+
+        Raises MethodRefused, HostRefused, OriginRefused or BadTarget.
+        """
         if head.method in (b"TRACE", b"CONNECT"):
             raise MethodRefused(
                 f"{head.method.decode()} is not forwarded.",
@@ -38,6 +41,8 @@ class Guard:
                 raise self._host_refused()
         if head.steering:
             self._check_site(head)
+            if head.method == b"OPTIONS" and _is_last_hop(head):
+                return b"*"
         if head.target.startswith(b"/"):
             return head.target
         return self._origin_form(head)
@@ -67,6 +72,8 @@ class Guard:
                 "The request target names another host; this proxy forwards to Contentsquare only."
             )
         target = rest[len(authority) :]
+        if not target and head.method == b"OPTIONS":  # RFC 9112, section 3.2.4
+            return b"*"
         return target if target.startswith(b"/") else b"/" + target
 
     @staticmethod
@@ -75,3 +82,11 @@ class Guard:
             "This Host is not accepted: call the proxy by 127.0.0.1 or localhost with its port,"
             " or add the name that you use to server.allowed_hosts."
         )
+
+
+def _is_last_hop(head: RequestHead) -> bool:
+    """RFC 9110, section 7.6.2: at 0 the request is for who has it."""
+    return any(
+        field.name == b"max-forwards" and field.value.isdigit() and not int(field.value[:9])
+        for field in head.steering
+    )

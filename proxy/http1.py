@@ -34,6 +34,8 @@ _REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
+_BARE_BREAK = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_STATUS_LINE_START = b"HTTP/1."
 _CONTROLS = bytes(set(range(0x20)) - {0x09, 0x0A, 0x0D}) + b"\x7f"
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te"))
@@ -120,7 +122,8 @@ class _Names:
 
     def learn(self, name: bytes) -> bytes:
         if not _TOKEN.match(name):
-            raise _Syntax("a field name that is not a token")
+            folded = name[:1] in (b" ", b"\t")  # RFC 9112, section 5.2
+            raise _Syntax("a folded field line" if folded else "a field name that is not a token")
         lower = name.lower()
         if len(self.lower) < self.limit and len(name) <= 64:
             self.lower[bytes(name)] = lower
@@ -150,7 +153,8 @@ def _parse_fields(lines: list[bytes], start: int) -> tuple[list[Field], list[Fie
         line = lines[index]
         name, colon, value = line.partition(b":")
         if not colon:
-            raise _Syntax("a field line without a colon")
+            folded = line[:1] in (b" ", b"\t")
+            raise _Syntax("a folded field line" if folded else "a field line without a colon")
         lower = known.get(name)
         if lower is None:
             lower = _NAMES.learn(name)
@@ -159,6 +163,51 @@ def _parse_fields(lines: list[bytes], start: int) -> tuple[list[Field], list[Fie
         if lower in _NOTABLE:
             notable.append(field)
     return fields, notable
+
+
+def _check_line_breaks(part: bytes, start: int) -> None:
+    if _BARE_BREAK.search(part, max(0, start - 1)):
+        raise _Syntax("a bare CR or LF in the head")
+
+
+def _check_prefix(is_possible: bool, line: str) -> None:
+    if not is_possible:
+        raise _Syntax(f"a malformed {line}")
+
+
+def check_request_start(part: bytes, start: int) -> None:
+    """Refuse a part of a request head that can't become one; ``start`` bytes of it were seen before.
+
+    Who speaks TLS, HTTP/0.9 or ends lines with a bare LF gets an answer now, not a time-out.
+    Raises what `parse_request_head` raises.
+    """
+    end = part.find(b"\r\n")
+    try:
+        _check_line_breaks(part, start)
+        if end >= 0 and start <= end + 1:
+            _parse_request_line(part[:end])
+        elif not start:
+            _check_prefix(_TOKEN.match(part[:1]) is not None, "request line")
+    except _Syntax as exc:
+        raise _bad_request(exc) from None
+    if (end if end >= 0 else len(part)) > MAX_LINE_BYTES:
+        raise TargetTooLong(f"The request line is longer than {MAX_LINE_BYTES} bytes.")
+    if len(part) > MAX_HEAD_BYTES:
+        raise FieldsTooLarge(f"The request head is longer than {MAX_HEAD_BYTES} bytes.")
+
+
+def check_response_start(part: bytes, start: int) -> None:
+    """Refuse a part of a response head that can't become one; ``start`` bytes of it were seen before.
+
+    Raises ProtocolViolation.
+    """
+    try:
+        _check_line_breaks(part, start)
+        _check_prefix(part[: len(_STATUS_LINE_START)] == _STATUS_LINE_START[: len(part)], "status line")
+    except _Syntax as exc:
+        raise ProtocolViolation(f"the answer holds {exc}") from None
+    if len(part) > MAX_HEAD_BYTES:
+        raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
 
 
 def _options(value: bytes) -> set[bytes]:
@@ -182,20 +231,32 @@ def parse_request_head(head: bytes) -> RequestHead:
     try:
         return _request_head(head)
     except _Syntax as exc:
-        raise BadRequest(f"The request holds {exc}; it was not forwarded.") from None
+        raise _bad_request(exc) from None
+
+
+def _bad_request(why: _Syntax) -> BadRequest:
+    return BadRequest(f"The request holds {why}; it was not forwarded.")
+
+
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target, and the minor version."""
+    match = _REQUEST_LINE.match(line)
+    if match is None:
+        raise _Syntax("a malformed request line")
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    if len(target) > MAX_LINE_BYTES:
+        raise TargetTooLong(f"The request target is longer than {MAX_LINE_BYTES} bytes.")
+    return method, target, minor
 
 
 def _request_head(head: bytes) -> RequestHead:
     lines = _split_lines(head)
-    match = _REQUEST_LINE.match(lines[0])
-    if match is None:
-        raise _Syntax("a malformed request line")
     parsed = RequestHead()
-    parsed.method, parsed.target, major, minor = match.groups()
-    if major != b"1" or minor not in (b"0", b"1"):
-        raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-    if len(parsed.target) > MAX_LINE_BYTES:
-        raise TargetTooLong(f"The request target is longer than {MAX_LINE_BYTES} bytes.")
+    parsed.method, parsed.target, minor = _parse_request_line(lines[0])
+    if len(head) > MAX_HEAD_BYTES:
+        raise FieldsTooLarge(f"The request head is longer than {MAX_HEAD_BYTES} bytes.")
     if len(lines) > MAX_FIELDS:
         raise FieldsTooLarge(f"The request has more than {MAX_FIELDS} fields.")
     if len(head) > MAX_LINE_BYTES and max(map(len, lines[1:]), default=0) > MAX_LINE_BYTES:
@@ -297,7 +358,16 @@ class ChunkedDecoder:
     ``rest`` the bytes after the end of the message.
     """
 
-    __slots__ = ("_left", "_pending", "_state", "_trailer_lines", "done", "rest", "trailers")
+    __slots__ = (
+        "_left",
+        "_pending",
+        "_state",
+        "_trailer_bytes",
+        "_trailer_lines",
+        "done",
+        "rest",
+        "trailers",
+    )
 
     _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
@@ -306,6 +376,7 @@ class ChunkedDecoder:
         self._left = 0
         self._pending = b""
         self._trailer_lines: list[bytes] = []
+        self._trailer_bytes = 0
         self.trailers: list[Field] = []
         self.done = False
         self.rest = b""
@@ -338,6 +409,8 @@ class ChunkedDecoder:
             else:
                 end = data.find(b"\r\n", pos)
                 if end < 0:
+                    if _BARE_BREAK.search(data, pos):
+                        raise ProtocolViolation("a bare CR or LF in the chunked framing")
                     break
                 self._line(data[pos:end])
                 pos = end + 2
@@ -358,7 +431,8 @@ class ChunkedDecoder:
             self._state = self._DATA if self._left else self._TRAILER
         elif line:
             self._trailer_lines.append(line)
-            if sum(map(len, self._trailer_lines)) > MAX_TRAILER_BYTES:
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > MAX_TRAILER_BYTES or len(self._trailer_lines) > MAX_FIELDS:
                 raise ProtocolViolation("the trailer section is too large")
         else:
             self._finish()

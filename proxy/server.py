@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import sys
@@ -20,183 +21,25 @@ from typing import Any, Protocol, cast
 
 from aiohttp import web
 
-from proxy.errors import BadRequest, FieldsTooLarge, ProtocolViolation, ProxyError, TargetTooLong
-from proxy.http1 import MAX_HEAD_BYTES, MAX_LINE_BYTES, ChunkedDecoder, Field, RequestHead, parse_request_head
+from proxy.body import RequestBody
+from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
+from proxy.http1 import ChunkedDecoder, RequestHead, check_request_start, parse_request_head
+from proxy.peer import has_left
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-BUFFER_BYTES = 64 * 1024
-"""Of a request body (or of pipelined requests) that nobody takes yet, before reading pauses."""
 MAX_PIPELINED = 8
 KEEP_ALIVE_S = 75.0
+HEAD_TIMEOUT_S = 10.0
+"""From the first byte of a request head to its last."""
 HALF_CLOSE_GRACE_S = 0.8
-"""A caller that sent FIN either left or waits for its answer; TCP can't tell. After this it has left."""
+"""A caller that sent FIN left, or waits. Where `has_left` can't tell, it has left after this."""
+LOOK_S = 0.2
+"""How often it is looked whether a caller that can't be heard (after FIN, or paused) is still there."""
+WRITE_STALL_S = 300.0
+"""How long a caller may take for what is left of an answer before the next one is begun."""
 LINGER_S = 5.0
 """How long the rest of an upload is read and dropped after an early answer, so that the answer arrives."""
-
-
-class BodySink(Protocol):
-    """Takes a request body as it arrives."""
-
-    def on_request_body(self, data: bytes) -> None:
-        """The next bytes of the content."""
-
-    def on_request_end(self, trailers: list[Field]) -> None:
-        """The content is complete."""
-
-    def on_request_broken(self, error: ProxyError) -> None:
-        """The body's framing is malformed; nothing more will come."""
-
-
-class RequestBody:
-    """One request's content: buffered until a sink takes it, then handed on as it arrives.
-
-    The first ``replay_bytes`` are kept so that the request can be sent again: see `rewind`.
-    """
-
-    __slots__ = (
-        "_buffered",
-        "_connection",
-        "_held",
-        "_kept",
-        "_kept_bytes",
-        "_sink",
-        "_waiter",
-        "broken",
-        "complete",
-        "received",
-        "replay_bytes",
-        "trailers",
-    )
-
-    def __init__(self, connection: CallerConnection) -> None:
-        self._connection = connection
-        self._sink: BodySink | None = None
-        self._buffered: list[bytes] = []
-        self._held = 0
-        self._kept: list[bytes] | None = []
-        self._kept_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self.replay_bytes = BUFFER_BYTES
-        self.complete = False
-        self.broken: ProxyError | None = None
-        self.received = 0
-        self.trailers: list[Field] = []
-
-    @property
-    def replayable(self) -> bool:
-        """Whether all content so far is still held, so that it can be sent from its start."""
-        return self._kept is not None
-
-    def attach(self, sink: BodySink) -> None:
-        """Hand what is buffered, and all that follows, to ``sink``."""
-        self._sink = sink
-        buffered, self._buffered, self._held = self._buffered, [], 0
-        for data in buffered:
-            sink.on_request_body(data)
-        if self.broken is not None:
-            sink.on_request_broken(self.broken)
-        elif self.complete:
-            sink.on_request_end(self.trailers)
-        else:
-            self.resume()
-
-    def detach(self) -> None:
-        """Stop handing content on; what still comes is buffered again."""
-        self._sink = None
-
-    def rewind(self) -> None:
-        """Make the next sink get the content from its start; only where `replayable`."""
-        if self._kept is None:
-            raise RuntimeError("the content is no longer held")
-        self._sink = None
-        self._buffered = list(self._kept)
-        self._held = self._kept_bytes
-
-    def pause(self) -> None:
-        """Stop reading from the caller: whoever takes the body is slower."""
-        self._connection.pause_body()
-
-    def resume(self) -> None:
-        """Read on."""
-        self._connection.resume_body()
-
-    def feed(self, data: bytes) -> None:
-        """Bytes of content, from the parser."""
-        self.received += len(data)
-        if self._kept is not None:
-            self._kept_bytes += len(data)
-            if self._kept_bytes <= self.replay_bytes:
-                self._kept.append(data)
-            else:
-                self._kept = None
-        if self._sink is not None:
-            self._sink.on_request_body(data)
-            return
-        self._buffered.append(data)
-        self._held += len(data)
-        if self._held >= BUFFER_BYTES:
-            self.pause()
-        self._wake()
-
-    def finish(self, trailers: list[Field]) -> None:
-        """The end of the content, from the parser."""
-        self.complete = True
-        self.trailers = trailers
-        if self._sink is not None:
-            self._sink.on_request_end(trailers)
-        self._wake()
-
-    def fail(self, error: ProxyError) -> None:
-        """The framing is malformed."""
-        self.broken = error
-        if self._sink is not None:
-            self._sink.on_request_broken(error)
-        self._wake()
-
-    async def read(self, limit: int) -> bytes:
-        """The whole content, for the proxy's own resources. Raises BadRequest over ``limit`` bytes."""
-        data = b""
-        while True:
-            taken, self._buffered, self._held = self._buffered, [], 0
-            data += b"".join(taken)
-            if len(data) > limit:
-                raise BadRequest(f"The content is longer than {limit} bytes.")
-            if self.broken is not None:
-                raise self.broken
-            if self.complete:
-                return data
-            await self._more()
-
-    async def _more(self) -> None:
-        self.resume()
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # What RequestHandler.start() asks of a payload: it drops what the handler left unread.
-
-    def is_eof(self) -> bool:
-        """Whether nothing more will come."""
-        return self.complete or self.broken is not None
-
-    async def readany(self) -> bytes:
-        """Wait for more content and drop it."""
-        self.detach()
-        self._kept = None
-        self._buffered, self._held = [], 0
-        if not self.is_eof():
-            await self._more()
-            self._buffered, self._held = [], 0
-        return b""
-
-    def set_exception(self, exc: BaseException) -> None:  # noqa: ARG002 - the seam's signature
-        """The handler is done: hold nothing any longer."""
-        self._sink = None
-        self._kept = None
-        self._buffered = []
 
 
 class Request:
@@ -270,17 +113,21 @@ class _Parser:
         "_closed",
         "_connection",
         "_decoder",
+        "_head_timer",
         "_in_flight",
-        "_scanned",
+        "_is_late",
+        "_seen",
     )
 
     def __init__(self, connection: CallerConnection) -> None:
         self._connection = connection
         self._buffer = b""
-        self._scanned = 0
+        self._seen = 0
         self._body: RequestBody | None = None
         self._body_left = 0
         self._decoder: ChunkedDecoder | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._is_late = False
         self._in_flight = 0
         self._closed = False
 
@@ -289,10 +136,15 @@ class _Parser:
         """Whether the end of a request is still to come."""
         return self._body is not None
 
+    @property
+    def in_head(self) -> bool:
+        """Whether a part of a request head has come."""
+        return self._head_timer is not None
+
     def feed_data(self, data: bytes) -> tuple[list[tuple[Request, RequestBody]], bool, bytes]:
         """Requests whose heads are complete now; bodies go to their `RequestBody`."""
         messages: list[tuple[Request, RequestBody]] = []
-        if self._closed:
+        if not self._is_listening():
             return messages, False, b""
         if type(data) is not bytes:
             data = bytes(data)
@@ -302,41 +154,77 @@ class _Parser:
             data = self._buffer + data
         self._buffer = b""
         while data and self._may_begin():
-            end = data.find(b"\r\n\r\n", self._scanned)
+            if data[0] == 0x0D and (blank := _EMPTY_LINES.match(data)):  # RFC 9112, section 2.2
+                data, self._seen = data[blank.end() :], 0
+                continue
+            end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
             if end < 0:
-                self._scanned = max(0, len(data) - 3)
-                self._check_unfinished(data, messages)
+                self._begin_late(data, messages)
                 break
-            self._scanned = 0
+            self._seen = 0
             head, data = data[:end], data[end + 4 :]
             self._begin(head, messages)
             if self.in_body:
                 data = self._feed_body(data)
-        self._buffer = b"" if self._closed else data
+        self._buffer = data if self._is_listening() else b""
         return messages, False, b""
+
+    def _is_listening(self) -> bool:
+        return not self._closed
 
     def _may_begin(self) -> bool:
         return self._body is None and not self._closed and self._in_flight < MAX_PIPELINED
 
     def _begin(self, head: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
-        while head.startswith(b"\r\n"):  # RFC 9112, section 2.2
-            head = head[2:]
-        if not head:
-            return
+        if self._head_timer is not None:
+            self.stop_timer()
         try:
             parsed = parse_request_head(head)
         except ProxyError as exc:
             self._refuse(exc, messages)
             return
         body = RequestBody(self._connection)
-        self._in_flight += 1
-        messages.append((Request(parsed, body, self._connection), body))
+        self._add(Request(parsed, body, self._connection), messages)
         if parsed.chunked:
             self._body, self._decoder = body, ChunkedDecoder()
         elif parsed.content_length:
             self._body, self._body_left = body, parsed.content_length
         else:
             body.complete = True
+
+    def _add(self, request: Request, messages: list[tuple[Request, RequestBody]]) -> None:
+        self._in_flight += 1
+        self._connection.unanswered += 1
+        messages.append((request, request.body))
+
+    def _begin_late(self, part: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
+        """Only a part of a head is here: it must be a possible one, and the rest must come in time."""
+        if self._is_late:
+            self._refuse(RequestTimeout("The request head did not come in time; send it again."), messages)
+            return
+        try:
+            if part != b"\r":
+                check_request_start(part, self._seen)
+        except ProxyError as exc:
+            self._refuse(exc, messages)
+            return
+        self._seen = len(part)
+        if self._head_timer is None:
+            self._head_timer = self._connection.loop.call_later(HEAD_TIMEOUT_S, self._on_late)
+
+    def _on_late(self) -> None:
+        self._head_timer = None
+        if self._connection.is_reading_held:  # the caller can't be blamed
+            self._head_timer = self._connection.loop.call_later(HEAD_TIMEOUT_S, self._on_late)
+            return
+        self._is_late = True
+        self._connection.data_received(b"")
+
+    def stop_timer(self) -> None:
+        """The head is complete, or will never be."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _feed_body(self, data: bytes) -> bytes:
         """Give ``data`` to the current body; what is beyond its end comes back."""
@@ -372,15 +260,10 @@ class _Parser:
             body.finish([])
         return rest
 
-    def _check_unfinished(self, data: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
-        if len(data) > MAX_LINE_BYTES and b"\r\n" not in data:
-            self._refuse(TargetTooLong(f"The request line is longer than {MAX_LINE_BYTES} bytes."), messages)
-        elif len(data) > MAX_HEAD_BYTES:
-            self._refuse(FieldsTooLarge(f"The request head is longer than {MAX_HEAD_BYTES} bytes."), messages)
-
     def _refuse(self, error: ProxyError, messages: list[tuple[Request, RequestBody]]) -> None:
         """Queue an answer to what can't be understood; nothing after it is read."""
         self._closed = True
+        self.stop_timer()
         head = RequestHead()
         head.method, head.target, head.minor = b"", b"", 1
         head.fields, head.hosts, head.steering, head.connection = [], [], [], frozenset()
@@ -389,7 +272,7 @@ class _Parser:
         body = RequestBody(self._connection)
         request = Request(head, body, self._connection)
         request.error = error
-        messages.append((request, body))
+        self._add(request, messages)
 
     # The rest of what BaseProtocol and RequestHandler ask of a parser.
 
@@ -404,7 +287,7 @@ class _Parser:
 class CallerConnection(web.RequestHandler):
     """One caller's connection. ``peer`` gets told when the caller's side can't take more, or can again."""
 
-    __slots__ = ("answered", "is_half_closed", "listener", "peer")
+    __slots__ = ("_holds", "_look_timer", "answered", "is_half_closed", "listener", "peer", "unanswered")
 
     def __init__(self, manager: CallerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -422,20 +305,37 @@ class CallerConnection(web.RequestHandler):
         self.listener: Any = manager.listener
         """What the listener that this connection came through stands for."""
         self.answered = 0
+        self.unanswered = 0
+        """Requests whose heads have come and whose answers aren't written yet."""
         self.is_half_closed = False
+        self._holds = 0
+        self._look_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives on."""
+        return self._loop
 
     def pause_body(self) -> None:
-        """Stop reading: a request body is taken more slowly than it comes."""
-        if not self._reading_paused:
+        """Stop reading: a request's content is taken more slowly than it comes."""
+        self._holds += 1
+        if self._holds == 1:
             self._reading_paused = True
             self._pause_transport_reading()
+            self._look_later()
 
     def resume_body(self) -> None:
-        """Read on, unless pipelined requests hold reading."""
-        if self._reading_paused:
+        """Read on, unless another request's content or the queue of requests holds reading."""
+        self._holds -= 1
+        if not self._holds:
             self._reading_paused = False
             if not self._buffer_paused:
                 self._resume_transport_reading()
+
+    @property
+    def is_reading_held(self) -> bool:
+        """Whether we don't read what the caller sends."""
+        return self._reading_paused or self._buffer_paused
 
     def pause_writing(self) -> None:
         """The caller reads more slowly than the answer comes."""
@@ -456,13 +356,53 @@ class CallerConnection(web.RequestHandler):
             return None
         self.is_half_closed = True
         self._loop.call_later(HALF_CLOSE_GRACE_S, self._presume_gone, self.answered)
+        self._loop.call_later(LOOK_S / 10, self._look)
         return True
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        parser = cast(_Parser | None, self._parser)
+        if parser is not None:
+            parser.stop_timer()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        super().connection_lost(exc)
+
+    def _look_later(self) -> None:
+        if self._look_timer is None:
+            self._look_timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """A caller that isn't read from isn't heard leaving: look, and end its requests if it has."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
+        if self.is_answering and (self.is_half_closed or self.is_reading_held):
+            if self._has_left():
+                self.abort()
+            else:
+                self._look_later()
+
+    def _has_left(self) -> bool | None:
+        transport = self.transport
+        sock = None if transport is None else transport.get_extra_info("socket")
+        if transport is None or sock is None or sock.fileno() < 0:
+            return None
+        return has_left(
+            sock.fileno(), transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        )
+
     def _presume_gone(self, answered: int) -> None:
-        """Give up on a half-closed caller that was sent nothing since: a write would show whether it's there."""
+        """Give up on a half-closed caller that was sent nothing since: a write shows whether it's there."""
         request = cast(Request | None, self._current_request)
-        if self.answered == answered and request is not None and not request.head_sent:
+        unchanged = self.answered == answered and request is not None and not request.head_sent
+        if unchanged and self._has_left() is None:
             self.abort()
+
+    def _process_keepalive(self) -> None:
+        parser = cast(_Parser | None, self._parser)
+        if parser is not None and parser.in_head:  # no longer idle: HEAD_TIMEOUT_S bounds it
+            self._next_keepalive_close_time = self._loop.time() + HEAD_TIMEOUT_S
+        super()._process_keepalive()
 
     def abort(self) -> None:
         """Reset the connection: what was sent so far must not look whole, not even to who reads until EOF."""
@@ -478,12 +418,15 @@ class CallerConnection(web.RequestHandler):
     @property
     def is_answering(self) -> bool:
         """Whether a request is being handled, or waits to be."""
-        return self._request_in_progress or self.has_more
+        return self.unanswered > 0
 
-    @property
-    def has_more(self) -> bool:
-        """Whether another request waits for its turn."""
-        return bool(self._messages)
+    async def drained(self) -> None:
+        """Wait until the caller has taken most of what was written, ``WRITE_STALL_S`` at most."""
+        try:
+            async with asyncio.timeout(WRITE_STALL_S):
+                await self._drain_helper()
+        except TimeoutError:
+            self.abort()
 
 
 class WritingPeer(Protocol):
@@ -512,9 +455,15 @@ class CallerServer(web.Server):
         return CallerConnection(self, loop=self._loop)
 
     async def _handle(self, request: Request) -> _Answered:
-        keep = await self._answer(request)
-        request.connection.answered += 1
-        if request.connection.is_half_closed and not request.connection.has_more:
+        connection = request.connection
+        try:
+            keep = await self._answer(request)
+            if connection.writing_paused:
+                await connection.drained()
+        finally:
+            connection.answered += 1
+            connection.unanswered -= 1
+        if connection.is_half_closed and not connection.is_answering:
             keep = False
         if keep:
             return KEEP

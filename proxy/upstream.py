@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 import sys
@@ -37,7 +38,14 @@ from proxy.errors import (
     UpstreamError,
     UpstreamSilent,
 )
-from proxy.http1 import MAX_HEAD_BYTES, ChunkedDecoder, Field, ResponseHead, parse_response_head
+from proxy.http1 import (
+    MAX_HEAD_BYTES,
+    ChunkedDecoder,
+    Field,
+    ResponseHead,
+    check_response_start,
+    parse_response_head,
+)
 from proxy.origin import Origin
 
 KEEP_ALIVE_S = 50.0
@@ -45,6 +53,7 @@ KEEP_ALIVE_S = 50.0
 SURE_REUSE_S = 5.0
 """A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
 MAX_INFORMATIONAL = 32
+_READ_BYTES = 64 * 1024
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
 
@@ -84,6 +93,7 @@ class Connection(asyncio.Protocol):
         "_decoder",
         "_informational",
         "_is_head_request",
+        "_is_writing_held",
         "_keep_alive",
         "_left",
         "_loop",
@@ -112,6 +122,7 @@ class Connection(asyncio.Protocol):
         self._request_done = True
         self._informational = 0
         self._paused = False
+        self._is_writing_held = False
         self.answered = False
         """Whether a byte of an answer to the current request has arrived."""
         self.exchanges = 0
@@ -138,7 +149,10 @@ class Connection(asyncio.Protocol):
         self.exchanges += 1
         self._pool.mark_busy(self)
         self._request_done = request_done
-        self.write(head)
+        if self._transport is None:  # closed since it was made, and nobody was told
+            self._fail(ConnectionLost("the connection was closed at once"))
+        else:
+            self.write(head)
 
     def write(self, data: bytes) -> None:
         """Send request bytes."""
@@ -162,6 +176,11 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self.last_activity = self._loop.time()
             self._transport.resume_reading()
+
+    def abandon(self, sink: ResponseSink) -> None:
+        """Close at once if it carries the exchange of ``sink``, without a word to it."""
+        if self._sink is sink:
+            self.close()
 
     def close(self) -> None:
         """Close at once and forget the exchange, without a word to its sink."""
@@ -188,6 +207,9 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self.answered = True
+        self._receive(data, sink)
+
+    def _receive(self, data: bytes, sink: ResponseSink) -> None:
         try:
             ended = self._take(data, sink)
         except ProtocolViolation as exc:
@@ -203,19 +225,34 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._transport = None
+        transport, self._transport = self._transport, None
+        if self._sink is not None and exc is not None and transport is not None:
+            self._receive_rest(transport)
         if self._sink is not None:
-            if self._mode == _UNTIL_CLOSE and exc is None:
-                self._end(self._sink, [])
-            else:
-                self._fail(ConnectionLost("the connection was closed before the answer was complete"))
+            self._fail(ConnectionLost("the connection was closed before the answer was complete"))
         self._pool.forget(self)
 
+    def _receive_rest(self, transport: asyncio.Transport) -> None:
+        """Read what came before a write failed: the event loops drop it.
+
+        Who refuses an upload (413) often closes at once, and what we still send is answered by a reset.
+        """
+        sock = transport.get_extra_info("socket")
+        if sock is None or transport.get_extra_info("ssl_object") is not None:
+            return
+        with contextlib.suppress(OSError), socket.fromfd(sock.fileno(), sock.family, sock.type) as rest:
+            rest.setblocking(False)
+            while self._sink is not None and (data := rest.recv(_READ_BYTES)):
+                self.answered = True
+                self._receive(data, self._sink)
+
     def pause_writing(self) -> None:
+        self._is_writing_held = True
         if self._sink is not None:
             self._sink.on_writable(writable=False)
 
     def resume_writing(self) -> None:
+        self._is_writing_held = False
         self.last_activity = self._loop.time()
         if self._sink is not None:
             self._sink.on_writable(writable=True)
@@ -268,8 +305,9 @@ class Connection(asyncio.Protocol):
             data = self._buffer + data
         end = data.find(b"\r\n\r\n", start)
         if end < 0 or end > MAX_HEAD_BYTES:
-            if len(data) > MAX_HEAD_BYTES:
+            if end >= 0:
                 raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
+            check_response_start(data, len(self._buffer))
             self._buffer = data
             return None, b""
         self._buffer = b""
@@ -307,6 +345,7 @@ class Connection(asyncio.Protocol):
         if (
             self._keep_alive
             and self._request_done
+            and not self._is_writing_held
             and self._mode != _UNTIL_CLOSE
             and self._transport is not None
         ):
@@ -324,8 +363,8 @@ class Connection(asyncio.Protocol):
             sink.on_failure(error)
 
     def fail_if_silent(self, limit_s: float) -> None:
-        """End a busy connection on which no byte moved for ``limit_s`` seconds; a slow caller isn't silence."""
-        if not self._paused and self._loop.time() - self.last_activity > limit_s:
+        """End a busy connection on which no byte moved for ``limit_s`` seconds, whoever stands still."""
+        if self._loop.time() - self.last_activity > limit_s:
             self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
 
 
@@ -345,6 +384,8 @@ class Pool:
 
     def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
         """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
+        if not max_idle_s:
+            return None
         oldest = self.loop.time() - max_idle_s
         while self._idle:
             connection = self._idle.pop()
