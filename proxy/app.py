@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Self
-
-import structlog
 
 from proxy import admin
 from proxy.admin import Admin
@@ -25,6 +25,7 @@ from proxy.contentsquare import changes_data
 from proxy.errors import ConfigError, Forbidden, ListenError, ProxyError, Stopping
 from proxy.forward import Forwarder
 from proxy.guard import Guard
+from proxy.log import get_logger, redactor
 from proxy.oauth import Credentials, TokenEndpoint, make_session
 from proxy.project import Grant, Project
 from proxy.route import API_FIELD, PROJECT_FIELD, Route, Router
@@ -57,7 +58,7 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._log = structlog.get_logger("proxy")
+        self._log = get_logger("proxy")
         self._projects: dict[str, Project] = {}
         self._account_projects: dict[str, Project] = {}
         self._slots: dict[int | str, Slots] = {}
@@ -95,7 +96,11 @@ class App:
         dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
         self._upstreams = Upstreams(dialer, idle_timeout_s=vendor.idle_timeout)
         self._forwarder = Forwarder(self._upstreams, queue_timeout_s=vendor.queue_timeout)
-        async with make_session(context) as session, _Background() as background:
+        async with (
+            _redacted(self._settings),
+            make_session(context) as session,
+            _Background() as background,
+        ):
             self._endpoint = TokenEndpoint(
                 session,
                 vendor.auth_url,
@@ -113,11 +118,13 @@ class App:
             finally:
                 self._close()
 
-    async def settled(self, wait_s: float) -> None:
-        """Wait, ``wait_s`` seconds at most, until each wanted token was fetched or failed to be."""
+    async def settled(self, wait_s: float, stop: asyncio.Event | None = None) -> None:
+        """Wait until each wanted token was fetched or failed to be, until ``stop``, or for ``wait_s``."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while not all(project.is_settled for project in self._projects.values()):
+                    if stop is not None and stop.is_set():
+                        return
                     await asyncio.sleep(_POLL_S)
 
     async def drain(self, kill: asyncio.Event) -> None:
@@ -210,15 +217,16 @@ class App:
     async def _listen(self) -> None:
         server = self._settings.server
         tls = server_tls(server.tls_cert, server.tls_key)
-        await self._open(server.host, server.port, None, tls)
+        await self._open("server.port", server.port, None, tls)
         for name, configured in self._settings.projects.items():
             if configured.port:
-                await self._open(server.host, configured.port, self._projects[name], tls)
+                await self._open(f"projects.{name}.port", configured.port, self._projects[name], tls)
         if server.unix_socket is not None:
             await self._open_unix(server.unix_socket)
 
-    async def _open(self, host: str, port: int, project: Project | None, tls: ssl.SSLContext | None) -> None:
-        sock = _bind(host, port)
+    async def _open(self, key: str, port: int, project: Project | None, tls: ssl.SSLContext | None) -> None:
+        host = self._settings.server.host
+        sock = _bind(host, port, key)
         port = sock.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         listener = Listener(
@@ -295,8 +303,12 @@ class App:
     def _log_request(self, request: Request, route: Route[Project] | None, started_at: float) -> None:
         target = route.target if route is not None else request.head.target
         took_s = asyncio.get_running_loop().time() - started_at
+        if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
+            event = "request_cut_short" if request.status else "request_abandoned"
+        else:
+            event = "request_answered"
         self._log.info(
-            "request_answered" if request.status else "request_abandoned",
+            event,
             project=route.project.name if route is not None else None,
             api=(route.api or route.project.first_api).value if route is not None else None,
             method=request.head.method.decode("ascii"),
@@ -316,6 +328,22 @@ def _check_rights(caller: Caller, request: Request, route: Route[Project]) -> No
         raise Forbidden(f"The caller {caller.name} may only read.")
 
 
+@contextlib.asynccontextmanager
+async def _redacted(settings: Settings) -> AsyncIterator[None]:
+    """No log line holds a secret of the configuration within."""
+    owners: list[Access] = [*settings.projects.values(), *settings.accounts.values()]
+    pairs = [*owners, *(owner.standby for owner in owners if owner.standby is not None)]
+    secrets = [pair.client_secret for pair in pairs] + [caller.key for caller in settings.callers.values()]
+    texts = [secret.get_secret_value() for secret in secrets]
+    for text in texts:
+        redactor.add(text)
+    try:
+        yield
+    finally:
+        for text in texts:
+            redactor.discard(text)
+
+
 class _Background:
     """The application's tasks. One that fails cancels whoever entered, and its error comes out."""
 
@@ -327,10 +355,16 @@ class _Background:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         for task in self._tasks:
             task.cancel()
-        await self._group.__aexit__(*exc_info)  # type: ignore[arg-type]  # as they came
+        if isinstance(exc, asyncio.CancelledError):
+            await self._group.__aexit__(kind, exc, traceback)
+        else:
+            # A taken port, say, comes out as it is: told of it, the group would wrap it in one.
+            await self._group.__aexit__(None, None, None)
 
     def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run ``work`` until the application ends."""
@@ -340,8 +374,8 @@ class _Background:
         return task
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening address of our own: a taken one is an error, never shared."""
+def _bind(host: str, port: int, key: str) -> socket.socket:
+    """A listening address of our own: a taken one is an error, never shared. ``key`` is the setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -354,8 +388,8 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise ListenError(
-            f"server.port: can't listen on {host}:{port} ({exc.strerror}); is another csq-proxy running?"
-            " Stop it, or choose another port with --port"
+            f"{key}: can't listen on {host}:{port} ({exc.strerror}); is another csq-proxy running?"
+            f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"
         ) from None
     sock.setblocking(False)
     return sock
@@ -379,7 +413,8 @@ def _bind_unix(path: Path) -> socket.socket:
 
 def _is_answered(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
+        probe.setblocking(False)  # with a full backlog it would wait, and a busy proxy is one, too
+        return probe.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
 def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

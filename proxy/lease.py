@@ -260,7 +260,7 @@ class LeaseKeeper:
         if forced:
             self._forced_at = now
             self._rejected = True
-            self._hurry()
+            self._hurry(gap_s=0.0)  # `FORCED_REFRESH_GAP_S` is gap enough
         return forced
 
     def refresh_now(self) -> None:
@@ -352,8 +352,8 @@ class LeaseKeeper:
                 self._nap = None
             self._look_at_clocks()
 
-    def _hurry(self) -> None:
-        earliest = max(self._clock.monotonic(), self._tried_at + MIN_GAP_S, self._hold_until)
+    def _hurry(self, *, gap_s: float = MIN_GAP_S) -> None:
+        earliest = max(self._clock.monotonic(), self._tried_at + gap_s, self._hold_until)
         self._due_at = min(self._due_at, earliest)
         if self._nap is not None:
             self._nap.reschedule(0)

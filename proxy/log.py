@@ -23,8 +23,16 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, quote_plus
 
-import structlog
-from structlog.stdlib import ProcessorFormatter, add_logger_name
+# structlog loads rich wherever it is installed, for tracebacks that we don't draw with it: that would
+# cost 3 MiB and a tenth of the start-up.
+_hidden = [name for name in ("rich", "rich.console", "rich.traceback") if name not in sys.modules]
+sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None makes an import fail
+
+import structlog  # noqa: E402
+from structlog.stdlib import ProcessorFormatter, add_logger_name  # noqa: E402
+
+for _name in _hidden:
+    del sys.modules[_name]
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
