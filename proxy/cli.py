@@ -7,6 +7,7 @@ standard error, no traceback. Modules that a command doesn't need are not import
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -21,6 +22,7 @@ from proxy.errors import ConfigError, ListenError
 
 if TYPE_CHECKING:
     from proxy.app import App
+    from proxy.project import Project
     from proxy.sandbox import Sandbox, SandboxOptions
     from proxy.settings import Settings
 
@@ -118,6 +120,7 @@ def check(
 
     try:
         settings = load(config)
+        _try_certificates(settings)
     except ConfigError as exc:
         if as_json:
             _say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
@@ -203,25 +206,32 @@ class _StopSignals:
         (self.kill if self.stop.is_set() else self.stop).set()
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, signals: _StopSignals | None = None) -> None:
     from proxy.app import App  # noqa: PLC0415
-    from proxy.log import configure  # noqa: PLC0415
+    from proxy.log import configure, get_logger  # noqa: PLC0415
 
+    signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
-    signals = _StopSignals()
     app = App(settings)
-    async with app.started():
-        await app.settled(SUMMARY_WAIT_S)
-        _say(_summary(app))
-        await signals.stop.wait()
-        await app.drain(signals.kill)
+    try:
+        async with app.started():
+            await app.settled(SUMMARY_WAIT_S, signals.stop)
+            _say(_summary(app, settings))
+            await signals.stop.wait()
+            await app.drain(signals.kill)
+    except (ConfigError, ListenError):
+        raise
+    except Exception:  # noqa: BLE001 - a bug, in a background task mostly: never a half-dead proxy
+        get_logger("proxy").critical("stopped_by_bug", exc_info=True)
+        raise typer.Exit(1) from None
 
 
 async def _serve_sandbox(flags: dict[str, Any]) -> None:
     from proxy.sandbox import Sandbox  # noqa: PLC0415
 
+    signals = _StopSignals()
     async with Sandbox() as sandbox:
-        await _serve(_sandbox_settings(sandbox, flags))
+        await _serve(_sandbox_settings(sandbox, flags), signals)
 
 
 def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
@@ -256,12 +266,18 @@ async def _sandbox_alone(options: SandboxOptions) -> None:
     from proxy.sandbox import Sandbox  # noqa: PLC0415
 
     signals = _StopSignals()
-    async with Sandbox(options) as sandbox:
-        _say("A simulated Contentsquare. A configuration for csq-proxy:\n")
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            sandbox = await stack.enter_async_context(Sandbox(options))
+        except (OSError, OverflowError):
+            raise ListenError(
+                f"--port: can't listen on {options.host}:{options.port}; choose another"
+            ) from None
+        _say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
         _say(_sandbox_config(sandbox))
         await signals.stop.wait()
     counters = sandbox.counters
-    _say(f"\n{counters.token_requests} token requests, {counters.api_requests} API requests")
+    _say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
 
 
 def _sandbox_config(sandbox: Sandbox) -> str:
@@ -282,28 +298,48 @@ def _sandbox_config(sandbox: Sandbox) -> str:
 # What people see
 
 
-def _summary(app: App) -> str:
+def _summary(app: App, settings: Settings) -> str:
     """The start-up summary: where we listen, each project, and a line to try."""
     lines = [
         f"csq-proxy {__version__} listens on {', '.join(listener.url for listener in app.listeners)}",
         "",
     ]
-    example = None
+    calls = []
     for project in app.projects():
         url = app.project_url(project.name)
-        example = example or f"curl '{url}/v1/segments?projectId={project.grant.project_id or ''}'"
-        lines.append(f"  {project.name}  {url}")
-        for api, keeper in project.keepers.items():
-            status = keeper.status()
-            if status.expires_at is not None:
-                what = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
-            else:
-                what = status.last_error or "token on its way"
-            lines.append(f"    {api.value:<15} {what}")
-        if not project.keepers:
-            lines.append("    tokens are fetched on first use")
-    lines += ["", f"Try:  {example}", "Stop: Ctrl-C", ""]
+        query = f"?projectId={project.grant.project_id}" if project.grant.project_id else ""
+        calls.append(f"{url}/v1/segments{query}")
+        lines += [f"  {project.name}  {url}", *_leases(project)]
+    for name in settings.accounts:
+        url = app.project_url(name)
+        calls.append(f"{url}/PROJECT_ID/v1/segments")
+        lines += [
+            f"  {name}  {url}/PROJECT_ID",
+            "    any project of the account, tokens are fetched on first use",
+        ]
+    lines += ["", *(f'Try:  curl "{call}"' for call in calls[:1]), "Stop: Ctrl-C", ""]
     return "\n".join(lines)
+
+
+def _leases(project: Project) -> list[str]:
+    lines = []
+    for api, keeper in project.keepers.items():
+        status = keeper.status()
+        if status.expires_at is not None:
+            what = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
+        else:
+            what = status.last_error or "token on its way"
+        lines.append(f"    {api.value:<15} {what}")
+    return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]
+
+
+def _try_certificates(settings: Settings) -> None:
+    """Raise ConfigError where `serve` would, because a file of certificates holds none."""
+    from proxy.app import server_tls  # noqa: PLC0415
+    from proxy.upstream import tls_context  # noqa: PLC0415
+
+    tls_context(settings.contentsquare.ca_file)
+    server_tls(settings.server.tls_cert, settings.server.tls_key)
 
 
 def _described(settings: Settings) -> dict[str, Any]:
@@ -334,12 +370,14 @@ def _described(settings: Settings) -> dict[str, Any]:
 def _show(settings: Settings) -> None:
     from rich import box  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     console = Console()
     server = settings.server
-    console.print(f"Configuration: {settings.source or 'environment'}: [green]good[/]", highlight=False)
-    console.print(f"Listener:      {server.host}:{server.port}", highlight=False)
+    source = escape(str(settings.source or "environment"))
+    console.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
+    console.print(f"Listener:      {escape(server.host)}:{server.port}", highlight=False)
     table = Table("project", "project_id", "APIs kept fresh", "path", box=box.SIMPLE)
     for name, project in settings.projects.items():
         apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
