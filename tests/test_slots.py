@@ -299,3 +299,94 @@ async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str
         slots.release()
     assert all(slots.try_acquire("a") for _ in range(slots.limit))
     assert not slots.try_acquire("a")
+
+
+async def test_a_refusal_shrinks_the_allowance_and_pauses_new_requests() -> None:
+    slots = taken(10)
+    slots.refused(slots.round)
+    assert slots.allowance == 7
+    slots.release()
+    assert not slots.try_acquire("a")
+    for _ in range(9):
+        slots.release()
+    await slots.acquire("a", 1)
+    assert slots.in_use == 1
+
+
+async def test_refusals_of_one_round_count_once() -> None:
+    slots = taken(10)
+    began_in = slots.round
+    for _ in range(5):
+        slots.refused(began_in)
+    assert slots.allowance == 7
+
+
+async def test_the_allowance_never_falls_below_one() -> None:
+    slots = taken(2)
+    for _ in range(20):
+        slots.refused(slots.round)
+    assert slots.allowance == 1
+
+
+async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.slots.COOL_DOWN_S", (0.0, 0.0))
+    slots = Slots(4)
+    await slots.acquire("a", 1)
+    slots.refused(slots.round)
+    assert slots.allowance == 1
+    slots.release()
+    for _ in range(100):
+        await slots.acquire("a", 1)
+        slots.answered()
+        slots.release()
+    assert slots.allowance == slots.limit == 4
+    assert [slots.try_acquire("a") for _ in range(5)] == [True] * 4 + [False]
+
+
+async def test_the_allowance_does_not_grow_while_it_cools_down() -> None:
+    slots = Slots(4)
+    await slots.acquire("a", 1)
+    slots.refused(slots.round)
+    for _ in range(100):
+        slots.answered()
+    assert slots.allowance == 1
+
+
+async def test_who_was_refused_goes_before_all_who_wait() -> None:
+    slots = taken(1)
+    queue = Queue(slots)
+    await queue.join("a1", "b1")
+    first = asyncio.create_task(slots.acquire("c", 5, first=True))
+    await settle()
+    slots.release()
+    await settle()
+    assert first.done()
+    assert queue.order == []
+    await queue.release_all()
+    await asyncio.gather(*queue.tasks.values())
+
+
+async def test_who_waits_during_a_pause_is_served_after_it() -> None:
+    slots = taken(3)
+    slots.refused(slots.round)
+    queue = Queue(slots)
+    await queue.join("a1", "a2", "a3")
+    for _ in range(3):
+        slots.release()
+    assert slots.in_use == 0
+    async with asyncio.timeout(2):
+        while not slots.in_use:
+            await asyncio.sleep(0.005)
+    assert slots.in_use == slots.allowance == 2
+    await queue.release_all()
+    await asyncio.gather(*queue.tasks.values())
+
+
+async def test_a_smaller_limit_takes_the_allowance_along() -> None:
+    slots = Slots(10)
+    slots.limit = 4
+    assert slots.allowance == 4
+    slots.limit = 8
+    assert slots.allowance == 8
