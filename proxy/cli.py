@@ -209,7 +209,10 @@ class _StopSignals:
 async def _serve(settings: Settings, signals: _StopSignals | None = None) -> None:
     from proxy.app import App  # noqa: PLC0415
     from proxy.log import configure, get_logger  # noqa: PLC0415
+    from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
 
+    harden()
+    raise_descriptor_limit()
     signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
     app = App(settings)

@@ -1,0 +1,42 @@
+"""What the process asks of the operating system: no core dumps, and enough file descriptors.
+
+Each step is taken where the system has it, and left out silently where it hasn't.
+Sources: setrlimit(2), prctl(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+_PR_SET_DUMPABLE = 4
+
+
+def harden() -> None:
+    """No memory of ours reaches a disk or another process of the same user.
+
+    A core dump would hold tokens and secrets; a process that isn't dumpable can't be attached to,
+    and its /proc entries belong to root.
+    """
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - not on Windows
+
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - only where it is used
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def raise_descriptor_limit() -> None:
+    """Use all the file descriptors that we may have: the soft limit is often 1024, or 256."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

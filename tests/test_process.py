@@ -1,0 +1,24 @@
+"""`proxy.process`: what the process asks of the operating system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LOOK = """
+import resource, ctypes
+from proxy import process
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+process.harden()
+process.raise_descriptor_limit()
+print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256)
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_there_are_no_core_dumps_no_attaching_and_enough_descriptors() -> None:
+    found = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True).stdout
+    assert found.splitlines() == ["(0, 0) True", "0"]
