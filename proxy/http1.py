@@ -24,6 +24,7 @@ from proxy.errors import (
 MAX_HEAD_BYTES = 128 * 1024
 MAX_LINE_BYTES = 40 * 1024
 """Of a request target or one field line: signed URLs and JWTs of 32 KiB fit."""
+MAX_METHOD_BYTES = 512
 MAX_FIELDS = 512
 MAX_CHUNK_LINE_BYTES = 4 * 1024
 MAX_TRAILER_BYTES = 16 * 1024
@@ -246,8 +247,10 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     method, target, major, minor = match.groups()
     if major != b"1" or minor not in (b"0", b"1"):
         raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-    if len(target) > MAX_LINE_BYTES:
-        raise TargetTooLong(f"The request target is longer than {MAX_LINE_BYTES} bytes.")
+    if len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES:
+        raise TargetTooLong(
+            f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is odd."
+        )
     return method, target, minor
 
 

@@ -68,9 +68,12 @@ class Router(Generic[T]):
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
-        chosen, rest, depth = (own, target, 0) if own is not None else self._by_prefix(target, project)
         path = target.partition(b"?")[0]
-        if _DOTS.search(path):
+        has_dots = _DOTS.search(path) is not None
+        if has_dots:
+            _refuse_escape(path, 0)
+        chosen, rest, depth = (own, target, 0) if own is not None else self._by_prefix(target, project)
+        if has_dots and depth:
             _refuse_escape(path, depth)
         return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
 
@@ -85,7 +88,7 @@ class Router(Generic[T]):
             return self._of_account(first, project_id), rest, 2
         if field is not None:
             return self._by_field(field), target, 0
-        if self._default is None or _VERSION.match(_cut(rest)[0]):
+        if self._default is None or (first and _VERSION.match(_cut(rest)[0])):
             raise self._unknown(first)
         return self._default, target, 0
 

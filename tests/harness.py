@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import pytest
+
+import proxy.app
 from proxy.app import App
 from proxy.config import load
 from proxy.settings import Settings
@@ -277,3 +281,11 @@ async def gateway(
             finally:
                 await caller.aclose()
         assert not upstream.errors
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For test files that start hundreds of gateways (import it there): no system store, no coarse polls."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+    monkeypatch.setattr(proxy.app, "_POLL_S", 0.001)
