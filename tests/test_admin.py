@@ -6,7 +6,6 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
 from harness import (
     WAIT_S,
     Gateway,
@@ -172,11 +171,11 @@ async def test_refresh_fetches_new_tokens_now() -> None:
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", [b"", b"nobody", b"shop/", b"%73hop", b"SHOP", b"\xff", b"../shop"])
-async def test_refresh_of_an_unknown_project_is_a_404(name: bytes) -> None:
+async def test_refresh_of_an_unknown_project_is_a_404() -> None:
     async with gateway() as proxy:
-        answer = await proxy.call(b"POST /-/refresh/" + name)
-        assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
+        for name in (b"", b"nobody", b"shop/", b"%73hop", b"SHOP", b"\xff", b"../shop"):
+            answer = await proxy.call(b"POST /-/refresh/" + name)
+            assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
         assert len(proxy.token.requests) == 1
 
 
@@ -188,26 +187,22 @@ async def test_an_accounts_project_is_refreshed_by_its_name() -> None:
         assert said(await proxy.call(b"POST /-/refresh/acme/42"))["refreshing"] == ["metrics"]
 
 
-@pytest.mark.parametrize("target", [*PAGES, b"/-/refresh/shop"])
-@pytest.mark.parametrize("method", [b"DELETE", b"PUT", b"OPTIONS", b"BREW", b"GET", b"POST"])
-async def test_another_method_is_a_405_that_names_the_right_ones(method: bytes, target: bytes) -> None:
-    right = [b"POST"] if b"refresh" in target else [b"GET", b"HEAD"]
-    if method in right:
-        return
+async def test_another_method_is_a_405_that_names_the_right_ones() -> None:
     async with gateway() as proxy:
-        answer = await proxy.call(method + b" " + target)
-        assert (answer.status, answer.error_code) == (405, "PROXY_METHOD_REFUSED")
-        assert answer.values(b"allow") == [b", ".join(right)]
+        for target in (*PAGES, b"/-/refresh/shop"):
+            right = [b"POST"] if b"refresh" in target else [b"GET", b"HEAD"]
+            for method in {b"DELETE", b"PUT", b"OPTIONS", b"BREW", b"GET", b"POST"} - {*right}:
+                answer = await proxy.call(method + b" " + target)
+                assert (answer.status, answer.error_code) == (405, "PROXY_METHOD_REFUSED")
+                assert answer.values(b"allow") == [b", ".join(right)]
 
 
-@pytest.mark.parametrize(
-    "target", [b"/-", b"/-/nothing", b"/-/status/", b"/-/Status", b"/-//status", b"/-/../v1/x"]
-)
-async def test_anything_else_below_it_is_a_404_and_never_contentsquares(target: bytes) -> None:
+async def test_anything_else_below_it_is_a_404_and_never_contentsquares() -> None:
     upstream = Upstream()
     async with gateway(upstream) as proxy:
-        answer = await proxy.call(b"GET " + target)
-        assert (answer.status, answer.error_code) == (404, "PROXY_NOT_FOUND")
+        for target in (b"/-", b"/-/nothing", b"/-/status/", b"/-/Status", b"/-//status", b"/-/../v1/x"):
+            answer = await proxy.call(b"GET " + target)
+            assert (answer.status, answer.error_code) == (404, "PROXY_NOT_FOUND")
         assert not upstream.requests
 
 
@@ -231,17 +226,11 @@ async def test_answers_keep_the_connection_and_are_not_cached_or_sniffed() -> No
             assert answer.values(b"connection") == []
 
 
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        (b"Origin: http://evil.example", "PROXY_ORIGIN_REFUSED"),
-        (b"Sec-Fetch-Site: cross-site", "PROXY_ORIGIN_REFUSED"),
-    ],
-)
-async def test_web_pages_of_other_sites_see_and_do_nothing(line: bytes, code: str) -> None:
+async def test_web_pages_of_other_sites_see_and_do_nothing() -> None:
     async with gateway() as proxy:
         for start in (*(b"GET " + page for page in PAGES), b"POST /-/refresh/shop"):
-            assert (await proxy.call(start, line)).error_code == code
+            for line in (b"Origin: http://evil.example", b"Sec-Fetch-Site: cross-site"):
+                assert (await proxy.call(start, line)).error_code == "PROXY_ORIGIN_REFUSED"
         raw = b"GET /-/status HTTP/1.1\r\nHost: evil.example\r\n\r\n"
         assert (await proxy.send(raw)).error_code == "PROXY_HOST_REFUSED"
         assert len(proxy.token.requests) == 1

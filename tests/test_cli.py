@@ -1,0 +1,388 @@
+"""The commands, as processes: what they print, and the codes that they end with."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+STARTUP_S = 20.0
+"""The bound of every wait; only a failing test gets there."""
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+
+CONFIG = """
+[server]
+port = 0
+[projects.shop]
+client_id = "id-1"
+client_secret = "canary-secret"
+apis = ["metrics"]
+read_only = true
+"""
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no configuration of this machine is found."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CSQ_", "CONTENTSQUARE_"))
+    }
+    return {**kept, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "COLUMNS": "120", "NO_PROXY": "*"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write(tmp_path / "config.toml", CONFIG)
+
+
+def write(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(*arguments: str, environ: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=STARTUP_S,
+        env=environ,
+        cwd=cwd,
+        check=False,
+    )
+
+
+class Running:
+    """A command that runs until it is stopped."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.printed = ""
+
+    def wait_for(self, pattern: str) -> str:
+        """Read what it prints until ``pattern`` is there; the first group comes back."""
+        assert self.process.stdout is not None
+        while (match := re.search(pattern, self.printed)) is None:
+            line = self.process.stdout.readline()
+            assert line, f"it ended, and printed {self.printed!r}"
+            self.printed += line
+        return match[1] if match.groups() else match[0]
+
+    def end(self) -> tuple[int, str]:
+        """The exit code, and what went to standard error."""
+        output, errors = self.process.communicate(timeout=STARTUP_S)
+        self.printed += output
+        return self.process.returncode, errors
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str, environ: Mapping[str, str], cwd: Path, code: str | None = None
+) -> Iterator[Running]:
+    """A command (or ``code``, which calls it), killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, *(["-m", "proxy"] if code is None else ["-c", code]), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environ,
+        cwd=cwd,
+    )
+    watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for what it prints
+    watchdog.start()
+    try:
+        yield Running(process)
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate(timeout=STARTUP_S)
+
+
+def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int, Any]:
+    """One call, as curl would do it: its status, and the JSON that came."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=STARTUP_S)
+    try:
+        connection.request(method, url.removeprefix(f"{parts.scheme}://{parts.netloc}"), body=body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def test_the_sandbox_is_served_without_a_file_and_its_summary_says_what_to_try(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        assert f"  demo-eu  {base}/demo-eu\n" in proxy.printed
+        assert f"  demo-us  {base}/demo-us\n" in proxy.printed
+        for api in ("data-export", "metrics", "enrichment", "speed-analysis", "surveys"):
+            assert (
+                len(
+                    re.findall(
+                        rf" {api} +http://127\.0\.0\.1:\d+, token until \d\d:\d\d:\d\d\n", proxy.printed
+                    )
+                )
+                == 2
+            )
+        tried = proxy.wait_for(r'Try:  curl "(.*)"\n')
+        status, answer = get(tried)
+        assert (status, answer["success"]) == (200, True)
+        assert get(f"{base}/demo-us/v1/exportable-fields")[0] == 200
+        assert get(f"{base}/-/status")[1]["projects"]["demo-eu"]["apis"]["metrics"]["requests"] == 1
+        assert get(f"{base}/demo-xx/v1/segments")[1]["errorCode"] == "PROXY_UNKNOWN_PROJECT"
+        assert "client-secret" not in proxy.printed
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(number: signal.Signals, environ: dict[str, str], tmp_path: Path) -> None:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.process.send_signal(number)
+        code, errors = proxy.end()
+        assert code == 0
+        assert "Traceback" not in errors
+        events = [json.loads(line)["event"] for line in errors.splitlines()]
+        assert events[-1] == "stop_requested"
+
+
+@needs_signals
+def test_a_second_signal_stops_it_at_once(environ: dict[str, str], tmp_path: Path) -> None:
+    with started("sandbox", "--latency", "60", environ=environ, cwd=tmp_path) as sandbox:
+        path = write(tmp_path / "slow.toml", sandbox_config(sandbox) + "\n[server]\nport = 0\n")
+        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+            proxy.wait_for(r"Stop: Ctrl-C\n")
+            parts = urlsplit(base)
+            with socket.create_connection(
+                (parts.hostname or "", parts.port or 0), timeout=STARTUP_S
+            ) as caller:
+                caller.sendall(f"GET /demo-eu/v1/segments HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                while not get(f"{base}/-/status")[1]["projects"]["demo-eu"]["slots"]["in_use"]:
+                    time.sleep(0.01)
+                proxy.process.send_signal(signal.SIGTERM)
+                assert proxy.process.stderr is not None
+                while "stop_requested" not in proxy.process.stderr.readline():
+                    pass
+                time.sleep(0.05)
+                assert proxy.process.poll() is None
+                proxy.process.send_signal(signal.SIGTERM)
+                assert proxy.process.wait(STARTUP_S) == 0
+                with contextlib.suppress(ConnectionError):
+                    assert caller.recv(1000) == b""
+
+
+@needs_signals
+def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        text = CONFIG + f'[contentsquare]\nauth_url = "http://127.0.0.1:{silent.getsockname()[1]}"\n'
+        path = write(tmp_path / "config.toml", text)
+        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+            connection, _ = silent.accept()
+            began = time.monotonic()
+            proxy.process.send_signal(signal.SIGTERM)
+            assert proxy.end()[0] == 0
+            assert time.monotonic() - began < 2
+            connection.close()
+
+
+BUG = """
+from proxy.upstream import Upstreams
+from proxy.cli import main
+async def run(self):
+    raise ZeroDivisionError("the bug")
+Upstreams.run = run
+main()
+"""
+
+
+def test_a_bug_in_a_background_task_ends_the_process_with_1_and_a_logged_traceback(
+    environ: dict[str, str], config: Path
+) -> None:
+    arguments = ("serve", "--config", str(config))
+    with started(*arguments, environ=environ, cwd=config.parent, code=BUG) as proxy:
+        code, errors = proxy.end()
+    assert code == 1
+    line = json.loads(errors.splitlines()[-1])
+    assert (line["event"], line["level"]) == ("stopped_by_bug", "critical")
+    assert "ZeroDivisionError: the bug" in line["exception"]
+    assert "canary" not in errors
+
+
+# Wrong usage and configuration
+
+
+def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "wrong.toml", CONFIG + 'clientid = "x"\n[server2]\n[log]\nlevel = "loud"\n')
+    for command in ("serve", "check"):
+        ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        lines = ended.stderr.splitlines()
+        assert len(lines) == 3
+        assert all(line.startswith("csq-proxy: ") for line in lines)
+        assert "did you mean client_id?" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--port", "x"],
+        ["serve", "--port", "70000"],
+        ["sreve"],
+        ["serve", "--nope"],
+        ["sandbox", "--port", "-1"],
+    ],
+)
+def test_wrong_usage_ends_it_with_2(arguments: list[str], environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run(*arguments, environ=environ, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_without_any_project_it_says_what_to_do(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("serve", environ=environ, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "csq-proxy serve --sandbox" in ended.stderr
+
+
+def test_sandbox_and_a_configuration_exclude_each_other(environ: dict[str, str], config: Path) -> None:
+    ended = run("serve", "--sandbox", "--config", str(config), environ=environ, cwd=config.parent)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("command", [["serve", "--sandbox"], ["sandbox"]])
+def test_a_taken_port_is_one_line_and_ends_it_with_1(
+    command: list[str], environ: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = run(*command, "--port", str(taken.getsockname()[1]), environ=environ, cwd=tmp_path)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("csq-proxy: ")
+    assert "--port" in line
+
+
+def test_a_ca_file_without_certificates_is_found_by_check_as_by_serve(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path / "ca.pem", "no certificate")
+    path = write(tmp_path / "ca.toml", CONFIG + '[contentsquare]\nca_file = "ca.pem"\n')
+    for command in ("serve", "check"):
+        ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+        assert "contentsquare.ca_file" in ended.stderr
+
+
+def test_the_version_is_told(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("--version", environ=environ, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert re.fullmatch(r"csq-proxy \d+\.\d+\.\d+\S*\n", ended.stdout)
+
+
+# check
+
+
+def test_check_shows_what_the_configuration_means(environ: dict[str, str], config: Path) -> None:
+    ended = run("check", environ=environ, cwd=config.parent)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "good" in ended.stdout
+    assert re.search(r"shop \(default\) +- +metrics +/shop/v1/\.\.\.", ended.stdout)
+    assert "canary" not in ended.stdout
+
+
+def test_check_for_programs_is_json(environ: dict[str, str], config: Path) -> None:
+    accounts = '[accounts.acme]\nclient_id = "id-2"\nclient_secret = "canary-2"\nprojects = [42]\n'
+    write(config, CONFIG + accounts)
+    ended = run("check", "--json", "--config", str(config), environ=environ, cwd=config.parent)
+    assert ended.returncode == 0
+    told = json.loads(ended.stdout)
+    assert told["ok"] is True
+    assert told["file"] == str(config)
+    assert told["projects"] == {
+        "shop": {"project_id": None, "apis": ["metrics"], "port": None, "read_only": True, "expires": None}
+    }
+    assert told["accounts"]["acme"]["projects"] == [42]
+    assert "canary" not in ended.stdout
+
+
+def test_check_for_programs_tells_faults_as_json_too(environ: dict[str, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "wrong.toml", CONFIG + "[log]\nlevl = 1\n")
+    ended = run("check", "--json", "--config", str(path), environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (2, "")
+    told = json.loads(ended.stdout)
+    assert told["ok"] is False
+    [fault] = told["faults"]
+    assert "did you mean level?" in fault
+
+
+def test_a_path_with_brackets_is_shown_as_it_is(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "[x] [").mkdir()
+    path = write(tmp_path / "[x] [" / "config.toml", CONFIG)
+    ended = run("check", "--config", str(path), environ=environ, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert f"Configuration: {path}: good" in ended.stdout
+
+
+# sandbox
+
+
+def sandbox_config(sandbox: Running) -> str:
+    """The configuration that the command ``sandbox`` prints."""
+    sandbox.wait_for(r"\[projects\.demo-us\](?s:.*)integration_id = \d+\n")
+    return sandbox.printed
+
+
+def test_the_sandbox_prints_a_configuration_that_serve_accepts(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("sandbox", environ=environ, cwd=tmp_path) as sandbox:
+        path = write(tmp_path / "printed.toml", sandbox_config(sandbox))
+        with started("serve", "--config", str(path), "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+            proxy.wait_for(r"Stop: Ctrl-C\n")
+            assert "token until" in proxy.printed
+            status, answer = get(f"{base}/demo-eu/v1/segments")
+            assert (status, answer["success"]) == (200, True)
+            status, answer = get(f"{base}/demo-us/v1/enrichments", method="POST", body="{}")
+            assert status == 400
+            assert not str(answer["errorCode"]).startswith("PROXY_")
+
+
+def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Path) -> None:
+    text = '[server]\nport = 0\n[accounts.acme]\nclient_id = "id-1"\nclient_secret = "secret-1"\n'
+    path = write(tmp_path / "accounts.toml", text)
+    with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        assert f"  acme  {base}/acme/PROJECT_ID\n" in proxy.printed
+        assert f'Try:  curl "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
+        assert get(f"{base}/-/ready")[0] == 200

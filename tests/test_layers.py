@@ -1,0 +1,165 @@
+"""Which module may import which: a change to the table below is a change of the design."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import proxy
+
+PACKAGE = Path(proxy.__file__).parent
+SANDBOX = "sandbox"
+
+MAY_IMPORT: dict[str, set[str]] = {
+    # What knows nothing of the rest
+    "errors": set(),
+    "contentsquare": set(),
+    "origin": set(),
+    "secret": set(),
+    "log": set(),
+    "expiry": set(),
+    "peer": set(),
+    "process": set(),
+    # The configuration
+    "settings": {"contentsquare", "origin"},
+    "environment": {"settings"},
+    "faults": {"settings"},
+    "rules": {"contentsquare", "faults", "settings"},
+    "config": {"environment", "errors", "faults", "rules", "secret", "settings"},
+    # A refresh
+    "lease": {"errors", "origin"},
+    "token_answer": {"errors", "lease", "origin"},
+    "oauth": {"contentsquare", "errors", "lease", "origin", "token_answer", "__init__"},
+    "rotation": {"errors", "oauth"},
+    # A request
+    "http1": {"errors"},
+    "slots": {"errors"},
+    "body": {"errors", "http1"},
+    "server": {"body", "errors", "http1", "peer"},
+    "answer": {"errors", "server"},
+    "guard": {"errors", "http1"},
+    "callers": {"errors", "http1", "settings"},
+    "route": {"contentsquare", "errors"},
+    "upstream": {"errors", "http1", "origin"},
+    "forward": {"contentsquare", "errors", "http1", "lease", "server", "slots", "upstream"},
+    # What brings both together
+    "project": {"contentsquare", "errors", "lease", "oauth", "slots"},
+    "admin": {"__init__", "answer", "errors", "lease", "project", "server"},
+    "app": {
+        "admin",
+        "answer",
+        "callers",
+        "contentsquare",
+        "errors",
+        "forward",
+        "guard",
+        "log",
+        "oauth",
+        "project",
+        "route",
+        "server",
+        "settings",
+        "slots",
+        "upstream",
+    },
+    "cli": {
+        "__init__",
+        "app",
+        "config",
+        "errors",
+        "log",
+        "process",
+        "project",
+        "sandbox",
+        "settings",
+        "upstream",
+    },
+    "__main__": {"cli"},
+    "__init__": set(),
+    # The simulated Contentsquare: knows the vendor, and nothing of the proxy
+    SANDBOX: {"contentsquare"},
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every module by its name in the table; those of the sandbox share one."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        yield place.parts[0].removesuffix(".py"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module, *, from_top: bool = False) -> set[str]:
+    """The modules of ours that a module imports, wherever; ``from_top``: as it is loaded."""
+    found: set[str] = set()
+    for node in _at_top(tree) if from_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "import by the full name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found.update(_module_of(name) for name in names if name.split(".")[0] == "proxy")
+    return found
+
+
+def _at_top(tree: ast.Module) -> Iterator[ast.AST]:
+    for node in tree.body:
+        if not isinstance(node, ast.If):  # of which we have `if TYPE_CHECKING:`
+            yield node
+
+
+def _module_of(name: str) -> str:
+    parts = name.split(".")[1:]
+    if parts and ((PACKAGE / f"{parts[0]}.py").exists() or (PACKAGE / parts[0]).is_dir()):
+        return parts[0]
+    return "__init__"
+
+
+TREES = list(modules())
+
+
+def test_every_module_has_its_place_in_the_table() -> None:
+    homeless = {name for name, _ in TREES} - set(MAY_IMPORT)
+    assert not homeless, f"proxy.{homeless}: give each a row in MAY_IMPORT, next to those that it resembles"
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_a_module_imports_what_the_table_says_and_no_more(module: str) -> None:
+    used = set().union(*(imported(tree) for name, tree in TREES if name == module)) - {module}
+    surplus = used - MAY_IMPORT[module]
+    assert not surplus, f"proxy.{module} imports {surplus}: move the code, or change the design's table"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, tree in TREES:
+        graph.setdefault(name, set()).update(imported(tree, from_top=True) - {name})
+    TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
+
+
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [
+        *((name, "aiohttp") for name in sorted({*MAY_IMPORT} - {"oauth", "server", SANDBOX})),
+        *(
+            (name, "pydantic")
+            for name in ("forward", "lease", "route", "server", "slots", "upstream", "http1")
+        ),
+        *((name, "structlog") for name in sorted({*MAY_IMPORT} - {"app", "cli", "log"})),
+    ],
+)
+def test_libraries_stay_behind_the_modules_that_hide_them(module: str, foreign: str) -> None:
+    for name, tree in TREES:
+        if name == module:
+            used = {
+                getattr(node, "module", None) or alias.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for alias in node.names
+            }
+            assert foreign not in {full.split(".")[0] for full in used}
