@@ -44,17 +44,25 @@ class TokenFetchError(CsqProxyError):
 
     ``cause`` is a short stable word for logs and metrics ("timeout", "refused", "malformed", ...),
     ``permanent`` means that trying again soon can't help (the credentials are wrong, say), and
-    ``retry_after_s`` is what the token endpoint asked for, in seconds, or None.
+    ``retry_after_s`` is what the token endpoint asked for, in seconds, or None. ``status`` is that of
+    its answer, None where there was none or where a good one couldn't be used.
     The message never holds a secret or a library's own text.
     """
 
     def __init__(
-        self, message: str, *, cause: str, permanent: bool = False, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        cause: str,
+        permanent: bool = False,
+        retry_after_s: float | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.permanent = permanent
         self.retry_after_s = retry_after_s
+        self.status = status
 
 
 class UpstreamError(CsqProxyError):

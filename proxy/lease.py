@@ -141,6 +141,10 @@ def safety_margin_s(lifetime_s: float) -> float:
     return min(MARGIN_S, lifetime_s / 10)
 
 
+def _usable_until(lease: Lease) -> float:
+    return lease.received_at + lease.lifetime_s - safety_margin_s(lease.lifetime_s)
+
+
 def refresh_delay_s(lifetime_s: float, rng: random.Random) -> float:
     """From receipt to refresh, in seconds: about half of the life, +-10 %; always > 0.
 
@@ -177,7 +181,8 @@ class LeaseKeeper:
     """Keeps one lease fresh, and lets requests wait for the first one.
 
     ``fetch`` makes a lease or raises `TokenFetchError`. ``name`` says whose lease it is, in messages
-    and events. ``on_event`` hears past-tense events with their values (never a token):
+    and events. ``inherited`` is a lease that somebody else fetched, good until the first one of our
+    own is here. ``on_event`` hears past-tense events with their values (never a token):
     ``token_fetched``, ``token_endpoint_changed``, ``token_fetch_failed``, ``token_rejected``,
     ``clock_jumped``.
     """
@@ -190,6 +195,7 @@ class LeaseKeeper:
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
         on_event: OnEvent | None = None,
+        inherited: Lease | None = None,
     ) -> None:
         self.name = name
         self._fetch = fetch
@@ -214,6 +220,9 @@ class LeaseKeeper:
         self._jump_s = CLOCK_JUMP_S
         self._nap: asyncio.Timeout | None = None
         self._attempt_done = asyncio.Event()  # a new one for each attempt
+        self._retired = False
+        if inherited is not None:
+            self._take(inherited)
 
     # What requests call
 
@@ -267,6 +276,12 @@ class LeaseKeeper:
         """Fetch now rather than when due; only the token endpoint's ``Retry-After`` goes first."""
         self._hurry()
 
+    def retire(self) -> None:
+        """Nothing new comes this way: from now on only fetch what a request that runs still needs."""
+        self._retired = True
+        if self.current() is not None and not self._fetching:
+            self._due_at = math.inf
+
     # The one writer
 
     async def run(self) -> None:
@@ -290,23 +305,25 @@ class LeaseKeeper:
 
     def _accept(self, lease: Lease) -> None:
         now = self._clock.monotonic()
-        margin_s = safety_margin_s(lease.lifetime_s)
-        usable_until = lease.received_at + lease.lifetime_s - margin_s
-        if usable_until <= now:
+        if _usable_until(lease) <= now:
             message = f"the token lives {lease.lifetime_s:g} s, and its request took longer than that"
             raise TokenFetchError(message, cause="expired_on_arrival")
-        before, self._lease = self._lease, lease
-        self._usable_until = usable_until
-        self._usable_until_wall = lease.expires_at.timestamp()
-        self._jump_s = min(CLOCK_JUMP_S, margin_s)
+        before = self._lease
+        self._take(lease)
         self._rejected = False
         self._error = None
         self._failures = 0
         self._refreshes += 1
         self._hold_until = -math.inf
         delay = refresh_delay_s(lease.lifetime_s, self._rng)
-        self._due_at = max(lease.received_at + delay, now + MIN_REFRESH_S)
+        self._due_at = math.inf if self._retired else max(lease.received_at + delay, now + MIN_REFRESH_S)
         self._tell_accepted(before, lease, now)
+
+    def _take(self, lease: Lease) -> None:
+        self._lease = lease
+        self._usable_until = _usable_until(lease)
+        self._usable_until_wall = lease.expires_at.timestamp()
+        self._jump_s = min(CLOCK_JUMP_S, safety_margin_s(lease.lifetime_s))
 
     def _tell_accepted(self, before: Lease | None, lease: Lease, now: float) -> None:
         endpoint = str(lease.origin)
@@ -315,7 +332,7 @@ class LeaseKeeper:
             endpoint=endpoint,
             lifetime_s=lease.lifetime_s,
             took_s=round(now - lease.received_at, 3),
-            refresh_in_s=round(self._due_at - now, 1),
+            refresh_in_s=None if self._retired else round(self._due_at - now, 1),
         )
         if before is not None and before.origin != lease.origin:
             self._emit("token_endpoint_changed", endpoint=endpoint, before=str(before.origin))

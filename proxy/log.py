@@ -17,6 +17,7 @@ import enum
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
 """Shorter values aren't redacted: they would blank out ordinary words."""
 
+_KEY_LENGTH = 24
+_LONG_RUN = re.compile(rf"[A-Za-z0-9_-]{{{_KEY_LENGTH},}}")
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")
 
@@ -49,14 +52,16 @@ class Redactor:
     """Replaces registered secrets in text, also where they are URL-quoted, escaped or in base64.
 
     A secret that was added twice has to be discarded twice: an old and a new configuration may
-    hold the same one.
+    hold the same one. Thousands of them cost a line hardly more than one: each form is found by a
+    run of characters within it, where it has a long one, and searched for only where it hasn't.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._added: dict[str, int] = {}
-        self._forms_of: dict[str, tuple[str, ...]] = {}
-        self._forms: tuple[str, ...] = ()
+        self._forms_of: dict[str, frozenset[str]] = {}
+        self._by_key: dict[str, tuple[str, ...]] = {}  # forms with a long run, by the last characters of it
+        self._keyless: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Redactor secrets={len(self._added)}>"
@@ -65,16 +70,21 @@ class Redactor:
         """As structlog's last processor, after the one that renders the line."""
         return self.redact(line)
 
-    def add(self, secret: str) -> None:
-        """Redacts a secret from now on; one shorter than `SHORTEST_SECRET` is ignored."""
+    def add(self, secret: str, *, is_token: bool = False) -> None:
+        """Redacts a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
+
+        ``is_token`` is for the many that nobody puts into Basic or a query: no base64 of them is kept.
+        """
         if len(secret) < SHORTEST_SECRET:
             return
         with self._lock:
             count = self._added.get(secret, 0)
             self._added[secret] = count + 1
             if not count:
-                self._forms_of[secret] = tuple(_forms(secret))
-                self._sort()
+                forms = frozenset(_forms(secret, base64_too=not is_token))
+                self._forms_of[secret] = forms
+                for form in forms:
+                    self._enter(form)
 
     def discard(self, secret: str) -> None:
         """Takes back one `add`; an unknown secret is ignored."""
@@ -83,23 +93,52 @@ class Redactor:
             if count > 1:
                 self._added[secret] = count - 1
             elif count:
-                del self._forms_of[secret]
-                self._sort()
+                for form in self._forms_of.pop(secret):
+                    self._strike(form)
 
     def redact(self, text: str) -> str:
         """The text with every registered secret replaced."""
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, REDACTED)
+        found = [form for form in self._keyless if form in text]
+        if self._by_key:
+            for run in _LONG_RUN.finditer(text):
+                for end in range(run.start() + _KEY_LENGTH, run.end() + 1):
+                    found += self._by_key.get(text[end - _KEY_LENGTH : end], ())
+        # Longest first, so that a secret within another one doesn't leave the rest of it standing.
+        for form in sorted(found, key=len, reverse=True) if found else ():
+            text = text.replace(form, REDACTED)
         return text
 
-    def _sort(self) -> None:
-        # Longest first, so that a secret within another one doesn't leave the rest of it standing.
-        forms = {form for forms in self._forms_of.values() for form in forms}
-        self._forms = tuple(sorted(forms, key=len, reverse=True))
+    # Two secrets may share a form, so each is entered and struck out as often as it occurs.
+
+    def _enter(self, form: str) -> None:
+        key = _key_of(form)
+        if key is None:
+            self._keyless = (*self._keyless, form)
+        else:
+            self._by_key[key] = (*self._by_key.get(key, ()), form)
+
+    def _strike(self, form: str) -> None:
+        key = _key_of(form)
+        if key is None:
+            self._keyless = _without(self._keyless, form)
+        elif left := _without(self._by_key[key], form):
+            self._by_key[key] = left
+        else:
+            del self._by_key[key]
 
 
-def _forms(secret: str) -> Iterator[str]:
+def _key_of(form: str) -> str | None:
+    """The end of the last long run: a token's signature, where its beginning is like every other's."""
+    runs = _LONG_RUN.findall(form)
+    return runs[-1][-_KEY_LENGTH:] if runs else None
+
+
+def _without(forms: tuple[str, ...], form: str) -> tuple[str, ...]:
+    place = forms.index(form)
+    return forms[:place] + forms[place + 1 :]
+
+
+def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
     """The ways in which a secret may stand in a line."""
     escaped = json.dumps(secret, ensure_ascii=False)
     yield secret
@@ -107,7 +146,8 @@ def _forms(secret: str) -> Iterator[str]:
     yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1], secret.encode("unicode_escape").decode())
     yield secret.replace("\\", "\\\\").replace("'", "\\'")
     yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
-    yield from _base64_forms(secret.encode())
+    if base64_too:
+        yield from _base64_forms(secret.encode())
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:

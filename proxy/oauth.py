@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -25,7 +25,15 @@ from proxy.lease import SYSTEM_CLOCK, Clock, Lease
 from proxy.origin import Origin
 from proxy.token_answer import TokenAnswer, endpoint_fault, http_date, lease_of, refusal
 
-__all__ = ["Credentials", "HttpProxy", "TokenEndpoint", "TokenRequest", "endpoint_fault", "make_session"]
+__all__ = [
+    "Credentials",
+    "HttpProxy",
+    "TokenEndpoint",
+    "TokenRequest",
+    "described",
+    "endpoint_fault",
+    "make_session",
+]
 
 CONNECT_TIMEOUT_S = 5.0
 TOTAL_TIMEOUT_S = 15.0
@@ -156,18 +164,8 @@ class TokenEndpoint:
         return answer.members()
 
     async def describe(self, credentials: Credentials) -> frozenset[Api] | None:
-        """The APIs that the credentials are for, by `me`; None if the answer doesn't tell, now or later.
-
-        Scopes that we don't know are passed over. To learn why it doesn't tell, ask `me`. Raises
-        `TokenFetchError` where another try may bring an answer.
-        """
-        try:
-            members = await self.me(credentials)
-        except TokenFetchError as error:
-            if error.permanent or error.cause in ("malformed", "oversized"):
-                return None
-            raise
-        return _apis(members.get("scopes", members.get("scope")))
+        """The APIs that the credentials are for; see `described`."""
+        return await described(self.me(credentials))
 
     async def _ask(
         self, path: str, credentials: Credentials, members: Mapping[str, str | int]
@@ -223,6 +221,21 @@ class TokenEndpoint:
         cause, what = _wire_fault(error)
         retry_after_s = TLS_RETRY_S if cause == "tls" else None
         return TokenFetchError(f"{self._who}: {what}", cause=cause, retry_after_s=retry_after_s)
+
+
+async def described(me: Awaitable[Mapping[str, object]]) -> frozenset[Api] | None:
+    """The APIs that an answer of `TokenEndpoint.me` names; None if it doesn't tell, now or later.
+
+    Scopes that we don't know are passed over. To learn why it doesn't tell, await ``me`` itself.
+    Raises `TokenFetchError` where another try may bring an answer.
+    """
+    try:
+        members = await me
+    except TokenFetchError as error:
+        if error.permanent or error.cause in ("malformed", "oversized"):
+            return None
+        raise
+    return _apis(members.get("scopes", members.get("scope")))
 
 
 def _apis(value: object) -> frozenset[Api] | None:

@@ -50,7 +50,27 @@ class Slots:
         self._queues: OrderedDict[Hashable, _Queue] = OrderedDict()  # the caller whose turn is next, first
         self._release_every_s: float | None = None  # smoothed, and only counted while someone waits
         self._released_at = 0.0
+        self._successor: Slots | None = None
         self.limit = limit
+
+    def move_to(self, successor: Slots) -> None:
+        """Two names turned out to be one project: who holds or waits for a slot here does so there.
+
+        What was taken here is given back here as before, and passed on. Over the limit, as many may
+        run as ran before, but none is added.
+        """
+        if successor is self:
+            return
+        self._successor = successor
+        successor.in_use += self.in_use
+        for caller, queue in self._queues.items():
+            successor._queues.setdefault(caller, OrderedDict()).update(queue)
+        if self.waiting and not successor.waiting:
+            successor._released_at = self._released_at
+        successor.waiting += self.waiting
+        self._queues.clear()
+        self.in_use = self.waiting = 0
+        successor._grant()
 
     @property
     def limit(self) -> int:
@@ -92,6 +112,9 @@ class Slots:
         if began_in != self._round:
             return
         self._round += 1
+        if self._successor is not None:
+            self._successor.refused(self._successor.round)
+            return
         self._refusals_in_a_row += 1
         now = asyncio.get_running_loop().time()
         first_s, last_s = COOL_DOWN_S
@@ -115,6 +138,9 @@ class Slots:
 
     def answered(self) -> None:
         """The cloud answered a request with anything but such a refusal; call it before `release`."""
+        if self._successor is not None:
+            self._successor.answered()
+            return
         if self._allowance == self._limit:
             return
         self._refusals_in_a_row = 0
@@ -130,8 +156,10 @@ class Slots:
         if self._open:
             self._open = self._allowance
 
-    def try_acquire(self, caller: Hashable) -> bool:  # noqa: ARG002 - takes what `acquire` takes
+    def try_acquire(self, caller: Hashable) -> bool:
         """Take a slot if one is free and nobody waits; never blocks."""
+        if self._successor is not None:
+            return self._successor.try_acquire(caller)
         if self.waiting or self.in_use >= self._open:
             return False
         self.in_use += 1
@@ -143,6 +171,9 @@ class Slots:
         Raises `QueueTimeout` with the time after which a retry has a chance. Cancelled, it holds
         nothing: a slot that was granted in the same moment goes to the next one.
         """
+        if self._successor is not None:
+            await self._successor.acquire(caller, timeout_s, first=first)
+            return
         if self.try_acquire(caller):
             return
         turn = self._enqueue(caller, first=first)
@@ -163,6 +194,9 @@ class Slots:
 
     def release(self) -> None:
         """Give a slot back; it goes to whoever is next."""
+        if self._successor is not None:
+            self._successor.release()
+            return
         if self.in_use < 1:
             raise RuntimeError("a slot was released that nobody held")
         self.in_use -= 1
@@ -184,6 +218,9 @@ class Slots:
         return turn
 
     def _leave(self, caller: Hashable, turn: asyncio.Future[None]) -> None:
+        if self._successor is not None:
+            self._successor._leave(caller, turn)  # noqa: SLF001 - of its own kind
+            return
         queue = self._queues.get(caller)
         if queue is None or turn not in queue:
             return  # `_grant` met it first, and passed it over
@@ -217,6 +254,8 @@ class Slots:
         self._released_at = now
 
     def _timed_out(self, timeout_s: float) -> QueueTimeout:
+        if self._successor is not None:
+            return self._successor._timed_out(timeout_s)  # noqa: SLF001 - of its own kind
         others = f", and {self.waiting} more wait" if self.waiting else ""
         return QueueTimeout(
             f"all {self._limit} slots of this Contentsquare project were busy for {timeout_s:g} s{others};"

@@ -107,6 +107,7 @@ def refusal(answer: TokenAnswer, who: str, private: Collection[str]) -> TokenFet
         cause=cause,
         permanent=permanent,
         retry_after_s=None if permanent else answer.retry_after_s(),
+        status=answer.status,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import QueueTimeout
-from proxy.slots import Slots
+from proxy.slots import SHRINK, Slots
 
 
 async def settle() -> None:
@@ -390,3 +390,75 @@ async def test_a_smaller_limit_takes_the_allowance_along() -> None:
     assert slots.allowance == 4
     slots.limit = 8
     assert slots.allowance == 8
+
+
+# Two names that turn out to be one project
+
+
+async def test_who_holds_a_slot_when_two_projects_become_one_gives_it_back_to_the_shared_ones() -> None:
+    old, shared = Slots(3), Slots(3)
+    for slots in (old, old, shared):
+        assert slots.try_acquire("a")
+    old.move_to(shared)
+    assert (shared.in_use, old.in_use) == (3, 0)
+    assert not shared.try_acquire("a")
+    assert not old.try_acquire("a")
+    old.release()
+    assert shared.in_use == 2
+    assert old.try_acquire("a")
+    for slots in (old, old, shared):
+        slots.release()
+    assert shared.in_use == 0
+    with pytest.raises(RuntimeError):
+        old.release()
+
+
+async def test_more_than_the_limit_may_run_on_but_none_is_added() -> None:
+    old, shared = taken(2), taken(2)
+    queue = Queue(old)
+    await queue.join("a1", "b1")
+    old.move_to(shared)
+    assert (shared.in_use, shared.waiting) == (4, 2)
+    for left in (3, 2):
+        shared.release()
+        await settle()
+        assert (shared.in_use, shared.waiting) == (left, 2)
+    shared.release()
+    await settle()
+    assert queue.order == ["a1"]
+    old.release()
+    await settle()
+    assert queue.order == ["a1", "b1"]
+
+
+async def test_who_waited_may_leave_or_run_out_of_time_after_the_move() -> None:
+    old, shared = taken(1), taken(1)
+    queue = Queue(old)
+    await queue.join("a1", "b1")
+    await queue.join("c1", timeout_s=0.02)
+    old.move_to(shared)
+    queue.tasks["a1"].cancel()
+    with pytest.raises(QueueTimeout):
+        await queue.tasks["c1"]
+    assert shared.waiting == 1
+    old.release()
+    shared.release()
+    await settle()
+    assert queue.order == ["b1"]
+    assert (shared.in_use, shared.waiting) == (1, 0)
+    old.release()
+    assert shared.in_use == 0
+
+
+async def test_what_the_cloud_says_after_the_move_is_the_shared_slots_business() -> None:
+    old, shared = taken(4), Slots(10)
+    began_in = old.round
+    old.move_to(shared)
+    for _ in range(3):
+        old.refused(began_in)
+        old.release()
+    assert shared.allowance == int(4 * SHRINK)
+    old.answered()
+    old.release()
+    old.move_to(old)
+    assert shared.in_use == 0
