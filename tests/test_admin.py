@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from harness import (
     WAIT_S,
     Gateway,
@@ -19,6 +20,7 @@ from harness import (
 )
 
 from proxy.app import App
+from proxy.lease import LeaseKeeper
 
 SECRET = "canary-secret-5f1c"
 PROJECTS = {
@@ -26,6 +28,11 @@ PROJECTS = {
     "ro": {"client_id": "canary-id-77", "client_secret": SECRET, "apis": [], "read_only": True},
 }
 PAGES = [b"/-/healthy", b"/-/ready", b"/-/status"]
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LeaseKeeper._hurry.__kwdefaults__, "gap_s", 0.01)
 
 
 def said(answer: Message) -> Any:
@@ -151,6 +158,7 @@ async def test_status_tells_what_went_wrong_and_when_the_next_try_is() -> None:
         assert metrics["endpoint"] is metrics["seconds_left"] is metrics["expires_at"] is None
 
 
+@pytest.mark.usefixtures("_impatient")
 async def test_refresh_fetches_new_tokens_now() -> None:
     upstream = Upstream()
     async with gateway(upstream, projects=PROJECTS) as proxy:

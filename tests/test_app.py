@@ -32,6 +32,7 @@ from harness import (
 
 from proxy.app import App
 from proxy.errors import ConfigError, ListenError
+from proxy.lease import LeaseKeeper
 from proxy.log import configure
 from proxy.settings import Settings
 
@@ -285,7 +286,10 @@ async def test_the_listener_opens_before_the_token_endpoint_has_answered() -> No
             await proxy.aclose()
 
 
-async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_restart() -> None:
+async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LeaseKeeper._hurry.__kwdefaults__, "gap_s", 0.01)
     outage = Outage(403)
     async with RawServer(Upstream()) as upstream, RawServer(outage) as token_server:
         outage.token.endpoint = upstream.url
@@ -308,7 +312,8 @@ async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_re
             await proxy.aclose()
 
 
-async def test_a_token_endpoint_that_is_back_is_found_by_itself() -> None:
+async def test_a_token_endpoint_that_is_back_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.04, 0.05, 0.05))
     outage = Outage(503)
     async with RawServer(Upstream()) as upstream, RawServer(outage) as token_server:
         outage.token.endpoint = upstream.url
