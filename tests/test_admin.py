@@ -32,7 +32,7 @@ PAGES = [b"/-/healthy", b"/-/ready", b"/-/status"]
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LeaseKeeper._hurry.__kwdefaults__, "gap_s", 0.01)
+    monkeypatch.setattr(LeaseKeeper._hurry, "__kwdefaults__", {"gap_s": 0.01})
 
 
 def said(answer: Message) -> Any:

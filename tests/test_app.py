@@ -289,7 +289,7 @@ async def test_the_listener_opens_before_the_token_endpoint_has_answered() -> No
 async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(LeaseKeeper._hurry.__kwdefaults__, "gap_s", 0.01)
+    monkeypatch.setattr(LeaseKeeper._hurry, "__kwdefaults__", {"gap_s": 0.01})
     outage = Outage(403)
     async with RawServer(Upstream()) as upstream, RawServer(outage) as token_server:
         outage.token.endpoint = upstream.url
