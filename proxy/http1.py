@@ -433,6 +433,8 @@ class ChunkedDecoder:
             self._left = int(match[1], 16)
             self._state = self._DATA if self._left else self._TRAILER
         elif line:
+            if b"\n" in line or b"\r" in line:
+                raise ProtocolViolation("a bare CR or LF in the trailer section")
             self._trailer_lines.append(line)
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_TRAILER_BYTES or len(self._trailer_lines) > MAX_FIELDS:
