@@ -1,0 +1,205 @@
+"""Figures in, Markdown out. Pure: medians, ratios to ours, and the goals that they are held against."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench.load import Workload
+
+OURS = "ours"
+DIRECT = "direct"
+
+GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "http": {
+        "naive": (5, 8),
+        "node": (2.2, 3.5),
+        "caddy": (2.3, 4),
+        "traefik": (1.5, 2.5),
+        "envoy": (1.2, 2),
+        "nginx": (1 / 2.8, 1 / 1.8),
+    },
+    "https": {
+        "naive": (4, 6),
+        "node": (2.5, 4),
+        "caddy": (1.9, 3),
+        "traefik": (1.3, 2.2),
+        "envoy": (1.1, 1.7),
+        "nginx": (1 / 2.8, 1 / 1.8),
+    },
+}
+"""CPU per request, theirs divided by ours, by scheme and peer: goal and stretch goal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One load on one peer. ``cpu_us`` is a request's; None where no process is under test."""
+
+    cpu_us: float | None
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    failed: int = 0
+
+
+@dataclass
+class Resources:
+    """What one peer takes besides; each list has one entry a try."""
+
+    start_s: list[float] = field(default_factory=list)
+    resident_mib: float | None = None
+    download_cpu_s: list[float] = field(default_factory=list)
+    upload_cpu_s: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Variant:
+    """All figures of one set-up: a scheme, with or without request logs."""
+
+    scheme: str
+    log: bool
+    rounds: dict[Workload, dict[str, list[Round]]] = field(default_factory=dict)
+    resources: dict[str, Resources] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        upstream = "TLS" if self.scheme == "https" else "HTTP"
+        return f"{upstream} upstream, request log {'on' if self.log else 'off'}"
+
+    def add(self, work: Workload, peer: str, measured: Round) -> None:
+        """One more round."""
+        self.rounds.setdefault(work, {}).setdefault(peer, []).append(measured)
+
+
+def median_round(rounds: Sequence[Round]) -> Round:
+    """The median of each figure by itself; failures are added up."""
+    cpu_us = [each.cpu_us for each in rounds if each.cpu_us is not None]
+    return Round(
+        cpu_us=statistics.median(cpu_us) if cpu_us else None,
+        rate=statistics.median(each.rate for each in rounds),
+        p50_ms=statistics.median(each.p50_ms for each in rounds),
+        p99_ms=statistics.median(each.p99_ms for each in rounds),
+        failed=sum(each.failed for each in rounds),
+    )
+
+
+def spread(rounds: Sequence[Round]) -> float | None:
+    """Half of what lies between the extremes of the CPU figures, as a share of their median."""
+    cpu_us = [each.cpu_us for each in rounds if each.cpu_us is not None]
+    return (max(cpu_us) - min(cpu_us)) / 2 / statistics.median(cpu_us) if cpu_us else None
+
+
+def ratio(theirs: float | None, ours: float | None) -> str:
+    """Theirs divided by ours: above 1, ours is the smaller figure."""
+    return f"{theirs / ours:.2f}" if theirs is not None and ours else "-"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure for people; "-" where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def load_table(rounds: Mapping[str, Sequence[Round]]) -> str:
+    """One workload: each peer's median figures, and their ratios to ours."""
+    medians = {peer: median_round(each) for peer, each in rounds.items()}
+    ours = medians.get(OURS)
+    our_cpu_us, our_rate = (ours.cpu_us, ours.rate) if ours is not None else (None, None)
+    rows = []
+    for peer, found in medians.items():
+        spread_of = spread(rounds[peer])
+        rows.append(
+            [
+                peer + (f" ({found.failed} failed)" if found.failed else ""),
+                number(found.cpu_us),
+                "-" if spread_of is None else f"±{spread_of:.0%}",
+                ratio(found.cpu_us, our_cpu_us),
+                number(found.rate, 0),
+                ratio(found.rate, our_rate),
+                number(found.p50_ms, 3),
+                number(found.p99_ms, 3),
+            ]
+        )
+    return table(
+        ["peer", "CPU µs/request", "spread", "/ ours", "requests/s", "/ ours", "p50 ms", "p99 ms"], rows
+    )
+
+
+def goal_table(variant: Variant, work: Workload) -> str:
+    """CPU per request against the goals, for one workload; empty where no peer has a goal."""
+    medians = {peer: median_round(each).cpu_us for peer, each in variant.rounds[work].items()}
+    ours = medians.get(OURS)
+    rows = []
+    for peer, (goal, stretch) in GOALS[variant.scheme].items():
+        theirs = medians.get(peer)
+        if theirs is None or not ours:
+            continue
+        reached = theirs / ours
+        verdict = "stretch" if reached >= stretch else "goal" if reached >= goal else "MISSED"
+        rows.append([peer, number(theirs), number(reached, 2), number(goal, 2), number(stretch, 2), verdict])
+    if not rows:
+        return ""
+    return table(["peer", "CPU µs/request", "/ ours", "goal", "stretch", "reached"], rows)
+
+
+def resource_table(resources: Mapping[str, Resources]) -> str:
+    """Start-up, memory, and what 1 GiB costs, with ratios to ours."""
+
+    def figures(found: Resources) -> list[tuple[float | None, int]]:
+        lists = (found.start_s, found.download_cpu_s, found.upload_cpu_s)
+        start, down, up = (statistics.median(each) if each else None for each in lists)
+        return [(start and start * 1000, 0), (found.resident_mib, 1), (down, 2), (up, 2)]
+
+    ours = figures(resources.get(OURS, Resources()))
+    rows = []
+    for peer, found in resources.items():
+        cells = [peer]
+        for (value, digits), (our_value, _) in zip(figures(found), ours, strict=True):
+            cells += [number(value, digits), ratio(value, our_value)]
+        rows.append(cells)
+    titles = ("start ms", "resident MiB", "CPU s/GiB down", "CPU s/GiB up")
+    return table(["peer", *(cell for title in titles for cell in (title, "/ ours"))], rows)
+
+
+def document(machine: Sequence[str], variants: Sequence[Variant], missing: Sequence[str]) -> str:
+    """The whole report."""
+    parts = ["# csq-proxy and its peers", *machine]
+    if missing:
+        parts.append("Not measured: " + "; ".join(missing) + ".")
+    parts.append("`/ ours` is theirs divided by ours; figures are medians of alternating rounds.")
+    for variant in variants:
+        parts.append(f"## {variant.title}")
+        for work, rounds in variant.rounds.items():
+            parts += [f"### {work.title}", load_table(rounds)]
+        if variant.resources:
+            parts += ["### Besides", resource_table(variant.resources)]
+    for variant in variants:
+        work = Workload("GET", 32)
+        goals = goal_table(variant, work) if work in variant.rounds and not variant.log else ""
+        if goals:
+            parts += [f"## Goals: {variant.title}, {work.title}", goals]
+    parts += log_cost(variants)
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def log_cost(variants: Sequence[Variant]) -> list[str]:
+    """What request logs cost: CPU per request with, divided by without, for each scheme that has both."""
+    rows = []
+    for on in (variant for variant in variants if variant.log):
+        off = next((each for each in variants if each.scheme == on.scheme and not each.log), None)
+        for work in on.rounds if off is not None else ():
+            for peer, rounds in on.rounds[work].items():
+                with_log = median_round(rounds).cpu_us
+                without = median_round(off.rounds[work][peer]).cpu_us if off and with_log else None
+                if with_log and without:
+                    more = [number(without), number(with_log), number(with_log / without, 2)]
+                    rows.append([peer, on.scheme, *more])
+    if not rows:
+        return []
+    return ["## What request logs cost", table(["peer", "upstream", "off", "on", "on / off"], rows)]
