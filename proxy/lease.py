@@ -243,6 +243,8 @@ class LeaseKeeper:
         """
         if (lease := self.current()) is not None:
             return lease
+        if self._retired:
+            self._hurry()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         with suppress(TimeoutError):

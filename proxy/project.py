@@ -2,25 +2,32 @@
 
 Hides which APIs are kept fresh from the start, how those are found out where the configuration
 doesn't say, and that others join on first use; all tasks are handed to ``spawn``, so that they
-live and die with the application. Must not know HTTP, routing, or configuration files.
+live and die with the project. Every token is redacted from the log while it is in use. Must not
+know HTTP, routing, or configuration files.
 """
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
 import functools
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden, TokenFetchError
-from proxy.lease import SYSTEM_CLOCK, Clock, LeaseKeeper, OnEvent, retry_delay_s
-from proxy.oauth import Credentials, TokenEndpoint, TokenRequest
+from proxy.lease import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, OnEvent, retry_delay_s
+from proxy.log import redactor
+from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, described
+from proxy.rotation import PairName, Rotation
 from proxy.slots import Slots
 
-Spawn = Callable[[Coroutine[object, object, None]], object]
+Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
+REDACTED_TOKENS = 3
+"""Of each lease: the current token, and those before it that an error message may still quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +35,34 @@ class Grant:
     """What a project's tokens are asked with.
 
     ``project_id`` goes with account-level credentials, ``integration_id`` with Enrichment; None
-    leaves them out. ``apis`` None means: those that ``/v1/oauth/me`` names.
+    leaves them out. ``apis`` None means: those that ``/v1/oauth/me`` names. ``standby`` is taken when
+    ``credentials`` are refused.
     """
 
     credentials: Credentials
     project_id: int | None = None
     integration_id: int | None = None
     apis: tuple[Api, ...] | None = None
+    standby: Credentials | None = None
+
+    def is_for_the_same_data(self, other: Grant) -> bool:
+        """Whether a token of the one will do for the other: its secret may be another."""
+        return (self.credentials.client_id, self.project_id, self.integration_id) == (
+            other.credentials.client_id,
+            other.project_id,
+            other.integration_id,
+        )
 
 
 class Project:
     """One project of Contentsquare, as callers address it by ``name`` (``acme/42`` below an account).
 
     ``from_start`` False is for one that comes into being when it is first called: nothing is fetched
-    before it is used, and so it is never what the proxy's readiness waits for. ``on_event`` hears what
-    `LeaseKeeper` tells, and ``apis_discovered`` and ``api_discovery_failed``.
+    before it is used, and so it is never what the proxy's readiness waits for. ``slots_of`` gives the
+    slots that a Contentsquare project has in common, whatever its names here: where the id isn't
+    configured, a token answer tells it. ``on_event`` hears what `LeaseKeeper` tells, and
+    ``apis_discovered``, ``api_discovery_failed`` and ``credentials_switched``.
+    Whoever forwards a request counts it in ``running`` meanwhile. ``expires`` is for people.
     """
 
     def __init__(
@@ -57,14 +77,25 @@ class Project:
         from_start: bool = True,
         on_event: OnEvent | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        slots_of: Callable[[int], Slots] | None = None,
+        expires: dt.date | None = None,
     ) -> None:
         self.name = name
         self.slots = slots
         self.read_only = read_only
         self.grant = grant
+        self.expires = expires
+        self.running = 0
         self.requests: Counter[Api] = Counter()
+        pairs = (grant.credentials,) if grant.standby is None else (grant.credentials, grant.standby)
+        self._rotation = Rotation(pairs, self._on_switch)
+        self._slots_of = slots_of
+        self._learnt_id: int | None = None
+        self._inherited: dict[Api, Lease] = {}
+        self._tokens: dict[Api, deque[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._endpoint = endpoint
-        self._spawn = spawn
+        self._spawn_in_app = spawn
         self._on_event = on_event
         self._clock = clock
         self._keepers: dict[Api, LeaseKeeper] = {}
@@ -81,6 +112,21 @@ class Project:
     def first_api(self) -> Api:
         """The API that a path in no row of the vendor's table goes with."""
         return next(iter(self._wanted or self.grant.apis or (Api.DATA_EXPORT,)))
+
+    @property
+    def credentials(self) -> Credentials:
+        """The pair in use."""
+        return self._rotation.credentials
+
+    @property
+    def credentials_in_use(self) -> PairName:
+        """Which pair is in use."""
+        return self._rotation.in_use
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether any API has a usable token now."""
+        return any(keeper.current() is not None for keeper in self._keepers.values())
 
     @property
     def is_ready(self) -> bool:
@@ -116,6 +162,46 @@ class Project:
         else:
             self._keep(self._wanted)
 
+    def inherit(self, before: Project) -> None:
+        """Take over from a project of the same name, which is about to be retired, what is still good.
+
+        Its numbers and, where they are for the same data, its slots and leases: until our own tokens
+        are here, callers needn't wait.
+        """
+        self.requests.update(before.requests)
+        if not self.grant.is_for_the_same_data(before.grant):
+            return
+        self.slots, self._learnt_id = before.slots, before._learnt_id
+        for api, keeper in before.keepers.items():
+            lease = keeper.current()
+            if lease is not None:
+                self._inherited[api] = lease
+                self._redact(api, lease)
+
+    def retire(self) -> None:
+        """No new requests come: fetch only what a running one still needs. `close` it when none is left."""
+        if self._discovering:
+            self._cancel_tasks()
+        for keeper in self._keepers.values():
+            keeper.retire()
+
+    def close(self) -> None:
+        """End its tasks. No request may be running."""
+        self._cancel_tasks()
+        for tokens in self._tokens.values():
+            for token in tokens:
+                redactor.discard(token)
+        self._tokens.clear()
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._spawn_in_app(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def keeper(self, api: Api | None) -> LeaseKeeper:
         """The keeper of this API's lease, made and started on first use; None is the first API."""
         if api is None:
@@ -125,10 +211,11 @@ class Project:
             if api is Api.ENRICHMENT and self.grant.integration_id is None:
                 raise Forbidden(f"Enrichment needs integration_id in the configuration of {self.name}.")
             keeper = self._keepers[api] = LeaseKeeper(
-                functools.partial(self._endpoint.fetch, self._token_request(api)),
+                functools.partial(self._fetch, api),
                 name=f"{self.name}/{api.value}",
                 clock=self._clock,
                 on_event=self._on_event,
+                inherited=self._inherited.pop(api, None),
             )
             self._spawn(keeper.run())
         return keeper
@@ -152,7 +239,7 @@ class Project:
         failures = 0
         while True:
             try:
-                return await self._endpoint.describe(self.grant.credentials)
+                return await described(self._rotation.ask("me", self._endpoint.me))
             except TokenFetchError as error:
                 failures += 1
                 self._discovery_error = error
@@ -170,6 +257,39 @@ class Project:
         if self._on_event is not None:
             self._on_event(event, {"project": self.name, **values})
 
-    def _token_request(self, api: Api) -> TokenRequest:
+    # Tokens
+
+    async def _fetch(self, api: Api) -> Lease:
         grant = self.grant
-        return TokenRequest(grant.credentials, api, grant.project_id, grant.integration_id)
+
+        async def ask(credentials: Credentials) -> Lease:
+            request = TokenRequest(credentials, api, grant.project_id, grant.integration_id)
+            return await self._endpoint.fetch(request)
+
+        lease = await self._rotation.ask(api, ask)
+        self._redact(api, lease)
+        if grant.project_id is None and lease.project_id is not None:
+            self._learn(lease.project_id)
+        return lease
+
+    def _redact(self, api: Api, lease: Lease) -> None:
+        tokens = self._tokens.setdefault(api, deque())
+        redactor.add(lease.access_token, is_token=True)
+        tokens.append(lease.access_token)
+        if len(tokens) > REDACTED_TOKENS:
+            redactor.discard(tokens.popleft())
+
+    def _learn(self, project_id: int) -> None:
+        """Share the slots of the Contentsquare project that these credentials turn out to be for."""
+        if self._slots_of is None or project_id == self._learnt_id:
+            return
+        shared = self._slots_of(project_id)
+        if self._learnt_id is None:  # until now they were ours alone
+            self.slots.move_to(shared)
+        self._learnt_id, self.slots = project_id, shared
+
+    def _on_switch(self, to: PairName, why: TokenFetchError) -> None:
+        self._emit("credentials_switched", to=to, cause=why.cause, error=str(why))
+        for keeper in self._keepers.values():
+            if keeper.status().failures_in_a_row:
+                keeper.refresh_now()

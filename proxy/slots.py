@@ -15,6 +15,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Hashable
+from weakref import WeakValueDictionary
 
 from proxy.errors import QueueTimeout
 
@@ -277,3 +278,29 @@ class Slots:
 
 def _was_granted(turn: asyncio.Future[None]) -> bool:
     return turn.done() and not turn.cancelled()
+
+
+class SharedSlots:
+    """The slots of Contentsquare's projects by their ids, each as long as somebody has them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_id: WeakValueDictionary[int, Slots] = WeakValueDictionary()
+
+    @property
+    def limit(self) -> int:
+        """How many each project has; a new number holds for those that exist, too."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        for slots in self._by_id.values():
+            slots.limit = limit
+
+    def of(self, project_id: int) -> Slots:
+        """The slots of one project."""
+        slots = self._by_id.get(project_id)
+        if slots is None:
+            slots = self._by_id[project_id] = Slots(self._limit)
+        return slots

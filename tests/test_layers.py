@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "upstream": {"errors", "http1", "origin"},
     "forward": {"contentsquare", "errors", "http1", "lease", "server", "slots", "upstream"},
     # What brings both together
-    "project": {"contentsquare", "errors", "lease", "oauth", "slots"},
+    "project": {"contentsquare", "errors", "lease", "log", "oauth", "rotation", "slots"},
+    "accounts": {"errors", "project"},
+    "reload": {"errors", "settings"},
     "admin": {"__init__", "answer", "errors", "lease", "project", "server"},
     "app": {
         "admin",

@@ -93,8 +93,9 @@ async def living(host: AuthHost, grant: Grant, *, from_start: bool = True) -> As
     events: list[tuple[str, Mapping[str, object]]] = []
     clock = HurriedClock()
 
-    def spawn(work: Coroutine[object, object, None]) -> None:
+    def spawn(work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         tasks.append(asyncio.get_running_loop().create_task(work))
+        return tasks[-1]
 
     async with RawServer(host) as server, make_session() as session:
         project = Project(

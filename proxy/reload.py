@@ -1,0 +1,240 @@
+"""When the configuration is read again, and what became of it: by a signal, or because a file changed.
+
+Hides the watching and the order of things: everything is read and validated aside, in a thread,
+and only what is wholly good is applied, in one step of the event loop. Watching is a look at each
+file's ``stat`` once a second: a handful of system calls, the same on every platform and file
+system, while a library for it (watchfiles) costs several MiB of memory for a few files, misses
+changes on network mounts, and has to be taught Kubernetes' symlink swaps. ``stat`` follows links,
+so that those, atomic renames and writes in place all show as another inode, size or time; ``ctime``
+shows a ``chmod``, too, which may be what made a secret file good. A change counts once it stands
+still for a look, so that half a file isn't read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.errors import ConfigError
+from proxy.settings import Settings
+
+T = TypeVar("T")
+
+WATCH_S = 1.0
+"""Between two looks at the files."""
+_NEED_RESTART = ("host", "port", "unix_socket")
+_NO_CHANGE_OF_A_PROJECT = frozenset(
+    ("client_secret_file", "client_secret_command", "default", "expires", "port")
+)
+
+Signature = tuple[int, ...] | None
+Apply = Callable[[], "Changes"]
+OnEvent = Callable[[str, Mapping[str, object]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What differs between two configurations, by dotted keys; never a value.
+
+    ``needs_restart`` are keys that can't change in a running process.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+def differences(old: Settings, new: Settings, started_with: Settings) -> Changes:
+    """What is to be told of a reload; the listeners are those of ``started_with``."""
+    added, removed, changed = [], [], []
+    for section in ("projects", "accounts", "callers"):
+        before, after = getattr(old, section), getattr(new, section)
+        added += [f"{section}.{name}" for name in after if name not in before]
+        removed += [f"{section}.{name}" for name in before if name not in after]
+        changed += [f"{section}.{name}" for name in after if name in before and after[name] != before[name]]
+    for section in ("server", "log", "contentsquare"):
+        before, after = getattr(old, section), getattr(new, section)
+        changed += [
+            f"{section}.{key}"
+            for key in type(after).model_fields
+            if getattr(after, key) != getattr(before, key)
+        ]
+    return Changes(tuple(added), tuple(removed), tuple(changed), tuple(_needs_restart(started_with, new)))
+
+
+def _needs_restart(running: Settings, new: Settings) -> list[str]:
+    keys = [
+        f"server.{key}" for key in _NEED_RESTART if getattr(running.server, key) != getattr(new.server, key)
+    ]
+    if (running.server.tls_cert is None) != (new.server.tls_cert is None):
+        keys.append("server.tls_cert")
+    ports = [
+        {name: project.port for name, project in s.projects.items() if project.port} for s in (running, new)
+    ]
+    keys += [
+        f"projects.{name}.port"
+        for name in {**ports[0], **ports[1]}
+        if ports[0].get(name) != ports[1].get(name)
+    ]
+    return keys
+
+
+def is_same(old: object, new: object) -> bool:
+    """Whether a project's or an account's settings are the same, as far as its tokens and rights go."""
+    return _essence(old) == _essence(new)
+
+
+def _essence(settings: object) -> dict[str, object]:
+    fields: Sequence[str] = getattr(type(settings), "model_fields", ())
+    values = {key: getattr(settings, key) for key in fields if key not in _NO_CHANGE_OF_A_PROJECT}
+    standby = values.get("standby")
+    if standby is not None:
+        values["standby"] = _essence(standby)
+    return values
+
+
+def signature(path: Path) -> Signature:
+    """What changes whenever a file does; None where there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def signatures(paths: Iterable[Path]) -> dict[Path, Signature]:
+    """The `signature` of each file."""
+    return {path: signature(path) for path in paths}
+
+
+@dataclass(slots=True)
+class ReloadStatus:
+    """For ``/-/status``. ``last_at`` is the last try's, UTC; ``last_faults`` are empty where it went well."""
+
+    count: int = 0
+    refused: int = 0
+    last_at: dt.datetime | None = None
+    last_faults: tuple[str, ...] = field(default=())
+
+
+class Reloader:
+    """Reads the configuration again.
+
+    ``load`` gives new settings and ``prepare`` what makes them the running ones; both run in a thread
+    and may raise ConfigError, in which case nothing changes. What ``prepare`` gives runs in the event
+    loop and must not fail. ``files`` are to be watched. ``on_event`` hears ``reloaded``,
+    ``reload_needs_restart`` and ``reload_refused``.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Settings],
+        prepare: Callable[[Settings], Apply],
+        files: Callable[[], Iterable[Path]],
+        on_event: OnEvent,
+        *,
+        watch_s: float = WATCH_S,
+    ) -> None:
+        self.status = ReloadStatus()
+        self._load = load
+        self._prepare = prepare
+        self._files = files
+        self._on_event = on_event
+        self._watch_s = watch_s
+        self._asked = asyncio.Event()
+        self._known = signatures(files())
+
+    def ask(self) -> None:
+        """Reload soon, whether a file changed or not."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Watch, until cancelled."""
+        before = self._known
+        while True:
+            asked = await self._pause()
+            now = await in_thread(lambda: signatures(self._files()))
+            if asked or (now != self._known and now == before):
+                await self._reload()
+                # As they were before they were read: what changed meanwhile is a change.
+                self._known = now = {**await in_thread(lambda: signatures(self._files())), **now}
+                for path in now.keys() - set(self._files()):
+                    del now[path]
+            before = now
+
+    async def _pause(self) -> bool:
+        """Wait for the next look; whether a reload was asked for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._watch_s):
+                await self._asked.wait()
+        asked = self._asked.is_set()
+        self._asked.clear()
+        return asked
+
+    async def _reload(self) -> None:
+        self.status.last_at = dt.datetime.now(dt.UTC)
+        try:
+            apply = await in_thread(lambda: self._prepare(self._load()))
+        except ConfigError as error:
+            self._refuse(error.faults)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on running
+            self._refuse((f"the configuration can't be read ({type(error).__name__})",))
+        else:
+            changes = apply()
+            self.status.count += 1
+            self.status.last_faults = ()
+            self._tell(changes)
+
+    def _refuse(self, faults: tuple[str, ...]) -> None:
+        self.status.refused += 1
+        self.status.last_faults = faults
+        self._on_event("reload_refused", {"faults": list(faults)})
+
+    def _tell(self, changes: Changes) -> None:
+        if changes.needs_restart:
+            self._on_event("reload_needs_restart", {"keys": list(changes.needs_restart)})
+        self._on_event(
+            "reloaded",
+            {
+                "added": list(changes.added),
+                "removed": list(changes.removed),
+                "changed": list(changes.changed),
+            },
+        )
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What ``work`` gives or raises, from a thread of its own.
+
+    Not the loop's executor: that one is waited for at exit, and ``work`` may hang on a dead network
+    mount or a command.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: Exception | None) -> None:
+        if outcome.done():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]  # a T, where there is no error
+
+    def run() -> None:
+        result = error = None
+        try:
+            result = work()
+        except Exception as caught:  # noqa: BLE001 - it comes out where it is awaited
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name="csq-proxy-reload", daemon=True).start()
+    return await outcome
