@@ -61,7 +61,10 @@ def _fail(faults: tuple[str, ...], code: int) -> NoReturn:
 
 
 def _say(text: str = "") -> None:
-    print(text, flush=True)  # noqa: T201 - the command's own output
+    try:
+        print(text, flush=True)  # noqa: T201 - the command's own output
+    except OSError:  # whoever read it has left, as in `csq-proxy serve | head -1`
+        sys.stdout = None  # print() then does nothing, nor does the flush at the end
 
 
 def _version(*, wanted: bool) -> None:
@@ -97,6 +100,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
+    _leave_on_signals()
     flags = {"server": {"host": host, "port": port}}
     if sandbox:
         if config is not None:
@@ -157,9 +161,12 @@ def sandbox(
     public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
 ) -> None:
     """Run the simulated Contentsquare alone."""
+    _leave_on_signals()
     from proxy.app import server_tls  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
 
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert: needs --tls-key beside it, and the other way round")
     options = SandboxOptions(
         port=port,
         token_lifetime_s=token_lifetime,
@@ -187,6 +194,12 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         loop_factory = None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(work())
+
+
+def _leave_on_signals() -> None:
+    """A stop while we are still starting is a clean one, too; `_StopSignals` takes over from here."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 class _StopSignals:

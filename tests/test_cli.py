@@ -28,6 +28,8 @@ needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has 
 CONFIG = """
 [server]
 port = 0
+[contentsquare]
+auth_url = "http://127.0.0.1:1"
 [projects.shop]
 client_id = "id-1"
 client_secret = "canary-secret"
@@ -48,6 +50,12 @@ def environ(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return write(tmp_path / "config.toml", CONFIG)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def write(path: Path, text: str) -> Path:
@@ -113,7 +121,11 @@ def started(
     finally:
         watchdog.cancel()
         process.kill()
-        process.communicate(timeout=STARTUP_S)
+        with contextlib.suppress(ValueError):  # closed by the test
+            process.communicate(timeout=STARTUP_S)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
 
 
 def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int, Any]:
@@ -200,7 +212,7 @@ def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        text = CONFIG + f'[contentsquare]\nauth_url = "http://127.0.0.1:{silent.getsockname()[1]}"\n'
+        text = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
         path = write(tmp_path / "config.toml", text)
         with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
             connection, _ = silent.accept()
@@ -209,6 +221,42 @@ def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
             assert proxy.end()[0] == 0
             assert time.monotonic() - began < 2
             connection.close()
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_it_is_still_starting_is_a_clean_stop_too(
+    number: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    early = f"""
+import os
+import proxy.config
+from proxy.cli import main
+def load(*_):
+    os.kill(os.getpid(), {number.value})
+    raise AssertionError("it goes on")
+proxy.config.load = load
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
+        assert proxy.end() == (0, "")
+
+
+@needs_signals
+def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], config: Path) -> None:
+    port = free_port()
+    write(config, CONFIG.replace("port = 0", f"port = {port}"))
+    with started("serve", "--config", str(config), environ=environ, cwd=config.parent) as proxy:
+        assert proxy.process.stdout is not None
+        proxy.process.stdout.close()
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionError):
+                if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
+                    break
+            time.sleep(0.02)
+        time.sleep(0.05)
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(STARTUP_S) == 0
 
 
 BUG = """
@@ -295,11 +343,16 @@ def test_a_ca_file_without_certificates_is_found_by_check_as_by_serve(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
     write(tmp_path / "ca.pem", "no certificate")
-    path = write(tmp_path / "ca.toml", CONFIG + '[contentsquare]\nca_file = "ca.pem"\n')
+    path = write(tmp_path / "ca.toml", CONFIG.replace("auth_url", 'ca_file = "ca.pem"\nauth_url'))
     for command in ("serve", "check"):
         ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
         assert "contentsquare.ca_file" in ended.stderr
+
+
+def test_the_sandboxs_certificate_and_key_come_together(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("sandbox", "--tls-cert", "cert.pem", environ=environ, cwd=tmp_path)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
 
 
 def test_the_version_is_told(environ: dict[str, str], tmp_path: Path) -> None:
@@ -378,7 +431,7 @@ def test_the_sandbox_prints_a_configuration_that_serve_accepts(
 
 
 def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Path) -> None:
-    text = '[server]\nport = 0\n[accounts.acme]\nclient_id = "id-1"\nclient_secret = "secret-1"\n'
+    text = CONFIG.replace("[projects.shop]", "[accounts.acme]")
     path = write(tmp_path / "accounts.toml", text)
     with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
         proxy.wait_for(r"Stop: Ctrl-C\n")
