@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +134,18 @@ def fetch(target: Target) -> tuple[int, int]:
         sock.sendall(_head("GET", "/v1/metrics/first", target))
         status, length, begun = _answer_head(sock)
         return status, begun + _drain(sock, length - begun)
+
+
+@contextlib.contextmanager
+def held_open(target: Target, count: int) -> Iterator[None]:
+    """That many callers' connections, each after one answer, within."""
+    with contextlib.ExitStack() as stack:
+        for number in range(count):
+            sock = stack.enter_context(connect(target.port))
+            sock.sendall(_head("GET", f"/v1/metrics/held-{number}", target))
+            _, length, begun = _answer_head(sock)
+            _drain(sock, length - begun)
+        yield
 
 
 def download(target: Target) -> None:

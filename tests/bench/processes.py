@@ -59,6 +59,15 @@ def cpu_s(pid: int) -> float:
     return sum(time.clock_gettime((~each << 3) | 2) for each in tree(pid))
 
 
+def busy_s(core: int) -> float:
+    """Seconds that a core has not been idle, whoever had it, since the machine was started."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith(f"cpu{core} "):
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+            return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def resident_mib(pid: int) -> float:
     """Resident memory of a process tree; shared pages count in each process."""
     lines = [line for each in tree(pid) for line in Path(f"/proc/{each}/status").read_text().splitlines()]

@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 
 from bench.load import Workload
 
+_LEGEND = """
+`/ ours` is theirs divided by ours; figures are medians of alternating rounds, one peer after the other.
+CPU is the kernel's account of the process tree; `spread` is half of what lies between its extremes.
+`disturbed` is the share of the time in which something else had the proxy's core.
+"""
+
 OURS = "ours"
 DIRECT = "direct"
 
@@ -30,6 +36,15 @@ GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     },
 }
 """CPU per request, theirs divided by ours, by scheme and peer: goal and stretch goal."""
+BULK_GOALS = {"http": 1.0, "https": 1 / 1.3}
+"""CPU per GiB, nginx's divided by ours, by scheme."""
+START_GOAL_MS = 350
+IDLE_GOAL_MIB = 48
+HELD_GOAL_MIB = 64
+LOG_GOAL = 4 / 3
+"""CPU per request with a request log, divided by without."""
+HELD = 1000
+"""Callers' connections that are open while memory is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,8 @@ class Round:
     p50_ms: float
     p99_ms: float
     failed: int = 0
+    disturbed: float = 0.0
+    """The share of the time in which others had the proxy's core."""
 
 
 @dataclass
@@ -48,7 +65,9 @@ class Resources:
     """What one peer takes besides; each list has one entry a try."""
 
     start_s: list[float] = field(default_factory=list)
-    resident_mib: float | None = None
+    idle_mib: float | None = None
+    loaded_mib: float | None = None
+    held_mib: float | None = None
     download_cpu_s: list[float] = field(default_factory=list)
     upload_cpu_s: list[float] = field(default_factory=list)
 
@@ -81,6 +100,7 @@ def median_round(rounds: Sequence[Round]) -> Round:
         p50_ms=statistics.median(each.p50_ms for each in rounds),
         p99_ms=statistics.median(each.p99_ms for each in rounds),
         failed=sum(each.failed for each in rounds),
+        disturbed=statistics.median(each.disturbed for each in rounds),
     )
 
 
@@ -92,7 +112,7 @@ def spread(rounds: Sequence[Round]) -> float | None:
 
 def ratio(theirs: float | None, ours: float | None) -> str:
     """Theirs divided by ours: above 1, ours is the smaller figure."""
-    return f"{theirs / ours:.2f}" if theirs is not None and ours else "-"
+    return number(_share(theirs, ours), 2)
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -124,37 +144,63 @@ def load_table(rounds: Mapping[str, Sequence[Round]]) -> str:
                 ratio(found.rate, our_rate),
                 number(found.p50_ms, 3),
                 number(found.p99_ms, 3),
+                f"{found.disturbed:.0%}",
             ]
         )
-    return table(
-        ["peer", "CPU µs/request", "spread", "/ ours", "requests/s", "/ ours", "p50 ms", "p99 ms"], rows
-    )
+    figures = ("CPU µs/request", "spread", "/ ours", "requests/s", "/ ours", "p50 ms", "p99 ms", "disturbed")
+    return table(["peer", *figures], rows)
 
 
 def goal_table(variant: Variant, work: Workload) -> str:
-    """CPU per request against the goals, for one workload; empty where no peer has a goal."""
-    medians = {peer: median_round(each).cpu_us for peer, each in variant.rounds[work].items()}
-    ours = medians.get(OURS)
+    """What was reached against the goals; CPU per request is that of one workload."""
+    medians = {peer: median_round(each).cpu_us for peer, each in variant.rounds.get(work, {}).items()}
     rows = []
     for peer, (goal, stretch) in GOALS[variant.scheme].items():
-        theirs = medians.get(peer)
-        if theirs is None or not ours:
-            continue
-        reached = theirs / ours
-        verdict = "stretch" if reached >= stretch else "goal" if reached >= goal else "MISSED"
-        rows.append([peer, number(theirs), number(reached, 2), number(goal, 2), number(stretch, 2), verdict])
-    if not rows:
-        return ""
-    return table(["peer", "CPU µs/request", "/ ours", "goal", "stretch", "reached"], rows)
+        reached = _share(medians.get(peer), medians.get(OURS))
+        if reached is not None:
+            verdict = "stretch" if reached >= stretch else _verdict(reached >= goal)
+            rows.append([f"CPU/request, {peer} / ours", number(reached, 2), f"≥ {goal:.2f}", verdict])
+    ours, nginx = (variant.resources.get(peer, Resources()) for peer in (OURS, "nginx"))
+    for title, theirs, own in (
+        ("down", nginx.download_cpu_s, ours.download_cpu_s),
+        ("up", nginx.upload_cpu_s, ours.upload_cpu_s),
+    ):
+        reached = _share(_median(theirs), _median(own))
+        if reached is not None:
+            goal = BULK_GOALS[variant.scheme]
+            verdict = _verdict(reached >= goal)
+            rows.append([f"CPU/GiB {title}, nginx / ours", number(reached, 2), f"≥ {goal:.2f}", verdict])
+    start_s = _median(ours.start_s)
+    for title, value, most in (
+        ("start, ms", start_s and start_s * 1000, START_GOAL_MS),
+        ("resident idle, MiB", ours.idle_mib, IDLE_GOAL_MIB),
+        (f"resident with {HELD} connections, MiB", ours.held_mib, HELD_GOAL_MIB),
+    ):
+        if value is not None:
+            rows.append([title, number(value), f"≤ {most}", _verdict(value <= most)])
+    return table(["figure", "reached", "goal", "verdict"], rows) if rows else ""
+
+
+def _verdict(met: bool) -> str:
+    return "goal" if met else "MISSED"
+
+
+def _share(theirs: float | None, ours: float | None) -> float | None:
+    return theirs / ours if theirs is not None and ours else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def resource_table(resources: Mapping[str, Resources]) -> str:
     """Start-up, memory, and what 1 GiB costs, with ratios to ours."""
 
     def figures(found: Resources) -> list[tuple[float | None, int]]:
-        lists = (found.start_s, found.download_cpu_s, found.upload_cpu_s)
-        start, down, up = (statistics.median(each) if each else None for each in lists)
-        return [(start and start * 1000, 0), (found.resident_mib, 1), (down, 2), (up, 2)]
+        start_s = _median(found.start_s)
+        memory = [(each, 1) for each in (found.idle_mib, found.loaded_mib, found.held_mib)]
+        bulk = [(_median(each), 2) for each in (found.download_cpu_s, found.upload_cpu_s)]
+        return [(start_s and start_s * 1000, 0), *memory, *bulk]
 
     ours = figures(resources.get(OURS, Resources()))
     rows = []
@@ -163,7 +209,8 @@ def resource_table(resources: Mapping[str, Resources]) -> str:
         for (value, digits), (our_value, _) in zip(figures(found), ours, strict=True):
             cells += [number(value, digits), ratio(value, our_value)]
         rows.append(cells)
-    titles = ("start ms", "resident MiB", "CPU s/GiB down", "CPU s/GiB up")
+    memory_titles = ("MiB idle", "MiB after load", f"MiB, {HELD} open")
+    titles = ("start ms", *memory_titles, "CPU s/GiB down", "CPU s/GiB up")
     return table(["peer", *(cell for title in titles for cell in (title, "/ ours"))], rows)
 
 
@@ -172,7 +219,7 @@ def document(machine: Sequence[str], variants: Sequence[Variant], missing: Seque
     parts = ["# csq-proxy and its peers", *machine]
     if missing:
         parts.append("Not measured: " + "; ".join(missing) + ".")
-    parts.append("`/ ours` is theirs divided by ours; figures are medians of alternating rounds.")
+    parts.append(_LEGEND)
     for variant in variants:
         parts.append(f"## {variant.title}")
         for work, rounds in variant.rounds.items():
@@ -181,7 +228,7 @@ def document(machine: Sequence[str], variants: Sequence[Variant], missing: Seque
             parts += ["### Besides", resource_table(variant.resources)]
     for variant in variants:
         work = Workload("GET", 32)
-        goals = goal_table(variant, work) if work in variant.rounds and not variant.log else ""
+        goals = "" if variant.log else goal_table(variant, work)
         if goals:
             parts += [f"## Goals: {variant.title}, {work.title}", goals]
     parts += log_cost(variants)
@@ -202,4 +249,5 @@ def log_cost(variants: Sequence[Variant]) -> list[str]:
                     rows.append([peer, on.scheme, *more])
     if not rows:
         return []
-    return ["## What request logs cost", table(["peer", "upstream", "off", "on", "on / off"], rows)]
+    goal = f"Goal for ours: at most {LOG_GOAL:.2f} times."
+    return ["## What request logs cost", goal, table(["peer", "upstream", "off", "on", "on / off"], rows)]

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -24,8 +25,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from bench import load, peers, report  # noqa: E402
 from bench.load import Target, Workload  # noqa: E402
 from bench.peers import OURS, PEERS, Peer  # noqa: E402
-from bench.processes import Server, StartError, cpu_s, resident_mib, this_process_on  # noqa: E402
-from bench.report import DIRECT, Resources, Round, Variant  # noqa: E402
+from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on  # noqa: E402
+from bench.report import DIRECT, HELD, Resources, Round, Variant  # noqa: E402
 from bench.upstream import CONTENT_BYTES, Cloud, clouds  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ class Stage:
 
 def say(text: str) -> None:
     """A word on what is going on, apart from the report."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -90,6 +91,9 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in {*PEERS, DIRECT}]:
         say(f"Unknown peers: {', '.join(unknown)}; there are {', '.join((*PEERS, DIRECT))}.")
         return 2
+    # A thousand held connections have two ends each, here and in a peer.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     found, missing = _found([PEERS[name] for name in chosen if name in PEERS])
     plan = Plan(
         peers=found,
@@ -104,7 +108,7 @@ def main() -> int:
         direct=DIRECT in chosen or not (options.quick or options.peers),
     )
     text = report.document(_machine(found), _measured(plan), missing)
-    print(text)  # noqa: T201 - the command's own output
+    print(text)
     if options.out:
         options.out.write_text(text)
     return 0
@@ -142,15 +146,19 @@ def _machine(found: Sequence[Peer]) -> list[str]:
     return [f"{model}, {cores} cores; {platform.system()} {platform.release()}.", f"Versions: {versions}."]
 
 
-def _measured(plan: Plan) -> list[Variant]:
+def stage_in(folder: Path) -> Stage:
+    """The cores, and what the load needs, in that folder."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         say("Only one core: the load takes time from the proxy, and rates mean little.")
+    return Stage(folder, load.write_script(folder), cores[0], cores[-1])
+
+
+def _measured(plan: Plan) -> list[Variant]:
     variants = []
-    with tempfile.TemporaryDirectory(prefix="csq-bench-") as name, this_process_on(cores[-1]):
-        folder = Path(name)
-        stage = Stage(folder, load.write_script(folder), cores[0], cores[-1])
-        with clouds(folder, stage.load_core) as both:
+    with tempfile.TemporaryDirectory(prefix="csq-bench-") as name:
+        stage = stage_in(Path(name))
+        with this_process_on(stage.load_core), clouds(stage.folder, stage.load_core) as both:
             for cloud in (each for each in both if each.scheme in plan.schemes):
                 variants.append(_quiet(plan, stage, cloud))
                 if plan.logs:
@@ -167,13 +175,22 @@ def _quiet(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
                 with _server(plan, stage, cloud, peer, log=False) as server:
                     variant.resources[peer.name].start_s.append(server.start_s)
     with _all_running(plan, stage, cloud, log=False) as running:
+        for each in running:
+            if each.server is not None:
+                variant.resources[each.name].idle_mib = resident_mib(each.server.pid)
         _load(plan, stage, variant, running, plan.work)
         for each in running:
             if each.server is not None:
-                variant.resources[each.name].resident_mib = resident_mib(each.server.pid)
+                _weigh(variant.resources[each.name], each.target, each.server.pid)
         if plan.bulk:
             _transfer(plan, variant, running)
     return variant
+
+
+def _weigh(found: Resources, target: Target, pid: int) -> None:
+    found.loaded_mib = resident_mib(pid)
+    with load.held_open(target, HELD):
+        found.held_mib = resident_mib(pid)
 
 
 def _logging(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
@@ -231,15 +248,18 @@ def _load(
 
 
 def _round(stage: Stage, running: Running, work: Workload, seconds: float, run: str) -> Round:
-    before = _cpu_s(running)
+    core = stage.proxy_core
+    before, busy_before, begun_at = _cpu_s(running), busy_s(core), time.monotonic()
     sample = load.run_wrk(stage.script, running.target, work, seconds=seconds, run=run, core=stage.load_core)
-    used_s = _cpu_s(running) - before
+    used_s, core_used_s = _cpu_s(running) - before, busy_s(core) - busy_before
+    took_s = time.monotonic() - begun_at
     return Round(
         cpu_us=used_s / sample.requests * 1e6 if running.server is not None and sample.requests else None,
         rate=sample.requests / sample.seconds,
         p50_ms=sample.p50_ms,
         p99_ms=sample.p99_ms,
         failed=sample.refused + sample.broken,
+        disturbed=max(0.0, core_used_s - used_s) / took_s,
     )
 
 

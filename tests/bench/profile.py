@@ -1,0 +1,131 @@
+"""Where ours spends its time under load: `profile.py [--tls] [--post] [--native] [--cprofile]`.
+
+py-spy (PyPI) samples the running proxy, if it is there: shares of samples times the CPU per request of the
+same load without a profiler are microseconds a request. Else, or with --cprofile, cProfile: it makes
+calls dear and so shifts what it shows, but it counts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import pstats
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+# In place of this script's folder, where this very file would hide the standard library's profile.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench import load, peers  # noqa: E402
+from bench.load import Sample, Target, Workload  # noqa: E402
+from bench.processes import Server, cpu_s, this_process_on  # noqa: E402
+from bench.report import table  # noqa: E402
+from bench.run import REPOSITORY, Stage, stage_in  # noqa: E402
+from bench.upstream import clouds  # noqa: E402
+
+TOP = 30
+RATE_HZ = 400
+
+
+def main() -> None:
+    """Profile ours under one load and print the top functions."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="csq-profile-") as name:
+        stage = stage_in(Path(name))
+        with this_process_on(stage.load_core), clouds(stage.folder, stage.load_core) as (plain, tls):
+            cloud = tls if options.tls else plain
+            job = peers.job(peers.OURS, stage.folder, cloud, log=options.log, source=options.source.resolve())
+            work = Workload("POST" if options.post else "GET", options.connections)
+            if options.cprofile or peers.which("py-spy") is None:
+                print(_traced(stage, job, work, options.seconds))
+            else:
+                print(_sampled(stage, job, work, options.seconds, native=options.native))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--tls", action="store_true", help="the upstream over TLS")
+    parser.add_argument("--post", action="store_true", help="POST 1 KiB instead of GET")
+    parser.add_argument("--log", action="store_true", help="with the request log")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--native", action="store_true", help="py-spy: C functions as well")
+    parser.add_argument("--cprofile", action="store_true", help="cProfile even where py-spy is")
+    parser.add_argument("--source", type=Path, default=REPOSITORY, help="the tree whose proxy/ is run")
+    return parser.parse_args()
+
+
+def _loaded(stage: Stage, server: Server, work: Workload, seconds: float, run: str) -> tuple[Sample, float]:
+    before = cpu_s(server.pid)
+    target = Target(server.port)
+    load.fetch(target)
+    sample = load.run_wrk(stage.script, target, work, seconds=seconds, run=run, core=stage.load_core)
+    return sample, (cpu_s(server.pid) - before) / sample.requests * 1e6
+
+
+def _sampled(stage: Stage, job: peers.Job, work: Workload, seconds: float, *, native: bool) -> str:
+    raw = stage.folder / "samples"
+    command = ["py-spy", "record", "--format", "raw", "--function", "--rate", str(RATE_HZ), "-o", str(raw)]
+    with peers.OURS.server(job, stage.proxy_core) as server:
+        _loaded(stage, server, work, 1, "warm-up")
+        _, cpu_us = _loaded(stage, server, work, max(2, seconds / 2), "plain")
+        spy = [*command, "--duration", str(round(seconds)), "--pid", str(server.pid)]
+        spying = subprocess.Popen(
+            [*spy, *(["--native"] if native else [])],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        _loaded(stage, server, work, seconds + 1, "sampled")
+        _, errors = spying.communicate(timeout=60)
+    if not raw.exists():
+        return f"py-spy took no samples: {errors}"
+    own, below, total = count_samples(raw.read_text().splitlines())
+    rows = [
+        [name, f"{count / total:.1%}", f"{cpu_us * count / total:.2f}", f"{cpu_us * below[name] / total:.2f}"]
+        for name, count in own.most_common(TOP)
+    ]
+    title = f"{cpu_us:.1f} µs/request ({work.title}, {job.cloud.scheme}); {total} samples\n\n"
+    return title + table(["function", "itself", "µs/request", "with what it calls"], rows)
+
+
+def count_samples(lines: Iterable[str]) -> tuple[Counter[str], Counter[str], int]:
+    """Folded stacks (``outer;inner count``): samples in each function itself, in or below it, and all."""
+    own: Counter[str] = Counter()
+    below: Counter[str] = Counter()
+    for line in lines:
+        stack, _, count = line.rpartition(" ")
+        frames = stack.split(";")
+        own[frames[-1]] += int(count)
+        for frame in set(frames):
+            below[frame] += int(count)
+    return own, below, own.total()
+
+
+def _traced(stage: Stage, job: peers.Job, work: Workload, seconds: float) -> str:
+    raw = stage.folder / "profile"
+    launch = peers.launch_ours(sys.executable, job)
+    python, *rest = launch.command
+    with Server(
+        [python, "-m", "cProfile", "-o", str(raw), *rest],
+        port=job.port,
+        core=stage.proxy_core,
+        env=launch.env,
+        log=stage.folder / "output.log",
+        cwd=stage.folder,
+    ) as server:
+        sample, cpu_us = _loaded(stage, server, work, seconds, "traced")
+    stats = pstats.Stats(str(raw), stream=(out := io.StringIO()))
+    stats.sort_stats("tottime").print_stats(TOP)
+    calls = getattr(stats, "total_calls", 0) / sample.requests
+    return f"{cpu_us:.1f} µs/request with cProfile, {calls:.0f} calls/request\n{out.getvalue()}"
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
