@@ -16,7 +16,7 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Protocol, cast
 
 from aiohttp import web
@@ -52,6 +52,7 @@ class Request:
         "_task",
         "answer_bytes",
         "body",
+        "caller",
         "connection",
         "error",
         "head",
@@ -64,6 +65,8 @@ class Request:
         self.head = head
         self.body = body
         self.connection = connection
+        self.caller: Hashable = connection
+        """Who shares slots fairly with others: the connection, or the caller where it is known."""
         self.transport: asyncio.Transport = cast(asyncio.Transport, connection.transport)
         self.error: ProxyError | None = None
         self.head_sent = False

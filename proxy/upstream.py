@@ -377,6 +377,7 @@ class Pool:
         self._dialer = dialer
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
+        self._connecting = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -400,7 +401,11 @@ class Pool:
     async def connect(self) -> Connection:
         """A new connection. Raises ConnectFailed."""
         connection = Connection(self)
-        await self._dialer.dial(self.origin, connection)
+        self._connecting += 1
+        try:
+            await self._dialer.dial(self.origin, connection)
+        finally:
+            self._connecting -= 1
         return connection
 
     def mark_busy(self, connection: Connection) -> None:
@@ -437,8 +442,8 @@ class Pool:
 
     @property
     def is_unused(self) -> bool:
-        """Whether no connection is left."""
-        return not self._idle and not self._busy
+        """Whether no connection is left, nor on its way."""
+        return not (self._idle or self._busy or self._connecting)
 
 
 class Upstreams:

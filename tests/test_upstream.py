@@ -585,3 +585,23 @@ async def test_there_is_one_pool_an_origin_and_unused_ones_are_forgotten() -> No
         await until(lambda: upstreams.pool(origin) is not pool)
         watching.cancel()
         upstreams.close()
+
+
+async def test_a_pool_is_not_forgotten_while_a_connection_to_it_is_on_its_way() -> None:
+    connected = asyncio.Event()
+
+    class SlowDialer(Dialer):
+        async def dial(self, origin: Origin, connection: asyncio.Protocol) -> None:  # noqa: ARG002
+            await connected.wait()
+
+    upstreams = Upstreams(
+        SlowDialer(tls_context(), connect_timeout_s=1, find_proxy=lambda _: None), idle_timeout_s=0.004
+    )
+    pool = upstreams.pool(Origin("http", "127.0.0.1", 1))
+    watching = asyncio.create_task(upstreams.run())
+    connecting = asyncio.create_task(pool.connect())
+    await asyncio.sleep(0.02)
+    assert upstreams.pool(pool.origin) is pool
+    connected.set()
+    await connecting
+    watching.cancel()

@@ -1,0 +1,240 @@
+"""One try of one request on one upstream connection, in both directions.
+
+Hides streaming with back-pressure both ways, framing on the caller's side, what is held back because
+the request may be sent again, and what a cut answer looks like to the caller. Decides nothing about
+trying again: it says how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+from proxy.contentsquare import CONCURRENT_API_CALL
+from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
+from proxy.fields import interim_head, response_head, trailers_to_caller, trailers_to_upstream
+from proxy.http1 import LAST_CHUNK, Field, ResponseHead, chunk, last_chunk
+from proxy.server import Request
+from proxy.small_error import SmallError
+from proxy.upstream import Connection
+
+_BODYLESS = (204, 304)
+
+
+class Outcome(enum.Enum):
+    """How one attempt ended, where it did not fail."""
+
+    DELIVERED = "the answer is with the caller, whole"
+    ABORTED = "the answer was cut, and so was the caller's connection"
+    REFUSED = "401: nothing went to the caller"
+    CROWDED = "too many requests at once at the cloud: nothing went to the caller"
+    STALE = "a reused connection closed before a byte of an answer"
+
+
+class Attempt:
+    """One try of one request on one upstream connection, in both directions.
+
+    Implements `ResponseSink` for what the cloud sends, `BodySink` for what the caller sends, and
+    `WritingPeer` for a caller that is slow. ``outcome`` and ``keep`` hold once `run` is over.
+    """
+
+    __slots__ = (
+        "_caller_chunked",
+        "_caller_transport",
+        "_close_after",
+        "_connection",
+        "_done",
+        "_held",
+        "_may_be_stale",
+        "_out",
+        "_refused",
+        "_request",
+        "_starting",
+        "_upstream_chunked",
+        "keep",
+        "outcome",
+    )
+
+    def __init__(
+        self, request: Request, connection: Connection, *, may_be_stale: bool, close_after: bool
+    ) -> None:
+        self._request = request
+        self._connection = connection
+        self._caller_transport = request.transport
+        self._may_be_stale = may_be_stale
+        self._close_after = close_after
+        self._upstream_chunked = request.head.chunked
+        self._caller_chunked = False
+        self._refused: Outcome | None = None
+        self._out: list[bytes] = []
+        self._held: SmallError | None = None
+        self._starting: list[bytes] | None = None
+        self._done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.outcome = Outcome.ABORTED
+        self.keep = False
+
+    async def run(self, head: bytes) -> None:
+        """Send the request and wait for the end. Raises UpstreamError while the caller has got nothing."""
+        request = self._request
+        body = request.body
+        if body.complete and not body.received:
+            content = LAST_CHUNK if self._upstream_chunked else b""
+            self._connection.start(
+                self, head + content, is_head_request=request.head.method == b"HEAD", request_done=True
+            )
+        else:
+            self._starting = [head]
+            body.attach(self)
+            first, self._starting = b"".join(self._starting), None
+            if not self._done.done():
+                self._connection.start(
+                    self, first, is_head_request=request.head.method == b"HEAD", request_done=body.complete
+                )
+        request.connection.peer = self._connection
+        try:
+            self.outcome = await self._done
+        except asyncio.CancelledError:
+            self._connection.abandon(self)
+            raise
+        finally:
+            request.connection.peer = None
+            body.detach()
+
+    def _settle(self, outcome: Outcome) -> None:
+        if not self._done.done():
+            self._done.set_result(outcome)
+
+    # BodySink: from the caller to the cloud
+
+    def on_request_body(self, data: bytes) -> None:
+        """Content from the caller."""
+        if self._upstream_chunked:
+            data = chunk(data)
+        if self._starting is not None:
+            self._starting.append(data)
+        else:
+            self._connection.write(data)
+
+    def on_request_end(self, trailers: list[Field]) -> None:
+        """The caller's content is complete."""
+        if self._upstream_chunked:
+            end = last_chunk(trailers_to_upstream(trailers, self._request.head))
+            if self._starting is not None:
+                self._starting.append(end)
+            else:
+                self._connection.write(end)
+        if self._starting is None:
+            self._connection.finish_request()
+
+    def on_request_broken(self, error: ProxyError) -> None:
+        """The caller's framing is malformed: the cloud must not take the request for whole."""
+        self._connection.abandon(self)
+        if self._request.head_sent:
+            self._abort_caller()
+        elif not self._done.done():
+            self._done.set_exception(error)
+
+    # ResponseSink: from the cloud to the caller
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """Pass an interim answer on (RFC 9110, section 15.2)."""
+        if self._request.head.minor == 1:
+            self._write(interim_head(head))
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The final answer's head: hold it until its first bytes are here."""
+        if head.status == 401:
+            self._refused = Outcome.REFUSED
+            return
+        if head.status == 408 and self._may_be_stale and not head.keep_alive:
+            # Sent to an idle connection, most likely (RFC 9110, section 15.5.9).
+            self._refused = Outcome.STALE
+            return
+        request = self._request
+        bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
+        self._caller_chunked = not bodyless and head.content_length is None and request.head.minor == 1
+        self.keep = (
+            request.head.keep_alive
+            and request.body.complete
+            and not self._close_after
+            and (bodyless or head.content_length is not None or self._caller_chunked)
+        )
+        if 400 <= head.status < 500 and not bodyless:
+            self._held = SmallError.of(head)
+        request.status = head.status
+        self._out.append(response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked))
+        if request.connection.writing_paused:
+            self._connection.pause()
+
+    def on_body(self, data: bytes) -> None:
+        """Content from the cloud."""
+        if self._refused:
+            return
+        self._request.answer_bytes += len(data)
+        self._out.append(chunk(data) if self._caller_chunked else data)
+        if self._held is not None and not self._held.feed(data):
+            self._held = None
+
+    def on_flush(self) -> None:
+        """Send what has come so far."""
+        if self._refused:
+            # What is left of a refused answer isn't worth waiting for.
+            self._connection.close()
+            self._settle(self._refused)
+        elif self._out and self._held is None:
+            out, self._out = self._out, []
+            self._request.head_sent = True
+            self._write(out[0] if len(out) == 1 else b"".join(out))
+
+    def on_end(self, trailers: list[Field]) -> None:
+        """The answer is complete."""
+        self._request.connection.peer = None
+        if self._refused:
+            self._settle(self._refused)
+            return
+        if self._held is not None:
+            if self._held.error_code() == CONCURRENT_API_CALL:
+                self._request.status = self._request.answer_bytes = 0
+                self._settle(Outcome.CROWDED)
+                return
+            self._held = None
+        if self._caller_chunked:
+            self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
+        self.on_flush()
+        self._settle(Outcome.DELIVERED)
+
+    def on_failure(self, error: UpstreamError) -> None:
+        """The answer will never be complete: what went to the caller must not look whole."""
+        if self._request.head_sent:
+            self._abort_caller()
+        elif (
+            self._may_be_stale
+            and not self._connection.answered
+            and isinstance(error, ConnectionLost)
+            and self._request.body.replayable
+        ):
+            self._settle(Outcome.STALE)
+        elif not self._done.done():
+            self._done.set_exception(self._whose_silence(error))
+
+    def _whose_silence(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
+        body = self._request.body
+        if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
+            return RequestTimeout("The request's content did not come in time; send it again.")
+        return error
+
+    def on_writable(self, *, writable: bool) -> None:
+        """The cloud takes the content more slowly than the caller sends it, or has caught up."""
+        if writable:
+            self._request.body.resume()
+        else:
+            self._request.body.pause()
+
+    def _abort_caller(self) -> None:
+        self.keep = False
+        self._request.connection.abort()
+        self._settle(Outcome.ABORTED)
+
+    def _write(self, data: bytes) -> None:
+        if not self._caller_transport.is_closing():
+            self._caller_transport.write(data)

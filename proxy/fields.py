@@ -1,0 +1,110 @@
+"""Which fields go on, and which are ours: the heads that a gateway sends in both directions.
+
+Strips first (hop-by-hop fields, and whatever ``Connection`` names), then adds what is ours, so that
+no caller can have one of ours removed. Field lines go on as the bytes that came. Pure.
+Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE); RFC 9112, section 6.
+"""
+
+from __future__ import annotations
+
+from proxy.http1 import Field, RequestHead, ResponseHead
+from proxy.lease import Lease
+
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+_NOT_TO_UPSTREAM = _HOP_BY_HOP | {
+    b"host",
+    b"authorization",
+    b"proxy-authorization",
+    b"x-csq-project",
+    b"x-csq-api",
+    b"x-api-key",
+}
+_NOT_TO_CALLER = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
+_NOT_WITHOUT_TRAILERS = _NOT_TO_CALLER | {b"trailer"}
+_FRAMING_FIELD = frozenset((b"content-length",))
+"""Never dropped because ``Connection`` names it: the content would lose its bounds."""
+
+
+def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
+    """The fields that ``Connection`` names (RFC 9110, section 7.6.1)."""
+    return options - _FRAMING_FIELD
+
+
+def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
+    """The head to send upstream: what the caller sent, less what is between it and us, plus ours."""
+    drop = _NOT_TO_UPSTREAM | _nominated(head.connection) if head.connection else _NOT_TO_UPSTREAM
+    if head.minor == 0:
+        drop = drop | {b"expect"}
+    lines = [b"%b %b HTTP/1.1" % (head.method, target), b"Host: " + lease.origin.authority.encode()]
+    lines += [field.line for field in head.fields if field.name not in drop]
+    if head.method == b"OPTIONS" and head.steering:
+        lines = [_one_hop_less(line) for line in lines]
+    if head.chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    if head.wants_trailers:
+        lines.append(b"TE: trailers\r\nConnection: TE")
+    lines.append(b"Via: 1.%d csq-proxy" % head.minor)
+    lines.append(b"Authorization: " + lease.authorization)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def _one_hop_less(line: bytes) -> bytes:
+    """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); at 0 the request doesn't come here."""
+    name, _, value = line.partition(b":")
+    hops = value.strip(b" \t")
+    if name.lower() != b"max-forwards" or not (hops.isdigit() and int(hops)):
+        return line
+    return b"%b: %d" % (name, int(hops) - 1)
+
+
+def _status_line(head: ResponseHead) -> bytes:
+    # RFC 9112, section 4: the space stays where the reason is missing
+    return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
+
+
+def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool) -> bytes:
+    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing."""
+    drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
+    if head.connection:
+        drop = drop | _nominated(head.connection)
+    if head.status == 204:
+        drop = drop | _FRAMING_FIELD
+    lines = [_status_line(head)]
+    lines += [field.line for field in head.fields if field.name not in drop]
+    if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1):
+        lines.append(b"Transfer-Encoding: chunked")
+    if not keep:
+        lines.append(b"Connection: close")
+    elif request.minor == 0:
+        lines.append(b"Connection: keep-alive")
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def interim_head(head: ResponseHead) -> bytes:
+    """The head of an interim answer (1xx) to send to the caller."""
+    drop = _NOT_TO_CALLER | _nominated(head.connection)
+    lines = [field.line for field in head.fields if field.name not in drop]
+    return b"\r\n".join((_status_line(head), *lines, b"\r\n"))
+
+
+def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field]:
+    """The caller's trailer fields that may go on."""
+    drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
+    return [field for field in trailers if field.name not in drop]
+
+
+def trailers_to_caller(trailers: list[Field], head: RequestHead) -> list[Field]:
+    """The cloud's trailer fields that may go on: none, unless the caller said ``TE: trailers``."""
+    return [field for field in trailers if field.name not in _NOT_TO_CALLER] if head.wants_trailers else []
