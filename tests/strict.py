@@ -1,7 +1,8 @@
 """A second opinion on HTTP/1.1 messages: slow, strict, and nothing of it from the proxy's own parser.
 
 RFC 9112 to the letter, but for what this gateway passes on purpose: bytes above 0x7f and the characters that
-URIs leave out in targets, and any text in chunk extensions. What two programs could read in two ways is malformed.
+URIs leave out in targets, and any text in chunk extensions. What two programs could read in two ways is
+malformed, and so is a length that no content has.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?")
+BARE_LF = re.compile(rb"(?<!\r)\n")
 TEXT = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 CODING = b"transfer-encoding"
 LENGTH = b"content-length"
+NOT_IN_TRAILERS = {CODING, LENGTH, b"connection", b"host", b"te", b"expect", b"max-forwards"}
 
 
 class Malformed(Exception):
@@ -24,7 +27,7 @@ class Malformed(Exception):
 
 @dataclass
 class Parsed:
-    """A whole message; ``size`` is how many bytes of the input it took, the empty lines before it included."""
+    """A whole message; ``size`` is how many bytes of the input it took, with the empty lines before it."""
 
     start: bytes
     minor: int
@@ -68,6 +71,7 @@ def parse_request(data: bytes, *, max_size: int = 1 << 30) -> Parsed | None:
         at += 2
     end = data.find(b"\r\n\r\n", at)
     if end < 0:
+        _check_part(data[at:])
         return None
     first, *lines = data[at:end].split(b"\r\n")
     match = REQUEST_LINE.fullmatch(first)
@@ -88,6 +92,7 @@ def parse_response(data: bytes, method: bytes, *, closed: bool) -> Parsed | None
     """
     end = data.find(b"\r\n\r\n")
     if end < 0:
+        _check_part(data)
         return None
     first, *lines = data[:end].split(b"\r\n")
     match = STATUS_LINE.fullmatch(first)
@@ -105,6 +110,11 @@ def parse_response(data: bytes, method: bytes, *, closed: bool) -> Parsed | None
         parsed.content, parsed.size = data[end + 4 :], len(data)
         return parsed if closed else None
     return _with_body(parsed, data, end + 4, bodyless=bodyless, closed=closed, max_size=1 << 30)
+
+
+def _check_part(head: bytes) -> None:
+    if BARE_LF.search(head):
+        raise Malformed("a bare LF in the head")
 
 
 def _check_fields(lines: list[bytes]) -> None:
@@ -175,6 +185,8 @@ def _unchunk(parsed: Parsed, data: bytes, at: int) -> bool:
             parsed.size = at
             return True
         _check_fields([line])
+        if line.partition(b":")[0].lower() in NOT_IN_TRAILERS:
+            raise Malformed("a field of the head among the trailers")
         parsed.trailers.append(line)
 
 

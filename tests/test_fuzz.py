@@ -1,7 +1,7 @@
 """Random mutations of requests and of answers: no crash, no other project, no connection out of step.
 
-Each example is made from ``FUZZ_SEED`` and its number alone, and a failure names both. ``FUZZ_EXAMPLES`` sets how many
-each test runs on each loop (some hundreds by default), ``FUZZ_FIRST`` the number of the first.
+Each example is made from ``FUZZ_SEED`` and its number alone, and a failure names both. ``FUZZ_EXAMPLES`` sets
+how many each test runs on each loop (some hundreds by default), ``FUZZ_FIRST`` the number of the first.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 
 SHOP, OTHER = b"shop", b"zz-other"
 NOT_FORWARDED = {
-    b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings",
-    b"host", b"authorization", b"proxy-authorization", b"x-csq-project", b"x-csq-api", b"x-api-key",
+    b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade",
+    b"http2-settings", b"host", b"authorization", b"proxy-authorization", b"x-csq-project", b"x-csq-api",
+    b"x-api-key",
 }  # fmt: skip
 
 
@@ -40,6 +41,11 @@ def request(start: bytes, *lines: bytes, body: bytes = b"", version: bytes = b"1
     return b"\r\n".join((start + b" HTTP/" + version, b"Host: @HOST@", *lines, b"", body))
 
 
+def answer(status: bytes, *lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    return b"\r\n".join((b"HTTP/" + version + b" " + status, *lines, b"", body))
+
+
+FALSE = answer(b"200 OK", b"Content-Length: 5", body=b"false")
 CHUNKED = b"Transfer-Encoding: chunked"
 SMUGGLED = b"GET /zz-other/v1/smuggled HTTP/1.1\r\nHost: @HOST@\r\n\r\n"
 REQUESTS = [
@@ -56,11 +62,15 @@ REQUESTS = [
     request(b"GET /shop/../zz-other/v1/segments"),
     request(b"GET /shop/%2e%2e/zz-other/v1/segments"),
     request(b"GET /shop/..%5czz-other/v1/a/../segments"),
-    request(b"POST /shop/v1/exports", b"Content-Length: 11", b"Content-Type: text/plain", body=b"hello world"),
+    request(
+        b"POST /shop/v1/exports", b"Content-Length: 11", b"Content-Type: text/plain", body=b"hello world"
+    ),
     request(b"POST /shop/v1/exports", b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED),
     request(b"POST /shop/v1/exports", b"Content-Length: 0"),
     request(b"PUT /shop/v1/exports", CHUNKED, body=b"5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\n\r\n"),
-    request(b"POST /shop/v1/x", CHUNKED, b"TE: trailers", body=b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n"),
+    request(
+        b"POST /shop/v1/x", CHUNKED, b"TE: trailers", body=b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n"
+    ),
     request(b"POST /shop/v1/x", CHUNKED, body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)),
     request(b"POST /shop/v1/x", b"Expect: 100-continue", b"Content-Length: 5", body=b"hello"),
     request(b"POST /shop/v1/x", b"Content-Length: 4000", body=b"0123456789" * 400),
@@ -69,37 +79,101 @@ REQUESTS = [
     request(b"GET /shop/v1/x", b"Via: 1.1 before", b"X-Same: 1", b"X-Same: 2", b"x-same: 3"),
 ]
 WORDS = [
-    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"\x0b", b"\x7f", b"\xff", b"\r\n\r\n", b"\n\n", b"\r\n ",
-    b"0\r\n\r\n", b"0", b"ffffffffffffffff", b"-1", b"+5", b"0x5", b"1e1", b"5, 5", b"chunked", b"identity", b"gzip, chunked",
-    b"Content-Length: 0\r\n", b"Content-Length: 5\r\n", b"Content-Length: 5000\r\n", b"Content-Length : 3\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:\r\n", b"Transfer-Encoding : chunked\r\n",
-    b"Transfer-Encoding: x, chunked\r\n", b"Connection: close\r\n", b"Connection: Content-Length, Host, Authorization\r\n",
-    b"Connection: transfer-encoding\r\n", b"Host: evil\r\n", b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/0.9", b"..", b"/../",
-    b"%2e%2e%2f", b"\\..\\", b"/", b"//", b"?", b"#", b"@", b"http://evil/", b"zz-other/", b"GET ", b"HEAD ", b"CONNECT ",
-    b"Expect: 100-continue\r\n", b"TE: trailers\r\n", b"Trailer: X\r\n", b"Authorization: Bearer x\r\n",
-]  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b";",
+    b",",
+    b"\x0b",
+    b"\x7f",
+    b"\xff",
+    b"\r\n\r\n",
+    b"\n\n",
+    b"\r\n ",
+    b"0\r\n\r\n",
+    b"0",
+    b"ffffffffffffffff",
+    b"-1",
+    b"+5",
+    b"0x5",
+    b"1e1",
+    b"5, 5",
+    b"chunked",
+    b"identity",
+    b"gzip, chunked",
+    b"Content-Length: 0\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 5000\r\n",
+    b"Content-Length : 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding:\r\n",
+    b"Transfer-Encoding : chunked\r\n",
+    b"Transfer-Encoding: x, chunked\r\n",
+    b"Connection: close\r\n",
+    b"Connection: Content-Length, Host, Authorization\r\n",
+    b"Connection: transfer-encoding\r\n",
+    b"Host: evil\r\n",
+    b"HTTP/1.0",
+    b"HTTP/1.1",
+    b"HTTP/2.0",
+    b"HTTP/0.9",
+    b"..",
+    b"/../",
+    b"%2e%2e%2f",
+    b"\\..\\",
+    b"/",
+    b"//",
+    b"?",
+    b"#",
+    b"@",
+    b"http://evil/",
+    b"zz-other/",
+    b"GET ",
+    b"HEAD ",
+    b"CONNECT ",
+    b"Expect: 100-continue\r\n",
+    b"TE: trailers\r\n",
+    b"Trailer: X\r\n",
+    b"Authorization: Bearer x\r\n",
+]
 ANSWERS = [
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-    b"HTTP/1.1 200 OK\r\nDate: x\r\nServer: y\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nX-Latin: \xe9\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n3\r\nabc\r\n0\r\nX: 1\r\nX-More: 2\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the end",
-    b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 3\r\n\r\nabc",
-    b"HTTP/1.0 200\r\n\r\nold and until the end",
-    b"HTTP/1.1 204 No Content\r\nX: y\r\n\r\n",
-    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\nETag: x\r\n\r\n",
-    b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno",
-    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
-    b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nConnection: X-Gone\r\nX-Gone: 1\r\nContent-Length: 44\r\n\r\n"
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfalse",
-    b"HTTP/1.1 408 Slow\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n" + b"0123456789" * 300,
+    answer(b"200 OK", b"Content-Length: 5", body=b"hello"),
+    answer(
+        b"200 OK", b"Date: x", b"Set-Cookie: a=1", b"set-cookie: b=2", b"X-Latin: \xe9", b"Content-Length: 0"
+    ),
+    answer(b"200 OK", CHUNKED, body=b"5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\n\r\n"),
+    answer(b"200 OK", CHUNKED, b"Trailer: X", body=b"3\r\nabc\r\n0\r\nX: 1\r\nX-More: 2\r\n\r\n"),
+    answer(b"200 OK", b"Content-Type: text/plain", body=b"until the end"),
+    answer(b"200 OK", b"Connection: keep-alive", b"Content-Length: 3", body=b"abc", version=b"1.0"),
+    answer(b"200", body=b"old and until the end", version=b"1.0"),
+    answer(b"204 No Content", b"X: y"),
+    answer(b"304 Not Modified", b"Content-Length: 100", b"ETag: x"),
+    answer(b"404 Not Found", b"Connection: close", b"Content-Length: 2", body=b"no"),
+    answer(b"100 Continue")
+    + answer(b"103 Hints", b"Link: x")
+    + answer(b"200 OK", b"Content-Length: 1", body=b"x"),
+    answer(b"503 Busy", b"Connection: X-Gone", b"X-Gone: 1", b"Content-Length: %d" % len(FALSE), body=FALSE),
+    answer(b"408 Slow", b"Connection: close", b"Content-Length: 0"),
+    answer(b"200 OK", b"Content-Length: 3000", body=b"0123456789" * 300),
 ]
 ANSWER_WORDS = [
     *(word for word in WORDS if not word.startswith((b"GET", b"HEAD", b"CONNECT", b"zz", b"%"))),
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfalse", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 101 Switch\r\n\r\n",
-    b"HTTP/1.1 999 Odd\r\n", b" 204 ", b" 304 ", b" 000 ", b" 1000 ", b"\r\n folded\r\n", b"Proxy-Status: x\r\n", b"Set-Cookie: x=y\r\n",
-]  # fmt: skip
+    FALSE,
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switch\r\n\r\n",
+    b"HTTP/1.1 999 Odd\r\n",
+    b" 204 ",
+    b" 304 ",
+    b" 000 ",
+    b" 1000 ",
+    b"\r\n folded\r\n",
+    b"Proxy-Status: x\r\n",
+    b"Set-Cookie: x=y\r\n",
+]
 
 
 def mutate(rng: random.Random, raw: bytes, words: list[bytes], corpus: list[bytes]) -> bytes:
@@ -216,7 +290,9 @@ class BothClouds(TokenServer):
         name = asked["client_id"]
         answer = {"access_token": f"token-{name}", "token_type": "bearer", "expires_in": 86400}
         content = json.dumps({**answer, "endpoint": self.clouds[name]}).encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+        )
         await writer.drain()
 
 
@@ -233,8 +309,6 @@ class Cloud:
         while True:
             try:
                 parsed = parse_request(buffer)
-                if buffer.startswith(b"\r"):
-                    raise Malformed("an empty line between requests")
             except Malformed as exc:
                 self.faults.append(f"{exc}: {buffer!r}")
                 return
@@ -247,6 +321,8 @@ class Cloud:
                     return
                 buffer += piece
                 continue
+            if buffer.startswith(b"\r"):
+                self.faults.append(f"an empty line before {parsed}")
             buffer, continued = buffer[parsed.size :], False
             self.requests.append(parsed)
             await self.answer(parsed, writer)
@@ -276,7 +352,7 @@ class Bench:
         assert not self.shop.faults
         assert not self.other.faults
         assert not self.loop_errors
-        assert not [logging.Formatter().format(record) for record in self.records]
+        assert not self.records, [logging.Formatter().format(record) for record in self.records]
         assert not [e for e in self.events if e["event"] == "request_failed_by_bug" or "exc_info" in e]
         self.events.clear()
         for name, cloud in (("shop", self.shop), ("zz-other", self.other)):
@@ -310,7 +386,12 @@ async def bench(shop: Cloud, other: Cloud) -> AsyncIterator[Bench]:
                 token.endpoint = shop_server.url
                 token.clouds = {"shop": shop_server.url, "zz-other": other_server.url}
                 projects = {
-                    name: {"client_id": name, "client_secret": "secret-1", "apis": ["metrics"], "default": name == "shop"}
+                    name: {
+                        "client_id": name,
+                        "client_secret": "secret-1",
+                        "apis": ["metrics"],
+                        "default": name == "shop",
+                    }
                     for name in token.clouds
                 }
                 vendor = {"allowed_endpoints": [url.partition("://")[2] for url in token.clouds.values()]}
@@ -372,7 +453,8 @@ def is_forwarded_as(sent: Parsed, got: Parsed, project: bytes) -> bool:
     arrived = got.lines[1:]
     if sent.method == b"OPTIONS":  # Max-Forwards is counted down
         lines, arrived = (
-            [line for line in some if not line.lower().startswith(b"max-forwards")] for some in (lines, arrived)
+            [line for line in some if not line.lower().startswith(b"max-forwards")]
+            for some in (lines, arrived)
         )
     return (wanted, sent.method, target, sent.content, lines) == (
         project,
@@ -499,8 +581,10 @@ async def fuzz_requests(rng: random.Random, place: Bench, echo: Echo, number: in
                 await caller.send([mark])
                 await caller.until(lambda: caller.has_ended or len(split_answers(caller, sent)) >= len(sent))
         answers = check_answers(echo, sent, rest, caller)
-        if rest == "nothing" and not caller.is_reset:
-            assert len(answers) == len(sent) or (answers and not answers[-1].keep_alive), "an answer is missing"
+        if sent and rest == "nothing" and not caller.is_reset:
+            assert len(answers) == len(sent) or (answers and not answers[-1].keep_alive), (
+                "an answer is missing"
+            )
             if len(answers) == len(sent) and sent[-1].start in mark:
                 assert answers[-1].values(b"x-serial"), "the marked request was not answered by the cloud"
     await place.quiet()
@@ -527,7 +611,9 @@ async def run_examples(
     print(f"seed {SEED}, {EXAMPLES} {what} from {FIRST}:", *(f"{k}: {n};" for k, n in sorted(kinds.items())))
 
 
-async def test_mutated_requests_crash_nothing_reach_their_own_project_only_and_keep_connections_in_step() -> None:
+async def test_mutated_requests_crash_nothing_reach_their_own_project_only_and_keep_connections_in_step() -> (
+    None
+):
     echo = Echo()
     async with bench(Cloud(echo.of(SHOP)), Cloud(echo.of(OTHER))) as place:
 
@@ -543,7 +629,7 @@ async def test_mutated_requests_crash_nothing_reach_their_own_project_only_and_k
 
 @dataclass
 class MutatedAnswers:
-    """Answers what is marked ``fuzz`` by ``parts`` and then ends as ``ending`` says; the rest by its own target."""
+    """Answers what is marked ``fuzz`` by ``parts`` and ends as ``ending`` says; others by their target."""
 
     parts: list[bytes] = field(default_factory=list)
     ending: str = "open"
@@ -574,7 +660,7 @@ class MutatedAnswers:
 
 
 def verdict(raw: bytes, method: bytes, ending: str) -> tuple[str, Parsed | None, bytes]:
-    """What the second opinion makes of an answer: "whole", "cut" or "malformed"; the answer; what follows it."""
+    """What the second opinion makes of an answer ("whole", "cut", "malformed"), the answer, what follows."""
     while True:
         try:
             answer = parse_response(raw, method, closed=ending == "fin")
@@ -589,7 +675,15 @@ def verdict(raw: bytes, method: bytes, ending: str) -> tuple[str, Parsed | None,
 
 def passed_on(answer: Parsed) -> list[bytes]:
     """The field lines of an answer that a caller gets, where it didn't ask for trailers."""
-    drop = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings"}
+    drop = {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
     drop |= {b"proxy-authenticate", b"proxy-authentication-info", b"trailer"}
     drop |= options(answer.lines, b"connection") - {b"content-length"}
     if answer.status == 204:
@@ -597,7 +691,9 @@ def passed_on(answer: Parsed) -> list[bytes]:
     return [line for line in answer.lines if line.partition(b":")[0].lower() not in drop]
 
 
-def check_answer(cloud: tuple[str, Parsed | None, bytes], ending: str, caller: Caller, sent: Parsed) -> Parsed | None:
+def check_answer(
+    cloud: tuple[str, Parsed | None, bytes], ending: str, caller: Caller, sent: Parsed
+) -> Parsed | None:
     """What the caller got is whole only where the cloud's answer was; the answer, None where it was cut."""
     what, answer, rest = cloud
     is_clean = caller.has_eof and not caller.is_reset
@@ -637,7 +733,11 @@ async def fuzz_answers(rng: random.Random, place: Bench, cloud: MutatedAnswers, 
     cloud.parts, cloud.ending = pieces(rng, raw), ending
     LAST[:] = [raw, ending, method, version, judged]
     cloud.done.clear()
-    head = b"%b /shop/v1/fuzz HTTP/%b\r\nHost: %b\r\nContent-Length: 0\r\n\r\n" % (method, version, place.proxy.host)
+    head = b"%b /shop/v1/fuzz HTTP/%b\r\nHost: %b\r\nContent-Length: 0\r\n\r\n" % (
+        method,
+        version,
+        place.proxy.host,
+    )
     sent = parse_request(head)
     assert sent is not None
     async with caller_of(place.proxy.port) as caller:
@@ -660,7 +760,9 @@ async def fuzz_answers(rng: random.Random, place: Bench, cloud: MutatedAnswers, 
         else:
             async with caller_of(place.proxy.port) as another:
                 await ask_for_mark(another, place, number)
-    return f"{judged[0]} -> {'cut' if got is None else got.status if got.values(b'proxy-status') else 'passed on'}"
+    if got is None:
+        return f"{judged[0]} -> cut"
+    return f"{judged[0]} -> {'refused' if got.values(b'proxy-status') else 'passed on'}"
 
 
 async def ask_for_mark(caller: Caller, place: Bench, number: int) -> None:
@@ -689,7 +791,10 @@ async def test_mutated_answers_crash_nothing_never_look_whole_and_leave_the_next
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "nothing"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n", "a part"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "malformed"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "malformed",
+        ),
         (b"GET / HTTP/1.1\r\nHost: x\n\r\n\r\n", "malformed"),
     ],
 )
