@@ -45,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callers": {"errors", "http1", "settings"},
     "route": {"contentsquare", "errors"},
     "upstream": {"errors", "http1", "origin"},
-    "forward": {"contentsquare", "errors", "http1", "lease", "server", "slots", "upstream"},
+    "fields": {"http1", "lease"},
+    "small_error": {"http1"},
+    "attempt": {"contentsquare", "errors", "fields", "http1", "server", "small_error", "upstream"},
+    "forward": {"attempt", "contentsquare", "errors", "fields", "lease", "server", "slots", "upstream"},
     # What brings both together
     "project": {"contentsquare", "errors", "lease", "log", "oauth", "rotation", "slots"},
     "accounts": {"errors", "project"},
