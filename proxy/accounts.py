@@ -31,7 +31,8 @@ class AccountProjects:
         self._used_at: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[Project]:
-        return iter(tuple(self._projects.values()))
+        """By name."""
+        return iter([project for _, project in sorted(self._projects.items())])
 
     def __len__(self) -> int:
         return len(self._projects)

@@ -13,8 +13,10 @@ from typing import Protocol
 from proxy import __version__
 from proxy.answer import write_answer, write_error, write_json
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
+from proxy.expiry import days_left, utc_today
 from proxy.lease import LeaseStatus
 from proxy.project import Project
+from proxy.reload import ReloadStatus
 from proxy.server import Request
 
 PREFIX = b"/-/"
@@ -26,6 +28,11 @@ class Overview(Protocol):
     @property
     def is_stopping(self) -> bool:
         """Whether it is draining."""
+        ...
+
+    @property
+    def reload_status(self) -> ReloadStatus:
+        """What became of reloads."""
         ...
 
     def projects(self) -> Iterable[Project]:
@@ -88,6 +95,7 @@ class Admin:
                 "version": __version__,
                 "uptime_s": round(self._now() - self._started_at, 1),
                 "stopping": self._overview.is_stopping,
+                "reload": _of_reload(self._overview.reload_status),
                 "projects": {p.name: self._of_project(p) for p in self._overview.projects()},
             },
         )
@@ -98,6 +106,7 @@ class Admin:
             "url": self._overview.project_url(project.name),
             "ready": project.is_ready,
             "read_only": project.read_only,
+            "credentials": _of_credentials(project),
             "slots": {"in_use": slots.in_use, "waiting": slots.waiting, "limit": slots.limit},
             "apis": {
                 api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
@@ -120,6 +129,24 @@ def _require(request: Request, *methods: bytes) -> None:
     if request.head.method not in methods:
         allowed = b", ".join(methods)
         raise MethodRefused(f"Use {allowed.decode()} here.", fields=((b"Allow", allowed),))
+
+
+def _of_reload(status: ReloadStatus) -> dict[str, object]:
+    return {
+        "count": status.count,
+        "refused": status.refused,
+        "last_at": status.last_at and status.last_at.isoformat(timespec="seconds"),
+        "last_faults": status.last_faults,
+    }
+
+
+def _of_credentials(project: Project) -> dict[str, object]:
+    expires = project.expires
+    return {
+        "in_use": project.credentials_in_use,
+        "expires": expires and expires.isoformat(),
+        "days_left": None if expires is None else days_left(expires, utc_today()),
+    }
 
 
 def _of_lease(status: LeaseStatus) -> dict[str, object]:

@@ -109,8 +109,9 @@ def serve(
         return
     from proxy.config import load  # noqa: PLC0415
 
+    _ignore_hangup()
     settings = load(config, flags)
-    _run(lambda: _serve(settings))
+    _run(lambda: _serve(settings, reload=lambda: load(config, flags)))
 
 
 @cli.command()
@@ -162,7 +163,7 @@ def sandbox(
 ) -> None:
     """Run the simulated Contentsquare alone."""
     _leave_on_signals()
-    from proxy.app import server_tls  # noqa: PLC0415
+    from proxy.listeners import server_tls  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
 
     if (tls_cert is None) != (tls_key is None):
@@ -202,6 +203,12 @@ def _leave_on_signals() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
 
 
+def _ignore_hangup() -> None:
+    """What asks a running proxy to reload must not end one that is still starting."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class _StopSignals:
     """SIGINT and SIGTERM: the first asks to stop, the second to stop at once."""
 
@@ -219,7 +226,12 @@ class _StopSignals:
         (self.kill if self.stop.is_set() else self.stop).set()
 
 
-async def _serve(settings: Settings, signals: _StopSignals | None = None) -> None:
+async def _serve(
+    settings: Settings,
+    signals: _StopSignals | None = None,
+    *,
+    reload: Callable[[], Settings] | None = None,
+) -> None:
     from proxy.app import App  # noqa: PLC0415
     from proxy.log import configure, get_logger  # noqa: PLC0415
     from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
@@ -228,9 +240,11 @@ async def _serve(settings: Settings, signals: _StopSignals | None = None) -> Non
     raise_descriptor_limit()
     signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
-    app = App(settings)
+    app = App(settings, reload)
     try:
         async with app.started():
+            if reload is not None and sys.platform != "win32":
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
             await app.settled(SUMMARY_WAIT_S, signals.stop)
             _say(_summary(app, settings))
             await signals.stop.wait()
@@ -351,7 +365,7 @@ def _leases(project: Project) -> list[str]:
 
 def _try_certificates(settings: Settings) -> None:
     """Raise ConfigError where `serve` would, because a file of certificates holds none."""
-    from proxy.app import server_tls  # noqa: PLC0415
+    from proxy.listeners import server_tls  # noqa: PLC0415
     from proxy.upstream import tls_context  # noqa: PLC0415
 
     tls_context(settings.contentsquare.ca_file)

@@ -129,7 +129,7 @@ async def test_status_shows_each_project_and_api() -> None:
         await proxy.call(b"GET /shop/v1/segments")
         await proxy.call(b"GET /shop/v1/unknown")
         status = said(await proxy.call(b"GET /-/status?x=y"))
-        assert set(status) == {"version", "uptime_s", "stopping", "projects"}
+        assert set(status) == {"version", "uptime_s", "stopping", "reload", "projects"}
         shop = status["projects"]["shop"]
         assert shop["url"] == f"http://127.0.0.1:{proxy.port}/shop"
         assert (shop["ready"], shop["read_only"]) == (True, False)

@@ -464,7 +464,7 @@ async def test_a_bug_in_a_request_is_a_500_that_says_nothing_and_the_proxy_goes_
     async with gateway() as proxy:
         configure("info", "json")
         with monkeypatch.context() as patched:
-            patched.setattr(proxy.app._forwarder, "forward", None)
+            patched.setattr(proxy.app._generation.forwarder, "forward", None)
             answer = await proxy.call(b"GET /v1/x")
         assert (answer.status, answer.error_code) == (500, "PROXY_INTERNAL_ERROR")
         assert b"NoneType" not in answer.body

@@ -697,7 +697,7 @@ async def test_pipelined_requests_are_bounded_while_the_first_is_slow() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await writer.drain()
-        connection: Any = proxy.app._servers[0][1].connections[0]
+        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
         assert connection.unanswered <= 9
         writer.transport.abort()
 
@@ -711,7 +711,7 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
         for _ in range(20):
             await asyncio.sleep(0.005)
         project = next(iter(proxy.app.projects()))
-        connection: Any = proxy.app._servers[0][1].connections[0]
+        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
         answered = connection.answered
         assert answered < 200
         assert connection.transport.get_write_buffer_size() < 300_000
@@ -786,7 +786,7 @@ async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -
         writer.write(proxy.request(b"POST /v1/x", b"Content-Length: 80000000", body=b"x" * 20_000_000))
         await started.wait()
         slots = next(iter(proxy.app.projects())).slots
-        connection: Any = proxy.app._servers[0][1].connections[0]
+        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
         while not connection.is_reading_held:
             await asyncio.sleep(0.002)
         writer.transport.abort()

@@ -175,7 +175,7 @@ async def test_nothing_more_is_asked_of_our_request_than_it_has() -> None:
         for _ in range(2):
             writer.write(proxy.request(b"POST /v1/x", b"Content-Length: 3", body=b"abc"))
             assert (await read_message(reader)).status == 200
-        for _, server in proxy.app._servers:
+        for _, server in proxy.app._listeners.servers:
             for connection in server.connections:
                 assert type(connection) is CallerConnection
                 assert not connection.is_answering

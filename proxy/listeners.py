@@ -1,0 +1,177 @@
+"""Where callers come in: sockets, TLS, and the servers on them.
+
+Hides how an address becomes ours alone, on each platform. Bound first and served later, so that
+the ports are known, and a taken one is an error, before anything is answered. Must not know what a
+request is answered with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.errors import ConfigError, ListenError
+from proxy.server import CallerConnection, CallerServer, Handler
+from proxy.settings import Settings
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One way in, the ``index``-th. ``port`` is that of Host (80 for a Unix socket).
+
+    ``project`` is the name of its own project, None where the target or a field names one.
+    """
+
+    index: int
+    url: str
+    port: int
+    project: str | None
+
+
+class Listeners:
+    """All ways in for one configuration: `bind`, then `serve`."""
+
+    def __init__(self) -> None:
+        self.all: list[Listener] = []
+        self._sockets: list[socket.socket] = []
+        self.servers: list[tuple[asyncio.Server, CallerServer]] = []
+        self._tls: ssl.SSLContext | None = None
+
+    def bind(self, settings: Settings) -> None:
+        """Take the addresses. Raises ListenError or ConfigError, and then holds none."""
+        server = settings.server
+        self._tls = server_tls(server.tls_cert, server.tls_key)
+        try:
+            self._bind_port("server.port", server.host, server.port, None)
+            for name, project in settings.projects.items():
+                if project.port:
+                    self._bind_port(f"projects.{name}.port", server.host, project.port, name)
+            if server.unix_socket is not None:
+                self._add(_bind_unix(server.unix_socket), f"unix:{server.unix_socket}", 80, None)
+        except BaseException:
+            self.close()
+            raise
+
+    async def serve(self, handle: Handler) -> None:
+        """Begin to accept connections."""
+        loop = asyncio.get_running_loop()
+        for listener, sock in zip(self.all, self._sockets, strict=True):
+            server = CallerServer(handle, listener)
+            if listener.url.startswith("unix:"):
+                listening = await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
+            else:
+                listening = await loop.create_server(server, sock=sock, backlog=BACKLOG, ssl=self._tls)
+            self.servers.append((listening, server))
+
+    def use_certificate(self, cert: Path | None, key: Path | None) -> None:
+        """Show new connections what is in these files now; only where TLS is spoken already.
+
+        Check the files by `server_tls` first: OpenSSL may keep half of what doesn't fit.
+        """
+        if self._tls is not None and cert is not None:
+            self._tls.load_cert_chain(cert, key)
+
+    def connections(self) -> Iterator[CallerConnection]:
+        """The callers' connections."""
+        for _, server in self.servers:
+            for connection in server.connections:
+                if isinstance(connection, CallerConnection):
+                    yield connection
+
+    def close_idle(self) -> bool:
+        """Close callers' connections that carry no request; whether others are left."""
+        busy = False
+        for connection in self.connections():
+            if connection.is_answering:
+                busy = True
+            else:
+                connection.force_close()
+        return busy
+
+    def close(self) -> None:
+        """Accept no more; connections stay."""
+        for listening, _ in self.servers:
+            listening.close()
+        for sock in self._sockets[len(self.servers) :]:  # bound, and not served yet
+            sock.close()
+
+    def abort(self) -> None:
+        """Accept no more, and end all connections."""
+        self.close()
+        for connection in self.connections():
+            connection.abort()
+
+    def _bind_port(self, key: str, host: str, port: int, project: str | None) -> None:
+        sock = _bind(host, port, key)
+        port = sock.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{port}", port, project)
+
+    def _add(self, sock: socket.socket, url: str, port: int, project: str | None) -> None:
+        self._sockets.append(sock)
+        self.all.append(Listener(len(self.all), url, port, project))
+
+
+def _bind(host: str, port: int, key: str) -> socket.socket:
+    """A listening address of our own: a taken one is an error, never shared. ``key`` is the setting."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise ListenError(
+            f"{key}: can't listen on {host}:{port} ({exc.strerror}); is another csq-proxy running?"
+            f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """A Unix socket that only its owner can use; a leftover of a proxy that is gone is replaced."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError("server.unix_socket: this system has no Unix sockets; leave it out")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _is_answered(path):
+            path.unlink()
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise ListenError(f"server.unix_socket: can't listen on {path} ({exc.strerror})") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # with a full backlog it would wait, and a busy proxy is one, too
+        return probe.connect_ex(str(path)) != errno.ECONNREFUSED
+
+
+def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """A listener's TLS context from PEM files, None without them. Raises ConfigError."""
+    if cert is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError):
+        raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
+    return context
