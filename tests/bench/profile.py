@@ -14,19 +14,18 @@ import pstats
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
-# In place of this script's folder, where this very file would hide the standard library's profile.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+# Below, in place of this script's folder, where this very file would hide the standard library's profile.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import load, peers  # noqa: E402
-from bench.load import Sample, Target, Workload  # noqa: E402
-from bench.processes import Server, cpu_s, this_process_on  # noqa: E402
-from bench.report import table  # noqa: E402
-from bench.run import REPOSITORY, Stage, stage_in  # noqa: E402
-from bench.upstream import clouds  # noqa: E402
+from bench import load, peers
+from bench.load import Sample, Target, Workload
+from bench.processes import Server, cpu_s, this_process_on
+from bench.report import count_samples, table
+from bench.run import REPOSITORY, Stage, stage_in
+from bench.upstream import clouds
 
 TOP = 30
 RATE_HZ = 400
@@ -92,19 +91,6 @@ def _sampled(stage: Stage, job: peers.Job, work: Workload, seconds: float, *, na
     ]
     title = f"{cpu_us:.1f} µs/request ({work.title}, {job.cloud.scheme}); {total} samples\n\n"
     return title + table(["function", "itself", "µs/request", "with what it calls"], rows)
-
-
-def count_samples(lines: Iterable[str]) -> tuple[Counter[str], Counter[str], int]:
-    """Folded stacks (``outer;inner count``): samples in each function itself, in or below it, and all."""
-    own: Counter[str] = Counter()
-    below: Counter[str] = Counter()
-    for line in lines:
-        stack, _, count = line.rpartition(" ")
-        frames = stack.split(";")
-        own[frames[-1]] += int(count)
-        for frame in set(frames):
-            below[frame] += int(count)
-    return own, below, own.total()
 
 
 def _traced(stage: Stage, job: peers.Job, work: Workload, seconds: float) -> str:

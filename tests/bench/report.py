@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -251,3 +252,16 @@ def log_cost(variants: Sequence[Variant]) -> list[str]:
         return []
     goal = f"Goal for ours: at most {LOG_GOAL:.2f} times."
     return ["## What request logs cost", goal, table(["peer", "upstream", "off", "on", "on / off"], rows)]
+
+
+def count_samples(lines: Iterable[str]) -> tuple[Counter[str], Counter[str], int]:
+    """Folded stacks (``outer;inner count``): samples in each function itself, in or below it, and all."""
+    own: Counter[str] = Counter()
+    below: Counter[str] = Counter()
+    for line in lines:
+        stack, _, count = line.rpartition(" ")
+        frames = stack.split(";")
+        own[frames[-1]] += int(count)
+        for frame in set(frames):
+            below[frame] += int(count)
+    return own, below, own.total()

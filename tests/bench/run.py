@@ -19,15 +19,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# In place of this script's folder, whose profile.py would hide the standard library's.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+# Below, in place of this script's folder, whose profile.py would hide the standard library's.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import load, peers, report  # noqa: E402
-from bench.load import Target, Workload  # noqa: E402
-from bench.peers import OURS, PEERS, Peer  # noqa: E402
-from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on  # noqa: E402
-from bench.report import DIRECT, HELD, Resources, Round, Variant  # noqa: E402
-from bench.upstream import CONTENT_BYTES, Cloud, clouds  # noqa: E402
+from bench import load, peers, report
+from bench.load import Target, Workload
+from bench.peers import OURS, PEERS, Peer
+from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on
+from bench.report import DIRECT, HELD, Resources, Round, Variant
+from bench.upstream import CONTENT_BYTES, Cloud, clouds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORK = [Workload(method, connections) for method in ("GET", "POST") for connections in (1, 32)]

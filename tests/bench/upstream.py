@@ -65,7 +65,6 @@ def clouds(folder: Path, core: int) -> Iterator[tuple[Cloud, Cloud]]:
         file.truncate(GIB)
     plain, tls = free_port(), free_port()
     config = folder / "upstream.conf"
-    config.write_text(_nginx(folder, plain, tls))
     server = Server(
         ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(config)],
         port=tls,
@@ -74,11 +73,13 @@ def clouds(folder: Path, core: int) -> Iterator[tuple[Cloud, Cloud]]:
         log=folder / "upstream.log",
         cwd=folder,
     )
-    with _sink(folder / "sink.sock"), _tokens() as tokens, server:
+    with _sink() as sink, _tokens() as tokens:
+        config.write_text(_nginx(folder, plain, tls, sink))
         http_cloud = Cloud(HOST, plain, tokens.port, None)
         tls_cloud = Cloud("localhost", tls, tokens.port, ca_file)
         tokens.endpoints = {"http": http_cloud.url, "https": tls_cloud.url}
-        yield http_cloud, tls_cloud
+        with server:
+            yield http_cloud, tls_cloud
 
 
 def _certificates(folder: Path) -> Path:
@@ -109,7 +110,7 @@ def nginx_temporary(folder: Path, name: str) -> str:
     return "\n".join(f"  {kind}_temp_path {folder}/{name}-{kind};" for kind in kinds)
 
 
-def _nginx(folder: Path, plain: int, tls: int) -> str:
+def _nginx(folder: Path, plain: int, tls: int, sink: int) -> str:
     # One cipher suite for all, so that no proxy wins by what it prefers.
     content = json.dumps({"payload": ["x" * (CONTENT_BYTES - 17)]})
     return f"""{nginx_main(folder, "upstream")}
@@ -148,7 +149,7 @@ http {{
     location = {UPLOAD_PATH} {{
       proxy_http_version 1.1;
       proxy_request_buffering off;
-      proxy_pass http://unix:{folder}/sink.sock;
+      proxy_pass http://{HOST}:{sink};
     }}
   }}
 }}
@@ -170,14 +171,14 @@ class _Sink(socketserver.StreamRequestHandler):
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
 
 
-class _UnixServer(socketserver.ThreadingUnixStreamServer):
+class _SinkServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
 @contextlib.contextmanager
-def _sink(path: Path) -> Iterator[None]:
-    with _UnixServer(str(path), _Sink) as server, _served(server):
-        yield
+def _sink() -> Iterator[int]:
+    with _SinkServer((HOST, 0), _Sink) as server, _served(server):
+        yield int(server.server_address[1])
 
 
 class _Tokens(http.server.ThreadingHTTPServer):
