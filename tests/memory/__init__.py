@@ -1,0 +1,1 @@
+"""How much memory slow callers cost."""
