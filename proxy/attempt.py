@@ -13,7 +13,7 @@ import enum
 from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
 from proxy.fields import interim_head, response_head, trailers_to_caller, trailers_to_upstream
-from proxy.http1 import LAST_CHUNK, Field, ResponseHead, chunk, last_chunk
+from proxy.http1 import Field, ResponseHead, chunk, last_chunk
 from proxy.server import Request
 from proxy.small_error import SmallError
 from proxy.upstream import Connection
@@ -78,9 +78,10 @@ class Attempt:
         request = self._request
         body = request.body
         if body.complete and not body.received:
-            content = LAST_CHUNK if self._upstream_chunked else b""
+            if self._upstream_chunked:
+                head += last_chunk(trailers_to_upstream(body.trailers, request.head))
             self._connection.start(
-                self, head + content, is_head_request=request.head.method == b"HEAD", request_done=True
+                self, head, is_head_request=request.head.method == b"HEAD", request_done=True
             )
         else:
             self._starting = [head]

@@ -459,9 +459,6 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-LAST_CHUNK = b"0\r\n\r\n"
-
-
 def last_chunk(trailers: list[Field]) -> bytes:
     """The end of a chunked message, with its trailer section."""
     return b"".join((b"0\r\n", *(field.line + b"\r\n" for field in trailers), b"\r\n"))

@@ -587,7 +587,6 @@ async def test_what_differs_from_talking_to_the_cloud_itself_is_listed_and_expla
     assert found == listed(here, rows)
 
 
-@pytest.mark.xfail(reason="proxy/forward.py drops the trailers of a request without content", strict=True)
 async def test_trailers_arrive_where_there_is_no_content() -> None:
     found, _ = await found_differences([TRAILERS_ONLY], None)
     assert found == {TRAILERS_ONLY.name: []}
