@@ -176,7 +176,9 @@ class Project:
             lease = keeper.current()
             if lease is not None:
                 self._inherited[api] = lease
-                self._redact(api, lease)
+        for api, tokens in before._tokens.items():
+            for token in tokens:
+                self._redact(api, token)
 
     def retire(self) -> None:
         """No new requests come: fetch only what a running one still needs. `close` it when none is left."""
@@ -267,15 +269,15 @@ class Project:
             return await self._endpoint.fetch(request)
 
         lease = await self._rotation.ask(api, ask)
-        self._redact(api, lease)
+        self._redact(api, lease.access_token)
         if grant.project_id is None and lease.project_id is not None:
             self._learn(lease.project_id)
         return lease
 
-    def _redact(self, api: Api, lease: Lease) -> None:
+    def _redact(self, api: Api, token: str) -> None:
         tokens = self._tokens.setdefault(api, deque())
-        redactor.add(lease.access_token, is_token=True)
-        tokens.append(lease.access_token)
+        redactor.add(token, is_token=True)
+        tokens.append(token)
         if len(tokens) > REDACTED_TOKENS:
             redactor.discard(tokens.popleft())
 

@@ -139,15 +139,12 @@ class Reloader:
         prepare: Callable[[Settings], Apply],
         files: Callable[[], Iterable[Path]],
         on_event: OnEvent,
-        *,
-        watch_s: float = WATCH_S,
     ) -> None:
         self.status = ReloadStatus()
         self._load = load
         self._prepare = prepare
         self._files = files
         self._on_event = on_event
-        self._watch_s = watch_s
         self._asked = asyncio.Event()
         self._known = signatures(files())
 
@@ -172,7 +169,7 @@ class Reloader:
     async def _pause(self) -> bool:
         """Wait for the next look; whether a reload was asked for."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._watch_s):
+            async with asyncio.timeout(WATCH_S):
                 await self._asked.wait()
         asked = self._asked.is_set()
         self._asked.clear()

@@ -143,6 +143,7 @@ async def test_status_shows_each_project_and_api() -> None:
             "url": f"http://127.0.0.1:{proxy.port}/ro",
             "ready": True,
             "read_only": True,
+            "credentials": {"in_use": "first", "expires": None, "days_left": None},
             "slots": {"in_use": 0, "waiting": 0, "limit": 10},
             "apis": {},
         }

@@ -1,0 +1,814 @@
+"""A new configuration in a running proxy: what changes at once, what stays, and what a bad one can't do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from harness import OK, WAIT_S, Gateway, Message, RawServer, TokenServer, Upstream, close, read_message
+
+import proxy.app
+from proxy import log
+from proxy.app import App
+from proxy.config import load
+from proxy.errors import ConfigError
+from proxy.generation import plan
+from proxy.log import redactor
+from proxy.project import Project
+from proxy.reload import Changes, Reloader, differences, in_thread, signature
+from proxy.settings import Settings
+
+Sections = dict[str, dict[str, Any]]
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="symlinks and modes")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files are looked at often, and the root logger is left as it was."""
+    monkeypatch.setattr("proxy.reload.WATCH_S", 0.004)
+    monkeypatch.setattr(proxy.app, "_POLL_S", 0.002)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def toml(sections: Mapping[str, Any], path: str = "") -> str:
+    """A configuration file; JSON's literals are TOML's, too."""
+    lines, tables = [], []
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            tables.append(toml(value, f"{path}.{key}" if path else key))
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([f"[{path}]" if path else "", *lines, *tables])
+
+
+def replace(path: Path, text: str) -> None:
+    """As editors and Ansible do: a new file, renamed."""
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
+
+
+def write(path: Path, text: str) -> None:
+    """In place."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def swap(path: Path, text: str) -> None:
+    """As Kubernetes does: ``path`` links to ``..data/name``, and ``..data`` to a folder of this version."""
+    folder = path.parent / f"..{os.urandom(4).hex()}"
+    folder.mkdir()
+    write(folder / path.name, text)
+    link = path.parent / "..new"
+    link.symlink_to(folder.name)
+    link.replace(path.parent / "..data")
+    if not path.is_symlink():
+        path.unlink(missing_ok=True)
+        path.symlink_to(Path("..data", path.name))
+
+
+@dataclass
+class Rig(Gateway):
+    """A running proxy with a configuration file."""
+
+    file: Path = Path()
+    sections: Sections = field(default_factory=dict)
+
+    @property
+    def status(self) -> tuple[int, int]:
+        """How many reloads went well, and how many were refused."""
+        return self.app.reload_status.count, self.app.reload_status.refused
+
+    def project(self, name: str = "shop") -> Project:
+        return next(project for project in self.app.projects() if project.name == name)
+
+    async def change(self, **sections: Mapping[str, object]) -> None:
+        """Write a file in which these sections replace those of before, and wait for the reload."""
+        self.sections = {**self.sections, **{name: dict(section) for name, section in sections.items()}}
+        await self.rewrite(toml(self.sections))
+
+    async def rewrite(self, text: str) -> None:
+        before = sum(self.status)
+        replace(self.file, text)
+        await until(lambda: sum(self.status) > before)
+
+    async def code(self, start: bytes = b"GET /v1/segments", *lines: bytes) -> str | int:
+        """The status, or our error's code."""
+        answer = await self.call(start, *lines)
+        return answer.status if answer.status == 200 else answer.error_code
+
+
+ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
+
+
+@contextlib.asynccontextmanager
+async def rig(
+    folder: Path, script: Any = None, *, token: TokenServer | None = None, **sections: Mapping[str, object]
+) -> AsyncIterator[Rig]:
+    token = token or TokenServer()
+    async with RawServer(script or Upstream()) as upstream, RawServer(token) as token_server:
+        token.endpoint = token.endpoint or upstream.url
+        merged: Sections = {
+            "server": {"port": 0, "drain_timeout": 1},
+            "contentsquare": {
+                "auth_url": token_server.url,
+                "allowed_endpoints": [upstream.url.partition("://")[2]],
+            },
+            "projects": {"shop": ONE},
+            **{name: dict(section) for name, section in sections.items()},
+        }
+        file = folder / "config.toml"
+        replace(file, toml(merged))
+
+        def again() -> Settings:
+            return load(file, None, {})
+
+        app = App(again(), again)
+        async with app.started():
+            await app.settled(WAIT_S)
+            running = Rig(app, token, upstream, file=file, sections=merged)
+            try:
+                yield running
+            finally:
+                await running.aclose()
+        assert not upstream.errors
+
+
+# What makes it reload
+
+
+@pytest.mark.parametrize("how", [replace, write, pytest.param(swap, marks=posix_only)])
+async def test_a_changed_secret_file_is_used_without_a_gap(
+    tmp_path: Path, how: Callable[[Path, str], None]
+) -> None:
+    secret = tmp_path / "mount" / "secret"
+    secret.parent.mkdir()
+    how(secret, "before-it")
+    shop = {"client_id": "id-1", "client_secret_file": str(secret), "apis": ["metrics"]}
+    async with rig(tmp_path, projects={"shop": shop}) as running:
+        for number in (1, 2):
+            how(secret, f"after-it-{number}")
+            while running.status[0] < number:
+                assert await running.code() == 200
+            await until(lambda: len(running.token.requests) == number + 1)  # noqa: B023 - awaited within
+        assert [request["client_secret"] for request in running.token.requests] == [
+            "before-it",
+            "after-it-1",
+            "after-it-2",
+        ]
+        assert await running.code() == 200
+        assert running.status == (2, 0)
+
+
+@pytest.mark.parametrize("how", [replace, write, pytest.param(swap, marks=posix_only)])
+async def test_a_changed_configuration_file_is_noticed(
+    tmp_path: Path, how: Callable[[Path, str], None]
+) -> None:
+    async with rig(tmp_path) as running:
+        assert await running.code(b"GET /more/v1/segments") == "PROXY_UNKNOWN_PROJECT"
+        more = {**running.sections, "projects": {"shop": {**ONE, "default": True}, "more": ONE}}
+        how(running.file, toml(more))
+        await until(lambda: running.status == (1, 0))
+        assert await running.code(b"GET /more/v1/segments") == 200
+
+
+@posix_only
+async def test_a_mode_that_was_put_right_is_noticed(tmp_path: Path) -> None:
+    async with rig(tmp_path) as running:
+        running.file.chmod(0o644)
+        await until(lambda: sum(running.status))
+        if running.status == (1, 0):
+            pytest.skip("modes don't count on this file system")
+        assert "chmod 600" in running.app.reload_status.last_faults[0]
+        running.file.chmod(0o600)
+        await until(lambda: running.status == (1, 1))
+        assert running.app.reload_status.last_faults == ()
+
+
+async def test_without_a_change_nothing_is_read_again_but_when_asked(tmp_path: Path) -> None:
+    async with rig(tmp_path) as running:
+        await asyncio.sleep(0.03)
+        assert running.status == (0, 0)
+        running.app.reload()
+        await until(lambda: running.status == (1, 0))
+        await asyncio.sleep(0.03)
+        assert running.status == (1, 0)
+        assert len(running.token.requests) == 1
+
+
+async def test_a_file_that_is_being_written_is_not_read_before_it_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.reload.WATCH_S", 0.03)
+    async with rig(tmp_path) as running:
+        text = toml({**running.sections, "server": {"port": 0, "drain_timeout": 7}})
+        with running.file.open("w") as file:
+            for start in range(0, len(text), 40):
+                file.write(text[start : start + 40])
+                file.flush()
+                await asyncio.sleep(0.01)
+        await until(lambda: running.status == (1, 0))
+
+
+async def test_a_secret_command_is_asked_again(tmp_path: Path) -> None:
+    source = tmp_path / "vault"
+    source.write_text("secret-of-old")
+    command = [sys.executable, "-S", "-c", f"print(open({str(source)!r}).read())"]
+    shop = {"client_id": "id-1", "client_secret_command": command, "apis": ["metrics"]}
+    async with rig(tmp_path, projects={"shop": shop}) as running:
+        source.write_text("secret-of-new")
+        running.app.reload()
+        await until(lambda: len(running.token.requests) == 2)
+        assert running.token.requests[1]["client_secret"] == "secret-of-new"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+def test_sighup_reloads_a_running_proxy_and_a_stop_stays_a_clean_one(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    write(
+        file,
+        textwrap.dedent("""
+            [server]
+            port = 0
+            [log]
+            format = "json"
+            [contentsquare]
+            auth_url = "http://127.0.0.1:1"
+            [projects.shop]
+            client_id = "id-1"
+            client_secret = "secret-1"
+            apis = []
+        """),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "proxy", "serve", "--config", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        try:
+            while "Stop: Ctrl-C" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGHUP)
+            while json.loads(line := process.stderr.readline())["event"] != "reloaded":
+                assert line
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 0
+        finally:
+            process.kill()
+
+
+# What stays, and what goes
+
+
+async def test_projects_that_did_not_change_keep_their_tokens_and_others_come_and_go(tmp_path: Path) -> None:
+    two = {"client_id": "id-2", "client_secret": "secret-2", "apis": ["metrics"]}
+    async with rig(tmp_path, projects={"shop": {**ONE, "default": True}, "two": two}) as running:
+        shop, gone = running.project(), running.project("two")
+        three = {"client_id": "id-3", "client_secret": "secret-3", "apis": ["metrics"]}
+        await running.change(projects={"shop": {**ONE, "expires": "2099-01-01"}, "three": three})
+        assert running.project() is shop
+        assert str(shop.expires) == "2099-01-01"
+        assert await running.code(b"GET /three/v1/segments") == 200
+        assert await running.code(b"GET /two/v1/segments") == "PROXY_UNKNOWN_PROJECT"
+        assert await running.code(b"GET /v1/segments") == "PROXY_UNKNOWN_PROJECT"  # none is the default
+        assert Counter(request["client_id"] for request in running.token.requests) == {
+            "id-1": 1,
+            "id-2": 1,
+            "id-3": 1,
+        }
+        await until(lambda: not gone._tasks)
+        assert shop._tasks
+
+
+@dataclass
+class Held:
+    """An upstream that answers half, and the rest when it is let go; then it answers at once."""
+
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    tokens: list[bytes] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await read_message(reader)
+            self.tokens += request.values(b"authorization")
+            writer.write(OK[:-1])
+            self.started.set()
+            await self.go_on.wait()
+            writer.write(OK[-1:])
+            await writer.drain()
+
+
+@pytest.mark.parametrize("change", ["removed", "changed", "way out"])
+async def test_a_running_request_finishes_on_what_it_began_with(tmp_path: Path, change: str) -> None:
+    held = Held()
+    async with rig(tmp_path, held) as running:
+        old, outward = running.project(), running.app._generation.outward
+        reader, writer = await running.connect()
+        writer.write(running.request(b"GET /v1/segments"))
+        await held.started.wait()
+        if change == "removed":
+            await running.change(projects={"other": {**ONE, "apis": []}})
+        elif change == "changed":
+            await running.change(projects={"shop": {**ONE, "client_id": "id-2"}})
+        else:
+            await running.change(contentsquare={**running.sections["contentsquare"], "idle_timeout": 77})
+        assert old._tasks
+        assert (old.running, old.slots.in_use) == (1, 1)
+        held.go_on.set()
+        assert (await read_message(reader)).body == b"ok"
+        await until(lambda: not old._tasks)
+        assert old.running == old.slots.in_use == 0
+        if change == "way out":
+            await until(lambda: outward._session.closed)
+        else:
+            assert running.app._generation.outward is outward
+        if change != "removed":
+            assert await running.code() == 200
+            assert len(held.tokens) == 2
+            assert not running.app._generation.outward._session.closed
+
+
+async def test_what_goes_fetches_nothing_more(tmp_path: Path) -> None:
+    held = Held()
+    async with rig(tmp_path, held, token=TokenServer(expires_in=1)) as running:
+        old = running.project().keepers
+        _, writer = await running.connect()
+        writer.write(running.request(b"GET /v1/segments"))
+        await held.started.wait()
+        await running.change(projects={"other": {**ONE, "apis": []}})
+        count = len(running.token.requests)
+        [keeper] = old.values()
+        assert keeper.status().next_try_in_s == float("inf")
+        await asyncio.sleep(0.04)
+        assert len(running.token.requests) == count
+        held.go_on.set()
+
+
+async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_down(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with rig(tmp_path, upstream) as running:
+        running.token.status = 503
+        await running.change(projects={"shop": {**ONE, "client_secret": "secret-2", "read_only": True}})
+        await until(lambda: len(running.token.requests) > 1)
+        assert await running.code() == 200
+        assert await running.code(b"DELETE /v1/segments") == "PROXY_FORBIDDEN"
+        assert upstream.requests[-1].values(b"authorization") == [b"Bearer token-1"]
+        running.token.status = 200
+        [keeper] = running.project().keepers.values()
+        await until(lambda: keeper.status().refreshes)
+        assert await running.code() == 200
+        assert upstream.requests[-1].values(b"authorization") != [b"Bearer token-1"]
+
+
+@pytest.mark.parametrize("other", [{"client_id": "id-2"}, {"project_id": 43}])
+async def test_a_token_for_other_data_is_never_taken_over(tmp_path: Path, other: dict[str, object]) -> None:
+    upstream = Upstream()
+    async with rig(tmp_path, upstream) as running:
+        await running.change(projects={"shop": {**ONE, **other}})
+        assert await running.code() == 200
+        assert upstream.requests[-1].values(b"authorization") == [b"Bearer token-2"]
+
+
+async def test_the_count_of_requests_goes_on_when_a_project_changes(tmp_path: Path) -> None:
+    async with rig(tmp_path) as running:
+        await running.code()
+        await running.change(projects={"shop": {**ONE, "client_id": "id-2"}})
+        await running.code()
+        assert sum(running.project().requests.values()) == 2
+
+
+async def test_accounts_keep_or_lose_their_projects_like_others(tmp_path: Path) -> None:
+    acme = {"client_id": "id-a", "client_secret": "secret-a"}
+    async with rig(tmp_path, accounts={"acme": acme}) as running:
+        assert await running.code(b"GET /acme/42/v1/segments") == 200
+        old = running.project("acme/42")
+        await running.change(accounts={"acme": {**acme, "expires": "2099-01-01"}})
+        assert running.project("acme/42") is old
+        await running.change(accounts={"acme": {**acme, "projects": [43]}})
+        await until(lambda: not old._tasks)
+        assert await running.code(b"GET /acme/42/v1/segments") == "PROXY_FORBIDDEN"
+        assert await running.code(b"GET /acme/43/v1/segments") == 200
+        await running.change(accounts={})
+        assert [project.name for project in running.app.projects()] == ["shop"]
+
+
+# What changes at once
+
+
+async def test_callers_and_hosts_change_at_once_on_connections_that_are_open(tmp_path: Path) -> None:
+    callers = {"tool": {"key": "key-of-tool"}}
+    async with rig(tmp_path) as running:
+        reader, writer = await running.connect()
+
+        async def ask(host: bytes, *lines: bytes) -> Message:
+            writer.write(b"\r\n".join((b"GET /v1/segments HTTP/1.1", b"Host: " + host, *lines, b"", b"")))
+            return await read_message(reader)
+
+        assert (await ask(running.host)).status == 200
+        await running.change(callers=callers, server={**running.sections["server"], "allowed_hosts": ["me"]})
+        assert (await ask(running.host)).error_code == "PROXY_CALLER_UNKNOWN"
+        assert (await ask(b"me", b"X-API-Key: key-of-tool")).status == 200
+        await running.change(callers={"tool": {"key": "another-key", "projects": ["shop"]}})
+        assert (await ask(b"me", b"X-API-Key: key-of-tool")).error_code == "PROXY_CALLER_UNKNOWN"
+        assert (await ask(b"me", b"X-API-Key: another-key")).status == 200
+
+
+async def test_the_limits_change_at_once_for_shared_and_lone_slots(tmp_path: Path) -> None:
+    projects = {"shop": {**ONE, "default": True}, "known": {**ONE, "project_id": 42}}
+    async with rig(tmp_path, projects=projects) as running:
+        slots = [project.slots for project in running.app.projects()]
+        contentsquare = {**running.sections["contentsquare"], "max_concurrency": 3, "queue_timeout": 0.01}
+        await running.change(contentsquare=contentsquare)
+        assert [project.slots for project in running.app.projects()] == slots
+        assert [one.limit for one in slots] == [3, 3]
+        for _ in range(3):
+            assert slots[0].try_acquire("somebody")
+        assert await running.code() == "PROXY_QUEUE_TIMEOUT"
+        assert len(running.token.requests) == 2
+
+
+async def test_log_level_and_format_change_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with rig(tmp_path, log={"level": "info", "format": "json"}) as running:
+        log.configure("info", "json")
+        await running.change(log={"level": "error", "format": "json"})
+        capsys.readouterr()
+        await running.code()
+        assert "request_answered" not in capsys.readouterr().err
+        await running.change(log={"level": "info", "format": "text"})
+        await running.code()
+        assert "request_answered" in capsys.readouterr().err
+
+
+def certificate(authority: trustme.CA, folder: Path) -> None:
+    pair = authority.issue_cert("localhost", "127.0.0.1")
+    replace(folder / "key.pem", pair.private_key_pem.bytes().decode())
+    replace(folder / "cert.pem", b"".join(blob.bytes() for blob in pair.cert_chain_pems).decode())
+
+
+async def test_a_renewed_certificate_is_shown_to_new_connections(tmp_path: Path) -> None:
+    first, second = trustme.CA(), trustme.CA()
+    certificate(first, tmp_path)
+    server = {"port": 0, "tls_cert": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+
+    async def shake_hands(port: int, authority: trustme.CA) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        except ssl.SSLCertVerificationError:
+            return False
+        await close(writer)
+        return True
+
+    async with rig(tmp_path, server=server) as running:
+        assert await shake_hands(running.port, first)
+        replace(tmp_path / "cert.pem", "not a certificate")
+        await until(lambda: running.status[1])
+        assert await shake_hands(running.port, first)
+        certificate(second, tmp_path)
+        await until(lambda: running.status[0])
+        assert await shake_hands(running.port, second)
+        assert not await shake_hands(running.port, first)
+
+
+# What can't change
+
+
+async def test_what_needs_a_restart_is_named_and_the_rest_is_applied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with rig(tmp_path, projects={"shop": {**ONE, "port": 0}}) as running:
+        log.configure("info", "json")
+        port = running.port
+        more = {"client_id": "id-2", "client_secret": "secret-2", "apis": ["metrics"], "port": 65_000}
+        server = {"host": "127.0.0.2", "port": 65_001, "drain_timeout": 1, "allowed_hosts": ["me"]}
+        await running.change(projects={"shop": {**ONE, "default": True}, "more": more}, server=server)
+        events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        [restart] = [event for event in events if event["event"] == "reload_needs_restart"]
+        assert restart["keys"] == ["server.host", "server.port", "projects.more.port"]
+        assert restart["level"] == "warning"
+        [reloaded] = [event for event in events if event["event"] == "reloaded"]
+        assert reloaded["added"] == ["projects.more"]
+        assert {"projects.shop", "server.host", "server.port", "server.allowed_hosts"} == {
+            *reloaded["changed"]
+        }
+        assert running.port == port
+        assert await running.code(b"GET /more/v1/segments") == 200
+
+
+async def test_a_port_whose_project_is_gone_leads_nowhere_else(tmp_path: Path) -> None:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    projects = {"shop": {**ONE, "default": True}, "own": {**ONE, "port": port}}
+    async with rig(tmp_path, projects=projects) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def ask() -> Message:
+            writer.write(b"GET /shop/v1/segments HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+            return await read_message(reader)
+
+        assert (await ask()).status == 200
+        await running.change(projects={"shop": ONE})
+        assert (await ask()).error_code == "PROXY_UNKNOWN_PROJECT"
+        await running.change(projects=projects)
+        assert (await ask()).status == 200
+        await close(writer)
+
+
+# A bad file
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda text: text + "\n[oops", "not valid TOML"),
+        (lambda text: text.replace("client_id", "cliend_id"), "client_id"),
+        (lambda text: text.replace('"secret-1"', '"canary-secret"\nbogus = 1'), "bogus"),
+        (lambda _: "", "none is configured"),
+    ],
+)
+async def test_a_bad_file_changes_nothing_and_is_told_counted_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[str], str], fault: str
+) -> None:
+    async with rig(tmp_path) as running:
+        log.configure("info", "json")
+        before = running.app._generation
+        await running.rewrite(spoil(toml(running.sections)))
+        assert running.status == (0, 1)
+        assert running.app._generation is before
+        assert await running.code() == 200
+        shown = json.loads((await running.call(b"GET /-/status")).body)["reload"]
+        assert (shown["count"], shown["refused"]) == (0, 1)
+        assert shown["last_at"].endswith("+00:00")
+        assert any(fault in line for line in shown["last_faults"])
+        output = capsys.readouterr().err
+        [refused] = [json.loads(line) for line in output.splitlines() if "reload_refused" in line]
+        assert refused["faults"] == shown["last_faults"]
+        assert "canary" not in output + json.dumps(shown)
+        await running.change()
+        assert running.status == (1, 1)
+        shown = json.loads((await running.call(b"GET /-/status")).body)["reload"]
+        assert shown["last_faults"] == []
+        assert len(running.token.requests) == 1
+
+
+async def test_a_file_that_is_gone_is_a_bad_one(tmp_path: Path) -> None:
+    async with rig(tmp_path) as running:
+        running.file.unlink()
+        await until(lambda: running.status == (0, 1))
+        assert await running.code() == 200
+        await running.change()
+        assert running.status == (1, 1)
+
+
+async def test_what_cannot_be_read_for_reasons_nobody_foresaw_is_refused_too() -> None:
+    events: list[tuple[str, Mapping[str, object]]] = []
+
+    def bad() -> Settings:
+        raise ZeroDivisionError("canary")
+
+    def apply(_: Settings) -> Callable[[], Changes]:
+        raise AssertionError
+
+    reloader = Reloader(bad, apply, list, lambda *event: events.append(event))
+    task = asyncio.create_task(reloader.run())
+    reloader.ask()
+    await until(lambda: events)
+    task.cancel()
+    assert events == [("reload_refused", {"faults": ["the configuration can't be read (ZeroDivisionError)"]})]
+    assert reloader.status.last_at is not None
+
+
+async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_left_alone() -> None:
+    assert await in_thread(lambda: 7) == 7
+    with pytest.raises(ConfigError, match="a fault"):
+        await in_thread(lambda: (_ for _ in ()).throw(ConfigError("a fault")))
+    go_on = threading.Event()
+    task = asyncio.create_task(in_thread(go_on.wait))
+    await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await asyncio.sleep(0.005)
+
+
+def test_differences_name_keys_and_never_values() -> None:
+    def settings(**sections: object) -> Settings:
+        return load(None, {"projects": {"shop": ONE}, **sections}, {}, search=False)
+
+    old = settings()
+    assert differences(old, settings(), old) == Changes()
+    new = settings(
+        projects={"shop": {**ONE, "client_secret": "canary"}, "more": {**ONE, "port": 9000}},
+        callers={"tool": {"key": "canary"}},
+        contentsquare={"idle_timeout": 7},
+    )
+    told = differences(old, new, old)
+    assert told == Changes(
+        added=("projects.more", "callers.tool"),
+        changed=("projects.shop", "contentsquare.idle_timeout"),
+        needs_restart=("projects.more.port",),
+    )
+    assert differences(new, old, old).removed == ("projects.more", "callers.tool")
+    assert differences(new, new, old).needs_restart == ("projects.more.port",)
+
+
+def test_the_signature_of_no_file_is_none(tmp_path: Path) -> None:
+    assert signature(tmp_path / "nothing") is None
+    assert signature(Path("a\0b")) is None
+    write(tmp_path / "file", "x")
+    assert signature(tmp_path / "file") is not None
+    assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
+
+
+# Secrets
+
+
+async def test_no_log_line_holds_a_token_or_secret_that_is_or_was_lately_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canaries = {
+        "first": "canary-secret-first",
+        "standby": "canary-secret-standby",
+        "key": "canary-key-of-caller",
+    }
+    shop = {
+        **ONE,
+        "client_secret": canaries["first"],
+        "standby": {"client_id": "id-2", "client_secret": canaries["standby"]},
+    }
+    before = repr(redactor)
+    token = TokenServer(extra={"project_id": 42})
+    async with rig(
+        tmp_path, token=token, projects={"shop": shop}, callers={"tool": {"key": canaries["key"]}}
+    ) as running:
+        log.configure("info", "json")
+        [keeper] = running.project().keepers.values()
+        for number in range(1, 5):
+            await until(lambda: keeper.status().refreshes == number)  # noqa: B023 - awaited within
+            keeper._due_at = 0.0
+            keeper._hurry(gap_s=0.0)
+        await until(lambda: keeper.status().refreshes == 5)
+        await running.change(projects={"shop": {**shop, "client_secret": "canary-secret-second"}})
+        assert await running.code(b"GET /v1/segments", b"X-API-Key: " + canaries["key"].encode()) == 200
+        capsys.readouterr()
+        texts = [*canaries.values(), "canary-secret-second", *(f"Bearer token-{n}" for n in (4, 5, 6))]
+        for text in texts:
+            logging.getLogger("any").warning("seen %s", text)
+        output = capsys.readouterr().err
+        assert output.count("[redacted]") == len(texts) - 1
+        assert canaries["first"] in output  # nobody uses it any more
+    assert repr(redactor) == before
+
+
+# Never the token of one with the endpoint of another
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Cloud(asyncio.Protocol):
+    """Counts requests, and those whose token is for another cloud."""
+
+    def __init__(self, name: bytes, seen: Counter[bytes], wrong: list[bytes]) -> None:
+        self._bearer = b"\r\nAuthorization: Bearer %b-" % name
+        self._name, self._seen, self._wrong = name, seen, wrong
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        *heads, self._buffer = (self._buffer + data).split(b"\r\n\r\n")
+        for head in heads:
+            self._seen[self._name] += 1
+            if self._bearer not in head:
+                self._wrong.append(head)
+            self._transport.write(ANSWER)
+
+
+@dataclass
+class Clouds:
+    """A token endpoint that names another cloud each time; the token says which."""
+
+    urls: Mapping[str, str]
+    count: int = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        self.count += 1
+        name = [*self.urls][self.count % len(self.urls)]
+        content = json.dumps({"access_token": f"{name}-{self.count}", "endpoint": self.urls[name]}).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(content), content)
+        )
+        await writer.drain()
+
+
+async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_changes() -> None:
+    seen: Counter[bytes] = Counter()
+    wrong: list[bytes] = []
+    log.configure("error", "json", io.StringIO())
+    loop = asyncio.get_running_loop()
+    async with contextlib.AsyncExitStack() as stack:
+        urls = {}
+        for name in ("a", "b", "c"):
+            make = functools.partial(Cloud, name.encode(), seen, wrong)
+            server = await loop.create_server(make, "127.0.0.1", 0)
+            stack.callback(server.close)
+            urls[name] = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        clouds = Clouds(urls)
+        token_server = await stack.enter_async_context(RawServer(clouds))
+
+        def version(number: int) -> Settings:
+            # Every third is another client, the others have another secret: without and with inheritance.
+            shop = {**ONE, "client_id": f"id-{number // 3}", "client_secret": f"secret-{number}"}
+            return load(
+                None,
+                {
+                    "server": {"port": 0},
+                    "contentsquare": {
+                        "auth_url": token_server.url,
+                        "allowed_endpoints": [url.partition("://")[2] for url in urls.values()],
+                    },
+                    "projects": {"shop": shop},
+                },
+                {},
+                search=False,
+            )
+
+        versions = [version(number) for number in range(48)]
+        app = await stack.enter_async_context(App(versions[0]).started())
+        await app.settled(WAIT_S)
+        port = app.listeners[0].port
+        batch = b"GET /v1/segments HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port * 8
+        done = asyncio.Event()
+
+        async def call() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(157):
+                writer.write(batch)
+                answers = await reader.readexactly(8 * len(ANSWER))
+                assert answers == ANSWER * 8
+            await close(writer)
+
+        async def flip() -> int:
+            flips = 0
+            while not done.is_set():
+                flips += 1
+                app._apply(plan(versions[flips % len(versions)], app._generation))
+                if flips % 2:
+                    await asyncio.sleep(0.002)
+                else:
+                    project = next(iter(app.projects()))
+                    await until(lambda: done.is_set() or project.is_settled)  # noqa: B023 - awaited within
+            return flips
+
+        flipping = asyncio.create_task(flip())
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(call() for _ in range(8)))
+        done.set()
+        assert await flipping > 50
+    assert not wrong
+    assert seen.total() >= 10_000
+    assert min(seen[name] for name in (b"a", b"b", b"c")) > 100
