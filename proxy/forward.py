@@ -126,7 +126,7 @@ class Forwarder:
         self, request: Request, lease: Lease, target: bytes, *, max_idle_s: float, repeatable: bool
     ) -> Attempt:
         pool = self._upstreams.pool(lease.origin)
-        connection = pool.take_idle(max_idle_s)
+        connection = pool.take_idle(max_idle_s, surely=not repeatable)
         reused = connection is not None
         try:
             if connection is None:

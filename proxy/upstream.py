@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import select
 import socket
 import ssl
 import sys
@@ -137,6 +138,17 @@ class Connection(asyncio.Protocol):
         """Whether a request can be sent on it."""
         return self._transport is not None and self._sink is None and not self._transport.is_closing()
 
+    def has_news(self) -> bool:
+        """Whether bytes or an end have arrived that the event loop hasn't told of yet. A system call."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return True
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([sock.fileno()], [], [], 0)[0])
+        poller = select.poll()
+        poller.register(sock.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+
     # The exchange, as its user drives it.
 
     def start(self, sink: ResponseSink, head: bytes, *, is_head_request: bool, request_done: bool) -> None:
@@ -220,7 +232,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         sink = self._sink
-        if sink is not None and self._mode == _UNTIL_CLOSE:
+        if sink is not None and self._mode == _UNTIL_CLOSE and self._is_end_meant():
             self._end(sink, [])
         return False
 
@@ -245,6 +257,18 @@ class Connection(asyncio.Protocol):
             while self._sink is not None and (data := rest.recv(_READ_BYTES)):
                 self.answered = True
                 self._receive(data, self._sink)
+
+    def _is_end_meant(self) -> bool:
+        """Whether the end is the cloud's: over TLS only close_notify says so (RFC 8446, section 6.1)."""
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        if tls is None:
+            return True
+        try:
+            return not tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:
+            return False
 
     def pause_writing(self) -> None:
         self._is_writing_held = True
@@ -383,14 +407,20 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
 
-    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
-        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
+    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S, *, surely: bool = False) -> Connection | None:
+        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds.
+
+        ``surely``: for what can't be sent twice, so that one that is ending this moment won't do.
+        """
         if not max_idle_s:
             return None
         oldest = self.loop.time() - max_idle_s
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_usable:
+                continue
+            if surely and connection.has_news():
+                connection.close()
                 continue
             if connection.last_activity >= oldest:
                 return connection
