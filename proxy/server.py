@@ -472,7 +472,8 @@ class CallerServer(web.Server):
             return KEEP
         if not request.body.is_eof() and request.transport.can_write_eof():
             # Lingering close: the answer must not be lost to a reset while the caller still sends.
-            request.transport.write_eof()
+            with contextlib.suppress(OSError):  # it was reset already
+                request.transport.write_eof()
         return CLOSE
 
     @staticmethod

@@ -802,14 +802,7 @@ def test_the_second_opinion_is_strict(raw: bytes, rest: str) -> None:
     assert split_requests(raw)[1] == rest
 
 
-async def test_a_caller_that_sends_nonsense_and_leaves_at_once_is_no_error_of_ours(
-    request: pytest.FixtureRequest,
-) -> None:
-    if type(asyncio.get_running_loop()).__module__.startswith("asyncio"):
-        why = (
-            "proxy/server.py: write_eof after the caller's reset raises OSError (ENOTCONN) on asyncio's loop"
-        )
-        request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
+async def test_a_caller_that_sends_nonsense_and_leaves_at_once_is_no_error_of_ours() -> None:
     echo = Echo()
     async with bench(Cloud(echo.of(SHOP)), Cloud(echo.of(OTHER))) as place:
         with socket.create_connection(("127.0.0.1", place.proxy.port)) as caller:
