@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection to a cloud, and the pools of them.
 
-Hides sockets, TLS, CONNECT through an HTTP proxy, keep-alive, response parsing and the idle
-timeout. Must not know leases, projects or what the bytes mean: it sends a ready request head
-and hands what comes back to a `ResponseSink`.
+Hides sockets (`dial` opens them), keep-alive, response parsing and the idle timeout. Must not
+know leases, projects or what the bytes mean: it sends a ready request head and hands what comes
+back to a `ResponseSink`.
 
 A `Connection` is in one of these states, and only `Pool` moves it between lists::
 
@@ -10,30 +10,21 @@ A `Connection` is in one of these states, and only `Pool` moves it between lists
     busy    a sink is set; exactly one of sink.on_end and sink.on_failure will be called
     closed  never used again
 
-Sources: RFC 9112 (sections 6, 7, 9), RFC 9110 (section 9.3.6, CONNECT).
+Sources: RFC 9112 (sections 6, 7, 9).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import select
 import socket
 import ssl
-import sys
-import urllib.request
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
-import aiohappyeyeballs
-
+from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
-    ConfigError,
-    ConnectFailed,
     ConnectionLost,
     ProtocolViolation,
     UpstreamError,
@@ -49,13 +40,14 @@ from proxy.http1 import (
 )
 from proxy.origin import Origin
 
+__all__ = ["Connection", "Dialer", "Pool", "ResponseSink", "Upstreams", "http_proxy_for", "tls_context"]
+
 KEEP_ALIVE_S = 50.0
 """An idle connection is closed after this: below the 60 s of common load balancers."""
 SURE_REUSE_S = 5.0
 """A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
 MAX_INFORMATIONAL = 32
 _READ_BYTES = 64 * 1024
-_ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
 
 class ResponseSink(Protocol):
@@ -505,179 +497,3 @@ class Upstreams:
         """Close all idle connections."""
         for pool in self._pools.values():
             pool.close()
-
-
-def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
-    """A verifying client context: the system's store (SSL_CERT_FILE honoured), and ``ca_file`` beside it.
-
-    Raises ConfigError when ``ca_file`` holds no certificate.
-    """
-    context: ssl.SSLContext
-    if sys.platform in ("win32", "darwin"):
-        import truststore  # noqa: PLC0415 - the operating system's own verification, only where OpenSSL lacks it
-
-        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    else:
-        context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=str(ca_file))
-        except (OSError, ssl.SSLError):
-            raise ConfigError(
-                f"contentsquare.ca_file: {ca_file} can't be read as PEM certificates;"
-                " export your company's CA as PEM"
-            ) from None
-    return context
-
-
-def http_proxy_for(origin: Origin) -> str | None:
-    """The HTTP proxy for an origin, None for a direct way.
-
-    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings.
-    """
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(origin.scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
-        return None
-    return proxy
-
-
-class Dialer:
-    """Opens connections: DNS, TCP (happy eyeballs), CONNECT through an HTTP proxy where one is set, TLS."""
-
-    def __init__(
-        self,
-        context: ssl.SSLContext,
-        *,
-        connect_timeout_s: float,
-        find_proxy: Callable[[Origin], str | None] = http_proxy_for,
-    ) -> None:
-        self._context = context
-        self._connect_timeout_s = connect_timeout_s
-        self._find_proxy = find_proxy
-
-    async def dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
-        """Connect ``connection`` to ``origin``.
-
-        Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
-        """
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._dial(origin, connection)
-        except TimeoutError:
-            raise ConnectFailed(
-                f"no connection to {origin.authority} within {self._connect_timeout_s:g} s",
-                proxy_status="connection_timeout",
-            ) from None
-        except ssl.SSLCertVerificationError as exc:
-            raise ConnectFailed(
-                f"the certificate of {origin.authority} can't be verified ({exc.verify_message});"
-                " behind a company's TLS inspection set contentsquare.ca_file",
-                proxy_status="tls_certificate_error",
-            ) from None
-        except ssl.SSLError:
-            raise ConnectFailed(
-                f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error"
-            ) from None
-        except socket.gaierror:
-            raise ConnectFailed(
-                f"the name {origin.host} can't be resolved", proxy_status="dns_error"
-            ) from None
-        except OSError:
-            raise ConnectFailed(f"{origin.authority} refused the connection or can't be reached") from None
-
-    async def _dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
-        loop = asyncio.get_running_loop()
-        context = self._context if origin.is_tls else None
-        server_name = origin.host if origin.is_tls else None
-        proxy = None if origin.is_loopback else self._find_proxy(origin)
-        if proxy is None:
-            sock = await _open_socket(origin.host, origin.port)
-            await loop.create_connection(
-                lambda: connection, sock=sock, ssl=context, server_hostname=server_name
-            )
-            return
-        transport = await self._tunnel(origin, proxy)
-        if context is None:
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            return
-        secured = await loop.start_tls(transport, connection, context, server_hostname=server_name)
-        if secured is None:
-            raise ConnectFailed(f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error")
-        connection.connection_made(secured)
-
-    async def _tunnel(self, origin: Origin, proxy: str) -> asyncio.Transport:
-        """A connection through the HTTP proxy's CONNECT (RFC 9110, section 9.3.6)."""
-        parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
-        if parts.scheme != "http" or not parts.hostname:
-            raise ConnectFailed(
-                "only http:// proxies are supported; check HTTPS_PROXY",
-                proxy_status="proxy_configuration_error",
-            )
-        sock = await _open_socket(parts.hostname, parts.port or 80)
-        asked = _Connect(origin, parts.username, parts.password)
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: asked, sock=sock)
-        try:
-            await asked.established
-        except BaseException:
-            transport.abort()
-            raise
-        return transport
-
-
-class _Connect(asyncio.Protocol):
-    """Asks an HTTP proxy for a tunnel and waits for its answer."""
-
-    def __init__(self, origin: Origin, username: str | None, password: str | None) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.established: asyncio.Future[None] = self._loop.create_future()
-        target = f"{'[' + origin.host + ']' if ':' in origin.host else origin.host}:{origin.port}".encode()
-        head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target)
-        if username is not None:
-            pair = f"{unquote(username)}:{unquote(password or '')}".encode()
-            head += b"Proxy-Authorization: Basic %b\r\n" % base64.b64encode(pair)
-        self._head = head + b"\r\n"
-        self._buffer = b""
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a stream's transport
-        self._transport.write(self._head)  # type: ignore[union-attr]
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found:
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                self._refuse("the HTTP proxy's answer is too long")
-            return
-        try:
-            answer = parse_response_head(head)
-        except ProtocolViolation:
-            self._refuse("the HTTP proxy's answer is not valid HTTP")
-            return
-        if answer.status == 407:
-            self._refuse(
-                "the HTTP proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port"
-            )
-        elif not 200 <= answer.status < 300 or rest:
-            self._refuse(f"the HTTP proxy refused the tunnel with status {answer.status}")
-        elif not self.established.done():
-            if self._transport is not None:
-                self._transport.pause_reading()
-            self.established.set_result(None)
-
-    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002 - the seam's signature
-        self._refuse("the HTTP proxy closed the connection")
-
-    def _refuse(self, why: str) -> None:
-        if not self.established.done():
-            self.established.set_exception(ConnectFailed(why, proxy_status="proxy_internal_response"))
-
-
-async def _open_socket(host: str, port: int) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1)
