@@ -35,7 +35,14 @@ LONGEST_POLL_S = 1.0
 SWEEP_S = 60.0
 """Between two looks at what is idle, and at which credentials end."""
 _WARNINGS = frozenset(
-    ("credentials_expire", "credentials_switched", "reload_needs_restart", "reload_refused", "token_rejected")
+    (
+        "certificate_refused",
+        "credentials_expire",
+        "credentials_switched",
+        "reload_needs_restart",
+        "reload_refused",
+        "token_rejected",
+    )
 )
 
 
@@ -160,7 +167,10 @@ class App:
         for project in step.fresh:
             project.start()
         self._spawn(self._see_out(old, step.leaving))
-        self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
+        try:
+            self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
+        except OSError:  # it was good a moment ago, so it is about to be replaced once more
+            self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)
         self._expiry.look(self._ends())

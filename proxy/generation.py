@@ -196,6 +196,7 @@ class Generations:
                 project = self._make(name, configured, outward, configured.project_id, from_start=True)
             elif before.outward is outward and is_same(before.settings.projects[name], configured):
                 old.expires = configured.expires
+                old.start_over()
                 projects[name] = old
                 continue
             else:
@@ -216,6 +217,7 @@ class Generations:
                 leaving += self.accounts.take_out(name)
         for project in self.accounts:
             project.expires = settings.accounts[project.name.partition("/")[0]].expires
+            project.start_over()
         return leaving
 
     def _resize(self, limit: int, projects: Mapping[str, Project]) -> None:

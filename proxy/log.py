@@ -42,7 +42,7 @@ REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
 """Shorter values aren't redacted: they would blank out ordinary words."""
 
-_KEY_LENGTH = 24
+_KEY_LENGTH = 16
 _LONG_RUN = re.compile(rf"[A-Za-z0-9_-]{{{_KEY_LENGTH},}}")
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")

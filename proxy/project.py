@@ -162,6 +162,10 @@ class Project:
         else:
             self._keep(self._wanted)
 
+    def start_over(self) -> None:
+        """Ask with the first pair of credentials again, when the next token is due."""
+        self._rotation.start_over()
+
     def inherit(self, before: Project) -> None:
         """Take over from a project of the same name, which is about to be retired, what is still good.
 

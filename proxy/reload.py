@@ -88,7 +88,7 @@ def _needs_restart(running: Settings, new: Settings) -> list[str]:
 
 def is_same(old: object, new: object) -> bool:
     """Whether a project's or an account's settings are the same, as far as its tokens and rights go."""
-    return _essence(old) == _essence(new)
+    return old == new or _essence(old) == _essence(new)
 
 
 def _essence(settings: object) -> dict[str, object]:
@@ -157,14 +157,18 @@ class Reloader:
         before = self._known
         while True:
             asked = await self._pause()
-            now = await in_thread(lambda: signatures(self._files()))
+            now = await in_thread(lambda: signatures(self._watched()))
             if asked or (now != self._known and now == before):
                 await self._reload()
                 # As they were before they were read: what changed meanwhile is a change.
-                self._known = now = {**await in_thread(lambda: signatures(self._files())), **now}
-                for path in now.keys() - set(self._files()):
-                    del now[path]
+                fresh = await in_thread(lambda: signatures(self._watched()))
+                self._known = now = {path: now.get(path, found) for path, found in fresh.items()}
             before = now
+
+    def _watched(self) -> Iterable[Path]:
+        """The files; after a refusal their folders, too, since a file may be what was missing."""
+        files = tuple(self._files())
+        return (*files, *(path.parent for path in files)) if self.status.last_faults else files
 
     async def _pause(self) -> bool:
         """Wait for the next look; whether a reload was asked for."""

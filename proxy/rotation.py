@@ -55,6 +55,11 @@ class Rotation:
         """Whether there is a second pair."""
         return len(self._pairs) > 1
 
+    def start_over(self) -> None:
+        """Use the first pair again; it may have been put right."""
+        self._current = 0
+        self._strange.clear()
+
     async def ask(self, what: Hashable, fetch: Callable[[Credentials], Awaitable[T]]) -> T:
         """What ``fetch`` gets with the pair in use, or with the other where the first doesn't work.
 

@@ -380,7 +380,10 @@ async def test_what_goes_fetches_nothing_more(tmp_path: Path) -> None:
         held.go_on.set()
 
 
-async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_down(tmp_path: Path) -> None:
+async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.01, 0.02, 0.02))
     upstream = Upstream()
     async with rig(tmp_path, upstream) as running:
         running.token.status = 503
@@ -600,6 +603,21 @@ async def test_a_file_that_is_gone_is_a_bad_one(tmp_path: Path) -> None:
         assert running.status == (1, 1)
 
 
+async def test_a_secret_file_that_comes_later_than_the_configuration_that_names_it_is_noticed(
+    tmp_path: Path,
+) -> None:
+    secrets = tmp_path / "mount"
+    secrets.mkdir()
+    write(secrets / "old", "secret-of-old")
+    shop = {"client_id": "id-1", "client_secret_file": str(secrets / "old"), "apis": ["metrics"]}
+    async with rig(tmp_path, projects={"shop": shop}) as running:
+        await running.change(projects={"shop": {**shop, "client_secret_file": str(secrets / "new")}})
+        assert running.status == (0, 1)
+        write(secrets / "new", "secret-of-new")
+        await until(lambda: running.status[0] == 1)
+        await until(lambda: running.token.requests[-1]["client_secret"] == "secret-of-new")
+
+
 async def test_what_cannot_be_read_for_reasons_nobody_foresaw_is_refused_too() -> None:
     events: list[tuple[str, Mapping[str, object]]] = []
 
@@ -786,7 +804,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
 
         async def call() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for _ in range(157):
+            for _ in range(80):
                 writer.write(batch)
                 answers = await reader.readexactly(8 * len(ANSWER))
                 assert answers == ANSWER * 8
@@ -810,5 +828,5 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
         done.set()
         assert await flipping > 50
     assert not wrong
-    assert seen.total() >= 10_000
+    assert seen.total() >= 5_000  # and as many on the other event loop
     assert min(seen[name] for name in (b"a", b"b", b"c")) > 100

@@ -94,6 +94,17 @@ async def test_a_working_standby_is_not_given_up_because_the_first_pair_works_ag
     assert await vendor.ask() == "id-2"
 
 
+async def test_starting_over_asks_the_first_pair_again() -> None:
+    vendor = Vendor(REFUSED)
+    await vendor.ask()
+    vendor.rotation.start_over()
+    assert await vendor.ask() == "id-2"
+    assert vendor.asked == ["id-1", "id-2", "id-1", "id-2"]
+    vendor.rotation.start_over()
+    vendor.outcomes["id-1"] = None
+    assert await vendor.ask() == "id-1"
+
+
 async def test_with_both_refused_nothing_changes_and_the_error_is_that_of_the_pair_in_use() -> None:
     vendor = Vendor(REFUSED, TokenFetchError("no", cause="credentials_refused", permanent=True, status=403))
     assert await vendor.fails() is REFUSED
