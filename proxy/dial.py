@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import aiohappyeyeballs
 
@@ -52,15 +53,27 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
 
 
 def http_proxy_for(origin: Origin) -> str | None:
-    """The HTTP proxy for an origin, None for a direct way.
+    """The HTTP proxy for an origin, as ``http://[user:password@]host[:port]``; None for a direct way.
 
-    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings.
+    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings. Raises ConnectFailed
+    on one that can't be used.
     """
     proxies = urllib.request.getproxies()
     proxy = proxies.get(origin.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
         return None
-    return proxy
+    return _parse_proxy(proxy).geturl()
+
+
+def _parse_proxy(proxy: str) -> SplitResult:
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
+        if parts.scheme == "http" and parts.hostname and parts.port != 0:
+            return parts
+    raise ConnectFailed(
+        "the HTTP proxy must be given as http://host:port; check HTTPS_PROXY",
+        proxy_status="proxy_configuration_error",
+    )
 
 
 class Dialer:
@@ -100,7 +113,7 @@ class Dialer:
             raise ConnectFailed(
                 f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error"
             ) from None
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):  # UnicodeError: not even a name
             raise ConnectFailed(
                 f"the name {origin.host} can't be resolved", proxy_status="dns_error"
             ) from None
@@ -122,6 +135,7 @@ class Dialer:
         if context is None:
             transport.set_protocol(connection)
             connection.connection_made(transport)
+            transport.resume_reading()
             return
         secured = await loop.start_tls(transport, connection, context, server_hostname=server_name)
         if secured is None:
@@ -130,13 +144,8 @@ class Dialer:
 
     async def _tunnel(self, origin: Origin, proxy: str) -> asyncio.Transport:
         """A connection through the HTTP proxy's CONNECT (RFC 9110, section 9.3.6)."""
-        parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
-        if parts.scheme != "http" or not parts.hostname:
-            raise ConnectFailed(
-                "only http:// proxies are supported; check HTTPS_PROXY",
-                proxy_status="proxy_configuration_error",
-            )
-        sock = await _open_socket(parts.hostname, parts.port or 80)
+        parts = _parse_proxy(proxy)
+        sock = await _open_socket(parts.hostname or "", parts.port or 80)
         asked = _Connect(origin, parts.username, parts.password)
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: asked, sock=sock)
         try:

@@ -20,7 +20,7 @@ from pydantic import SecretStr  # noqa: TC002 - a public annotation, kept readab
 
 from proxy import __version__
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
-from proxy.errors import TokenFetchError
+from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.lease import SYSTEM_CLOCK, Clock, Lease
 from proxy.origin import Origin
 from proxy.token_answer import TokenAnswer, endpoint_fault, http_date, lease_of, refusal
@@ -45,6 +45,7 @@ TLS_RETRY_S = 30.0
 """A certificate doesn't get better within a second."""
 
 HttpProxy = Callable[[Origin], str | None] | str | None
+"""The HTTP proxy on the way; a function may raise ConnectFailed for one that can't be used."""
 """The HTTP proxy's URL, or what names one for an origin; None: straight."""
 
 _FIELDS = {
@@ -175,6 +176,8 @@ class TokenEndpoint:
         async with self._room:
             try:
                 answer = await self._exchange(path, members)
+            except ConnectFailed as error:
+                raise TokenFetchError(f"{self._who}: {error}", cause="http_proxy") from None
             except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and ssl.SSLError too
                 raise self._failure(error) from None
         fault = refusal(answer, self._who, credentials.private())

@@ -25,7 +25,7 @@ from aioresponses import aioresponses as fake_answers
 from pydantic import SecretStr
 
 from proxy.contentsquare import Api
-from proxy.errors import TokenFetchError
+from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.oauth import (
     MAX_BODY,
     TLS_RETRY_S,
@@ -684,3 +684,17 @@ async def test_an_auth_url_that_is_no_base_url_is_refused() -> None:
     async with make_session() as session:
         with pytest.raises(ValueError, match="base URL"):
             TokenEndpoint(session, "https://api.contentsquare.com/v1", allowed_endpoints=ALLOWED)
+
+
+async def test_an_http_proxy_that_cant_be_used_is_a_failure_that_names_the_variable() -> None:
+    def find_proxy(_: Origin) -> str | None:
+        raise ConnectFailed("the HTTP proxy must be given as http://host:port; check HTTPS_PROXY")
+
+    async with make_session() as session:
+        endpoint = TokenEndpoint(
+            session, "https://api.contentsquare.com", allowed_endpoints=["x"], http_proxy=find_proxy
+        )
+        with pytest.raises(TokenFetchError, match="HTTPS_PROXY") as caught:
+            await endpoint.me(Credentials("id", SecretStr("secret")))
+    assert caught.value.cause == "http_proxy"
+    assert not caught.value.permanent

@@ -334,11 +334,27 @@ async def test_a_proxy_that_says_nothing_is_given_up() -> None:
         assert (await refusal(pool_of(CLOUD, using))).proxy_status == "connection_timeout"
 
 
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "https://127.0.0.1:1080", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://127.0.0.1:1080",
+        "https://127.0.0.1:1080",
+        "http://",
+        "http://h:abc",
+        "http://[::1",
+        "http://h:0",
+        "http://h:99999",
+    ],
+)
 async def test_another_kind_of_proxy_is_an_error_that_names_the_variable(url: str) -> None:
     error = await refusal(pool_of(CLOUD, dialer(find_proxy=lambda _: url)))
     assert error.proxy_status == "proxy_configuration_error"
     assert "HTTPS_PROXY" in str(error)
+
+
+async def test_a_proxy_whose_name_is_no_name_is_a_dns_error() -> None:
+    error = await refusal(pool_of(CLOUD, dialer(find_proxy=lambda _: f"http://{'a' * 64}.example:1")))
+    assert error.proxy_status == "dns_error"
 
 
 async def test_this_machine_is_never_reached_through_a_proxy() -> None:
@@ -354,6 +370,7 @@ async def test_this_machine_is_never_reached_through_a_proxy() -> None:
         ({}, None),
         ({"HTTPS_PROXY": "http://a:1"}, "http://a:1"),
         ({"https_proxy": "http://a:1"}, "http://a:1"),
+        ({"HTTPS_PROXY": "a:1"}, "http://a:1"),
         ({"ALL_PROXY": "http://a:1"}, "http://a:1"),
         ({"HTTP_PROXY": "http://a:1"}, None),
         ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "cloud.example"}, None),
