@@ -35,6 +35,7 @@ from proxy.oauth import (
     TokenRequest,
     make_session,
 )
+from proxy.origin import Origin
 
 ALLOWED = ("*.contentsquare.com",)
 SECRET = "hush-hush-1234567890"
