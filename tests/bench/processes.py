@@ -59,6 +59,12 @@ def cpu_s(pid: int) -> float:
     return sum(time.clock_gettime((~each << 3) | 2) for each in tree(pid))
 
 
+def kernel_share(pid: int) -> float:
+    """The kernel's part in a process's CPU time so far, by its ticks (stime of /proc/PID/stat)."""
+    utime, stime = map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+    return stime / (utime + stime) if utime + stime else 0.0
+
+
 def busy_s(core: int) -> float:
     """Seconds that a core has not been idle, whoever had it, since the machine was started."""
     for line in Path("/proc/stat").read_text().splitlines():

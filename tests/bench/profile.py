@@ -1,8 +1,9 @@
 """Where ours spends its time under load: `profile.py [--tls] [--post] [--native] [--cprofile]`.
 
-py-spy (PyPI) samples the running proxy, if it is there: shares of samples times the CPU per request of the
-same load without a profiler are microseconds a request. Else, or with --cprofile, cProfile: it makes
-calls dear and so shifts what it shows, but it counts them.
+Shares of py-spy's samples (PyPI), times the CPU per request of the same load without a profiler, are
+microseconds a request. py-spy looks without stopping the proxy, so a few samples mix two stacks; --native
+shows C functions as well, but stops it, which makes system calls look dear. Without py-spy, or with
+--cprofile, it is cProfile, which makes calls dear, but counts them. Read all for their order, not for digits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if __name__ == "__main__":
 
 from bench import load, peers
 from bench.load import Sample, Target, Workload
-from bench.processes import Server, cpu_s, this_process_on
+from bench.processes import Server, cpu_s, kernel_share, this_process_on
 from bench.report import count_samples, table
 from bench.run import REPOSITORY, Stage, stage_in
 from bench.upstream import clouds
@@ -73,9 +74,10 @@ def _sampled(stage: Stage, job: peers.Job, work: Workload, seconds: float, *, na
     with peers.OURS.server(job, stage.proxy_core) as server:
         _loaded(stage, server, work, 1, "warm-up")
         _, cpu_us = _loaded(stage, server, work, max(2, seconds / 2), "plain")
+        kernel = kernel_share(server.pid)
         spy = [*command, "--duration", str(round(seconds)), "--pid", str(server.pid)]
         spying = subprocess.Popen(
-            [*spy, *(["--native"] if native else [])],
+            [*spy, "--native" if native else "--nonblocking"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -89,7 +91,10 @@ def _sampled(stage: Stage, job: peers.Job, work: Workload, seconds: float, *, na
         [name, f"{count / total:.1%}", f"{cpu_us * count / total:.2f}", f"{cpu_us * below[name] / total:.2f}"]
         for name, count in own.most_common(TOP)
     ]
-    title = f"{cpu_us:.1f} µs/request ({work.title}, {job.cloud.scheme}); {total} samples\n\n"
+    title = (
+        f"{cpu_us:.1f} µs/request ({work.title}, {job.cloud.scheme}), {kernel:.0%} of it in the kernel;"
+        f" {total} samples\n\n"
+    )
     return title + table(["function", "itself", "µs/request", "with what it calls"], rows)
 
 
