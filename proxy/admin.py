@@ -17,9 +17,16 @@ from proxy.expiry import days_left, utc_today
 from proxy.lease import LeaseStatus
 from proxy.project import Project
 from proxy.reload import ReloadStatus
-from proxy.server import Request
+from proxy.request import Request
 
 PREFIX = b"/-/"
+_REFRESH = b"/-/refresh/"
+
+
+def refreshed_project(target: bytes) -> str | None:
+    """The project whose tokens ``target`` asks to be renewed, None for another target."""
+    path = target.partition(b"?")[0]
+    return path.removeprefix(_REFRESH).decode("ascii", "replace") if path.startswith(_REFRESH) else None
 
 
 class Overview(Protocol):
@@ -68,9 +75,9 @@ class Admin:
         if page is not None:
             _require(request, b"GET", b"HEAD")
             return page(request)
-        if path.startswith(b"/-/refresh/"):
+        if (name := refreshed_project(target)) is not None:
             _require(request, b"POST")
-            return self._refresh(request, path.removeprefix(b"/-/refresh/").decode("ascii", "replace"))
+            return self._refresh(request, name)
         raise _NotFound(
             f"There are {', '.join(p.decode() for p in self._pages)} and /-/refresh/PROJECT here."
         )

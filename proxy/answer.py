@@ -10,7 +10,7 @@ import json
 from http import HTTPStatus
 
 from proxy.errors import ProxyError
-from proxy.server import Request
+from proxy.request import Request
 
 PSEUDONYM = b"csq-proxy"
 """Our name in Via and Proxy-Status: never a host name."""

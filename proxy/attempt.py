@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import enum
 
+from proxy.chunked import chunk, last_chunk
 from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
 from proxy.fields import interim_head, response_head, trailers_to_caller, trailers_to_upstream
-from proxy.http1 import Field, ResponseHead, chunk, last_chunk
-from proxy.server import Request
+from proxy.http1 import Field, ResponseHead
+from proxy.request import Request
 from proxy.small_error import SmallError
 from proxy.upstream import Connection
 

@@ -26,7 +26,7 @@ from proxy.errors import (
 )
 from proxy.fields import request_head
 from proxy.lease import Lease, LeaseKeeper
-from proxy.server import Request
+from proxy.request import Request
 from proxy.slots import Slots
 from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 

@@ -23,6 +23,7 @@ import ssl
 from collections import deque
 from typing import Protocol
 
+from proxy.chunked import ChunkedDecoder
 from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
     ConnectionLost,
@@ -32,7 +33,6 @@ from proxy.errors import (
 )
 from proxy.http1 import (
     MAX_HEAD_BYTES,
-    ChunkedDecoder,
     Field,
     ResponseHead,
     check_response_start,

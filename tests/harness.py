@@ -21,7 +21,7 @@ from proxy.app import App
 from proxy.config import load
 from proxy.settings import Settings
 
-WAIT_S = 5.0
+WAIT_S = 15.0
 """The bound of every wait in the tests; only a failing test gets there."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.chunked import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES, ChunkedDecoder, chunk, last_chunk
 from proxy.errors import (
     BadRequest,
     FieldsTooLarge,
@@ -17,15 +18,10 @@ from proxy.errors import (
     VersionNotSupported,
 )
 from proxy.http1 import (
-    MAX_CHUNK_LINE_BYTES,
     MAX_FIELDS,
     MAX_LINE_BYTES,
-    MAX_TRAILER_BYTES,
-    ChunkedDecoder,
     RequestHead,
     ResponseHead,
-    chunk,
-    last_chunk,
     parse_request_head,
     parse_response_head,
 )
