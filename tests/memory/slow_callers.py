@@ -8,6 +8,7 @@ caller is a third one, with a cloud and a project of its own. Scenarios::
     readers   callers that take 2 KiB a second of a 10 MiB answer, through a small receive buffer
     senders   callers that sent 60 KiB of a 10 MiB upload at once, and then 256 bytes a second
     stalled   callers that send as fast as they can to a cloud that takes nothing
+    mixed     a third of each
 
 "Kernel" is what the machine's TCP sockets hold beyond what they held before, both ends of each connection.
 """
@@ -39,11 +40,12 @@ from harness import WAIT_S, RawServer, TokenServer, read_message
 CONTENT_BYTES = 10 << 20
 FIRST_BYTES = 60 << 10
 """Below what a request keeps to be sent again: the most that a slow sender can make the proxy hold."""
-SMALL_BUFFER = 16 << 10
+SMALL_BUFFER = 128 << 10  # a window below one segment of loopback crawls
 TICK_S = 0.5
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % CONTENT_BYTES
 BLOCK = bytes(64 << 10)
-SCENARIOS = ("readers", "senders", "stalled")
+KINDS = ("readers", "senders", "stalled")
+SCENARIOS = (*KINDS, "mixed")
 
 
 Latencies = tuple[float, float, float]
@@ -243,27 +245,27 @@ async def connect(port: int, head: bytes) -> socket.socket:
     return sock
 
 
-def head_of(scenario: str) -> bytes:
-    if scenario == "readers":
+def head_of(kind: str) -> bytes:
+    if kind == "readers":
         return b"GET /slow/v1/x HTTP/1.1\r\nHost: @HOST@\r\n\r\n"
-    path = b"upload" if scenario == "senders" else b"stalled"
+    path = b"upload" if kind == "senders" else b"stalled"
     start = b"POST /slow/v1/%b HTTP/1.1\r\nHost: @HOST@\r\nContent-Length: %d\r\n\r\n" % (path, CONTENT_BYTES)
     return start + bytes(FIRST_BYTES)
 
 
-def tick(scenario: str, sock: socket.socket) -> int:
+def tick(kind: str, sock: socket.socket) -> int:
     """What one slow caller does each `TICK_S`; how many bytes moved."""
     with contextlib.suppress(BlockingIOError):
-        if scenario == "readers":
+        if kind == "readers":
             return len(sock.recv(int(2048 * TICK_S)))
-        return sock.send(bytes(int(256 * TICK_S)) if scenario == "senders" else BLOCK)
+        return sock.send(bytes(int(256 * TICK_S)) if kind == "senders" else BLOCK)
     return 0
 
 
 async def read_whole(sock: socket.socket, already: int) -> bool:
     """Whether the rest of a slow reader's answer arrives, all of it."""
     loop = asyncio.get_running_loop()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # a window below one segment crawls
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2 * WAIT_S):
             while already < CONTENT_BYTES + len(ANSWER) and (piece := await loop.sock_recv(sock, 1 << 20)):
@@ -284,8 +286,8 @@ async def run_scenario(
     alone = await measure(port, min(3.0, hold_s))
     before = resident_mib(pid)
     key = "VmHWM" if forget_peak(pid) else "VmRSS"
-    head = head_of(scenario)
-    socks = [await connect(port, head) for _ in range(connections)]
+    kinds = [KINDS[number % 3] if scenario == "mixed" else scenario for number in range(connections)]
+    socks = [await connect(port, head_of(kind)) for kind in kinds]
     moved = [0] * connections
     peak = before
     in_kernel = 0.0
@@ -294,15 +296,13 @@ async def run_scenario(
         measuring = asyncio.ensure_future(measure(port, hold_s))
         while not measuring.done():
             for number, sock in enumerate(socks):
-                moved[number] += tick(scenario, sock)
+                moved[number] += tick(kinds[number], sock)
             await asyncio.wait((measuring,), timeout=TICK_S)
             peak = max(peak, resident_mib(pid, key))
             in_kernel = max(in_kernel, kernel_mib() - kernel_before)
         meanwhile = await measuring
-        whole = 0
-        if scenario == "readers":
-            for number in range(0, connections, max(1, connections // 5)):
-                whole += await read_whole(socks[number], moved[number])
+        readers = [number for number, kind in enumerate(kinds) if kind == "readers"]
+        whole = sum([await read_whole(socks[number], moved[number]) for number in readers[:5]])
     finally:
         for sock in socks:
             sock.close()
