@@ -14,19 +14,18 @@ from datetime import date
 from types import TracebackType
 from typing import Self
 
-from proxy import admin, log
+from proxy import admin, log, policy
 from proxy.admin import Admin
 from proxy.answer import write_answer, write_error
-from proxy.callers import Caller
-from proxy.contentsquare import changes_data
-from proxy.errors import Forbidden, ProxyError, Stopping, UnknownProject
+from proxy.callers import Caller, WrongKey, WrongKeys
+from proxy.errors import ProxyError, Stopping, UnknownProject
 from proxy.expiry import ExpiryWatch
 from proxy.generation import Generation, Generations, Plan, plan
 from proxy.listeners import Listener, Listeners
 from proxy.project import Project
 from proxy.reload import Changes, Reloader, ReloadStatus, differences
+from proxy.request import Request
 from proxy.route import API_FIELD, PROJECT_FIELD, Route
-from proxy.server import Request
 from proxy.settings import Settings
 
 _POLL_S = 0.02
@@ -67,6 +66,7 @@ class App:
         self._expiry = ExpiryWatch(self._log_event)
         self._admin = Admin(self)
         self._stopping = False
+        self._wrong_keys = WrongKeys()
         self._generation: Generation
         self._generations: Generations
 
@@ -240,14 +240,16 @@ class App:
         try:
             caller, target = self._admit(request, listener, generation)
             if target.startswith(admin.PREFIX) or target == b"/-":
+                if (name := admin.refreshed_project(target)) is not None:
+                    policy.check_refresh(name, caller)
                 return self._admin.answer(request, target)
             if target == b"*":
                 return write_answer(request, 204, b"")
-            route = _route(request, target, listener, generation)
+            route = _route(request, target, listener, generation, caller)
             project, api, target = route
+            policy.check(request.head, target, project, caller)
             if caller is not None:
                 request.caller = caller.name
-                _check_rights(caller, request, route)
             project.requests[api or project.first_api] += 1
             project.running += 1
             try:
@@ -255,6 +257,8 @@ class App:
             finally:
                 project.running -= 1
         except ProxyError as exc:
+            if isinstance(exc, WrongKey):
+                await self._slow_down(request)
             if request.head_sent:
                 request.connection.abort()
                 return False
@@ -280,6 +284,15 @@ class App:
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target
 
+    async def _slow_down(self, request: Request) -> None:
+        """Make who sent a wrong key wait, and nobody else."""
+        address = request.transport.get_extra_info("peername")
+        peer = address[0] if isinstance(address, tuple) else ""
+        delay_s = self._wrong_keys.delay_s(peer)
+        if delay_s:
+            self._log.warning("wrong_key_slowed_down", peer=peer, delay_s=round(delay_s, 1))
+            await asyncio.sleep(delay_s)
+
     def _log_request(self, request: Request, route: Route[Project] | None, started_at: float) -> None:
         target = route.target if route is not None else request.head.target
         took_s = time.perf_counter() - started_at
@@ -300,7 +313,9 @@ class App:
         )
 
 
-def _route(request: Request, target: bytes, listener: Listener, generation: Generation) -> Route[Project]:
+def _route(
+    request: Request, target: bytes, listener: Listener, generation: Generation, caller: Caller | None
+) -> Route[Project]:
     project = api = None
     for field in request.head.steering:
         if field.name == PROJECT_FIELD:
@@ -310,15 +325,9 @@ def _route(request: Request, target: bytes, listener: Listener, generation: Gene
     own = generation.owners[listener.index]
     if own is None and listener.project is not None:
         raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
-    return generation.router.route(target, own=own, project=project, api=api)
-
-
-def _check_rights(caller: Caller, request: Request, route: Route[Project]) -> None:
-    """Raise Forbidden where a request is not this caller's to make."""
-    if not caller.may_use(route.project.name):
-        raise Forbidden(f"The caller {caller.name} may not use the project {route.project.name}.")
-    if caller.read_only and changes_data(request.head.method, route.target):
-        raise Forbidden(f"The caller {caller.name} may only read.")
+    return generation.router.route(
+        target, own=own, project=project, api=api, may_use=None if caller is None else caller.may_use
+    )
 
 
 class _Background:

@@ -12,13 +12,23 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Iterator, Mapping
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from proxy.errors import CallerUnknown
 from proxy.http1 import RequestHead
 from proxy.settings import CallerSettings
+
+FREE_TRIES = 10
+"""Wrong keys that are answered at once; so many are forgiven in ``FORGIVEN_S``, too."""
+FORGIVEN_S = 60.0
+DELAY_STEP_S = 0.2
+LONGEST_DELAY_S = 2.0
+MOST_PEERS = 1024
 
 _QUERY_KEY = b"csq_key="
 _CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"'),)
@@ -35,6 +45,47 @@ class Caller:
     def may_use(self, project: str) -> bool:
         """Whether a project (or, for ``acme/42``, its account) is this caller's to use."""
         return self.projects is None or project in self.projects or project.partition("/")[0] in self.projects
+
+
+class WrongKey(CallerUnknown):
+    """A key was sent, and it is nobody's."""
+
+
+class WrongKeys:
+    """How long the answer to a wrong key waits, so that keys can't be guessed fast.
+
+    Each peer's wrong keys are counted, and forgiven over time. A right key never waits, so that
+    nobody can lock out others who share an address with him; nor does who sends no key at all, as
+    browsers and BI tools do to be asked for one.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._counts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, and when; latest last
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def delay_s(self, peer: str) -> float:
+        """Count one more wrong key of this address ("" for none), and say how long its answer waits."""
+        peer, now = _network(peer), self._now()
+        count, at = self._counts.pop(peer, (0.0, now))
+        count = max(0.0, count - (now - at) * FREE_TRIES / FORGIVEN_S) + 1
+        delay_s = min(LONGEST_DELAY_S, DELAY_STEP_S * (count - FREE_TRIES))
+        self._counts[peer] = min(count, FREE_TRIES + LONGEST_DELAY_S / DELAY_STEP_S), now
+        if len(self._counts) > MOST_PEERS:
+            self._counts.popitem(last=False)
+        return max(0.0, delay_s)
+
+
+def _network(peer: str) -> str:
+    """What one host can take addresses from at will: its /64, in IPv6 (RFC 4291, section 2.5.4)."""
+    if ":" not in peer:
+        return peer
+    try:
+        return str(ipaddress.ip_network((peer.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return peer
 
 
 class Callers:
@@ -56,11 +107,12 @@ class Callers:
             query_keys, target = _take_query_keys(target)
         if not self._by_digest:
             return None, target
-        for key in (*_field_keys(head), *query_keys):
+        keys = [key for key in (*_field_keys(head), *query_keys) if key]
+        for key in keys:
             caller = self._find(key)
             if caller is not None:
                 return caller, target
-        raise CallerUnknown(
+        raise (WrongKey if keys else CallerUnknown)(
             "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
             " or as the query parameter csq_key. Whoever runs the proxy has it, in [callers].",
             fields=_CHALLENGE,

@@ -109,6 +109,11 @@ class Project:
         return MappingProxyType(self._keepers)
 
     @property
+    def project_id(self) -> int | None:
+        """The Contentsquare project that tokens are asked for, None where the credentials say it."""
+        return self.grant.project_id
+
+    @property
     def first_api(self) -> Api:
         """The API that a path in no row of the vendor's table goes with."""
         return next(iter(self._wanted or self.grant.apis or (Api.DATA_EXPORT,)))

@@ -58,12 +58,19 @@ class Router(Generic[T]):
         self._default = default
 
     def route(
-        self, target: bytes, *, own: T | None = None, project: bytes | None = None, api: bytes | None = None
+        self,
+        target: bytes,
+        *,
+        own: T | None = None,
+        project: bytes | None = None,
+        api: bytes | None = None,
+        may_use: Callable[[str], bool] | None = None,
     ) -> Route[T]:
         """The route of an origin-form ``target``.
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
-        X-CSQ-Project and X-CSQ-Api; each is None where there is none. Raises BadTarget,
+        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` is asked whether an
+        account's projects, which come into being here, are this caller's to use. Raises BadTarget,
         UnknownProject, or Forbidden for an account's project that is not allowed.
         """
         if not target.startswith(b"/"):
@@ -72,12 +79,16 @@ class Router(Generic[T]):
         has_dots = _DOTS.search(path) is not None
         if has_dots:
             _refuse_escape(path, 0)
-        chosen, rest, depth = (own, target, 0) if own is not None else self._by_prefix(target, project)
+        chosen, rest, depth = (
+            (own, target, 0) if own is not None else self._by_prefix(target, project, may_use)
+        )
         if has_dots and depth:
             _refuse_escape(path, depth)
         return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
 
-    def _by_prefix(self, target: bytes, field: bytes | None) -> tuple[T, bytes, int]:
+    def _by_prefix(
+        self, target: bytes, field: bytes | None, may_use: Callable[[str], bool] | None
+    ) -> tuple[T, bytes, int]:
         """The project, the target without its prefix, and how many segments the prefix has."""
         first, rest = _cut(target)
         found = self._projects.get(first)
@@ -85,24 +96,26 @@ class Router(Generic[T]):
             return found, rest, 1
         if first in self._accounts:
             project_id, rest = _cut(rest)
-            return self._of_account(first, project_id), rest, 2
+            return self._of_account(first, project_id, may_use), rest, 2
         if field is not None:
-            return self._by_field(field), target, 0
+            return self._by_field(field, may_use), target, 0
         if self._default is None or (first and _VERSION.match(_cut(rest)[0])):
             raise self._unknown(first)
         return self._default, target, 0
 
-    def _by_field(self, value: bytes) -> T:
+    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> T:
         name, slash, project_id = value.partition(b"/")
         if slash and name in self._accounts:
-            return self._of_account(name, project_id)
+            return self._of_account(name, project_id, may_use)
         found = self._projects.get(value)
         if found is None:
             raise self._unknown(value)
         return found
 
-    def _of_account(self, account: bytes, project_id: bytes) -> T:
+    def _of_account(self, account: bytes, project_id: bytes, may_use: Callable[[str], bool] | None) -> T:
         name = self._accounts[account]
+        if may_use is not None and not may_use(name):
+            raise Forbidden(f"This caller may not use the account {name}.")
         if not _PROJECT_ID.match(project_id) or self._account_project is None:
             raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
         found = self._account_project(name, int(project_id))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 import pytest
-from harness import Upstream, gateway
+from harness import WAIT_S, TokenServer, Upstream, gateway
+
+from proxy.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
 
 KEY = "a-key%with&signs=1"
 CALLERS = {
@@ -88,3 +91,80 @@ async def test_a_key_in_the_query_is_removed_even_where_no_callers_are_defined()
     async with gateway(upstream) as proxy:
         await proxy.call(b"GET /v1/x?csq_key=left-over")
         assert upstream.requests[0].start_line == b"GET /v1/x HTTP/1.1"
+
+
+async def test_a_caller_without_the_right_to_an_account_brings_none_of_its_projects_into_being() -> None:
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-2"}}
+    token = TokenServer()
+    async with gateway(token=token, callers=CALLERS, projects=PROJECTS, accounts=accounts) as proxy:
+        before = len(token.requests)
+        for start, field in ((b"GET /acme/42/v1/x", b"A: 1"), (b"GET /v1/x", b"X-CSQ-Project: acme/42")):
+            answer = await proxy.call(start, field, b"X-API-Key: elsewhere-key-12345")
+            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert [project.name for project in proxy.app.projects()] == ["shop", "other"]
+        assert len(token.requests) == before
+
+
+async def test_a_caller_can_have_only_its_own_projects_tokens_renewed() -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        key = b"X-API-Key: elsewhere-key-12345"
+        empty = b"Content-Length: 0"
+        answer = await proxy.call(b"POST /-/refresh/shop", key, empty)
+        assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert (await proxy.call(b"POST /-/refresh/other", key, empty)).status == 202
+
+
+# Wrong keys
+
+
+def test_wrong_keys_are_slowed_down_after_some_and_forgiven_with_time() -> None:
+    now = 0.0
+    wrong = WrongKeys(lambda: now)
+    assert [wrong.delay_s("192.0.2.1") for _ in range(FREE_TRIES)] == [0.0] * FREE_TRIES
+    assert wrong.delay_s("192.0.2.1") == pytest.approx(DELAY_STEP_S)
+    assert max(wrong.delay_s("192.0.2.1") for _ in range(1000)) == LONGEST_DELAY_S
+    assert wrong.delay_s("192.0.2.2") == 0.0
+    now = 3 * FORGIVEN_S
+    assert wrong.delay_s("192.0.2.1") == 0.0
+
+
+def test_an_ipv6_host_that_changes_its_address_is_slowed_down_too() -> None:
+    wrong = WrongKeys(lambda: 0.0)
+    delays = [wrong.delay_s(f"2001:db8::{number:x}") for number in range(2 * FREE_TRIES)]
+    assert delays[-1] > 0
+    assert wrong.delay_s("2001:db8:0:1::1") == 0.0
+    assert wrong.delay_s("fe80::1%eth0") == 0.0
+
+
+def test_who_sends_wrong_keys_from_everywhere_takes_no_more_memory() -> None:
+    wrong = WrongKeys(lambda: 0.0)
+    for number in range(3 * MOST_PEERS):
+        wrong.delay_s(f"192.0.{number >> 8}.{number & 255}")
+    assert len(wrong) == MOST_PEERS
+
+
+async def test_guessing_keys_is_slow_and_a_right_key_is_never_kept_waiting() -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        for number in range(FREE_TRIES + int(LONGEST_DELAY_S / DELAY_STEP_S) - 1):
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /shop/v1/x", b"X-API-Key: guess-%d" % number))
+            if number < FREE_TRIES:
+                async with asyncio.timeout(WAIT_S):
+                    assert b" 401 " in await reader.readline()
+        await asyncio.sleep(0.02)
+        guess = asyncio.create_task(proxy.call(b"GET /shop/v1/x", b"X-API-Key: one-more"))
+        await asyncio.sleep(0.02)
+        for _ in range(3):
+            assert (await proxy.call(b"GET /shop/v1/x", b"X-API-Key: app-key-12345")).status == 200
+            assert (await proxy.call(b"GET /shop/v1/x")).status == 401
+        assert not guess.done()
+        guess.cancel()
+        await asyncio.gather(guess, return_exceptions=True)
+
+
+@pytest.mark.parametrize("field", [b"A: 1", b"X-API-Key:", basic(""), b"Authorization: Bearer "])
+async def test_who_sends_no_key_is_asked_for_one_at_once_however_often(field: bytes) -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        for _ in range(3 * FREE_TRIES):
+            assert (await proxy.call(b"GET /shop/v1/x", field)).status == 401
+        assert not len(proxy.app._wrong_keys)
