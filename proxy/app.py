@@ -128,12 +128,23 @@ class App:
         )
         self._generation = self._generations.next(first, None).generation
         self._generation.redact()
+        self._warn_of_environment()
         self._spawn(self._keep_house())
         if self._load is not None:
             self._reloader = Reloader(
                 self._load, self._prepare, lambda: self._generation.settings.files, self._log_event
             )
             self._spawn(self._reloader.run())
+
+    def _warn_of_environment(self) -> None:
+        """Child processes inherit it, and `docker inspect`, crash reporters and /proc show it."""
+        if names := self._settings.secrets_of_environment:
+            self._log.warning(
+                "secret_in_environment",
+                variables=names,
+                better="a file that only this user can read: client_secret_file or key_file,"
+                " or client_secret_command",
+            )
 
     async def _end(self) -> None:
         """Close what the tasks worked with; they have ended."""

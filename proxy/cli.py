@@ -100,7 +100,11 @@ def serve(
     ] = None,
 ) -> None:
     """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
+    from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
+
     _leave_on_signals()
+    harden()  # before there is a secret to protect
+    raise_descriptor_limit()
     flags = {"server": {"host": host, "port": port}}
     if sandbox:
         if config is not None:
@@ -234,10 +238,7 @@ async def _serve(
 ) -> None:
     from proxy.app import App  # noqa: PLC0415
     from proxy.log import configure, get_logger  # noqa: PLC0415
-    from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
 
-    harden()
-    raise_descriptor_limit()
     signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
     app = App(settings, reload)

@@ -53,6 +53,7 @@ Table: TypeAlias = dict[str, Any]
 # A wrong value goes in the first round, and is missing in the second where it is required.
 _MOST_ROUNDS = 5
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
+_CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 _ALTERNATIVES = {
     "client_secret": ("client_secret", "client_secret_file", "client_secret_command"),
@@ -102,6 +103,7 @@ def load(
         )
     if loading.faults:
         raise ConfigError(*loading.faults)
+    settings.note_secrets_of_environment(loading.secret_variables())
     return settings
 
 
@@ -141,6 +143,12 @@ class _Loading(NamedTuple):
     @property
     def layers(self) -> tuple[Table, ...]:
         return self.overrides, self.env, self.secrets, self.file
+
+    def secret_variables(self) -> Iterator[str]:
+        """The variables that hold a secret which is used."""
+        for path, name in self.names.items():
+            if isinstance(_get(self.env, path), SecretStr) and _get(self.overrides, path) is None:
+                yield name
 
     def settings(self, source: Path | None) -> Settings:
         """The settings as far as they are valid: what is faulty is noted and left out.
@@ -341,6 +349,9 @@ def _home(environ: Mapping[str, str]) -> Path | None:
 
 
 def _absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:
+    credentials = environ.get("CREDENTIALS_DIRECTORY")  # systemd.exec(5)
+    if credentials and (variable := _CREDENTIALS.match(path)):
+        return Path(credentials) / path[variable.end() :]
     home = _home(environ)
     if home is not None and (path == "~" or path.startswith(("~/", "~\\"))):
         return home / path[2:]

@@ -10,7 +10,7 @@ import datetime as dt
 import enum
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
@@ -240,6 +240,7 @@ class Settings(BaseSettings):
         default_factory=_no_callers
     )
     _source: Path | None = PrivateAttr(None)
+    _secrets_of_environment: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def from_layers(cls, layers: tuple[dict[str, Any], ...], source: Path | None = None) -> "Settings":
@@ -268,6 +269,15 @@ class Settings(BaseSettings):
     def source(self) -> Path | None:
         """The configuration file that was read, None where there is none."""
         return self._source
+
+    @property
+    def secrets_of_environment(self) -> tuple[str, ...]:
+        """The environment variables that secrets came from."""
+        return self._secrets_of_environment
+
+    def note_secrets_of_environment(self, names: Iterable[str]) -> None:
+        """Say where secrets came from; for `proxy.config.load`, before anybody else has these settings."""
+        self._secrets_of_environment = tuple(names)
 
     @property
     def default_project(self) -> str | None:

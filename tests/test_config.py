@@ -72,6 +72,38 @@ def faults_of(
     return faults
 
 
+# ---- where secrets come from
+
+
+@pytest.mark.parametrize("name", ["$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"])
+def test_a_secret_file_can_be_a_credential_of_systemd(name: str, write: Writer, tmp_path: Path) -> None:
+    write("of-systemd\n", "credentials/shop")
+    path = write(f"[projects.shop]\nclient_id = 'id'\nclient_secret_file = '{name}/shop'\n")
+    shop = load(path, environ={"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}).projects["shop"]
+    assert shop.client_secret.get_secret_value() == "of-systemd"
+    assert shop.client_secret_file == tmp_path / "credentials" / "shop"
+    [fault] = faults_of(path)
+    assert fault.startswith("projects.shop.client_secret_file: there is no file ")
+
+
+def test_secrets_of_the_environment_are_known_by_their_variables(write: Writer) -> None:
+    sidecar = {"CONTENTSQUARE_CLIENT_ID": "id", "CONTENTSQUARE_CLIENT_SECRET": CANARY}
+    assert load(environ=sidecar, search=False).secrets_of_environment == ("CONTENTSQUARE_CLIENT_SECRET",)
+    path = write(f"{SHOP}\n[callers.bi]\nkey = 'of-the-file'\n")
+    assert load(path, environ={}).secrets_of_environment == ()
+    environ = {
+        "CSQ_PROXY_CALLERS__BI__KEY": CANARY,
+        "CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET": CANARY,
+        "CSQ_PROXY_PROJECTS__SHOP__CLIENT_ID": "id",
+    }
+    assert load(path, environ=environ).secrets_of_environment == (
+        "CSQ_PROXY_CALLERS__BI__KEY",
+        "CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET",
+    )
+    flags = {"callers": {"bi": {"key": "of-a-flag"}}}
+    assert load(path, flags, environ).secrets_of_environment == ("CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET",)
+
+
 # ---- where values come from
 
 

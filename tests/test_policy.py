@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -138,7 +139,7 @@ def test_read_only_refuses_fields_that_override_the_method(field: bytes) -> None
 async def test_a_hidden_changing_call_of_a_read_only_one_never_reaches_the_cloud(read_only: str) -> None:
     upstream = Upstream()
     project = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
-    sections: dict[str, dict[str, object]] = {
+    sections: dict[str, Any] = {
         "projects": {"shop": {**project, "read_only": read_only == "project"}},
         "callers": {"bi": {"key": "key-of-bi", "read_only": read_only == "caller"}},
     }
@@ -241,7 +242,7 @@ def test_any_target_is_judged_without_an_error(target: bytes, number: int | None
 async def test_a_pinned_project_cannot_be_left_by_prefix_escape_field_or_projectid() -> None:
     upstream = Upstream()
     pair = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
-    sections: dict[str, dict[str, object]] = {
+    sections: dict[str, Any] = {
         "projects": {"shop": {**pair, "project_id": 42}, "other": {**pair, "project_id": 43}},
         "accounts": {"acme": pair},
         "callers": {"bi": {"key": "key-of-bi", "projects": ["shop"]}},
