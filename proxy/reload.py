@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 WATCH_S = 1.0
 """Between two looks at the files."""
+MOST_NEIGHBOURS = 200
+"""Of files beside a watched one, in each folder."""
 _NEED_RESTART = ("host", "port", "unix_socket")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
     ("client_secret_file", "client_secret_command", "default", "expires", "port")
@@ -165,10 +168,14 @@ class Reloader:
                 self._known = now = {path: now.get(path, found) for path, found in fresh.items()}
             before = now
 
-    def _watched(self) -> Iterable[Path]:
-        """The files; after a refusal their folders, too, since a file may be what was missing."""
-        files = tuple(self._files())
-        return (*files, *(path.parent for path in files)) if self.status.last_faults else files
+    def _watched(self) -> Iterator[Path]:
+        """The files; after a refusal what lies beside them, too, since a file may be what was missing."""
+        yield from self._files()
+        if self.status.last_faults:
+            for folder in {path.parent for path in self._files()}:
+                yield folder
+                with contextlib.suppress(OSError):
+                    yield from itertools.islice(folder.iterdir(), MOST_NEIGHBOURS)
 
     async def _pause(self) -> bool:
         """Wait for the next look; whether a reload was asked for."""
