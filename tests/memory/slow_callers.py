@@ -90,9 +90,7 @@ class Clouds(TokenServer):
 async def slow_cloud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Sends 10 MiB to who reads; takes what is sent to ``/v1/upload`` and nothing that is sent elsewhere."""
     sock = writer.get_extra_info("socket")
-    sock.setsockopt(
-        socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER
-    )  # the kernel's part shall be the proxy's
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)  # the kernel's part shall be the proxy's
     head = await reader.readuntil(b"\r\n\r\n")
     if head.startswith(b"GET "):
         writer.write(ANSWER)
@@ -305,6 +303,7 @@ async def run_scenario(
     finally:
         for sock in socks:
             sock.close()
+    assert whole == len(readers[:5]), "a slow reader's answer did not arrive whole"
     return Figures(scenario, connections, before, peak, in_kernel, alone, meanwhile, whole)
 
 
@@ -338,7 +337,7 @@ def main() -> None:
         "| scenario | callers | before | peak | each | kernel | fast, alone | meanwhile (p50, p99, worst) |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for scenario in SCENARIOS if arguments.only is None else (arguments.only,):
+    for scenario in KINDS if arguments.only is None else (arguments.only,):
         got = asyncio.run(measured(scenario, arguments.connections, arguments.hold))
         alone, meanwhile = (", ".join(f"{ms:g}" for ms in some) for some in (got.alone_ms, got.meanwhile_ms))
         print(
