@@ -6,7 +6,8 @@ The sandbox stands for the cloud: tokens live 10 s, the token endpoint fails for
 connections are reset, answers take a while, ten requests at once are allowed, and foreign clients
 use the same project. Meanwhile the configuration is rewritten, with other credentials each time.
 The proxy is a process of its own. Fails (exit code 1) if a caller saw what the contract doesn't
-allow, if an expired token was sent, or if the cloud ever served more than ten requests at once.
+allow, if an expired token was sent, if the cloud ever served more than ten requests at once, or if
+a secret or a token is in the log, the start-up summary, the status or an error.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from canary import Canaries
 
 from proxy.sandbox import DemoProject, Sandbox, SandboxOptions, bytes_sha256
 
@@ -58,6 +63,10 @@ class Run:
         self.foreign: Counter[str] = Counter()
         self.reloads = 0
         self.posts_answered = 0
+        self.heard: set[bytes] = set()
+        """Errors, and all else that the proxy said of itself."""
+        self.token_start = ""
+        self.traces: dict[str, int] = {}
         self.rss_kib: list[int] = []
 
     async def run(self) -> int:
@@ -82,8 +91,13 @@ class Run:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+        self.traces = await asyncio.to_thread(self._search)
         self._report(code)
-        return 1 if self.wrong or code or sandbox.counters.expired_tokens_seen or self._peak() > 10 else 0
+        return (
+            1
+            if self.wrong or self.traces or code or sandbox.counters.expired_tokens_seen or self._peak() > 10
+            else 0
+        )
 
     async def _drive(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -91,6 +105,7 @@ class Run:
         found = re.search(r"http://\S+", line)
         assert found is not None, line
         self.url = found[0]
+        self.heard.add(line.encode())
         ends_at = time.monotonic() + self.seconds
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
@@ -106,6 +121,7 @@ class Run:
                     task.cancel()
             async with session.get(f"{self.url}/-/status") as answer:
                 self.status: dict[str, Any] = await answer.json()
+                self.heard.add(await answer.read())
 
     # Trouble
 
@@ -195,6 +211,7 @@ class Run:
         if answer.status in (200, 201):
             self.seen["good"] += 1
             return
+        self.heard.add(content + str(answer.headers).encode())
         try:
             code = str(json.loads(content)["errorCode"])
         except (ValueError, KeyError, TypeError):
@@ -230,10 +247,25 @@ class Run:
             if answer.status != 200:
                 return None
             with contextlib.suppress(ValueError, KeyError, aiohttp.ContentTypeError):
-                return str((await answer.json())["access_token"])
+                token = str((await answer.json())["access_token"])
+                self.token_start = token.partition(".")[0]  # all of them begin so
+                return token
             return None
 
     # Report
+
+    def _search(self) -> dict[str, int]:
+        """Traces of secrets in all that the proxy said."""
+        sandbox = self.sandbox
+        secrets = {
+            "client_secret": self.project.client_secret,
+            "account's client_secret": sandbox.account.client_secret,
+            "token": self.token_start,
+        }
+        canaries = Canaries(secrets)
+        for name, secret in secrets.items():
+            assert canaries.search(f"xx{secret}yy".encode()), f"the search does not find {name}"
+        return canaries.search(b"\n".join((self.log.read_bytes(), *self.heard)))
 
     def _peak(self) -> int:
         return max(self.sandbox.counters.peak_concurrency.values(), default=0)
@@ -251,6 +283,8 @@ class Run:
             ("expired tokens sent", counters.expired_tokens_seen),
             ("token requests, all clients", counters.token_requests),
             ("configurations written, taken over", f"{self.reloads}, {reload.get('count', '-')}"),
+            ("traces of secrets in log and answers", sum(self.traces.values())),
+            ("bytes searched for them", self.log.stat().st_size + sum(map(len, self.heard))),
             ("proxy's resident memory at start, peak, end, MiB", self._memory()),
             ("exit code", code),
         ]
