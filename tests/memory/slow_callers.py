@@ -90,7 +90,9 @@ class Clouds(TokenServer):
 async def slow_cloud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Sends 10 MiB to who reads; takes what is sent to ``/v1/upload`` and nothing that is sent elsewhere."""
     sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)  # the kernel's part shall be the proxy's
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER
+    )  # the kernel's part shall be the proxy's
     head = await reader.readuntil(b"\r\n\r\n")
     if head.startswith(b"GET "):
         writer.write(ANSWER)
