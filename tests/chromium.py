@@ -1,0 +1,106 @@
+"""Headless Chromium, driven over WebDriver (W3C) with nothing but an HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+START_S = 30.0
+SCRIPT_S = 20.0
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP attacker.test 127.0.0.1",
+)
+
+
+class Browser:
+    """One session. A page that is an error page is a page, too: `open` tells nothing of the status."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def open(self, url: str) -> None:
+        await _call(self._session, "POST", f"{self._url}/url", {"url": url})
+
+    async def run(self, script: str, *arguments: object) -> Any:
+        """The value that an async function with this body returns, within the page that is open."""
+        body = (
+            "const done = arguments[arguments.length - 1];"
+            f"(async (...given) => {{ {script} }})(...arguments).then(done, e => done('failed: ' + e));"
+        )
+        return await _call(
+            self._session, "POST", f"{self._url}/execute/async", {"script": body, "args": list(arguments)}
+        )
+
+
+async def _call(session: aiohttp.ClientSession, method: str, url: str, body: object = None) -> Any:
+    async with session.request(method, url, json=body) as answer:
+        value = (await answer.json())["value"]
+        assert answer.status == 200, value
+        return value
+
+
+@contextlib.asynccontextmanager
+async def browser() -> AsyncIterator[Browser]:
+    """A browser with an empty profile of its own."""
+    with tempfile.TemporaryDirectory() as profile, _driver(Path(profile)) as driver:
+        port = await _port(Path(profile) / "driver.log", driver)
+        timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
+            options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}/user"]}
+            wanted = {
+                "browserName": "chrome",
+                "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
+                "goog:chromeOptions": options,
+            }
+            made = await _call(session, "POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            url = f"/session/{made['sessionId']}"
+            try:
+                yield Browser(session, url)
+            finally:
+                await _call(session, "DELETE", url)
+
+
+@contextlib.contextmanager
+def _driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    assert CHROMEDRIVER is not None
+    environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    with (folder / "driver.log").open("wb") as log:
+        driver = subprocess.Popen([CHROMEDRIVER, "--port=0"], stdout=log, stderr=log, env=environ)
+    try:
+        yield driver
+    finally:
+        driver.terminate()
+        driver.wait(10)
+
+
+async def _port(log: Path, driver: subprocess.Popen[bytes]) -> int:
+    for _ in range(int(START_S / 0.05)):
+        said = await asyncio.to_thread(log.read_text)
+        if found := re.search(r"started successfully on port (\d+)", said):
+            return int(found[1])
+        assert driver.poll() is None, said
+        await asyncio.sleep(0.05)
+    raise AssertionError("chromedriver did not start")
