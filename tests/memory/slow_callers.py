@@ -10,7 +10,8 @@ caller is a third one, with a cloud and a project of its own. Scenarios::
     stalled   callers that send as fast as they can to a cloud that takes nothing
     mixed     a third of each
 
-"Kernel" is what the machine's TCP sockets hold beyond what they held before, both ends of each connection.
+"Kernel" is what the machine's TCP sockets hold beyond what they held before, both ends of each connection: a
+rough figure, which other work disturbs. ``ss -tmnp`` shows the proxy's own sockets (r and w of skmem).
 """
 
 from __future__ import annotations
