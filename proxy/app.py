@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import date
@@ -61,6 +62,7 @@ class App:
         self._settings = settings  # the first; those of now are the generation's
         self._load = load
         self._log = log.get_logger("proxy")
+        self._bind_request_log()
         self._listeners = Listeners()
         self._reloader: Reloader | None = None
         self._expiry = ExpiryWatch(self._log_event)
@@ -69,6 +71,11 @@ class App:
         self._wrong_keys = WrongKeys()
         self._generation: Generation
         self._generations: Generations
+
+    def _bind_request_log(self) -> None:
+        """Once per configuration of the log rather than per line, for that is most of a line's cost."""
+        bound = log.get_logger("proxy").bind()
+        self._log_answer = bound.info if bound.is_enabled_for(logging.INFO) else None
 
     # Overview, for `Admin` and the start-up summary
 
@@ -184,6 +191,7 @@ class App:
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)
+            self._bind_request_log()
         self._expiry.look(self._ends())
         return differences(old.settings, new.settings, self._settings)
 
@@ -305,13 +313,15 @@ class App:
             await asyncio.sleep(delay_s)
 
     def _log_request(self, request: Request, route: Route[Project] | None, started_at: float) -> None:
+        if self._log_answer is None:
+            return
         target = route.target if route is not None else request.head.target
         took_s = time.perf_counter() - started_at
         if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
             event = "request_cut_short" if request.status else "request_abandoned"
         else:
             event = "request_answered"
-        self._log.info(
+        self._log_answer(
             event,
             project=route.project.name if route is not None else None,
             api=(route.api or route.project.first_api).value if route is not None else None,
@@ -321,6 +331,7 @@ class App:
             bytes_in=request.body.received,
             bytes_out=request.answer_bytes,
             ms=round(took_s * 1000, 1),
+            **({} if request.cut_because is None else {"reason": request.cut_because}),
         )
 
 

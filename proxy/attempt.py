@@ -208,6 +208,7 @@ class Attempt:
     def on_failure(self, error: UpstreamError) -> None:
         """The answer will never be complete: what went to the caller must not look whole."""
         if self._request.head_sent:
+            self._request.cut_because = str(error)
             self._abort_caller()
         elif (
             self._may_be_stale

@@ -7,6 +7,7 @@ aiohttp: reading is paused and resumed through a `Source`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.errors import BadRequest, ProxyError
@@ -56,6 +57,7 @@ class RequestBody:
         "_waiter",
         "broken",
         "complete",
+        "on_end",
         "received",
         "replay_bytes",
         "trailers",
@@ -73,6 +75,8 @@ class RequestBody:
         self.replay_bytes = BUFFER_BYTES
         self.complete = False
         self.broken: ProxyError | None = None
+        self.on_end: Callable[[], None] | None = None
+        """Called once, when the content is complete or its framing turns out to be malformed."""
         self.received = 0
         self.trailers: list[Field] = []
 
@@ -149,6 +153,8 @@ class RequestBody:
             self.resume()
             self._sink.on_request_end(trailers)
         self._wake()
+        if self.on_end is not None:
+            self.on_end()
 
     def fail(self, error: ProxyError) -> None:
         """The framing is malformed."""
@@ -156,6 +162,8 @@ class RequestBody:
         if self._sink is not None:
             self._sink.on_request_broken(error)
         self._wake()
+        if self.on_end is not None:
+            self.on_end()
 
     async def read(self, limit: int) -> bytes:
         """The whole content, for the proxy's own resources. Raises BadRequest over ``limit`` bytes."""
@@ -180,13 +188,11 @@ class RequestBody:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What RequestHandler.start() asks of a payload: it drops what the handler left unread.
-
     def is_eof(self) -> bool:
         """Whether the content ended as it should; what is broken is read and dropped for a while."""
         return self.complete
 
-    async def readany(self) -> bytes:
+    async def discard(self) -> None:
         """Wait for more content and drop it."""
         self._kept = None
         self._buffered, self._held = [], 0
@@ -194,10 +200,9 @@ class RequestBody:
         if not self.is_eof():
             await self._more()
             self._buffered, self._held = [], 0
-        return b""
 
-    def set_exception(self, exc: BaseException) -> None:  # noqa: ARG002 - the seam's signature
-        """The handler is done: hold nothing any longer."""
+    def release(self) -> None:
+        """The request is answered: hold nothing any longer."""
         self._kept = None
         self._buffered, self._held = [], 0
         self.detach()

@@ -7,7 +7,7 @@ Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE);
 
 from __future__ import annotations
 
-from proxy.http1 import Field, RequestHead, ResponseHead
+from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead
 from proxy.lease import Lease
 
 _HOP_BY_HOP = frozenset(
@@ -42,20 +42,32 @@ def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
 
 def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     """The head to send upstream: what the caller sent, less what is between it and us, plus ours."""
-    drop = _NOT_TO_UPSTREAM | _nominated(head.connection) if head.connection else _NOT_TO_UPSTREAM
-    if head.minor == 0:
-        drop = drop | {b"expect"}
-    lines = [b"%b %b HTTP/1.1" % (head.method, target), b"Host: " + lease.origin.authority.encode()]
-    lines += [field.line for field in head.fields if field.name not in drop]
+    section = head.section
+    fields = section.to_upstream
+    if fields is None:
+        fields = section.to_upstream = _fields_to_upstream(section)
     if head.method == b"OPTIONS" and head.steering:
-        lines = [_one_hop_less(line) for line in lines]
-    if head.chunked:
+        fields = b"\r\n".join(map(_one_hop_less, fields.split(b"\r\n")))
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
+        head.method,
+        target,
+        lease.origin.authority.encode(),
+        fields,
+        lease.authorization,
+    )
+
+
+def _fields_to_upstream(section: FieldSection) -> bytes:
+    """The field lines but for Host and Authorization, each with its line end."""
+    drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
+    if section.minor == 0:
+        drop = drop | {b"expect"}
+    lines = section.fields.without(drop)
+    if section.chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    if head.wants_trailers:
+    if section.wants_trailers:
         lines.append(b"TE: trailers\r\nConnection: TE")
-    lines.append(b"Via: 1.%d csq-proxy" % head.minor)
-    lines.append(b"Authorization: " + lease.authorization)
-    lines.append(b"\r\n")
+    lines.append(b"Via: 1.%d csq-proxy\r\n" % section.minor)
     return b"\r\n".join(lines)
 
 
@@ -81,7 +93,7 @@ def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunk
     if head.status == 204:
         drop = drop | _FRAMING_FIELD
     lines = [_status_line(head)]
-    lines += [field.line for field in head.fields if field.name not in drop]
+    lines += head.fields.without(drop)
     if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1):
         lines.append(b"Transfer-Encoding: chunked")
     if not keep:
@@ -95,7 +107,7 @@ def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunk
 def interim_head(head: ResponseHead) -> bytes:
     """The head of an interim answer (1xx) to send to the caller."""
     drop = _NOT_TO_CALLER | _nominated(head.connection)
-    lines = [field.line for field in head.fields if field.name not in drop]
+    lines = head.fields.without(drop)
     return b"\r\n".join((_status_line(head), *lines, b"\r\n"))
 
 

@@ -9,7 +9,7 @@ the bytes that came, so that they can be sent on unchanged.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxy.errors import (
@@ -29,6 +29,7 @@ MAX_FIELDS = 512
 
 _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _TOKEN = re.compile(rb"[" + _TCHAR + rb"]+\Z")
+_FIELD_NAME = re.compile(rb"\n([" + _TCHAR + rb"]+):")
 _REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
@@ -39,6 +40,7 @@ _CONTROLS = bytes(set(range(0x20)) - {0x09, 0x0A, 0x0D}) + b"\x7f"
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te"))
 _STEERING = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
 _NOTABLE = _FRAMING | _STEERING
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
 class Field(NamedTuple):
@@ -49,8 +51,81 @@ class Field(NamedTuple):
     line: bytes
 
 
+def _field(name: bytes, line: bytes) -> Field:
+    return Field(name, line[len(name) + 1 :].strip(b" \t"), line)
+
+
+class FieldLines:
+    """The field lines of a head, in their order: as they came, and with lower-case names to compare."""
+
+    __slots__ = ("_lines", "_names")
+
+    def __init__(self, names: list[bytes], lines: list[bytes]) -> None:
+        self._names = names
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[Field]:
+        for name, line in zip(self._names, self._lines, strict=True):
+            yield _field(name, line)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FieldLines) and self._lines == other._lines
+
+    __hash__ = None  # type: ignore[assignment]  # made of lists
+
+    def without(self, drop: frozenset[bytes]) -> list[bytes]:
+        """The lines whose names are not in ``drop``."""
+        return [line for name, line in zip(self._names, self._lines, strict=True) if name not in drop]
+
+    def notable(self) -> list[Field]:
+        """Those that bear on framing or steering."""
+        if _NOTABLE.isdisjoint(self._names):
+            return []
+        return [_field(*pair) for pair in zip(self._names, self._lines, strict=True) if pair[0] in _NOTABLE]
+
+
+class FieldSection:
+    """What the field lines of a request say; the same bytes say the same, so it can be shared."""
+
+    __slots__ = (
+        "chunked",
+        "connection",
+        "content_length",
+        "expects_continue",
+        "fields",
+        "hosts",
+        "keep_alive",
+        "minor",
+        "raw",
+        "steering",
+        "to_upstream",
+        "wants_trailers",
+    )
+
+    def __init__(self, raw: bytes, fields: FieldLines, minor: int) -> None:
+        self.raw = raw
+        self.fields = fields
+        self.minor = minor
+        self.hosts: list[bytes] = []
+        self.steering: list[Field] = []
+        """The fields that say who calls from where, and for which project and API."""
+        self.connection: frozenset[bytes] = _NO_OPTIONS
+        """The lower-case options of ``Connection`` (RFC 9110, section 7.6.1)."""
+        self.content_length: int | None = None
+        self.chunked = self.expects_continue = self.wants_trailers = False
+        self.keep_alive = False
+        self.to_upstream: bytes | None = None
+        """What of it goes upstream, once that was worked out."""
+
+
 class RequestHead:
-    """A parsed request head; ``chunked`` and ``content_length`` (None where absent) are its framing."""
+    """A parsed request head; ``chunked`` and ``content_length`` (None where absent) are its framing.
+
+    The attributes beside ``method`` and ``target`` are those of its `FieldSection`.
+    """
 
     __slots__ = (
         "chunked",
@@ -62,25 +137,31 @@ class RequestHead:
         "keep_alive",
         "method",
         "minor",
+        "section",
         "steering",
         "target",
         "wants_trailers",
     )
 
-    method: bytes
-    target: bytes
-    minor: int
-    fields: list[Field]
-    hosts: list[bytes]
-    steering: list[Field]
-    """The fields that say who calls from where, and for which project and API."""
-    connection: frozenset[bytes]
-    """The lower-case options of ``Connection`` (RFC 9110, section 7.6.1)."""
-    content_length: int | None
-    chunked: bool
-    keep_alive: bool
-    expects_continue: bool
-    wants_trailers: bool
+    def __init__(self, method: bytes, target: bytes, section: FieldSection) -> None:
+        self.method = method
+        self.target = target
+        self.section = section
+        self.minor = section.minor
+        self.fields = section.fields
+        self.hosts = section.hosts
+        self.steering = section.steering
+        self.connection = section.connection
+        self.content_length = section.content_length
+        self.chunked = section.chunked
+        self.keep_alive = section.keep_alive
+        self.expects_continue = section.expects_continue
+        self.wants_trailers = section.wants_trailers
+
+    @classmethod
+    def unreadable(cls) -> RequestHead:
+        """Stands for a head that can't be read."""
+        return cls(b"", b"", FieldSection(b"", FieldLines([], []), 1))
 
 
 class ResponseHead:
@@ -97,39 +178,19 @@ class ResponseHead:
         "status_line",
     )
 
-    status: int
-    status_line: bytes
-    minor: int
-    fields: list[Field]
-    connection: frozenset[bytes]
-    content_length: int | None
-    chunked: bool
-    keep_alive: bool
+    def __init__(self, status: int, status_line: bytes, minor: int, fields: FieldLines) -> None:
+        self.status = status
+        self.status_line = status_line
+        self.minor = minor
+        self.fields = fields
+        self.connection: frozenset[bytes] = _NO_OPTIONS
+        self.content_length: int | None = None
+        self.chunked = False
+        self.keep_alive = False
 
 
 class _Syntax(Exception):
     """What is wrong with a head, in words."""
-
-
-@dataclass(slots=True)
-class _Names:
-    """Field names seen before, with their lower-case form: a name is checked once, not per message."""
-
-    lower: dict[bytes, bytes]
-    limit: int = 2048
-
-    def learn(self, name: bytes) -> bytes:
-        if not _TOKEN.match(name):
-            folded = name[:1] in (b" ", b"\t")  # RFC 9112, section 5.2
-            raise _Syntax("a folded field line" if folded else "a field name that is not a token")
-        lower = name.lower()
-        if len(self.lower) < self.limit and len(name) <= 64:
-            self.lower[bytes(name)] = lower
-        return lower
-
-
-_NAMES = _Names({})
-_NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
 def _split_lines(head: bytes) -> list[bytes]:
@@ -142,25 +203,40 @@ def _split_lines(head: bytes) -> list[bytes]:
     return lines
 
 
-def _parse_fields(lines: list[bytes], start: int) -> tuple[list[Field], list[Field]]:
-    """All fields from ``lines[start:]``, and those of them that bear on framing or steering."""
-    known = _NAMES.lower
-    fields: list[Field] = []
-    notable: list[Field] = []
-    for index in range(start, len(lines)):
-        line = lines[index]
-        name, colon, value = line.partition(b":")
+_lower: dict[bytes, bytes] = {}
+"""Field names seen before, in lower case; bounded, since callers choose them."""
+_LOWER_LIMIT = 2048
+
+
+def _learn(name: bytes) -> bytes:
+    lower = name.lower()
+    if len(_lower) < _LOWER_LIMIT and len(name) <= 64:
+        _lower[name] = lower
+    return lower
+
+
+def _parse_fields(head: bytes, lines: list[bytes]) -> FieldLines:
+    """The field lines after the first line of ``head``, which `_split_lines` has taken apart."""
+    del lines[0]
+    names = _FIELD_NAME.findall(head)
+    if len(names) != len(lines):
+        raise _Syntax(_name_fault(lines))
+    try:
+        return FieldLines([_lower[name] for name in names], lines)
+    except KeyError:
+        return FieldLines([_lower.get(name) or _learn(name) for name in names], lines)
+
+
+def _name_fault(lines: list[bytes]) -> str:
+    for line in lines:
+        name, colon, _ = line.partition(b":")
+        if line[:1] in (b" ", b"\t"):  # RFC 9112, section 5.2
+            return "a folded field line"
         if not colon:
-            folded = line[:1] in (b" ", b"\t")
-            raise _Syntax("a folded field line" if folded else "a field line without a colon")
-        lower = known.get(name)
-        if lower is None:
-            lower = _NAMES.learn(name)
-        field = Field(lower, value.strip(b" \t"), line)
-        fields.append(field)
-        if lower in _NOTABLE:
-            notable.append(field)
-    return fields, notable
+            return "a field line without a colon"
+        if not _TOKEN.match(name):
+            break
+    return "a field name that is not a token"
 
 
 def _check_line_breaks(part: bytes, start: int) -> None:
@@ -220,14 +296,19 @@ def _content_length(value: bytes, seen: int | None) -> int:
     return int(value)
 
 
-def parse_request_head(head: bytes) -> RequestHead:
+def parse_request_head(head: bytes, before: FieldSection | None = None) -> RequestHead:
     """Parse a request head, given without its final empty line.
 
-    Raises BadRequest (or TargetTooLong, FieldsTooLarge, NotImplementedCoding, VersionNotSupported)
-    on whatever RFC 9112 forbids, sections 2.2, 3, 5 and 6.
+    ``before`` is a section that was parsed before, such as that of the connection's last request: if the
+    same bytes come again, it is shared. Raises BadRequest (or TargetTooLong, FieldsTooLarge,
+    NotImplementedCoding, VersionNotSupported) on whatever RFC 9112 forbids, sections 2.2, 3, 5 and 6.
     """
     try:
-        return _request_head(head)
+        line, _, raw = head.partition(b"\r\n")
+        method, target, minor = _parse_request_line(line)
+        if before is not None and before.raw == raw and before.minor == minor:
+            return RequestHead(method, target, before)
+        return RequestHead(method, target, _field_section(head, raw, minor))
     except _Syntax as exc:
         raise _bad_request(exc) from None
 
@@ -236,7 +317,7 @@ def _bad_request(why: _Syntax) -> BadRequest:
     return BadRequest(f"The request holds {why}; it was not forwarded.")
 
 
-def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     """Method, target, and the minor version."""
     match = _REQUEST_LINE.match(line)
     if match is None:
@@ -248,28 +329,21 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
         raise TargetTooLong(
             f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is odd."
         )
-    return method, target, minor
+    return method, target, 1 if minor == b"1" else 0
 
 
-def _request_head(head: bytes) -> RequestHead:
+def _field_section(head: bytes, raw: bytes, minor: int) -> FieldSection:
     lines = _split_lines(head)
-    parsed = RequestHead()
-    parsed.method, parsed.target, minor = _parse_request_line(lines[0])
     if len(head) > MAX_HEAD_BYTES:
         raise FieldsTooLarge(f"The request head is longer than {MAX_HEAD_BYTES} bytes.")
     if len(lines) > MAX_FIELDS:
         raise FieldsTooLarge(f"The request has more than {MAX_FIELDS} fields.")
-    if len(head) > MAX_LINE_BYTES and max(map(len, lines[1:]), default=0) > MAX_LINE_BYTES:
+    if len(raw) > MAX_LINE_BYTES and max(map(len, lines[1:])) > MAX_LINE_BYTES:
         raise FieldsTooLarge(f"A request field is longer than {MAX_LINE_BYTES} bytes.")
-    parsed.minor = 1 if minor == b"1" else 0
-    parsed.fields, notable = _parse_fields(lines, 1)
-    parsed.hosts = []
-    parsed.steering = []
-    parsed.content_length = None
-    parsed.expects_continue = parsed.wants_trailers = False
+    parsed = FieldSection(raw, _parse_fields(head, lines), minor)
     transfer_codings: list[bytes] = []
     connection: set[bytes] = set()
-    for field in notable:
+    for field in parsed.fields.notable():
         name, value, _ = field
         if name == b"host":
             parsed.hosts.append(value)
@@ -280,20 +354,21 @@ def _request_head(head: bytes) -> RequestHead:
         elif name == b"transfer-encoding":
             transfer_codings.append(value)
         elif name == b"expect":
-            parsed.expects_continue |= parsed.minor == 1 and value.lower() == b"100-continue"
+            parsed.expects_continue |= minor == 1 and value.lower() == b"100-continue"
         elif name == b"te":
             parsed.wants_trailers |= b"trailers" in _options(value)
         else:
             parsed.steering.append(field)
-    if len(parsed.hosts) != 1 and (parsed.minor == 1 or parsed.hosts):
+    if len(parsed.hosts) != 1 and (minor == 1 or parsed.hosts):
         raise _Syntax("no Host, or several")
-    parsed.connection = frozenset(connection) if connection else _NO_OPTIONS
+    if connection:
+        parsed.connection = frozenset(connection)
     parsed.chunked = bool(transfer_codings) and _is_chunked_request(parsed, transfer_codings)
-    parsed.keep_alive = b"close" not in connection and (parsed.minor == 1 or b"keep-alive" in connection)
+    parsed.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     return parsed
 
 
-def _is_chunked_request(parsed: RequestHead, codings: list[bytes]) -> bool:
+def _is_chunked_request(parsed: FieldSection, codings: list[bytes]) -> bool:
     if parsed.content_length is not None:
         raise _Syntax("Content-Length and Transfer-Encoding together")
     if parsed.minor == 0:
@@ -324,16 +399,11 @@ def _response_head(head: bytes) -> ResponseHead:
         raise _Syntax("a malformed status line")
     if len(lines) > MAX_FIELDS:
         raise _Syntax(f"more than {MAX_FIELDS} fields")
-    parsed = ResponseHead()
-    parsed.minor = 1 if match[1] == b"1" else 0
-    parsed.status = int(match[2])
-    parsed.status_line = lines[0][9:]
-    parsed.fields, notable = _parse_fields(lines, 1)
-    parsed.content_length = None
-    parsed.chunked = False
+    parsed = ResponseHead(
+        int(match[2]), lines[0][9:], 1 if match[1] == b"1" else 0, _parse_fields(head, lines)
+    )
     connection: set[bytes] = set()
-    for field in notable:
-        name, value, _ = field
+    for name, value, _ in parsed.fields.notable():
         if name == b"content-length":
             parsed.content_length = _content_length(value, parsed.content_length)
         elif name == b"connection":
@@ -346,7 +416,8 @@ def _response_head(head: bytes) -> ResponseHead:
         raise _Syntax("Content-Length and Transfer-Encoding together")
     if parsed.chunked and parsed.minor == 0:
         raise _Syntax("Transfer-Encoding in HTTP/1.0")
-    parsed.connection = frozenset(connection) if connection else _NO_OPTIONS
+    if connection:
+        parsed.connection = frozenset(connection)
     parsed.keep_alive = b"close" not in connection and (parsed.minor == 1 or b"keep-alive" in connection)
     return parsed
 
@@ -354,9 +425,10 @@ def _response_head(head: bytes) -> ResponseHead:
 def parse_trailers(lines: list[bytes]) -> list[Field]:
     """The fields of a trailer section (RFC 9110, section 6.5). Raises ProtocolViolation."""
     try:
-        fields, notable = _parse_fields(_split_lines(b"\r\n".join(lines)), 0)
+        section = b"\r\n" + b"\r\n".join(lines)
+        fields = _parse_fields(section, _split_lines(section))
     except _Syntax as exc:
         raise ProtocolViolation(f"the trailer section holds {exc}") from None
-    if notable:
+    if fields.notable():
         raise ProtocolViolation("the trailer section holds a field that belongs in the head")
-    return fields
+    return list(fields)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from proxy.body import RequestBody
 from proxy.chunked import ChunkedDecoder
 from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
-from proxy.http1 import RequestHead, check_request_start, parse_request_head
+from proxy.http1 import FieldSection, RequestHead, check_request_start, parse_request_head
 
 if TYPE_CHECKING:
     from proxy.server import CallerConnection
@@ -33,11 +33,11 @@ class Request:
     """
 
     __slots__ = (
-        "_task",
         "answer_bytes",
         "body",
         "caller",
         "connection",
+        "cut_because",
         "error",
         "head",
         "head_sent",
@@ -53,10 +53,11 @@ class Request:
         """Who shares slots fairly with others: the connection, or the caller where it is known."""
         self.transport: asyncio.Transport = cast(asyncio.Transport, connection.transport)
         self.error: ProxyError | None = None
+        self.cut_because: str | None = None
+        """Why the answer was cut after its head had gone out, for the log."""
         self.head_sent = False
         self.status = 0
         self.answer_bytes = 0
-        self._task: object = None
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first field with this lower-case name, None where there is none."""
@@ -65,11 +66,8 @@ class Request:
                 return field.value
         return None
 
-    # What RequestHandler asks of a request.
-
-    def _finish(self) -> None: ...
-
-    def _cancel(self, exc: BaseException) -> None: ...
+    def _cancel(self, exc: BaseException) -> None:
+        """RequestHandler's word that the connection is lost; the handler's task is cancelled as well."""
 
 
 class RequestParser:
@@ -85,6 +83,7 @@ class RequestParser:
         "_head_timer",
         "_in_flight",
         "_is_late",
+        "_section",
         "_seen",
     )
 
@@ -98,6 +97,8 @@ class RequestParser:
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_late = False
         self._in_flight = 0
+        self._section: FieldSection | None = None
+        """Of the last request: a caller's requests mostly have the same."""
         self._closed = False
 
     @property
@@ -148,10 +149,11 @@ class RequestParser:
         if self._head_timer is not None:
             self.stop_timer()
         try:
-            parsed = parse_request_head(head)
+            parsed = parse_request_head(head, self._section)
         except ProxyError as exc:
             self._refuse(exc, messages)
             return
+        self._section = parsed.section
         body = RequestBody(self._connection)
         self._add(Request(parsed, body, self._connection), messages)
         if parsed.chunked:
@@ -233,11 +235,7 @@ class RequestParser:
         """Queue an answer to what can't be understood; nothing after it is read."""
         self._closed = True
         self.stop_timer()
-        head = RequestHead()
-        head.method, head.target, head.minor = b"", b"", 1
-        head.fields, head.hosts, head.steering, head.connection = [], [], [], frozenset()
-        head.content_length, head.chunked, head.keep_alive = None, False, False
-        head.expects_continue = head.wants_trailers = False
+        head = RequestHead.unreadable()
         body = RequestBody(self._connection)
         request = Request(head, body, self._connection)
         request.error = error

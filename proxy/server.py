@@ -2,9 +2,9 @@
 
 Hides every seam of aiohttp that we ride on, so that a new release is met here and nowhere else
 (tests/test_server_seams.py names them). aiohttp's `RequestHandler` keeps what it is good at:
-connections, keep-alive, pipelining, cancellation, shutdown. Its parser is replaced, because it
-refuses unknown methods, answers 400 where 414, 431 or 501 is due and rewrites what it parses; and the
-answer is written by whoever handles the request, straight to the transport.
+connections, keep-alive, the queue of pipelined requests, cancellation. Its parser is replaced, because
+it refuses unknown methods, answers 400 where 414, 431 or 501 is due and rewrites what it parses; and so
+is its loop of requests, because answers are written straight to the transport by whoever handles one.
 Must not know projects, leases or upstreams.
 """
 
@@ -23,6 +23,7 @@ from aiohttp import web
 from proxy.peer import has_left
 from proxy.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser
 
+_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 KEEP_ALIVE_S = 75.0
 HALF_CLOSE_GRACE_S = 0.8
@@ -31,23 +32,12 @@ LOOK_S = 0.2
 """How often it is looked whether a caller that can't be heard (after FIN, or paused) is still there."""
 WRITE_STALL_S = 300.0
 """How long a caller may take for what is left of an answer before the next one is begun."""
+UNSENT_BYTES = 128 * 1024
+"""What the kernel holds of an answer that a slow caller doesn't take, beside what is on its way to it:
+without this, megabytes for each."""
 LINGER_S = 5.0
 """How long the rest of an upload is read and dropped after an early answer, so that the answer arrives."""
 
-
-class _Answered:
-    """What a handler gives back to RequestHandler: the answer is written already."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, request: object) -> None: ...
-
-    async def write_eof(self) -> None: ...
-
-
-KEEP = _Answered(keep_alive=True)
-CLOSE = _Answered(keep_alive=False)
 
 Handler = Callable[[Request], Awaitable[bool]]
 """Answers a request; gives back whether the connection can be kept. Never raises but CancelledError."""
@@ -63,7 +53,6 @@ class CallerConnection(web.RequestHandler):
             cast(web.Server, manager),
             loop=loop,
             keepalive_timeout=KEEP_ALIVE_S,
-            lingering_time=LINGER_S,
             access_log=cast(Any, None),
             auto_decompress=False,
         )
@@ -79,6 +68,17 @@ class CallerConnection(web.RequestHandler):
         self.is_half_closed = False
         self._holds = 0
         self._look_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if (
+            _NOTSENT_LOWAT is not None
+            and sock is not None
+            and sock.family != getattr(socket, "AF_UNIX", None)
+        ):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -189,6 +189,71 @@ class CallerConnection(web.RequestHandler):
         """Whether a request is being handled, or waits to be."""
         return self.unanswered > 0
 
+    async def start(self) -> None:
+        """Answer requests in their order until the connection ends; aiohttp makes this the handler's task."""
+        answer = cast(CallerServer, self._manager).answer
+        keep = True
+        while keep and not (self._force_close or self._close):
+            if not self._messages:
+                if self.is_half_closed:
+                    break
+                await self._next_message()
+            request = self._take_message()
+            self._request_in_progress = True
+            self._current_request = cast(Any, request)
+            try:
+                keep = await answer(request)
+                if self.writing_paused:
+                    await self.drained()
+            except BaseException:
+                self.force_close()
+                raise
+            finally:
+                self._current_request = None
+                self._request_in_progress = False
+                self.answered += 1
+                self.unanswered -= 1
+            body = request.body
+            if not body.is_eof():
+                keep = False
+                await self._linger(request)
+            body.release()
+            self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE_S
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(
+                    self._next_keepalive_close_time, self._process_keepalive
+                )
+        if self.transport is not None:
+            self._task_handler = None
+            self.transport.close()
+
+    async def _next_message(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _take_message(self) -> Request:
+        request = cast(Request, self._messages.popleft()[0])
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return request
+
+    async def _linger(self, request: Request) -> None:
+        """Read and drop what the caller still sends, so that the answer isn't lost to a reset."""
+        if self._force_close or self.transport is None:
+            return
+        if self.transport.can_write_eof():
+            with contextlib.suppress(OSError):  # it was reset already
+                self.transport.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not request.body.is_eof():
+                    await request.body.discard()
+
     async def drained(self) -> None:
         """Wait until the caller has taken most of what was written, ``WRITE_STALL_S`` at most."""
         try:
@@ -212,37 +277,9 @@ class CallerServer(web.Server):
     """Makes a `CallerConnection` for every accepted connection of one listener."""
 
     def __init__(self, handler: Handler, listener: Any) -> None:
-        self._answer = handler
+        self.answer = handler
         self.listener = listener
-        super().__init__(
-            cast(Any, self._handle),
-            request_factory=cast(Any, self._bind),
-            handler_cancellation=True,
-        )
+        super().__init__(cast(Any, handler), handler_cancellation=True)
 
     def __call__(self) -> CallerConnection:
         return CallerConnection(self, loop=self._loop)
-
-    async def _handle(self, request: Request) -> _Answered:
-        connection = request.connection
-        try:
-            keep = await self._answer(request)
-            if connection.writing_paused:
-                await connection.drained()
-        finally:
-            connection.answered += 1
-            connection.unanswered -= 1
-        if connection.is_half_closed and not connection.is_answering:
-            keep = False
-        if keep:
-            return KEEP
-        if not request.body.is_eof() and request.transport.can_write_eof():
-            # Lingering close: the answer must not be lost to a reset while the caller still sends.
-            with contextlib.suppress(OSError):  # it was reset already
-                request.transport.write_eof()
-        return CLOSE
-
-    @staticmethod
-    def _bind(message: Request, _body: object, _connection: object, _writer: object, task: object) -> Request:
-        message._task = task  # noqa: SLF001 - a slot that RequestHandler clears
-        return message

@@ -430,14 +430,16 @@ async def test_an_answer_that_was_cut_is_not_logged_as_an_answer(capsys: pytest.
         await read_message(reader)
         writer.write(OK[:-1])
 
+    configure("info", "json")
     async with gateway(script) as proxy:
-        configure("info", "json")
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(reader.read(), WAIT_S)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["event"] for line in lines if "status" in line] == ["request_cut_short"]
+    cut = [line for line in lines if "status" in line]
+    assert [line["event"] for line in cut] == ["request_cut_short"]
+    assert "before the answer was complete" in cut[0]["reason"]
 
 
 # Bugs and secrets

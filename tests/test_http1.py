@@ -331,7 +331,7 @@ def heads(start_lines: st.SearchStrategy[bytes], common: bytes) -> st.SearchStra
 
 
 def slots_of(head: RequestHead | ResponseHead) -> dict[str, Any]:
-    return {name: getattr(head, name) for name in head.__slots__}
+    return {name: getattr(head, name) for name in head.__slots__ if name != "section"}
 
 
 @given(heads(REQUEST_LINES, b"Host: x"))
@@ -501,3 +501,16 @@ def test_a_byte_at_a_time_and_all_at_once_agree_on_every_input(pieces: list[byte
         return content, decoder.done, decoder.rest, decoder.trailers
 
     assert outcome([body]) == outcome([body[index : index + 1] for index in range(len(body))])
+
+
+def test_a_section_is_shared_only_by_the_same_bytes_in_the_same_version() -> None:
+    first = parse_request_head(b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close")
+    same = parse_request_head(b"GET /2 HTTP/1.1\r\nHost: x\r\nConnection: close", first.section)
+    assert same.section is first.section
+    assert (same.method, same.target, same.keep_alive) == (b"GET", b"/2", False)
+    for other in (
+        b"GET /2 HTTP/1.0\r\nHost: x\r\nConnection: close",
+        b"GET /2 HTTP/1.1\r\nHost: x\r\nconnection: close",
+        b"GET /2 HTTP/1.1\r\nHost: x",
+    ):
+        assert parse_request_head(other, first.section).section is not first.section

@@ -55,7 +55,10 @@ HANDLER_ATTRIBUTES = {
     "_waiter": "what an idle connection waits on; set when messages come",
     "_keepalive_timeout": "closes idle connections",
     "_next_keepalive_close_time": "moved while a head is on its way",
-    "_lingering_time": "the rest of an upload is dropped that long",
+    "_keepalive_handle": "the timer that closes idle connections",
+    "_request_in_progress": "whether a request is being answered",
+    "_close": "the last request was taken",
+    "_manager": "our CallerServer",
 }
 METHODS = [
     (BaseProtocol, "pause_writing", ["self"]),
@@ -71,12 +74,10 @@ METHODS = [
     (web.RequestHandler, "close", ["self"]),
     (web.RequestHandler, "start", ["self"]),
     (web.RequestHandler, "_process_keepalive", ["self"]),
-    (web.RequestHandler, "_handle_request", ["self", "request", "start_time", "request_handler"]),
-    (web.RequestHandler, "finish_response", ["self", "request", "resp", "start_time"]),
+    (web.RequestHandler, "_resume_reading_if_drained", ["self"]),
     (web.Server, "connection_made", ["self", "handler", "transport"]),
     (web.Server, "connection_lost", ["self", "handler", "exc"]),
     (web.Server, "__call__", ["self"]),
-    (web.Server, "_make_request", ["self", "message", "payload", "protocol", "writer", "task"]),
 ]
 
 
@@ -126,12 +127,11 @@ def test_the_method_takes_what_it_took(kind: type, name: str, expected: list[str
 
 def test_request_handler_takes_our_options() -> None:
     known = inspect.signature(web.RequestHandler).parameters
-    for name in ("manager", "loop", "keepalive_timeout", "lingering_time", "access_log", "auto_decompress"):
+    for name in ("manager", "loop", "keepalive_timeout", "access_log", "auto_decompress"):
         assert name in known, f"{HINT}RequestHandler(..., {name}=)"
     assert "handler_cancellation" in inspect.signature(web.Server).parameters, (
         f"{HINT}Server(handler_cancellation=)"
     )
-    assert "request_factory" in inspect.signature(web.Server).parameters, f"{HINT}Server(request_factory=)"
 
 
 @pytest.mark.parametrize("name", ["writing_paused", "ssl_context", "connected"])
@@ -147,15 +147,14 @@ def test_the_server_gives_out_its_connections() -> None:
     ("method", "call", "use"),
     [
         (web.RequestHandler.data_received, ".feed_data(data)", "gives (messages, upgraded, tail)"),
+        (
+            web.RequestHandler.connection_made,
+            "self.start()",
+            "runs our loop of requests as the handler's task",
+        ),
         (web.RequestHandler.start, ".message_consumed()", "frees a place for a pipelined request"),
-        (web.RequestHandler.start, ".is_eof()", "asked of the payload: is it read?"),
-        (web.RequestHandler.start, ".readany()", "asked of the payload: what is left is dropped"),
-        (web.RequestHandler.start, ".set_exception(", "told to the payload once the handler is done"),
-        (web.RequestHandler.start, "request._task = None", "the slot that Request has for it"),
-        (web.RequestHandler.start, "resp.keep_alive", "the handler's word on the connection"),
-        (web.RequestHandler.finish_response, "request._finish()", "asked of a request"),
-        (web.RequestHandler.finish_response, "resp.prepare", "asked of an answer: ours is written already"),
-        (web.RequestHandler.finish_response, "resp.write_eof()", "asked of an answer"),
+        (web.RequestHandler.start, "self._resume_reading_if_drained()", "once the queue is short enough"),
+        (web.RequestHandler.start, "self._waiter = loop.create_future()", "what data_received wakes"),
         (web.RequestHandler.connection_lost, "._cancel(exc)", "asked of a request"),
         (
             web.RequestHandler.connection_lost,
