@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from proxy.attempt import Attempt, Outcome
 from proxy.contentsquare import Api, changes_data
 from proxy.errors import (
-    Forbidden,
     ProxyError,
     QueueTimeout,
+    RequestTimeout,
     TokenRefused,
     TokenUnavailable,
     UpstreamError,
@@ -28,6 +29,7 @@ from proxy.fields import request_head
 from proxy.lease import Lease, LeaseKeeper
 from proxy.request import Request
 from proxy.slots import Slots
+from proxy.uploads import Uploads
 from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 
 TOKEN_WAIT_S = 10.0
@@ -39,7 +41,6 @@ class Project(Protocol):
 
     name: str
     slots: Slots
-    read_only: bool
 
     def keeper(self, api: Api | None) -> LeaseKeeper:
         """The keeper of this API's lease; of the project's first API where None."""
@@ -55,6 +56,7 @@ class Forwarder:
         self._upstreams = upstreams
         self._queue_timeout_s = queue_timeout_s
         self._token_wait_s = token_wait_s
+        self._uploads: WeakKeyDictionary[Slots, Uploads] = WeakKeyDictionary()
         self.stopping = False
 
     async def forward(self, request: Request, project: Project, api: Api | None, target: bytes) -> bool:
@@ -62,9 +64,24 @@ class Forwarder:
 
         Raises ProxyError only while nothing of an answer went to the caller.
         """
+        body = request.body
+        if body.complete:
+            return await self._in_turn(request, project, api, target)
+        uploads = self._uploads.setdefault(project.slots, Uploads())
+        try:
+            room = max(1, project.slots.limit // 2)
+            holds_place = await uploads.enter(body, room, self._queue_timeout_s)
+        except TimeoutError:
+            raise RequestTimeout("The request's content did not come in time; send it again.") from None
+        try:
+            return await self._in_turn(request, project, api, target)
+        finally:
+            if holds_place:
+                uploads.leave()
+
+    async def _in_turn(self, request: Request, project: Project, api: Api | None, target: bytes) -> bool:
+        """As `forward`, for a request that may take a slot."""
         changes = changes_data(request.head.method, target)
-        if changes and project.read_only:
-            raise Forbidden(f"Project {project.name} is read-only here (read_only = true).")
         keeper = project.keeper(api)
         slots, wait_s, again = project.slots, self._queue_timeout_s, False
         deadline = asyncio.get_running_loop().time() + wait_s

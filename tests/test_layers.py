@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A request
     "http1": {"errors"},
     "slots": {"errors"},
+    "uploads": set(),
     "chunked": {"errors", "http1"},
     "body": {"errors", "http1"},
     "request": {"body", "chunked", "errors", "http1", "server"},  # the server only as a type
@@ -61,7 +62,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "small_error",
         "upstream",
     },
-    "forward": {"attempt", "contentsquare", "errors", "fields", "lease", "request", "slots", "upstream"},
+    "forward": {
+        "attempt",
+        "contentsquare",
+        "errors",
+        "fields",
+        "lease",
+        "request",
+        "slots",
+        "upstream",
+        "uploads",
+    },
     # What brings both together
     "project": {"contentsquare", "errors", "lease", "log", "oauth", "rotation", "slots"},
     "accounts": {"errors", "project"},
