@@ -188,13 +188,11 @@ class RequestBody:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What RequestHandler.start() asks of a payload: it drops what the handler left unread.
-
     def is_eof(self) -> bool:
         """Whether the content ended as it should; what is broken is read and dropped for a while."""
         return self.complete
 
-    async def readany(self) -> bytes:
+    async def discard(self) -> None:
         """Wait for more content and drop it."""
         self._kept = None
         self._buffered, self._held = [], 0
@@ -202,10 +200,9 @@ class RequestBody:
         if not self.is_eof():
             await self._more()
             self._buffered, self._held = [], 0
-        return b""
 
-    def set_exception(self, exc: BaseException) -> None:  # noqa: ARG002 - the seam's signature
-        """The handler is done: hold nothing any longer."""
+    def release(self) -> None:
+        """The request is answered: hold nothing any longer."""
         self._kept = None
         self._buffered, self._held = [], 0
         self.detach()
