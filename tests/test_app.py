@@ -498,8 +498,8 @@ def _plain_root_logger() -> Iterator[None]:
 async def test_each_request_is_one_line_of_the_log_without_its_query(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    configure("info", "json")
     async with gateway() as proxy:
-        configure("info", "json")
         await proxy.call(b"POST /shop/v1/segments?secret=canary", b"Content-Length: 3", body=b"abc")
         await proxy.call(b"GET /nobody/v1/x")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
