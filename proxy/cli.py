@@ -142,6 +142,44 @@ def check(
 
 
 @cli.command()
+def init(*, config: ConfigOption = None) -> None:
+    """Ask for a project's credentials and write a configuration file for them."""
+    from proxy.config import load  # noqa: PLC0415
+    from proxy.init import Answers, text_of, write_new  # noqa: PLC0415
+
+    path = config or Path("config.toml")
+    if path.exists():
+        raise ConfigError(f"{path}: is there already and is not overwritten; move it away first")
+    _say(
+        "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
+    )
+    answers = Answers(
+        typer.prompt("A name for the project (a-z, 0-9 and -), part of its URL", default="default"),
+        typer.prompt("client_id").strip(),
+        typer.prompt("client_secret (not shown)", hide_input=True).strip(),
+        _number("project_id (only with account-level credentials, else leave it empty)"),
+        _number("integration_id (only for the Enrichment API, else leave it empty)"),
+    )
+    write_new(path, text_of(answers))
+    try:
+        load(path)
+    except ConfigError:
+        path.unlink()
+        raise
+    _say(f"\nWrote {path}. Next: csq-proxy serve --config {path}")
+
+
+def _number(question: str) -> int | None:
+    while True:
+        answer = str(typer.prompt(question, default="", show_default=False)).strip()
+        if not answer:
+            return None
+        if answer.isascii() and answer.isdigit() and int(answer):
+            return int(answer)
+        _say("A number, please.")
+
+
+@cli.command()
 def sandbox(
     *,
     port: Annotated[

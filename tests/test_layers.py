@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "secret": set(),
     "log": set(),
     "expiry": set(),
+    "init": {"errors"},
     "peer": set(),
     "process": set(),
     # The configuration
@@ -117,6 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "app",
         "config",
         "errors",
+        "init",
         "listeners",
         "log",
         "process",

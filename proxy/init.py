@@ -1,0 +1,58 @@
+"""What ``csq-proxy init`` writes: a configuration file for one project, readable by its owner alone.
+
+Pure text out of answers, and one exclusive write; asking is the command's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was asked. ``project_id`` is for account-level credentials, ``integration_id`` for Enrichment."""
+
+    name: str
+    client_id: str
+    client_secret: str
+    project_id: int | None = None
+    integration_id: int | None = None
+
+
+def text_of(answers: Answers) -> str:
+    """The file's content (TOML)."""
+    lines = [
+        "# Written by `csq-proxy init`; config.example.toml explains every setting there is.",
+        "",
+        f"[projects.{answers.name}]",
+        f"client_id = {_quoted(answers.client_id)}",
+        f"client_secret = {_quoted(answers.client_secret)}",
+    ]
+    if answers.project_id is not None:
+        lines.append(f"project_id = {answers.project_id}")
+    if answers.integration_id is not None:
+        lines.append(f"integration_id = {answers.integration_id}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML; JSON's escapes are among those that it has, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that isn't there yet, with mode 0600 from its first byte on. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is there already and is not overwritten; move it away first") from None
+    except OSError as exc:
+        raise ConfigError(f"{path}: can't be written ({exc.strerror})") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
