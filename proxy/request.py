@@ -9,21 +9,61 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, cast
+from typing import Any, Protocol, cast
 
-from proxy.body import RequestBody
+from proxy.body import RequestBody, Source
 from proxy.chunked import ChunkedDecoder
 from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
 from proxy.http1 import FieldSection, RequestHead, check_request_start, parse_request_head
-
-if TYPE_CHECKING:
-    from proxy.server import CallerConnection
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 MAX_PIPELINED = 8
 """Requests of one connection that may wait for their turn; reading pauses beyond."""
 HEAD_TIMEOUT_S = 10.0
 """From the first byte of a request head to its last."""
+
+
+class WritingPeer(Protocol):
+    """The source of what is written to a caller; it is slowed down when the caller is slow."""
+
+    def pause(self) -> None:
+        """Bring no more bytes for now."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Connection(Source, Protocol):
+    """A caller's connection, as a request and the parser know it."""
+
+    transport: asyncio.Transport | None
+    listener: Any
+    """What the listener that it came through stands for."""
+    peer: WritingPeer | None
+    """Who is told when the caller's side can't take more, or can again."""
+    unanswered: int
+    """Requests whose heads have come and whose answers aren't written yet."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives on."""
+        ...
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether the caller reads more slowly than is written to it."""
+        ...
+
+    @property
+    def is_reading_held(self) -> bool:
+        """Whether nothing is read from the caller for now."""
+        ...
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the caller; none: look again at what is there."""
+
+    def abort(self) -> None:
+        """Reset it: what was sent so far must not look whole."""
 
 
 class Request:
@@ -45,11 +85,11 @@ class Request:
         "transport",
     )
 
-    def __init__(self, head: RequestHead, body: RequestBody, connection: CallerConnection) -> None:
+    def __init__(self, head: RequestHead, body: RequestBody, connection: Connection) -> None:
         self.head = head
         self.body = body
         self.connection = connection
-        self.caller: Hashable = connection
+        self.caller: Hashable = id(connection)
         """Who shares slots fairly with others: the connection, or the caller where it is known."""
         self.transport: asyncio.Transport = cast(asyncio.Transport, connection.transport)
         self.error: ProxyError | None = None
@@ -87,7 +127,7 @@ class RequestParser:
         "_seen",
     )
 
-    def __init__(self, connection: CallerConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._buffer = b""
         self._seen = 0

@@ -16,12 +16,12 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from aiohttp import web
 
 from proxy.peer import has_left
-from proxy.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser
+from proxy.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser, WritingPeer
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -263,23 +263,29 @@ class CallerConnection(web.RequestHandler):
             self.abort()
 
 
-class WritingPeer(Protocol):
-    """The source of what is written to a caller; it is slowed down when the caller is slow."""
-
-    def pause(self) -> None:
-        """Bring no more bytes for now."""
-
-    def resume(self) -> None:
-        """Go on."""
-
-
 class CallerServer(web.Server):
     """Makes a `CallerConnection` for every accepted connection of one listener."""
 
     def __init__(self, handler: Handler, listener: Any) -> None:
         self.answer = handler
         self.listener = listener
+        self.open = 0
+        """How many connections there are."""
+        self.on_change: Callable[[], None] | None = None
         super().__init__(cast(Any, handler), handler_cancellation=True)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._count(1)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.open += change
+        if self.on_change is not None:
+            self.on_change()
 
     def __call__(self) -> CallerConnection:
         return CallerConnection(self, loop=self._loop)

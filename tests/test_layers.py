@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "uploads": set(),
     "chunked": {"errors", "http1"},
     "body": {"errors", "http1"},
-    "request": {"body", "chunked", "errors", "http1", "server"},  # the server only as a type
+    "request": {"body", "chunked", "errors", "http1"},
     "server": {"peer", "request"},
     "answer": {"errors", "request"},
     "guard": {"errors", "http1"},
@@ -79,7 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accounts": {"errors", "project"},
     "reload": {"errors", "settings"},
     "admin": {"__init__", "answer", "errors", "expiry", "lease", "project", "reload", "request"},
-    "listeners": {"errors", "server", "settings"},
+    "door": {"server"},
+    "listeners": {"door", "errors", "server", "settings"},
     "generation": {
         "accounts",
         "callers",
@@ -107,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "listeners",
         "log",
         "policy",
+        "process",
         "project",
         "reload",
         "request",
