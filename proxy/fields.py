@@ -33,6 +33,8 @@ _NOT_TO_CALLER = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-in
 _NOT_WITHOUT_TRAILERS = _NOT_TO_CALLER | {b"trailer"}
 _FRAMING_FIELD = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
+_COMMON_OPTIONS = frozenset((b"close", b"keep-alive"))
+"""They name no field that isn't dropped anyway."""
 
 
 def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
@@ -88,7 +90,7 @@ def _status_line(head: ResponseHead) -> bytes:
 def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool) -> bytes:
     """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing."""
     drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
-    if head.connection:
+    if not head.connection <= _COMMON_OPTIONS:
         drop = drop | _nominated(head.connection)
     if head.status == 204:
         drop = drop | _FRAMING_FIELD

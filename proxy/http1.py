@@ -9,7 +9,7 @@ the bytes that came, so that they can be sent on unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from proxy.errors import (
@@ -35,7 +35,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x8
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 BARE_BREAK = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _STATUS_LINE_START = b"HTTP/1."
-_CONTROLS = bytes(set(range(0x20)) - {0x09, 0x0A, 0x0D}) + b"\x7f"
+_CONTROLS = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te"))
 _STEERING = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
@@ -51,8 +51,12 @@ class Field(NamedTuple):
     line: bytes
 
 
+def _value(name: bytes, line: bytes) -> bytes:
+    return line[len(name) + 1 :].strip(b" \t")
+
+
 def _field(name: bytes, line: bytes) -> Field:
-    return Field(name, line[len(name) + 1 :].strip(b" \t"), line)
+    return Field(name, _value(name, line), line)
 
 
 class FieldLines:
@@ -80,11 +84,23 @@ class FieldLines:
         """The lines whose names are not in ``drop``."""
         return [line for name, line in zip(self._names, self._lines, strict=True) if name not in drop]
 
-    def notable(self) -> list[Field]:
-        """Those that bear on framing or steering."""
-        if _NOTABLE.isdisjoint(self._names):
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all fields with this lower-case name, without outer blanks."""
+        count = self._names.count(name)
+        if not count:
             return []
-        return [_field(*pair) for pair in zip(self._names, self._lines, strict=True) if pair[0] in _NOTABLE]
+        if count == 1:
+            return [_value(name, self._lines[self._names.index(name)])]
+        return [field.value for field in self.among((name,))]
+
+    def among(self, names: Container[bytes]) -> list[Field]:
+        """The fields with one of these lower-case names."""
+        pairs = zip(self._names, self._lines, strict=True)
+        return [_field(name, line) for name, line in pairs if name in names]
+
+    def has_any(self, names: frozenset[bytes]) -> bool:
+        """Whether there is a field with one of these lower-case names."""
+        return not names.isdisjoint(self._names)
 
 
 class FieldSection:
@@ -195,11 +211,10 @@ class _Syntax(Exception):
 
 def _split_lines(head: bytes) -> list[bytes]:
     lines = head.split(b"\r\n")
-    breaks = len(lines) - 1
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks:
-        raise _Syntax("a bare CR or LF in the head")
-    if len(head.translate(None, _CONTROLS)) != len(head):
-        raise _Syntax("a control character in the head")
+    # Every CR and LF must belong to a line break, and there may be no other control character but HTAB.
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * (len(lines) - 1):
+        bare = BARE_BREAK.search(head) or head.endswith(b"\r")
+        raise _Syntax("a bare CR or LF in the head" if bare else "a control character in the head")
     return lines
 
 
@@ -284,16 +299,22 @@ def check_response_start(part: bytes, start: int) -> None:
         raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
 
 
-def _options(value: bytes) -> set[bytes]:
-    return {option for part in value.lower().split(b",") if (option := part.strip(b" \t"))}
+def _options(values: list[bytes]) -> frozenset[bytes]:
+    """The members of a list field (RFC 9110, section 5.6.1), in lower case."""
+    if not values:
+        return _NO_OPTIONS
+    members = b",".join(values).lower().split(b",")
+    return frozenset(option for member in members if (option := member.strip(b" \t")))
 
 
-def _content_length(value: bytes, seen: int | None) -> int:
-    if seen is not None:
+def _content_length(values: list[bytes]) -> int | None:
+    if not values:
+        return None
+    if len(values) > 1:
         raise _Syntax("more than one Content-Length")
-    if not _DIGITS.match(value):
+    if not _DIGITS.match(values[0]):
         raise _Syntax("a Content-Length that is not a number")
-    return int(value)
+    return int(values[0])
 
 
 def parse_request_head(head: bytes, before: FieldSection | None = None) -> RequestHead:
@@ -341,28 +362,20 @@ def _field_section(head: bytes, raw: bytes, minor: int) -> FieldSection:
     if len(raw) > MAX_LINE_BYTES and max(map(len, lines[1:])) > MAX_LINE_BYTES:
         raise FieldsTooLarge(f"A request field is longer than {MAX_LINE_BYTES} bytes.")
     parsed = FieldSection(raw, _parse_fields(head, lines), minor)
-    transfer_codings: list[bytes] = []
-    connection: set[bytes] = set()
-    for field in parsed.fields.notable():
-        name, value, _ = field
-        if name == b"host":
-            parsed.hosts.append(value)
-        elif name == b"content-length":
-            parsed.content_length = _content_length(value, parsed.content_length)
-        elif name == b"connection":
-            connection |= _options(value)
-        elif name == b"transfer-encoding":
-            transfer_codings.append(value)
-        elif name == b"expect":
-            parsed.expects_continue |= minor == 1 and value.lower() == b"100-continue"
-        elif name == b"te":
-            parsed.wants_trailers |= b"trailers" in _options(value)
-        else:
-            parsed.steering.append(field)
+    fields = parsed.fields
+    parsed.hosts = fields.values(b"host")
+    parsed.content_length = _content_length(fields.values(b"content-length"))
+    transfer_codings = fields.values(b"transfer-encoding")
+    connection = _options(fields.values(b"connection"))
+    if fields.has_any(_STEERING):
+        parsed.steering = fields.among(_STEERING)
+    parsed.expects_continue = minor == 1 and any(
+        value.lower() == b"100-continue" for value in fields.values(b"expect")
+    )
+    parsed.wants_trailers = b"trailers" in _options(fields.values(b"te"))
     if len(parsed.hosts) != 1 and (minor == 1 or parsed.hosts):
         raise _Syntax("no Host, or several")
-    if connection:
-        parsed.connection = frozenset(connection)
+    parsed.connection = connection
     parsed.chunked = bool(transfer_codings) and _is_chunked_request(parsed, transfer_codings)
     parsed.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     return parsed
@@ -394,32 +407,44 @@ def parse_response_head(head: bytes) -> ResponseHead:
 
 def _response_head(head: bytes) -> ResponseHead:
     lines = _split_lines(head)
-    match = _STATUS_LINE.match(lines[0])
-    if match is None:
-        raise _Syntax("a malformed status line")
     if len(lines) > MAX_FIELDS:
         raise _Syntax(f"more than {MAX_FIELDS} fields")
-    parsed = ResponseHead(
-        int(match[2]), lines[0][9:], 1 if match[1] == b"1" else 0, _parse_fields(head, lines)
-    )
-    connection: set[bytes] = set()
-    for name, value, _ in parsed.fields.notable():
-        if name == b"content-length":
-            parsed.content_length = _content_length(value, parsed.content_length)
-        elif name == b"connection":
-            connection |= _options(value)
-        elif name == b"transfer-encoding":
-            if parsed.chunked or value.lower() != b"chunked":
-                raise _Syntax("a Transfer-Encoding other than chunked")
-            parsed.chunked = True
-    if parsed.chunked and parsed.content_length is not None:
-        raise _Syntax("Content-Length and Transfer-Encoding together")
-    if parsed.chunked and parsed.minor == 0:
-        raise _Syntax("Transfer-Encoding in HTTP/1.0")
-    if connection:
-        parsed.connection = frozenset(connection)
-    parsed.keep_alive = b"close" not in connection and (parsed.minor == 1 or b"keep-alive" in connection)
+    minor, status = _status_lines.get(lines[0]) or _parse_status_line(lines[0])
+    status_line = lines[0][9:]
+    fields = _parse_fields(head, lines)
+    parsed = ResponseHead(status, status_line, minor, fields)
+    parsed.content_length = _content_length(fields.values(b"content-length"))
+    transfer_codings = fields.values(b"transfer-encoding")
+    if transfer_codings:
+        _check_response_codings(parsed, transfer_codings)
+        parsed.chunked = True
+    parsed.connection = connection = _options(fields.values(b"connection"))
+    parsed.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     return parsed
+
+
+_status_lines: dict[bytes, tuple[int, int]] = {}
+"""Status lines seen before, as (minor version, status); bounded, since the cloud chooses them."""
+_STATUS_LINES_LIMIT = 256
+
+
+def _parse_status_line(line: bytes) -> tuple[int, int]:
+    match = _STATUS_LINE.match(line)
+    if match is None:
+        raise _Syntax("a malformed status line")
+    parsed = (int(match[1]), int(match[2]))
+    if len(_status_lines) < _STATUS_LINES_LIMIT and len(line) <= 64:
+        _status_lines[line] = parsed
+    return parsed
+
+
+def _check_response_codings(parsed: ResponseHead, codings: list[bytes]) -> None:
+    if len(codings) > 1 or codings[0].lower() != b"chunked":
+        raise _Syntax("a Transfer-Encoding other than chunked")
+    if parsed.content_length is not None:
+        raise _Syntax("Content-Length and Transfer-Encoding together")
+    if parsed.minor == 0:
+        raise _Syntax("Transfer-Encoding in HTTP/1.0")
 
 
 def parse_trailers(lines: list[bytes]) -> list[Field]:
@@ -429,6 +454,6 @@ def parse_trailers(lines: list[bytes]) -> list[Field]:
         fields = _parse_fields(section, _split_lines(section))
     except _Syntax as exc:
         raise ProtocolViolation(f"the trailer section holds {exc}") from None
-    if fields.notable():
+    if fields.has_any(_NOTABLE):
         raise ProtocolViolation("the trailer section holds a field that belongs in the head")
     return list(fields)

@@ -75,7 +75,8 @@ class Router(Generic[T]):
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
-        path = target.partition(b"?")[0]
+        # No dot segment is spelt without one of these two.
+        path = target.partition(b"?")[0] if b"." in target or b"%" in target else b""
         has_dots = _DOTS.search(path) is not None
         if has_dots:
             _refuse_escape(path, 0)
@@ -136,11 +137,12 @@ class Router(Generic[T]):
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:
     """The first segment of ``target``, and the target after it."""
-    path, mark, query = target.partition(b"?")
-    slash = path.find(b"/", 1)
-    if slash < 0:
-        return path[1:], b"/" + mark + query
-    return path[1:slash], target[slash:]
+    slash = target.find(b"/", 1)
+    first = target[1:slash] if slash > 0 else target[1:]
+    if slash > 0 and b"?" not in first:
+        return first, target[slash:]
+    first, mark, query = target[1:].partition(b"?")
+    return first, b"/" + mark + query
 
 
 def _refuse_escape(path: bytes, prefix: int) -> None:
