@@ -11,15 +11,14 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.door import BACKLOG, Door, most_connections
 from proxy.errors import ConfigError, ListenError
 from proxy.server import CallerConnection, CallerServer, Handler
 from proxy.settings import Settings
-
-BACKLOG = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Listeners:
     def __init__(self) -> None:
         self.all: list[Listener] = []
         self._sockets: list[socket.socket] = []
-        self.servers: list[tuple[asyncio.Server, CallerServer]] = []
+        self._doors: list[Door] = []
         self._tls: ssl.SSLContext | None = None
 
     def bind(self, settings: Settings) -> None:
@@ -59,16 +58,22 @@ class Listeners:
             self.close()
             raise
 
-    async def serve(self, handle: Handler) -> None:
-        """Begin to accept connections."""
-        loop = asyncio.get_running_loop()
+    @property
+    def servers(self) -> list[tuple[asyncio.Server, CallerServer]]:
+        """What accepts connections, and what makes something of them."""
+        return [(door.listening, door.server) for door in self._doors]
+
+    async def serve(self, handle: Handler, descriptors: int | None = None) -> None:
+        """Begin to accept connections; ``descriptors``: how many the process may open, None: any."""
+        limit = most_connections(descriptors, len(self.all))
         for listener, sock in zip(self.all, self._sockets, strict=True):
-            server = CallerServer(handle, listener)
-            if listener.url.startswith("unix:"):
-                listening = await loop.create_unix_server(server, sock=sock, backlog=BACKLOG)
-            else:
-                listening = await loop.create_server(server, sock=sock, backlog=BACKLOG, ssl=self._tls)
-            self.servers.append((listening, server))
+            door = Door(sock, CallerServer(handle, listener), limit=limit, tls=self._tls)
+            await door.open()
+            self._doors.append(door)
+
+    def watch(self) -> Iterator[Coroutine[object, object, None]]:
+        """What has to run beside, for each listener: it pauses one that is full."""
+        return (door.run() for door in self._doors)
 
     def use_certificate(self, cert: Path | None, key: Path | None) -> None:
         """Show new connections what is in these files now; only where TLS is spoken already.
@@ -97,9 +102,9 @@ class Listeners:
 
     def close(self) -> None:
         """Accept no more; connections stay."""
-        for listening, _ in self.servers:
-            listening.close()
-        for sock in self._sockets[len(self.servers) :]:  # bound, and not served yet
+        for door in self._doors:
+            door.close()
+        for sock in self._sockets[len(self._doors) :]:  # bound, and not served yet
             sock.close()
 
     def abort(self) -> None:

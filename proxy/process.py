@@ -40,3 +40,13 @@ def raise_descriptor_limit() -> None:
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def descriptor_limit() -> int | None:
+    """How many file descriptors we may have; None where there is no such limit."""
+    if sys.platform == "win32":
+        return None
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft

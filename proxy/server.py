@@ -185,6 +185,11 @@ class CallerConnection(web.RequestHandler):
         transport.abort()
 
     @property
+    def idle_since(self) -> float:
+        """When it was made, or the last answer was written, by the loop's clock."""
+        return self._next_keepalive_close_time - KEEP_ALIVE_S
+
+    @property
     def is_answering(self) -> bool:
         """Whether a request is being handled, or waits to be."""
         return self.unanswered > 0
@@ -272,6 +277,7 @@ class CallerServer(web.Server):
         self.open = 0
         """How many connections there are."""
         self.on_change: Callable[[], None] | None = None
+        """Called whenever a connection came or went."""
         super().__init__(cast(Any, handler), handler_cancellation=True)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:

@@ -99,7 +99,8 @@ async def proxy() -> AsyncIterator[str]:
 
 async def call(url: str, seen: Seen) -> None:
     """Call one address until cancelled, each time on a connection of its own."""
-    method, body = ("POST", {}) if url.endswith(UPLOAD) else ("GET", None)
+    method = "POST" if url.endswith(UPLOAD) else "GET"
+    body: object = {} if method == "POST" else None
     timeout = aiohttp.ClientTimeout(total=2 * BOUND_S)
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
