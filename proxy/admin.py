@@ -1,4 +1,4 @@
-"""Everything under ``/-/``: health, readiness, status, refresh.
+"""Everything under ``/-/``: health, readiness, metrics, status, the page for people, refresh.
 
 Shows how the proxy is doing and never a token or a secret. Knows the shapes of what it shows,
 not how it came to be; the application gives it an `Overview`.
@@ -6,8 +6,14 @@ not how it came to be; the application gives it an `Overview`.
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import importlib
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 from proxy import __version__
@@ -15,12 +21,31 @@ from proxy.answer import write_answer, write_error, write_json
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
 from proxy.expiry import days_left, utc_today
 from proxy.lease import LeaseStatus
+from proxy.measures import LoopLag, Minute
 from proxy.project import Project
-from proxy.reload import ReloadStatus
+from proxy.reload import ReloadStatus, in_thread
 from proxy.request import Request
 
 PREFIX = b"/-/"
+SLICE = 10
+"""Projects in ``/-/status`` between two turns of the event loop."""
 _REFRESH = b"/-/refresh/"
+_PAGE = Path(__file__).parent / "page"
+_FILES = {
+    b"/-/": ("index.html", b"text/html; charset=utf-8"),
+    b"/-/page.css": ("page.css", b"text/css; charset=utf-8"),
+    b"/-/page.js": ("page.js", b"text/javascript; charset=utf-8"),
+}
+_PAGE_FIELDS = (
+    (
+        b"Content-Security-Policy",
+        (
+            b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
+            b" base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+    ),
+    (b"Referrer-Policy", b"no-referrer"),
+)
 
 
 def refreshed_project(target: bytes) -> str | None:
@@ -40,6 +65,31 @@ class Overview(Protocol):
     @property
     def reload_status(self) -> ReloadStatus:
         """What became of reloads."""
+        ...
+
+    @property
+    def loop_lag(self) -> LoopLag:
+        """How late the event loop is."""
+        ...
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Errors of requests that reached no project, by code."""
+        ...
+
+    @property
+    def log_lines_dropped(self) -> int:
+        """Lines that couldn't be written."""
+        ...
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers are defined."""
+        ...
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        """The names of accounts."""
         ...
 
     def projects(self) -> Iterable[Project]:
@@ -62,19 +112,21 @@ class Admin:
         self._overview = overview
         self._now = now
         self._started_at = now()
-        self._pages: dict[bytes, Callable[[Request], bool]] = {
+        self._pages: dict[bytes, Callable[[Request, bytes], Awaitable[bool]]] = {
             b"/-/healthy": self._healthy,
             b"/-/ready": self._ready,
             b"/-/status": self._status,
+            b"/-/metrics": self._metrics,
+            **dict.fromkeys(_FILES, self._page),
         }
 
-    def answer(self, request: Request, target: bytes) -> bool:
+    async def answer(self, request: Request, target: bytes) -> bool:
         """Answer a request for ``target``; gives back whether the connection can be kept."""
         path = target.partition(b"?")[0]
         page = self._pages.get(path)
         if page is not None:
             _require(request, b"GET", b"HEAD")
-            return page(request)
+            return await page(request, target)
         if (name := refreshed_project(target)) is not None:
             _require(request, b"POST")
             return self._refresh(request, name)
@@ -82,10 +134,10 @@ class Admin:
             f"There are {', '.join(p.decode() for p in self._pages)} and /-/refresh/PROJECT here."
         )
 
-    def _healthy(self, request: Request) -> bool:
+    async def _healthy(self, request: Request, _target: bytes) -> bool:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")
 
-    def _ready(self, request: Request) -> bool:
+    async def _ready(self, request: Request, _target: bytes) -> bool:
         waiting = [reason for project in self._overview.projects() for reason in project.missing()]
         ready = not self._overview.is_stopping and not waiting
         return write_json(
@@ -94,31 +146,69 @@ class Admin:
             {"ready": ready, "stopping": self._overview.is_stopping, "waiting_for": waiting},
         )
 
-    def _status(self, request: Request) -> bool:
-        return write_json(
-            request,
-            200,
-            {
-                "version": __version__,
-                "uptime_s": round(self._now() - self._started_at, 1),
-                "stopping": self._overview.is_stopping,
-                "reload": _of_reload(self._overview.reload_status),
-                "projects": {p.name: self._of_project(p) for p in self._overview.projects()},
-            },
-        )
+    async def _metrics(self, request: Request, _target: bytes) -> bool:
+        # At the first scrape: in a thread, because the library takes a tenth of a second to load.
+        await in_thread(lambda: importlib.import_module("proxy.metrics"))
+        from proxy import metrics  # noqa: PLC0415
 
-    def _of_project(self, project: Project) -> dict[str, object]:
-        slots = project.slots
+        content = await metrics.exposition(self._overview, [*self._overview.projects()])
+        return write_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
+
+    async def _page(self, request: Request, target: bytes) -> bool:
+        name, content_type = _FILES[target.partition(b"?")[0]]
+        return write_answer(request, 200, _file(name), content_type=content_type, fields=_PAGE_FIELDS)
+
+    async def _status(self, request: Request, target: bytes) -> bool:
+        """JSON with one line for each project; the minutes of the last hour with ``?hour=1``."""
+        with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
+        lines = []
+        for place, project in enumerate(self._overview.projects(), 1):
+            shown = self._of_project(project, with_hour=with_hour)
+            lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
+            if not place % SLICE:
+                await asyncio.sleep(0)
+        general, joined = json.dumps(self._general()), ",\n".join(lines)
+        content = f'{general[:-1]}, "projects": {{\n{joined}\n}}}}\n'
+        return write_answer(request, 200, content.encode())
+
+    def _general(self) -> dict[str, object]:
+        overview = self._overview
+        lag = overview.loop_lag
+        return {
+            "version": __version__,
+            "uptime_s": round(self._now() - self._started_at, 1),
+            "stopping": overview.is_stopping,
+            "needs_key": overview.needs_key,
+            "reload": _of_reload(overview.reload_status),
+            "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
+            "log_lines_dropped": overview.log_lines_dropped,
+            "requests_refused": dict(overview.refused),
+            "accounts": {name: overview.project_url(name) for name in overview.accounts},
+        }
+
+    def _of_project(self, project: Project, *, with_hour: bool) -> dict[str, object]:
+        slots, measures = project.slots, project.measures
         return {
             "url": self._overview.project_url(project.name),
             "ready": project.is_ready,
             "read_only": project.read_only,
+            "missing": project.missing(),
             "credentials": _of_credentials(project),
-            "slots": {"in_use": slots.in_use, "waiting": slots.waiting, "limit": slots.limit},
+            "slots": {
+                "in_use": slots.in_use,
+                "waiting": slots.waiting,
+                "limit": slots.limit,
+                "allowance": slots.allowance,
+            },
             "apis": {
                 api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
                 for api, keeper in project.keepers.items()
             },
+            "last_errors": [
+                {"at": _stamp(one.at), "code": one.code, "message": one.message}
+                for one in reversed(measures.last_errors)
+            ],
+            **({"hour": [_of_minute(one) for one in measures.hour()]} if with_hour else {}),
         }
 
     def _refresh(self, request: Request, name: str) -> bool:
@@ -136,6 +226,25 @@ def _require(request: Request, *methods: bytes) -> None:
     if request.head.method not in methods:
         allowed = b", ".join(methods)
         raise MethodRefused(f"Use {allowed.decode()} here.", fields=((b"Allow", allowed),))
+
+
+@functools.cache
+def _file(name: str) -> bytes:
+    return (_PAGE / name).read_bytes()
+
+
+def _stamp(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _of_minute(one: Minute) -> dict[str, object]:
+    return {
+        "at": one.at,
+        "requests": one.requests,
+        "errors": one.errors,
+        "p50_ms": round(one.p50_s * 1000),
+        "p95_ms": round(one.p95_s * 1000),
+    }
 
 
 def _of_reload(status: ReloadStatus) -> dict[str, object]:

@@ -24,6 +24,7 @@ from proxy.errors import ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.expiry import ExpiryWatch
 from proxy.generation import Generation, Generations, Plan, plan
 from proxy.listeners import Listener, Listeners
+from proxy.measures import LoopLag
 from proxy.process import descriptor_limit
 from proxy.project import Project
 from proxy.reload import Changes, Reloader, ReloadStatus, differences
@@ -72,6 +73,8 @@ class App:
         self._expiry = ExpiryWatch(self._log_event)
         self._admin = Admin(self)
         self._stopping = False
+        self._loop_lag = LoopLag(self._on_slow_loop)
+        self._refused: Counter[str] = Counter()
         self._wrong_keys = WrongKeys()
         self._in_flight: Counter[str] = Counter()
         self._generation: Generation
@@ -98,6 +101,31 @@ class App:
     def reload_status(self) -> ReloadStatus:
         """What became of reloads."""
         return ReloadStatus() if self._reloader is None else self._reloader.status
+
+    @property
+    def loop_lag(self) -> LoopLag:
+        """How late the event loop is."""
+        return self._loop_lag
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Errors of requests that reached no project, by code."""
+        return self._refused
+
+    @property
+    def log_lines_dropped(self) -> int:
+        """Lines that couldn't be written."""
+        return log.dropped_lines()
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers are defined."""
+        return bool(self._generation.settings.callers)
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        """The names of accounts."""
+        return self._generation.settings.accounts
 
     def projects(self) -> Iterable[Project]:
         """All projects, those of accounts that are in use included."""
@@ -144,6 +172,7 @@ class App:
         self._generation.redact()
         self._warn_of_environment()
         self._spawn(self._keep_house())
+        self._spawn(self._loop_lag.run())
         if self._load is not None:
             self._reloader = Reloader(
                 self._load, self._prepare, lambda: self._generation.settings.files, self._log_event
@@ -268,7 +297,7 @@ class App:
             if target.startswith(admin.PREFIX) or target == b"/-":
                 if (name := admin.refreshed_project(target)) is not None:
                     policy.check_refresh(name, caller)
-                return self._admin.answer(request, target)
+                return await self._admin.answer(request, target)
             if target == b"*":
                 return write_answer(request, 204, b"")
             route = _route(request, target, listener, generation, caller)
@@ -287,6 +316,7 @@ class App:
         except ProxyError as exc:
             if isinstance(exc, WrongKey):
                 await self._slow_down(request)
+            self._count_error(exc, route)
             if request.head_sent:
                 request.connection.abort()
                 return False
@@ -298,7 +328,10 @@ class App:
                 return False
             return write_error(request, Internal("The proxy failed; its log says more."))
         finally:
-            self._log_request(request, route, started_at)
+            took_s = time.perf_counter() - started_at
+            if route is not None:
+                route.project.measures.ended(route.api or route.project.first_api, request, took_s)
+            self._log_request(request, route, took_s)
 
     def _admit(
         self, request: Request, listener: Listener, generation: Generation
@@ -335,11 +368,19 @@ class App:
             self._log.warning("wrong_key_slowed_down", peer=peer, delay_s=round(delay_s, 1))
             await asyncio.sleep(delay_s)
 
-    def _log_request(self, request: Request, route: Route[Project] | None, started_at: float) -> None:
+    def _count_error(self, error: ProxyError, route: Route[Project] | None) -> None:
+        if route is None:
+            self._refused[error.code] += 1
+        else:
+            route.project.measures.failed(error.code, error.message)
+
+    def _on_slow_loop(self, lag_s: float) -> None:
+        self._log.warning("event_loop_was_slow", lag_s=round(lag_s, 2))
+
+    def _log_request(self, request: Request, route: Route[Project] | None, took_s: float) -> None:
         if self._log_answer is None:
             return
         target = route.target if route is not None else request.head.target
-        took_s = time.perf_counter() - started_at
         if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
             event = "request_cut_short" if request.status else "request_abandoned"
         else:

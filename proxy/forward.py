@@ -9,6 +9,7 @@ aiohttp beyond `Request`.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -87,7 +88,11 @@ class Forwarder:
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             if again or not slots.try_acquire(request.caller):
-                await slots.acquire(request.caller, wait_s, first=again)
+                asked_at = time.perf_counter()
+                try:
+                    await slots.acquire(request.caller, wait_s, first=again)
+                finally:
+                    request.waited_s += time.perf_counter() - asked_at
             began_in = slots.round
             try:
                 attempt = await self._deliver(request, keeper, target, changes=changes)
@@ -104,6 +109,7 @@ class Forwarder:
                     retry_after_s=2,
                 )
             request.body.rewind()
+            request.replays += ("concurrency",)
             slots, again = project.slots, True
             wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
 
@@ -122,6 +128,7 @@ class Forwarder:
             if outcome in (Outcome.DELIVERED, Outcome.ABORTED, Outcome.CROWDED):
                 return attempt
             if outcome is Outcome.STALE:
+                request.replays += ("stale",)
                 max_idle_s = 0.0
             else:
                 if replayed or not keeper.reject(lease):
@@ -136,6 +143,7 @@ class Forwarder:
                         retry_after_s=2,
                     )
                 replayed = True
+                request.replays += ("token",)
                 lease = await keeper.get(self._token_wait_s)
             request.body.rewind()
 

@@ -21,6 +21,7 @@ from proxy.contentsquare import Api
 from proxy.errors import Forbidden, TokenFetchError
 from proxy.lease import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, OnEvent, retry_delay_s
 from proxy.log import redactor
+from proxy.measures import ProjectMeasures
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, described
 from proxy.rotation import PairName, Rotation
 from proxy.slots import Slots
@@ -87,6 +88,7 @@ class Project:
         self.expires = expires
         self.running = 0
         self.requests: Counter[Api] = Counter()
+        self.measures = ProjectMeasures()
         pairs = (grant.credentials,) if grant.standby is None else (grant.credentials, grant.standby)
         self._rotation = Rotation(pairs, self._on_switch)
         self._slots_of = slots_of
@@ -178,6 +180,7 @@ class Project:
         are here, callers needn't wait.
         """
         self.requests.update(before.requests)
+        self.measures = before.measures
         if not self.grant.is_for_the_same_data(before.grant):
             return
         self.slots, self._learnt_id = before.slots, before._learnt_id
@@ -225,7 +228,7 @@ class Project:
                 functools.partial(self._fetch, api),
                 name=f"{self.name}/{api.value}",
                 clock=self._clock,
-                on_event=self._on_event,
+                on_event=functools.partial(self._hear, api),
                 inherited=self._inherited.pop(api, None),
             )
             self._spawn(keeper.run())
@@ -263,6 +266,12 @@ class Project:
                     next_try_in_s=round(delay_s, 1),
                 )
             await self._clock.sleep(delay_s)
+
+    def _hear(self, api: Api, event: str, values: Mapping[str, object]) -> None:
+        if event == "token_fetch_failed":
+            self.measures.of(api).token_failures[str(values["cause"])] += 1
+        if self._on_event is not None:
+            self._on_event(event, values)
 
     def _emit(self, event: str, **values: object) -> None:
         if self._on_event is not None:

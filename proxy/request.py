@@ -81,8 +81,10 @@ class Request:
         "error",
         "head",
         "head_sent",
+        "replays",
         "status",
         "transport",
+        "waited_s",
     )
 
     def __init__(self, head: RequestHead, body: RequestBody, connection: Connection) -> None:
@@ -98,6 +100,10 @@ class Request:
         self.head_sent = False
         self.status = 0
         self.answer_bytes = 0
+        self.waited_s = 0.0
+        """For a slot, in seconds."""
+        self.replays: tuple[str, ...] = ()
+        """Why it was sent once more, each time: "token", "stale" or "concurrency"."""
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first field with this lower-case name, None where there is none."""

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chunked": {"errors", "http1"},
     "body": {"errors", "http1"},
     "request": {"body", "chunked", "errors", "http1"},
+    "measures": {"contentsquare", "request"},
     "server": {"peer", "request"},
     "answer": {"errors", "request"},
     "guard": {"errors", "http1"},
@@ -75,10 +76,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uploads",
     },
     # What brings both together
-    "project": {"contentsquare", "errors", "lease", "log", "oauth", "rotation", "slots"},
+    "project": {"contentsquare", "errors", "lease", "log", "measures", "oauth", "rotation", "slots"},
     "accounts": {"errors", "project"},
     "reload": {"errors", "settings"},
-    "admin": {"__init__", "answer", "errors", "expiry", "lease", "project", "reload", "request"},
+    "metrics": {"__init__", "contentsquare", "expiry", "measures", "project", "reload"},
+    "admin": {
+        "__init__",
+        "answer",
+        "errors",
+        "expiry",
+        "lease",
+        "measures",
+        "metrics",
+        "project",
+        "reload",
+        "request",
+    },
     "door": {"server"},
     "listeners": {"door", "errors", "server", "settings"},
     "generation": {
@@ -107,6 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "generation",
         "listeners",
         "log",
+        "measures",
         "policy",
         "process",
         "project",
@@ -201,6 +215,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
             (name, "pydantic")
             for name in ("forward", "lease", "route", "server", "slots", "upstream", "http1")
         ),
+        *((name, "prometheus_client") for name in sorted({*MAY_IMPORT} - {"metrics"})),
         *((name, "structlog") for name in sorted({*MAY_IMPORT} - {"app", "cli", "log"})),
     ],
 )
