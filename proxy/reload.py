@@ -17,6 +17,7 @@ import contextlib
 import datetime as dt
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ WATCH_S = 1.0
 """Between two looks at the files."""
 MOST_NEIGHBOURS = 200
 """Of files beside a watched one, in each folder."""
+_CLOCK_GRAIN_NS = 20_000_000
+"""File systems stamp files by a clock that lags a little."""
 _NEED_RESTART = ("host", "port", "unix_socket")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
     ("client_secret_file", "client_secret_command", "default", "expires", "port")
@@ -112,6 +115,10 @@ def signature(path: Path) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def _is_newer(found: Signature, began_ns: int) -> bool:
+    return found is not None and found[-1] >= began_ns
+
+
 def signatures(paths: Iterable[Path]) -> dict[Path, Signature]:
     """The `signature` of each file."""
     return {path: signature(path) for path in paths}
@@ -162,10 +169,15 @@ class Reloader:
             asked = await self._pause()
             now = await in_thread(lambda: signatures(self._watched()))
             if asked or (now != self._known and now == before):
+                began_ns = time.time_ns() - _CLOCK_GRAIN_NS
                 await self._reload()
                 # As they were before they were read: what changed meanwhile is a change.
                 fresh = await in_thread(lambda: signatures(self._watched()))
-                self._known = now = {path: now.get(path, found) for path, found in fresh.items()}
+                now = {
+                    path: now.get(path, None if _is_newer(found, began_ns) else found)
+                    for path, found in fresh.items()
+                }
+                self._known = now
             before = now
 
     def _watched(self) -> Iterator[Path]:

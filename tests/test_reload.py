@@ -830,3 +830,24 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
     assert not wrong
     assert seen.total() >= 5_000  # and as many on the other event loop
     assert min(seen[name] for name in (b"a", b"b", b"c")) > 20
+
+
+async def test_a_file_that_comes_while_the_configuration_is_refused_for_the_lack_of_it_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.reload.WATCH_S", 0.005)
+    config = tmp_path / "config.toml"
+    config.write_text("1")
+    loads = 0
+
+    def load() -> Settings:
+        nonlocal loads
+        loads += 1
+        (tmp_path / "secret").write_text("comes just too late")
+        raise ConfigError("a secret file is missing")
+
+    reloader = Reloader(load, lambda _: list, lambda: [config], lambda *_: None)  # type: ignore[arg-type, return-value]
+    task = asyncio.create_task(reloader.run())
+    reloader.ask()
+    await until(lambda: loads == 2)
+    task.cancel()
