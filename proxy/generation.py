@@ -245,6 +245,7 @@ class Generations:
                 None if access.standby is None else _pair(access.standby),
             ),
             endpoint=outward.endpoint,
+            on_lease=lambda lease: outward.upstreams.warm(lease.origin),
             slots=Slots(self._slots.limit) if project_id is None else self._slots.of(project_id),
             slots_of=self._slots.of,
             spawn=self._spawn,

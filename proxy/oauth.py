@@ -172,20 +172,37 @@ class TokenEndpoint:
         self, path: str, credentials: Credentials, members: Mapping[str, str | int]
     ) -> TokenAnswer:
         """A 2xx answer, or `TokenFetchError`."""
+        answer = await self._answer(path, credentials, members)
+        fault = self._refusal(answer, credentials)
+        if fault is None:
+            return answer
+        raise fault
+
+    async def ask_me(self, credentials: Credentials) -> TokenAnswer:
+        """What ``/v1/oauth/me`` answers, whatever its status. Raises `TokenFetchError` where it doesn't."""
+        answer = await self._answer(ME_PATH, credentials, credentials.fields())
+        self._refusal(answer, credentials)
+        return answer
+
+    async def _answer(
+        self, path: str, credentials: Credentials, members: Mapping[str, str | int]
+    ) -> TokenAnswer:
+        """An answer of any status. Raises `TokenFetchError` where there is none."""
         self._raise_if_held(credentials.client_id)
         async with self._room:
             try:
-                answer = await self._exchange(path, members)
+                return await self._exchange(path, members)
             except ConnectFailed as error:
                 raise TokenFetchError(f"{self._who}: {error}", cause="http_proxy") from None
             except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and ssl.SSLError too
                 raise self._failure(error) from None
+
+    def _refusal(self, answer: TokenAnswer, credentials: Credentials) -> TokenFetchError | None:
+        """Why it is no good answer; a pause that it asks for is kept from now on."""
         fault = refusal(answer, self._who, credentials.private())
-        if fault is None:
-            return answer
-        if fault.cause == "rate_limited" and fault.retry_after_s:
+        if fault is not None and fault.cause == "rate_limited" and fault.retry_after_s:
             self._held_until[credentials.client_id] = self._clock.monotonic() + fault.retry_after_s
-        raise fault
+        return fault
 
     async def _exchange(self, path: str, members: Mapping[str, str | int]) -> TokenAnswer:
         sent_at, sent_at_wall = self._clock.monotonic(), self._clock.time()

@@ -25,6 +25,7 @@ from proxy.measures import ProjectMeasures
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, described
 from proxy.rotation import PairName, Rotation
 from proxy.slots import Slots
+from proxy.token_answer import TokenAnswer
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 REDACTED_TOKENS = 3
@@ -77,6 +78,7 @@ class Project:
         read_only: bool = False,
         from_start: bool = True,
         on_event: OnEvent | None = None,
+        on_lease: Callable[[Lease], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         slots_of: Callable[[int], Slots] | None = None,
         expires: dt.date | None = None,
@@ -99,6 +101,7 @@ class Project:
         self._endpoint = endpoint
         self._spawn_in_app = spawn
         self._on_event = on_event
+        self._on_lease = on_lease
         self._clock = clock
         self._keepers: dict[Api, LeaseKeeper] = {}
         self._wanted = (grant.apis or ()) if from_start else ()
@@ -114,6 +117,11 @@ class Project:
     def project_id(self) -> int | None:
         """The Contentsquare project that tokens are asked for, None where the credentials say it."""
         return self.grant.project_id
+
+    @property
+    def contentsquare_id(self) -> int | None:
+        """The Contentsquare project that it is, by configuration or a token answer; None: not known yet."""
+        return self.grant.project_id if self._learnt_id is None else self._learnt_id
 
     @property
     def first_api(self) -> Api:
@@ -168,6 +176,10 @@ class Project:
             self._spawn(self._discover())
         else:
             self._keep(self._wanted)
+
+    async def ask_me(self) -> TokenAnswer:
+        """What Contentsquare says about the pair of credentials in use. Raises `TokenFetchError`."""
+        return await self._endpoint.ask_me(self.credentials)
 
     def start_over(self) -> None:
         """Ask with the first pair of credentials again, when the next token is due."""
@@ -288,6 +300,8 @@ class Project:
 
         lease = await self._rotation.ask(api, ask)
         self._redact(api, lease.access_token)
+        if self._on_lease is not None:
+            self._on_lease(lease)
         if grant.project_id is None and lease.project_id is not None:
             self._learn(lease.project_id)
         return lease

@@ -26,6 +26,7 @@ from typing import Protocol
 from proxy.chunked import ChunkedDecoder
 from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
+    ConnectFailed,
     ConnectionLost,
     ProtocolViolation,
     UpstreamError,
@@ -46,6 +47,10 @@ KEEP_ALIVE_S = 50.0
 """An idle connection is closed after this: below the 60 s of common load balancers."""
 SURE_REUSE_S = 5.0
 """A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
+WARM_S = 3600.0
+"""So long after a lease arrived, a connection to its origin is held ready; leases come more often."""
+COLD_S = (5.0, 30.0)
+"""Between two connections opened ahead: after one that came about, and after one that didn't."""
 MAX_INFORMATIONAL = 32
 _READ_BYTES = 64 * 1024
 
@@ -469,12 +474,15 @@ class Pool:
 
 
 class Upstreams:
-    """The pools, one per origin. `run` watches time-outs."""
+    """The pools, one per origin. `run` watches time-outs, and opens connections ahead for `warm` ones."""
 
     def __init__(self, dialer: Dialer, *, idle_timeout_s: float) -> None:
         self._dialer = dialer
         self._idle_timeout_s = idle_timeout_s
         self._pools: dict[Origin, Pool] = {}
+        self._warm_until: dict[Origin, float] = {}
+        self._cold_until: dict[Origin, float] = {}
+        self._woken = asyncio.Event()
 
     def pool(self, origin: Origin) -> Pool:
         """The pool of an origin."""
@@ -483,15 +491,50 @@ class Upstreams:
             pool = self._pools[origin] = Pool(origin, self._dialer)
         return pool
 
+    def warm(self, origin: Origin) -> None:
+        """Hold a connection ready, so that the next request needs no DNS, TCP and TLS: a lease has come."""
+        self._warm_until[origin] = asyncio.get_running_loop().time() + WARM_S
+        self._woken.set()
+
     async def run(self) -> None:
         """Watch the time-outs until cancelled."""
         interval_s = min(1.0, self._idle_timeout_s / 4)
-        while True:
-            await asyncio.sleep(interval_s)
-            for origin, pool in tuple(self._pools.items()):
-                pool.sweep(self._idle_timeout_s)
-                if pool.is_unused:
-                    del self._pools[origin]
+        async with asyncio.TaskGroup() as group:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s):
+                        await self._woken.wait()
+                self._woken.clear()
+                self._sweep()
+                for origin in self._cooled():
+                    group.create_task(self._open_ahead(origin))
+
+    def _sweep(self) -> None:
+        for origin, pool in tuple(self._pools.items()):
+            pool.sweep(self._idle_timeout_s)
+            if pool.is_unused:
+                del self._pools[origin]
+
+    def _cooled(self) -> list[Origin]:
+        """The origins to open a connection to now."""
+        now = asyncio.get_running_loop().time()
+        for origin, until in tuple(self._warm_until.items()):
+            if until < now:
+                del self._warm_until[origin]
+        return [
+            origin
+            for origin in self._warm_until
+            if self.pool(origin).is_unused and self._cold_until.get(origin, 0.0) <= now
+        ]
+
+    async def _open_ahead(self, origin: Origin) -> None:
+        pool = self.pool(origin)
+        pause_s, longer_s = COLD_S
+        try:
+            pool.give_back(await pool.connect())
+        except ConnectFailed:  # the next request says so, if it is still so then
+            pause_s = longer_s
+        self._cold_until[origin] = asyncio.get_running_loop().time() + pause_s
 
     def close(self) -> None:
         """Close all idle connections."""
