@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from proxy.answer import write_answer, write_error
 from proxy.callers import Caller, WrongKey, WrongKeys
 from proxy.errors import ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.expiry import ExpiryWatch
+from proxy.facade import Facade
 from proxy.generation import Generation, Generations, Plan, plan
 from proxy.listeners import Listener, Listeners
 from proxy.measures import LoopLag
@@ -76,6 +78,7 @@ class App:
         self._loop_lag = LoopLag(self._on_slow_loop)
         self._refused: Counter[str] = Counter()
         self._wrong_keys = WrongKeys()
+        self._facade = Facade(self._slow_down)
         self._in_flight: Counter[str] = Counter()
         self._generation: Generation
         self._generations: Generations
@@ -294,13 +297,9 @@ class App:
         route: Route[Project] | None = None
         try:
             caller, target = self._admit(request, listener, generation)
-            if target.startswith(admin.PREFIX) or target == b"/-":
-                if (name := admin.refreshed_project(target)) is not None:
-                    policy.check_refresh(name, caller)
-                return await self._admin.answer(request, target)
-            if target == b"*":
-                return write_answer(request, 204, b"")
-            route = _route(request, target, listener, generation, caller)
+            if Facade.is_for(target) or target.startswith(admin.PREFIX) or target in (b"/-", b"*"):
+                return await self._answer_own(request, listener, generation, caller, target)
+            route = _route(request, listener, generation, caller, target)
             project, api, target = route
             policy.check(request.head, target, project, caller)
             project.requests[api or project.first_api] += 1
@@ -333,14 +332,37 @@ class App:
                 route.project.measures.ended(route.api or route.project.first_api, request, took_s)
             self._log_request(request, route, took_s)
 
+    async def _answer_own(
+        self,
+        request: Request,
+        listener: Listener,
+        generation: Generation,
+        caller: Caller | None,
+        target: bytes,
+    ) -> bool:
+        """What is not forwarded. Raises ProxyError."""
+        if target == b"*":
+            return write_answer(request, 204, b"")
+        if Facade.is_for(target):
+            find = functools.partial(_route, request, listener, generation)
+            return await self._facade.answer(request, target, generation.callers, find)
+        if (name := admin.refreshed_project(target)) is not None:
+            policy.check_refresh(name, caller)
+        return await self._admin.answer(request, target)
+
     def _admit(
         self, request: Request, listener: Listener, generation: Generation
     ) -> tuple[Caller | None, bytes]:
-        """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other."""
+        """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other.
+
+        What the facade answers it authenticates itself.
+        """
         if request.error is not None:
             raise request.error
         guard = generation.guards[listener.index]
-        caller, target = generation.callers.identify(request.head, guard.check(request.head))
+        caller, target = None, guard.check(request.head)
+        if not Facade.is_for(target):
+            caller, target = generation.callers.identify(request.head, target)
         if self._stopping and not target.startswith(admin.PREFIX):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target
@@ -400,7 +422,7 @@ class App:
 
 
 def _route(
-    request: Request, target: bytes, listener: Listener, generation: Generation, caller: Caller | None
+    request: Request, listener: Listener, generation: Generation, caller: Caller | None, target: bytes
 ) -> Route[Project]:
     project = api = None
     for field in request.head.steering:

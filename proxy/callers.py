@@ -15,7 +15,7 @@ import hmac
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -102,16 +102,23 @@ class Callers:
 
         Raises CallerUnknown where callers are defined and no key of theirs was sent.
         """
-        query_keys: list[bytes] = []
-        if b"csq_key=" in target:
-            query_keys, target = _take_query_keys(target)
-        if not self._by_digest:
+        if not self._by_digest and b"csq_key=" not in target:
             return None, target
-        keys = [key for key in (*_field_keys(head), *query_keys) if key]
+        keys, target = sent_keys(head, target)
+        return self.of_keys(keys)[0], target
+
+    def of_keys(self, keys: Iterable[bytes]) -> tuple[Caller | None, str | None]:
+        """Whose keys these are, and the first that is a caller's; None, None where no callers are defined.
+
+        Raises as `identify` does.
+        """
+        if not self._by_digest:
+            return None, None
+        keys = [key for key in keys if key]
         for key in keys:
             caller = self._find(key)
             if caller is not None:
-                return caller, target
+                return caller, key.decode()
         raise (WrongKey if keys else CallerUnknown)(
             "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
             " or as the query parameter csq_key. Whoever runs the proxy has it, in [callers].",
@@ -136,6 +143,12 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
+def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
+    """Every key that a request brings, whichever way, and its target without one."""
+    query_keys, target = _take_query_keys(target) if b"csq_key=" in target else ([], target)
+    return [*_field_keys(head), *query_keys], target
+
+
 def _field_keys(head: RequestHead) -> Iterator[bytes]:
     for field in head.fields:
         if field.name == b"x-api-key":
@@ -149,7 +162,10 @@ def _field_keys(head: RequestHead) -> Iterator[bytes]:
                     pair = base64.b64decode(credentials.strip(), validate=True)
                 except binascii.Error:
                     continue
-                yield pair.partition(b":")[2]
+                password = pair.partition(b":")[2]
+                yield password
+                if b"%" in password or b"+" in password:  # OAuth clients encode it (RFC 6749, section 2.3.1)
+                    yield unquote_to_bytes(password.replace(b"+", b" "))
 
 
 def _take_query_keys(target: bytes) -> tuple[list[bytes], bytes]:

@@ -57,8 +57,9 @@ _GROUPS = {
 }
 _SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _READ_BY_POST = re.compile(
-    rb"/v1/speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
-    rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list)(?:\?|\Z)"
+    rb"/v1/(?:oauth/(?:token|me)"
+    rb"|speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
+    rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list))(?:\?|\Z)"
 )
 
 
@@ -74,8 +75,9 @@ def api_of(target: bytes) -> Api | None:
 def changes_data(method: bytes, target: bytes) -> bool:
     """Whether a request may change data.
 
-    By the vendor's table the Speed Analysis POSTs are reads, but for two; what the table doesn't
-    know is judged by the method alone (RFC 9110, section 9.2.1), so any other POST counts as changing.
+    By the vendor's table the Speed Analysis POSTs are reads, but for two, and so are those for OAuth;
+    what the table doesn't know is judged by the method alone (RFC 9110, section 9.2.1), so any other
+    POST counts as changing.
     """
     if method in _SAFE_METHODS:
         return False
