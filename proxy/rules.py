@@ -107,7 +107,10 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, whose addresses others decide about
+        return False
 
 
 def _files(settings: Settings) -> Iterator[Fault]:
