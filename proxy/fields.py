@@ -53,7 +53,7 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
         head.method,
         target,
-        lease.origin.authority.encode(),
+        lease.host,
         fields,
         lease.authorization,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from proxy.errors import (
@@ -303,8 +304,16 @@ def _options(values: list[bytes]) -> frozenset[bytes]:
     """The members of a list field (RFC 9110, section 5.6.1), in lower case."""
     if not values:
         return _NO_OPTIONS
-    members = b",".join(values).lower().split(b",")
+    joined = b",".join(values)
+    return _common_members(joined) if len(joined) <= 64 else _members(joined)
+
+
+def _members(joined: bytes) -> frozenset[bytes]:
+    members = joined.lower().split(b",")
     return frozenset(option for member in members if (option := member.strip(b" \t")))
+
+
+_common_members = lru_cache(128)(_members)
 
 
 def _content_length(values: list[bytes]) -> int | None:

@@ -55,7 +55,8 @@ class Lease:
     ``lifetime_s`` counts from ``received_at``, the monotonic second in which the request for it
     was *sent*, so that a slow answer can't stretch it. ``expires_at`` is UTC, for people and for
     noticing suspend. ``project_id`` is the one that the answer named, None where it named none.
-    ``authorization`` is the value of the field, made here unless given (RFC 6750, section 2.1).
+    ``authorization`` is the value of the field, made here unless given (RFC 6750, section 2.1), and
+    ``host`` that of Host for its origin.
     """
 
     access_token: str = field(repr=False)
@@ -66,8 +67,10 @@ class Lease:
     received_at: float
     expires_at: datetime
     authorization: bytes = field(default=b"", repr=False)
+    host: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "host", self.origin.authority.encode())
         if not self.authorization:
             object.__setattr__(self, "authorization", b"Bearer " + self.access_token.encode("ascii"))
 
