@@ -34,7 +34,7 @@ SECRETS = {
 BUG = """
 from proxy.admin import Admin
 
-def fail(self, request):
+async def fail(self, *_):
     settings = self._overview._generation.settings
     secret = settings.projects["shop"].client_secret.get_secret_value()
     tokens = [keeper.current() for p in self._overview.projects() for keeper in p.keepers.values()]
