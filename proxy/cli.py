@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,6 +23,7 @@ from proxy.errors import ConfigError, ListenError
 
 if TYPE_CHECKING:
     from proxy.app import App
+    from proxy.live import Finding
     from proxy.project import Project
     from proxy.sandbox import Sandbox, SandboxOptions
     from proxy.settings import Settings
@@ -122,9 +124,12 @@ def serve(
 def check(
     *,
     config: ConfigOption = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask Contentsquare, too: network, credentials, each API.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Validate the configuration and show what it means."""
+    """Validate the configuration and show what it means; 0 only if all is well."""
     from proxy.config import load  # noqa: PLC0415
 
     try:
@@ -135,10 +140,17 @@ def check(
             _say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
             sys.exit(2)
         raise
-    if as_json:
-        _say(json.dumps({"ok": True, **_described(settings)}, indent=2, default=str))
-    else:
+    if not as_json:
         _show(settings)
+    findings = _examine(settings) if live else []
+    good = all(finding.result != "failed" for finding in findings)
+    if as_json:
+        checks = {"checks": [asdict(finding) for finding in findings]} if live else {}
+        _say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
+    elif live:
+        _show_findings(findings)
+    if not good:
+        sys.exit(1)
 
 
 @cli.command()
@@ -434,6 +446,41 @@ def _described(settings: Settings) -> dict[str, Any]:
         },
         "callers": list(settings.callers),
     }
+
+
+def _examine(settings: Settings) -> list[Finding]:
+    """Everything that `check --live` looks at; meanwhile the terminal shows where it is."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+
+    from proxy.live import examine  # noqa: PLC0415
+
+    async def collect() -> list[Finding]:
+        found = []
+        async for finding in examine(settings):
+            found.append(finding)
+            where = " ".join(filter(None, (finding.project, finding.api, finding.check)))
+            status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
+        return found
+
+    with Console(stderr=True).status("Asking Contentsquare ...") as status:
+        return asyncio.run(collect())
+
+
+def _show_findings(findings: list[Finding]) -> None:
+    """A row for each, with the next step below what isn't well."""
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    colours = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+    table = Table("project", "API", "check", "", "", box=box.SIMPLE)
+    for one in findings:
+        what = escape(one.message) + (f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else "")
+        result = f"[{colours[one.result]}]{one.result}[/]"
+        table.add_row(escape(one.project or "(all)"), one.api or "-", one.check, result, what)
+    Console().print(table)
 
 
 def _show(settings: Settings) -> None:

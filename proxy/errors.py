@@ -45,7 +45,8 @@ class TokenFetchError(CsqProxyError):
     ``cause`` is a short stable word for logs and metrics ("timeout", "refused", "malformed", ...),
     ``permanent`` means that trying again soon can't help (the credentials are wrong, say), and
     ``retry_after_s`` is what the token endpoint asked for, in seconds, or None. ``status`` is that of
-    its answer, None where there was none or where a good one couldn't be used.
+    its answer, None where there was none or where a good one couldn't be used; ``said`` are that answer's
+    own words, fit for messages.
     The message never holds a secret or a library's own text.
     """
 
@@ -57,9 +58,11 @@ class TokenFetchError(CsqProxyError):
         permanent: bool = False,
         retry_after_s: float | None = None,
         status: int | None = None,
+        said: str = "",
     ) -> None:
         super().__init__(message)
         self.cause = cause
+        self.said = said
         self.permanent = permanent
         self.retry_after_s = retry_after_s
         self.status = status

@@ -255,11 +255,12 @@ async def described(me: Awaitable[Mapping[str, object]]) -> frozenset[Api] | Non
         if error.permanent or error.cause in ("malformed", "oversized"):
             return None
         raise
-    return _apis(members.get("scopes", members.get("scope")))
+    return apis_of(members)
 
 
-def _apis(value: object) -> frozenset[Api] | None:
-    """Scopes as one string, separated by spaces or commas, or as a list of strings."""
+def apis_of(members: Mapping[str, object]) -> frozenset[Api] | None:
+    """The APIs that a description names: one string, separated by spaces or commas, or a list of strings."""
+    value = members.get("scopes", members.get("scope"))
     if isinstance(value, str):
         names: list[object] = list(value.replace(",", " ").split())
     elif isinstance(value, list):

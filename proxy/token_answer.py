@@ -102,12 +102,14 @@ def refusal(answer: TokenAnswer, who: str, private: Collection[str]) -> TokenFet
     if 200 <= answer.status < 300:
         return None
     cause, permanent, advice = _meaning(answer.status)
+    said = _said(answer.body, private)
     return TokenFetchError(
-        f"{who} answered {answer.status}{_said(answer.body, private)}: {advice}",
+        f"{who} answered {answer.status}{said}: {advice}",
         cause=cause,
         permanent=permanent,
         retry_after_s=None if permanent else answer.retry_after_s(),
         status=answer.status,
+        said=said,
     )
 
 

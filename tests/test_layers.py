@@ -102,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reload",
         "request",
     },
+    "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
     "facade": {
         "answer",
         "callers",
@@ -157,6 +158,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "init",
         "listeners",
+        "live",
         "log",
         "process",
         "project",

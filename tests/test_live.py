@@ -1,0 +1,332 @@
+"""``check --live``: each thing that can go wrong is named, with what to do; 0 only if nothing did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from harness import RawServer, read_message
+from test_cli import config as config  # noqa: PLC0414 - fixtures
+from test_cli import environ as environ  # noqa: PLC0414
+from test_cli import free_port, run, write
+
+from proxy.config import load
+from proxy.live import Finding, examine
+from proxy.sandbox import Sandbox, SandboxOptions
+from proxy.settings import Settings
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def sandbox(authority: trustme.CA) -> AsyncIterator[Sandbox]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with Sandbox(SandboxOptions(ssl_context=context, public_host="localhost")) as running:
+        yield running
+
+
+@pytest.fixture
+def values(sandbox: Sandbox, authority: trustme.CA, tmp_path: Path) -> dict[str, Any]:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    demo = sandbox.projects["demo-eu"]
+    return {
+        "contentsquare": {
+            "auth_url": sandbox.auth_url,
+            "ca_file": str(tmp_path / "ca.pem"),
+            "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+            "connect_timeout": 5,
+        },
+        "projects": {
+            "shop": {
+                "client_id": demo.client_id,
+                "client_secret": demo.client_secret,
+                "project_id": demo.project_id,
+                "integration_id": demo.integration_id,
+            }
+        },
+    }
+
+
+def settings_of(values: dict[str, Any]) -> Settings:
+    return load(None, values, {}, search=False)
+
+
+async def findings_of(values: dict[str, Any]) -> list[Finding]:
+    async with asyncio.timeout(20):
+        return [finding async for finding in examine(settings_of(values))]
+
+
+def failed(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.result == "failed"]
+
+
+async def test_all_is_well_with_the_sandbox_over_tls(values: dict[str, Any], sandbox: Sandbox) -> None:
+    account = sandbox.account
+    values["accounts"] = {
+        "acme": {"client_id": account.client_id, "client_secret": account.client_secret},
+        "some": {
+            "client_id": account.client_id,
+            "client_secret": account.client_secret,
+            "projects": list(account.project_ids),
+            "apis": ["metrics"],
+        },
+    }
+    findings = await findings_of(values)
+    assert {finding.result for finding in findings} == {"ok"}
+    assert [finding.check for finding in findings if not finding.project] == ["dns", "tcp", "tls", "clock"]
+    for api in ("data-export", "metrics", "enrichment", "speed-analysis", "surveys"):
+        checks = [one.check for one in findings if (one.project, one.api) == ("shop", api)]
+        assert checks == ["credentials", "scope", "project", "endpoint"]
+    assert {one.project for one in findings} >= {"acme", f"some/{account.project_ids[0]}"}
+    assert not any(finding.next_step for finding in findings)
+    assert "secret" not in repr(findings)
+
+
+def wrong_secret(values: dict[str, Any]) -> None:
+    values["projects"]["shop"]["client_secret"] = "wrong-canary-1"
+
+
+def unknown_authority(values: dict[str, Any]) -> None:
+    del values["contentsquare"]["ca_file"]
+
+
+def refused_port(values: dict[str, Any]) -> None:
+    values["contentsquare"]["auth_url"] = f"https://localhost:{free_port()}"
+
+
+def no_such_name(values: dict[str, Any]) -> None:
+    values["contentsquare"]["auth_url"] = "https://no-such-name.invalid"
+
+
+def foreign_endpoint(values: dict[str, Any]) -> None:
+    values["contentsquare"]["allowed_endpoints"] = ["*.contentsquare.com"]
+
+
+def other_project(values: dict[str, Any]) -> None:
+    values["projects"]["shop"].update(project_id=987, apis=["metrics"])
+
+
+def no_integration(values: dict[str, Any]) -> None:
+    values["projects"]["shop"].update(integration_id=987, apis=["enrichment"])
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "says", "todo"),
+    [
+        (wrong_secret, "credentials", "wrong client_id or client_secret", "over a year old"),
+        (unknown_authority, "tls", "can't be verified", "contentsquare.ca_file"),
+        (refused_port, "tcp", "refused", "firewall"),
+        (no_such_name, "dns", "can't be resolved", "DNS"),
+        (foreign_endpoint, "endpoint", "allowed_endpoints", "allowed_endpoints"),
+        (other_project, "project", "987", "project_id"),
+    ],
+)
+async def test_each_failure_is_named_with_what_to_do(
+    change: Change, check: str, says: str, todo: str, values: dict[str, Any]
+) -> None:
+    change(values)
+    findings = await findings_of(values)
+    assert failed(findings)
+    for finding in failed(findings):
+        assert finding.check == check
+        assert says in finding.message
+        assert todo in finding.next_step
+    assert "canary" not in repr(findings)
+
+
+async def test_the_same_secret_is_named_where_apis_are_configured(values: dict[str, Any]) -> None:
+    wrong_secret(values)
+    values["projects"]["shop"]["apis"] = ["metrics", "data-export"]
+    findings = await findings_of(values)
+    assert [(one.check, one.api) for one in failed(findings)] == [
+        ("credentials", "metrics"),
+        ("credentials", "data-export"),
+    ]
+    assert [one.check for one in findings if one.result == "warning"] == ["me"]
+
+
+# An authentication endpoint that says what it is told to
+
+
+class Told:
+    """Answers ``/v1/oauth/me`` and the token request with a status and members."""
+
+    def __init__(self, *, date: float | None = None) -> None:
+        self.me: tuple[int, dict[str, object]] = (200, {"scopes": "metrics"})
+        self.token: tuple[int, dict[str, object]] = (200, {})
+        self.date = date
+        self.good = {"access_token": "token-1", "token_type": "bearer", "expires_in": 3600}
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        status, members = self.me if b"/me " in request.start_line else self.token
+        if request.start_line.startswith(b"POST /v1/oauth/token") and status == 200:
+            members = {**self.good, **members}
+        content = json.dumps(members).encode()
+        date = b"" if self.date is None else b"Date: %b\r\n" % formatdate(self.date, usegmt=True).encode()
+        writer.write(
+            b"HTTP/1.1 %d X\r\n%bContent-Length: %d\r\n\r\n" % (status, date, len(content)) + content
+        )
+        await writer.drain()
+
+
+def told_values(url: str, **project: object) -> dict[str, Any]:
+    return {
+        "contentsquare": {"auth_url": url, "allowed_endpoints": [url.partition("://")[2]]},
+        "projects": {"shop": {"client_id": "id-1", "client_secret": "canary-1", **project}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("token", "project", "check", "says"),
+    [
+        ((400, {"error": "invalid_scope"}), {"apis": ["metrics"]}, "scope", "invalid_scope"),
+        ((403, {"errorMessage": "No such scope"}), {"apis": ["metrics"]}, "scope", "No such scope"),
+        ((200, {"scope": "data-export"}), {"apis": ["metrics"]}, "scope", "got data-export"),
+        ((403, {"error_description": "Not your project"}), {"apis": ["metrics"]}, "project", "Not your"),
+        ((200, {"project_id": 43}), {"apis": ["metrics"], "project_id": 42}, "project", "43"),
+        ((401, {}), {}, "credentials", "401"),
+        ((500, {}), {}, "credentials", "wrong client_id or client_secret"),
+        ((302, {}), {}, "answer", "redirect"),
+        ((503, {}), {}, "answer", "503"),
+        ((200, {"endpoint": ""}), {}, "endpoint", "names no endpoint"),
+        ((200, {"endpoint": "https://evil.example"}), {}, "endpoint", "evil.example"),
+        ((200, {"access_token": ""}), {}, "answer", "access_token"),
+    ],
+)
+async def test_what_the_token_endpoint_says_is_told_apart(
+    token: tuple[int, dict[str, object]], project: dict[str, object], check: str, says: str
+) -> None:
+    told = Told()
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        told.token = token
+        [finding] = failed(await findings_of(told_values(server.url, **project)))
+    assert (finding.project, finding.api, finding.check) == ("shop", "metrics", check)
+    assert says in finding.message
+    assert finding.next_step
+
+
+@pytest.mark.parametrize(
+    ("me", "check"),
+    [
+        ((500, {}), "credentials"),
+        ((200, {"scopes": "unheard-of"}), "scope"),
+        ((200, {"scopes": "metrics", "permissions": {"projects": [{"id": 43}]}}), "project"),
+        ((503, {}), "answer"),
+    ],
+)
+async def test_what_me_says_counts(me: tuple[int, dict[str, object]], check: str) -> None:
+    told = Told()
+    told.me = me
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        findings = await findings_of(told_values(server.url, project_id=42))
+    assert [finding.check for finding in failed(findings)] == [check]
+
+
+@pytest.mark.parametrize(("ahead_s", "result"), [(0, "ok"), (300, "warning"), (-300, "warning")])
+async def test_a_wrong_clock_is_a_warning(ahead_s: float, result: str) -> None:
+    told = Told(date=time.time() - ahead_s)
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        [clock] = [one for one in await findings_of(told_values(server.url)) if one.check == "clock"]
+    assert clock.result == result
+    if ahead_s:
+        assert ("ahead" if ahead_s > 0 else "behind") in clock.message
+
+
+async def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
+    told = Told()
+    async with RawServer(told) as server:
+        nowhere = f"127.0.0.1:{free_port()}"
+        told.good["endpoint"] = f"http://{nowhere}"
+        values = told_values(server.url)
+        values["contentsquare"]["allowed_endpoints"].append(nowhere)
+        [finding] = failed(await findings_of(values))
+    assert (finding.check, finding.api) == ("tcp", "metrics")
+    assert nowhere in finding.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(b"HTTP/1.1 407 X\r\n\r\n", "user and password"), (b"HTTP/1.1 403 X\r\n\r\n", "403")]
+)
+async def test_an_http_proxy_that_refuses_is_named(
+    answer: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+
+    async with RawServer(refuse) as server:
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        [finding] = await findings_of(told_values("https://api.contentsquare.example"))
+        assert (finding.check, finding.result) == ("http-proxy", "failed")
+        assert says in finding.message
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
+    [finding] = await findings_of(told_values("https://api.contentsquare.example"))
+    assert (finding.check, finding.result) == ("http-proxy", "failed")
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    [finding] = await findings_of(told_values("https://api.contentsquare.example"))
+    assert (finding.check, finding.result) == ("http-proxy", "failed")
+    assert "HTTPS_PROXY" in finding.next_step
+
+
+# The command
+
+
+@pytest.fixture
+def served(sandbox: Sandbox, values: dict[str, Any], tmp_path: Path) -> Path:
+    vendor, shop = values["contentsquare"], values["projects"]["shop"]
+    text = f"""
+[contentsquare]
+auth_url = "{vendor["auth_url"]}"
+ca_file = "ca.pem"
+allowed_endpoints = {json.dumps(vendor["allowed_endpoints"])}
+[projects.shop]
+client_id = "{shop["client_id"]}"
+client_secret = "{shop["client_secret"]}"
+"""
+    return write(tmp_path / "live.toml", text)
+
+
+async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str], served: Path) -> None:
+    def check(*options: str) -> Any:
+        return run("check", "--live", "--config", str(served), *options, environ=environ, cwd=served.parent)
+
+    ended = await asyncio.to_thread(check)
+    assert (ended.returncode, "Next:" in ended.stdout) == (0, False), ended.stdout + ended.stderr
+    assert re.search(r"shop +metrics +endpoint +ok +https://localhost:\d+ can be reached", ended.stdout)
+    ended = await asyncio.to_thread(check, "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["ok"]) == (0, True)
+    assert told["projects"]["shop"]
+    assert {check["result"] for check in told["checks"]} == {"ok"}
+    text = await asyncio.to_thread(served.read_text)
+    write(served, text.replace("client_secret = ", 'client_secret = "canary"\n#'))
+    ended = await asyncio.to_thread(check)
+    assert ended.returncode == 1
+    assert "Next:" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    ended = await asyncio.to_thread(check, "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["ok"]) == (1, False)
+    [one] = [check for check in told["checks"] if check["result"] == "failed"]
+    assert (one["check"], one["project"]) == ("credentials", "shop")
+    assert "canary" not in ended.stdout + ended.stderr
