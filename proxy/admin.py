@@ -268,6 +268,7 @@ def _of_credentials(project: Project) -> dict[str, object]:
 def _of_lease(status: LeaseStatus) -> dict[str, object]:
     return {
         "state": status.state,
+        "usable": status.usable,
         "endpoint": status.endpoint,
         "seconds_left": None if status.seconds_left is None else round(status.seconds_left, 1),
         "expires_at": status.expires_at and status.expires_at.isoformat(timespec="seconds"),

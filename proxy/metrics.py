@@ -175,7 +175,7 @@ class _Families:
         self.slot_wait.add_metric([name], *_buckets(measures.slot_wait, at_once))
         for api, keeper in project.keepers.items():
             status = keeper.status()
-            self.seconds_left.add_metric([name, api.value], status.seconds_left or 0)
+            self.seconds_left.add_metric([name, api.value], (status.usable and status.seconds_left) or 0)
             self.refreshes.add_metric([name, api.value], status.refreshes)
         for api, one in measures.apis.items():
             self._add_api(name, api, one)

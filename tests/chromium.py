@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -54,6 +55,28 @@ class Browser:
             self._session, "POST", f"{self._url}/execute/async", {"script": body, "args": list(arguments)}
         )
 
+    async def devtools(self, command: str, **parameters: object) -> Any:
+        """A command of the DevTools protocol, such as ``Emulation.setEmulatedMedia``."""
+        body = {"cmd": command, "params": parameters}
+        return await _call(self._session, "POST", f"{self._url}/goog/cdp/execute", body)
+
+    async def complaints(self) -> list[str]:
+        """What the console told since the last call: errors, refused content, answers that weren't good."""
+        lines = await _call(self._session, "POST", f"{self._url}/se/log", {"type": "browser"})
+        return [line["message"] for line in lines]
+
+    async def screenshot(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
+        """The page as a PNG at a window of this size; as high as it is where ``height`` is 0."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+        size = {"width": width, "deviceScaleFactor": 1, "mobile": width < 500}
+        await self.devtools("Emulation.setDeviceMetricsOverride", height=height or 800, **size)
+        if not height:
+            height = await self.run("return document.documentElement.scrollHeight")
+            await self.devtools("Emulation.setDeviceMetricsOverride", height=height, **size)
+        made = await _call(self._session, "GET", f"{self._url}/screenshot")
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(made))
+
 
 async def _call(session: aiohttp.ClientSession, method: str, url: str, body: object = None) -> Any:
     async with session.request(method, url, json=body) as answer:
@@ -74,6 +97,7 @@ async def browser() -> AsyncIterator[Browser]:
                 "browserName": "chrome",
                 "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
                 "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
             }
             made = await _call(session, "POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
             url = f"/session/{made['sessionId']}"
