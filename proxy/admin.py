@@ -27,6 +27,7 @@ from proxy.reload import ReloadStatus, in_thread
 from proxy.request import Request
 
 PREFIX = b"/-/"
+QUIT = b"/-/quit"
 SLICE = 10
 """Projects in ``/-/status`` between two turns of the event loop."""
 _REFRESH = b"/-/refresh/"

@@ -17,11 +17,11 @@ from datetime import date
 from types import TracebackType
 from typing import Self
 
-from proxy import admin, log, policy
+from proxy import admin, log, notify, policy
 from proxy.admin import Admin
-from proxy.answer import write_answer, write_error
+from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, WrongKey, WrongKeys
-from proxy.errors import ProxyError, QueueTimeout, Stopping, UnknownProject
+from proxy.errors import MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.expiry import ExpiryWatch
 from proxy.facade import Facade
 from proxy.generation import Generation, Generations, Plan, plan
@@ -62,12 +62,19 @@ class Internal(ProxyError):
 class App:
     """A proxy, from its first configuration on: `started` is its life, and `drain` ends it gently.
 
-    ``load`` reads the configuration again; None for one that stays as it is.
+    ``load`` reads the configuration again; None for one that stays as it is. ``quit_`` ends the process
+    soon, and is called where a caller may ask for that.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings] | None = None,
+        quit_: Callable[[], None] | None = None,
+    ) -> None:
         self._settings = settings  # the first; those of now are the generation's
         self._load = load
+        self._quit = quit_
         self._log = log.get_logger("proxy")
         self._bind_request_log()
         self._listeners = Listeners()
@@ -206,6 +213,7 @@ class App:
     def reload(self) -> None:
         """Read the configuration again, soon."""
         if self._reloader is not None:
+            notify.reloading()
             self._reloader.ask()
 
     def _prepare(self, settings: Settings) -> Callable[[], Changes]:
@@ -265,6 +273,8 @@ class App:
     def _log_event(self, event: str, values: Mapping[str, object]) -> None:
         is_warning = event.endswith("_failed") or event in _WARNINGS
         (self._log.warning if is_warning else self._log.info)(event, **values)
+        if event in ("reloaded", "reload_refused"):
+            notify.ready()
 
     # Start and stop
 
@@ -281,6 +291,7 @@ class App:
         """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
         self._stopping = self._generation.forwarder.stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
+        notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)
         self._listeners.close()
         with contextlib.suppress(TimeoutError):
@@ -346,6 +357,12 @@ class App:
         if Facade.is_for(target):
             find = functools.partial(_route, request, listener, generation)
             return await self._facade.answer(request, target, generation.callers, find)
+        if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
+            policy.check_quit(caller)
+            if request.head.method != b"POST":
+                raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
+            self._quit()
+            return write_json(request, 202, {"stopping": True})
         if (name := admin.refreshed_project(target)) is not None:
             policy.check_refresh(name, caller)
         return await self._admin.answer(request, target)

@@ -286,18 +286,20 @@ async def _serve(
     *,
     reload: Callable[[], Settings] | None = None,
 ) -> None:
+    from proxy import notify  # noqa: PLC0415
     from proxy.app import App  # noqa: PLC0415
     from proxy.log import configure, get_logger  # noqa: PLC0415
 
     signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
-    app = App(settings, reload)
+    app = App(settings, reload, signals.stop.set)
     try:
         async with app.started():
             if reload is not None and sys.platform != "win32":
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
             await app.settled(SUMMARY_WAIT_S, signals.stop)
             _say(_summary(app, settings))
+            notify.ready()
             await signals.stop.wait()
             await app.drain(signals.kill)
     except (ConfigError, ListenError):

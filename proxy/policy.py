@@ -66,6 +66,12 @@ def check_refresh(name: str, caller: Caller | None) -> None:
         raise Forbidden(f"The caller {caller.name} may not refresh that project.")
 
 
+def check_quit(caller: Caller | None) -> None:
+    """Raise Forbidden where ending the proxy, for all, is not this caller's to ask for."""
+    if caller is not None and (caller.read_only or caller.projects is not None):
+        raise Forbidden(f"The caller {caller.name} may not stop the proxy: that takes one without limits.")
+
+
 def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
     if changes_data(head.method, target):
         raise Forbidden(f"{why}, and this call may change data.")

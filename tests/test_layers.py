@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "init": {"errors"},
     "peer": set(),
     "process": set(),
+    "notify": set(),
     # The configuration
     "settings": {"contentsquare", "origin"},
     "environment": {"settings"},
@@ -142,6 +143,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "generation",
         "listeners",
         "log",
+        "notify",
         "measures",
         "policy",
         "process",
@@ -160,6 +162,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "listeners",
         "live",
         "log",
+        "notify",
         "process",
         "project",
         "sandbox",
