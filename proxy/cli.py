@@ -153,6 +153,25 @@ def check(
         sys.exit(1)
 
 
+@cli.command("status")
+def show_status(
+    *,
+    config: ConfigOption = None,
+    url: Annotated[
+        str | None, typer.Option(help="Where it listens.", show_default="as in the configuration")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A caller's key, where callers are defined.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Every 2 seconds, until Ctrl-C.")] = False,
+) -> None:
+    """Show how the running proxy is doing."""
+    from proxy.status_command import show, source  # noqa: PLC0415
+
+    show(source(config, url, key_file), as_json=as_json, watch=watch)
+
+
 @cli.command()
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""

@@ -17,6 +17,8 @@ from proxy.settings import ANY_NAME, Leaf, Schema
 
 PREFIX = "CSQ_PROXY_"
 CONFIG = "CSQ_PROXY_CONFIG"
+KEY = "CSQ_PROXY_KEY"
+"""A caller's key, for ``csq-proxy status``: no setting."""
 SIDECAR = {
     "CONTENTSQUARE_CLIENT_ID": "client_id",
     "CONTENTSQUARE_CLIENT_SECRET": "client_secret",
@@ -47,7 +49,7 @@ def read(environ: Mapping[str, str], schema: Schema) -> Environment:
     """Everything that the environment says. Variables of others are none of our business."""
     found = Environment({}, {}, [])
     for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name == CONFIG or _is_service_link(name, value):
+        if not name.startswith(PREFIX) or name in (CONFIG, KEY) or _is_service_link(name, value):
             continue
         path, leaf = _resolve(name, schema)
         if leaf is None:

@@ -153,6 +153,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "route",
         "settings",
     },
+    "status_command": {"config", "environment", "errors", "settings"},
     "cli": {
         "__init__",
         "app",
@@ -167,6 +168,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "project",
         "sandbox",
         "settings",
+        "status_command",
         "upstream",
     },
     "__main__": {"cli"},

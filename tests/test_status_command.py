@@ -1,0 +1,134 @@
+"""``csq-proxy status`` against a running proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import WAIT_S, RawServer, TokenServer, gateway, read_message
+
+from proxy import config as configuration
+from proxy.errors import ConfigError
+from proxy.status_command import source
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
+KEY = "a-callers-key-0123456789"
+PROJECTS = {
+    "shop": {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"], "expires": "2020-01-01"}
+}
+
+
+async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command in a folder of its own, with nothing of this one's environment that is for it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "proxy", "status", *arguments],
+        env={**inherited, "HOME": str(cwd), "COLUMNS": "160", **environ},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        await proxy.call(b"GET /v1/segments")
+        proxy.app._generation.projects["shop"].measures.failed(
+            "PROXY_QUEUE_TIMEOUT", "all slots [b]were[/] busy"
+        )
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}/", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for text in ("shop", "0/10", "metrics", "fresh", "60 min", proxy.upstream.url.partition("://")[2]):
+        assert text in shown.stdout
+    assert "credentials end on 2020-01-01" in shown.stdout
+    assert "PROXY_QUEUE_TIMEOUT: all slots [b]were[/] busy" in shown.stdout
+
+
+async def test_it_finds_the_proxy_by_the_configuration_without_reading_a_secret(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        (tmp_path / "config.toml").write_text(
+            f'[server]\nhost = "0.0.0.0"\nport = {proxy.port}\n'
+            '[projects.shop]\nclient_id = "a"\nclient_secret_command = ["no-such-program"]\n'
+        )
+        shown = await run("--json", cwd=tmp_path)
+        assert json.loads(shown.stdout)["projects"]["shop"]["slots"]["limit"] == 10
+        elsewhere = await run("--json", cwd=tmp_path, CSQ_PROXY_SERVER__PORT="1")
+        assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+
+
+async def test_a_caller_s_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY + "\n")
+    async with gateway(projects=PROJECTS, callers={"me": {"key": KEY}}) as proxy:
+        url = ("--url", f"http://127.0.0.1:{proxy.port}")
+        assert (await run(*url, "--key-file", "key", cwd=tmp_path)).returncode == 0
+        assert (await run(*url, cwd=tmp_path, CSQ_PROXY_KEY=KEY)).returncode == 0
+        refused = await run(*url, cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "give --key-file, or set CSQ_PROXY_KEY" in refused.stderr
+
+
+async def test_the_key_s_variable_is_no_unknown_setting() -> None:
+    environ = {
+        "CSQ_PROXY_KEY": KEY,
+        "CONTENTSQUARE_CLIENT_ID": "a",
+        "CONTENTSQUARE_CLIENT_SECRET": "secret-1",
+    }
+    assert list(configuration.load(None, None, environ, search=False).projects) == ["default"]
+
+
+async def test_what_can_t_be_reached_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    async with RawServer(TokenServer()) as gone:
+        pass
+    shown = await run("--url", gone.url, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert shown.stderr.startswith(
+        f"csq-proxy: {gone.url}: can't be reached (Connection refused); is it running?"
+    )
+
+
+async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(tmp_path: Path) -> None:
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    ]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(answers.pop(0))
+
+    async with RawServer(script) as server:
+        for said in ("something else", "something else", "it answered 302"):
+            shown = await run("--url", server.url, cwd=tmp_path)
+            assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+            assert said in shown.stderr
+
+
+async def test_watching_goes_on_until_it_is_ended(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch", "--json"),
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=subprocess.PIPE,
+            limit=1 << 20,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            uptimes = [json.loads(await process.stdout.readline())["uptime_s"] for _ in range(2)]
+            process.terminate()
+            await process.wait()
+        assert uptimes[1] > uptimes[0]
+
+
+async def test_bad_flags_are_told_at_once(tmp_path: Path) -> None:
+    for url, key_file in (("127.0.0.1:8277", None), (None, tmp_path / "nothing")):
+        with pytest.raises(ConfigError):
+            source(None, url, key_file)
