@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import json
 import os
+import random
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,6 +109,7 @@ class RawServer:
         self._script = script
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.connections = 0
         self.errors: list[BaseException] = []
 
@@ -118,15 +121,21 @@ class RawServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await turns()  # a connection that was just accepted gets its task
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await turns()  # and each transport its end, whatever it still had to send
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         task.add_done_callback(self._tasks.discard)
         try:
             await self._script(reader, writer)
@@ -137,6 +146,21 @@ class RawServer:
             raise
         finally:
             await close(writer)
+            self._writers.discard(writer)
+
+
+async def turns(count: int = 8) -> None:
+    """Let the event loop turn: what is ready is run, and what follows from it."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def free_port() -> int:
+    """A port that nobody else gets meanwhile: not one of those the system gives to who asks for any."""
+    while True:
+        port = random.randrange(11_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

@@ -163,9 +163,9 @@ def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idle projects go after 40 ms; it is looked every 2 ms."""
-    monkeypatch.setattr(accounts, "IDLE_S", 0.04)
-    monkeypatch.setattr(accounts, "USELESS_S", 0.04)
+    """Idle projects go after 0.4 s, which the tests' own steps don't take; it is looked every 2 ms."""
+    monkeypatch.setattr(accounts, "IDLE_S", 0.4)
+    monkeypatch.setattr(accounts, "USELESS_S", 0.4)
     monkeypatch.setattr(proxy.app, "SWEEP_S", 0.002)
 
 
@@ -211,8 +211,8 @@ async def test_a_project_with_a_running_request_and_a_waiting_one_stays(hurried:
         writer.write(running.request(b"GET /acme/42/v1/segments"))
         await held.started.wait()
         waiting = asyncio.create_task(running.call(b"GET /acme/42/v1/segments"))
-        await asyncio.sleep(0.05)
-        await asyncio.sleep(0.05)
+        await until(lambda: any(project.slots.waiting for project in running.app.projects()))
+        await asyncio.sleep(0.45)
         [project] = [one for one in running.app.projects() if one.name == "acme/42"]
         assert (project.running, project.slots.waiting) == (2, 1)
         held.go_on.set()

@@ -25,6 +25,7 @@ from harness import (
     TokenServer,
     Upstream,
     close,
+    free_port,
     gateway,
     read_message,
     settings_for,
@@ -39,12 +40,6 @@ from proxy.settings import Settings
 needs_unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 ACCOUNT = {"client_id": "id-2", "client_secret": "secret-2", "projects": [42, 43]}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -313,7 +308,7 @@ async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_re
 
 
 async def test_a_token_endpoint_that_is_back_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.04, 0.05, 0.05))
+    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.5, 0.5, 0.5))
     outage = Outage(503)
     async with RawServer(Upstream()) as upstream, RawServer(outage) as token_server:
         outage.token.endpoint = upstream.url
@@ -334,7 +329,7 @@ async def test_settling_ends_early_when_the_proxy_is_asked_to_stop() -> None:
 
     async with RawServer(silent) as token_server, running(lone(token_server.url)) as app:
         stop.set()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(WAIT_S):
             await app.settled(60, stop)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from harness import free_port
 
-STARTUP_S = 20.0
+STARTUP_S = 60.0
 """The bound of every wait; only a failing test gets there."""
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
@@ -50,12 +51,6 @@ def environ(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return write(tmp_path / "config.toml", CONFIG)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write(path: Path, text: str) -> Path:
@@ -214,12 +209,11 @@ def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
         silent.listen()
         text = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
         path = write(tmp_path / "config.toml", text)
-        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+        patient = "import proxy.cli\nproxy.cli.SUMMARY_WAIT_S = 600.0\nproxy.cli.main()"
+        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=patient) as proxy:
             connection, _ = silent.accept()
-            began = time.monotonic()
             proxy.process.send_signal(signal.SIGTERM)
-            assert proxy.end()[0] == 0
-            assert time.monotonic() - began < 2
+            assert proxy.end()[0] == 0  # long before the ten minutes
             connection.close()
 
 

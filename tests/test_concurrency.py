@@ -8,7 +8,7 @@ import json
 from collections import Counter
 
 import pytest
-from harness import OK, Message, Upstream, gateway, read_message
+from harness import OK, WAIT_S, Message, Upstream, gateway, read_message
 
 from proxy.small_error import LIMIT_BYTES, SmallError
 
@@ -114,9 +114,12 @@ async def test_a_dashboard_of_sixty_queries_never_exceeds_the_limit_and_loses_no
 
 
 async def test_one_callers_many_queries_do_not_starve_another_caller() -> None:
+    go_on = asyncio.Event()
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             await read_message(reader)
+            await go_on.wait()
             await asyncio.sleep(0.01)
             writer.write(OK)
             await writer.drain()
@@ -126,9 +129,15 @@ async def test_one_callers_many_queries_do_not_starve_another_caller() -> None:
         greedy = [
             asyncio.create_task(proxy.call(b"GET /v1/x", b"X-API-Key: greedy-key-12345")) for _ in range(20)
         ]
-        while next(iter(proxy.app.projects())).slots.waiting < 15:
-            await asyncio.sleep(0.002)
-        assert (await proxy.call(b"GET /v1/x", b"X-API-Key: modest-key-12345")).status == 200
+        slots = next(iter(proxy.app.projects())).slots
+        async with asyncio.timeout(WAIT_S):
+            while slots.waiting < 19:
+                await asyncio.sleep(0.002)
+            modest = asyncio.create_task(proxy.call(b"GET /v1/x", b"X-API-Key: modest-key-12345"))
+            while slots.waiting < 20:
+                await asyncio.sleep(0.002)
+        go_on.set()
+        assert (await modest).status == 200
         assert sum(task.done() for task in greedy) < 10
         await asyncio.gather(*greedy)
 
@@ -153,7 +162,7 @@ async def test_a_waiting_caller_that_leaves_gives_its_place_away() -> None:
         while not slots.waiting:
             await asyncio.sleep(0.001)
         leaving.transport.abort()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(WAIT_S):
             while slots.waiting:
                 await asyncio.sleep(0.005)
         hold.set()

@@ -13,7 +13,6 @@ import contextlib
 import difflib
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pathlib import Path
 import pytest
 import structlog
 from differences import ANSWERS_HERE, ANSWERS_NGINX, REQUESTS_HERE, REQUESTS_NGINX
-from harness import WAIT_S, gateway
+from harness import WAIT_S, free_port, gateway
 from strict import Malformed, Parsed, parse_request, parse_response
 
 HERE = {"+Via: 1.1 csq-proxy", "+Authorization: Bearer token-1"}
@@ -520,9 +519,7 @@ def differences(straight: Outcome, other: Outcome, answer_own: set[bytes]) -> li
 async def nginx(cloud: int, tmp: Path) -> AsyncIterator[int]:
     """A running nginx before the cloud at that port; the port that it listens on."""
     assert NGINX is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     (tmp / "nginx.conf").write_text(CONFIG.format(tmp=tmp, cloud=cloud, port=port))
     with (tmp / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(

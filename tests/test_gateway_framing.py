@@ -407,11 +407,12 @@ def caller_side(proxy: Gateway) -> Any:
 
 async def until_it_stands_still(count: list[int]) -> int:
     """Wait until a counter doesn't move any more."""
-    before = -1
-    async with asyncio.timeout(WAIT_S):
-        while before != count[0]:
+    before, looks = -1, 0
+    async with asyncio.timeout(4 * WAIT_S):
+        while looks < 4:
+            looks = looks + 1 if before == count[0] else 0
             before = count[0]
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.02)
     return before
 
 

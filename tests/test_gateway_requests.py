@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from harness import (
     OK,
+    WAIT_S,
     Gateway,
     Message,
     Upstream,
@@ -543,12 +544,12 @@ async def test_a_caller_that_sends_nothing_is_let_go_after_the_keep_alive_time(
 ) -> None:
     assert server.KEEP_ALIVE_S == 75
     assert request.HEAD_TIMEOUT_S == 10
-    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.03)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
     async with gateway() as proxy:
         for raw in (b"", proxy.request(b"GET /v1/x")):
             reader, writer = await proxy.connect()
             writer.write(raw)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(WAIT_S):
                 received = await reader.read()
             assert received == (OK if raw else b"")
 
@@ -556,12 +557,12 @@ async def test_a_caller_that_sends_nothing_is_let_go_after_the_keep_alive_time(
 async def test_a_head_that_begins_at_the_end_of_the_keep_alive_time_is_still_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.03)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
     async with gateway() as proxy:
         reader, writer = await proxy.connect()
         request = proxy.request(b"GET /v1/x")
         writer.write(request[:9])
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
         writer.write(request[9:])
         assert (await read_message(reader)).status == 200
 
@@ -708,14 +709,19 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
     ) as proxy:
         _, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x") * 2000)
-        for _ in range(20):
-            await asyncio.sleep(0.005)
         project = next(iter(proxy.app.projects()))
-        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
-        answered = connection.answered
-        assert answered < 200
+        async with asyncio.timeout(WAIT_S):
+            while not proxy.app._listeners.servers[0][1].connections:
+                await asyncio.sleep(0.005)
+            connection: Any = proxy.app._listeners.servers[0][1].connections[0]
+            before = 0
+            while not before or connection.answered != before:  # until it stands still
+                before = connection.answered
+                await asyncio.sleep(0.1)
+            while project.slots.in_use and not connection.writing_paused:
+                await asyncio.sleep(0.005)
+        assert connection.answered < 200
         assert connection.transport.get_write_buffer_size() < 300_000
-        assert project.slots.in_use == 0 or connection.writing_paused
         writer.transport.abort()
 
 
@@ -745,6 +751,7 @@ async def test_a_caller_that_half_closes_is_answered_even_late(
 async def test_a_caller_that_leaves_frees_its_slot_within_a_second(
     way: str, knows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert server.LOOK_S < server.HALF_CLOSE_GRACE_S < 1  # a busy machine's time is not counted below
     if not knows:
         monkeypatch.setattr(server, "has_left", lambda *_: None)
         monkeypatch.setattr(server, "HALF_CLOSE_GRACE_S", 0.03)
@@ -767,10 +774,11 @@ async def test_a_caller_that_leaves_frees_its_slot_within_a_second(
                 writer.write_eof()
                 await asyncio.sleep(0.01)
             await close(writer)
-        async with asyncio.timeout(0.9):
-            await gone.wait()
         slots = next(iter(proxy.app.projects())).slots
-        assert slots.in_use == 0
+        async with asyncio.timeout(WAIT_S):
+            await gone.wait()
+            while slots.in_use:
+                await asyncio.sleep(0.005)
 
 
 async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -> None:
@@ -790,7 +798,7 @@ async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -
         while not connection.is_reading_held:
             await asyncio.sleep(0.002)
         writer.transport.abort()
-        async with asyncio.timeout(0.9):
+        async with asyncio.timeout(WAIT_S):
             while slots.in_use:
                 await asyncio.sleep(0.005)
         gone.set()
@@ -814,6 +822,6 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_ends_the_upstream_
         while received != b"12345":
             await asyncio.sleep(0.001)
         writer.write_eof()
-        async with asyncio.timeout(0.9):
+        async with asyncio.timeout(WAIT_S):
             await gone.wait()
         assert received == b"12345"

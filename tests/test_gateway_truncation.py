@@ -108,7 +108,8 @@ async def received_until_reset(reader: asyncio.StreamReader) -> bytes:
 @pytest.mark.parametrize("part", BEFORE_THE_HEAD)
 @pytest.mark.parametrize("ending", ["close", "reset", "stall"])
 async def test_an_answer_cut_before_its_end_of_head_is_an_error_of_ours(part: bytes, ending: str) -> None:
-    async with gateway(cut(part, ending), contentsquare={"idle_timeout": 0.04}) as proxy:
+    idle_timeout = 0.04 if ending == "stall" else WAIT_S
+    async with gateway(cut(part, ending), contentsquare={"idle_timeout": idle_timeout}) as proxy:
         for start in (b"GET /x", b"POST /x"):
             answer = await proxy.call(start)
             if ending == "stall":
@@ -139,7 +140,8 @@ async def test_an_answer_cut_before_its_end_of_head_is_an_error_of_ours(part: by
 async def test_an_answer_cut_after_its_head_aborts_the_caller(
     part: bytes, ending: str, version: bytes
 ) -> None:
-    async with gateway(cut(part, ending), contentsquare={"idle_timeout": 0.04}) as proxy:
+    idle_timeout = 0.25 if ending == "stall" else WAIT_S
+    async with gateway(cut(part, ending), contentsquare={"idle_timeout": idle_timeout}) as proxy:
         reader, writer = await proxy.connect()
         lines = b"Host: %b\r\nConnection: keep-alive\r\nTE: trailers" % proxy.host
         writer.write(b"GET /x HTTP/%b\r\n%b\r\n\r\n" % (version, lines))
@@ -196,19 +198,20 @@ async def test_a_cut_answer_to_a_slow_reader_is_not_ended_cleanly() -> None:
 async def test_a_reader_that_stands_still_for_the_idle_time_is_let_go() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_message(reader)
+        started.set()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 80000000\r\n\r\n")
         while True:
             writer.write(b"x" * 65_536)
             await writer.drain()
 
+    started = asyncio.Event()
     async with gateway(script, contentsquare={"idle_timeout": 0.05}) as proxy:
         _, writer = await proxy.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(proxy.request(b"GET /x"))
         slots = next(iter(proxy.app.projects())).slots
-        while not slots.in_use:
-            await asyncio.sleep(0.001)
         async with asyncio.timeout(WAIT_S):
+            await started.wait()
             while slots.in_use:
                 await asyncio.sleep(0.005)
         writer.transport.abort()
@@ -218,8 +221,10 @@ async def test_a_reader_that_stands_still_for_the_idle_time_is_let_go() -> None:
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_callers_cut_upload_never_looks_whole_to_the_cloud(ending: str, is_chunked: bool) -> None:
     outcome: asyncio.Queue[str] = asyncio.Queue()
+    reached = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
         try:
             await read_message(reader)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -227,11 +232,13 @@ async def test_a_callers_cut_upload_never_looks_whole_to_the_cloud(ending: str, 
         else:
             await outcome.put("whole")
 
-    async with gateway(script, contentsquare={"idle_timeout": 0.04}) as proxy:
+    idle_timeout = 0.25 if ending == "stall" else WAIT_S
+    async with gateway(script, contentsquare={"idle_timeout": idle_timeout}) as proxy:
         reader, writer = await proxy.connect()
         line = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: 10"
         writer.write(proxy.request(b"POST /x", line, body=b"5\r\n01234\r\n" if is_chunked else b"01234"))
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(WAIT_S):
+            await reached.wait()
         if ending == "stall":
             answer = await read_message(reader)
             assert (answer.status, answer.error_code) == (408, "PROXY_REQUEST_TIMEOUT")
@@ -347,9 +354,13 @@ class Unreliable(asyncio.Protocol):
         self._seen = seen
         self._left = rng.randrange(1, 6)
         self._buffer = b""
+        self.is_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.is_over = True
 
     def data_received(self, data: bytes) -> None:
         if not self._left:  # a request on its way to a connection that is no longer served
@@ -393,7 +404,13 @@ async def behind_unreliable_cloud(
     seen: Counter[bytes] = Counter()
     statuses: Counter[int] = Counter()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Unreliable(rng, seen), "127.0.0.1", 0)
+    clouds: list[Unreliable] = []
+
+    def make_cloud() -> Unreliable:
+        clouds.append(Unreliable(rng, seen))
+        return clouds[-1]
+
+    server = await loop.create_server(make_cloud, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     numbers = iter(range(requests))
     token = TokenServer(endpoint=f"http://127.0.0.1:{port}")
@@ -411,6 +428,9 @@ async def behind_unreliable_cloud(
             for _ in range(callers):
                 group.create_task(call())
     server.close()
+    async with asyncio.timeout(WAIT_S):  # each connection's end is taken note of before the loop closes
+        while not all(cloud.is_over for cloud in clouds):
+            await asyncio.sleep(0.001)
     return statuses, seen
 
 
@@ -458,7 +478,7 @@ async def test_silence_on_a_used_connection_is_not_taken_for_a_race() -> None:
         requests.append(await read_message(reader))
         await reader.read()
 
-    async with gateway(script, contentsquare={"idle_timeout": 0.05}) as proxy:
+    async with gateway(script, contentsquare={"idle_timeout": 0.5}) as proxy:
         assert (await proxy.call(b"GET /x")).status == 200
         assert (await proxy.call(b"GET /x")).status == 504
         assert len(requests) == 2

@@ -208,14 +208,23 @@ async def test_a_connection_that_had_gone_stale_is_counted() -> None:
 
 
 async def test_who_waits_for_a_slot_is_seen_and_so_is_how_long() -> None:
+    go_on = asyncio.Event()
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             await read_message(reader)
+            await go_on.wait()
             await asyncio.sleep(0.02)
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     async with gateway(script, contentsquare={"max_concurrency": 1}) as proxy:
-        await asyncio.gather(*(proxy.call(b"GET /v1/segments") for _ in range(3)))
+        calls = [asyncio.create_task(proxy.call(b"GET /v1/segments")) for _ in range(3)]
+        [project] = proxy.app.projects()
+        async with asyncio.timeout(WAIT_S):
+            while project.slots.waiting < 2:
+                await asyncio.sleep(0.002)
+        go_on.set()
+        await asyncio.gather(*calls)
         seen = await metrics(proxy)
     assert seen["slot_wait_seconds_count", "shop"] == 3
     assert seen["slot_wait_seconds_bucket", "shop", "0.005"] == 1
@@ -268,15 +277,16 @@ async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
         async def watch() -> None:
             nonlocal longest_s
             while not done:
-                began_at = time.perf_counter()
+                began_at = time.thread_time()  # of this thread alone, however busy the machine is
                 await asyncio.sleep(0)
-                longest_s = max(longest_s, time.perf_counter() - began_at)
+                longest_s = max(longest_s, time.thread_time() - began_at)
 
         watching = asyncio.create_task(watch())
         for target in (b"/-/status", b"/-/status?hour=1", b"/-/metrics"):
             answer = await proxy.call(b"GET " + target)
             assert answer.status == 200
             assert answer.content.count(b"acme/") > 999
+            print(target, round(longest_s * 1000, 1), "ms")
         done = True
         await watching
         assert longest_s < 0.25  # 10 ms on a machine of 2024

@@ -22,6 +22,7 @@ import trustme
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
+from harness import WAIT_S, free_port, turns
 from pydantic import SecretStr
 
 from proxy.contentsquare import Api
@@ -139,11 +140,13 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def raw_server(talk: Talk) -> AsyncIterator[str]:
     """Each connection is given to ``talk`` once the request's head and body are in."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
@@ -159,9 +162,13 @@ async def raw_server(talk: Talk) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        await turns()  # a connection that was just accepted gets its task
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await turns()
 
 
 def says(*parts: bytes) -> Talk:
@@ -244,11 +251,11 @@ async def test_so_many_requests_run_at_once_and_the_others_wait_without_timing_o
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.15)
         running -= 1
         return web.json_response(GOOD)
 
-    async with web_server(handler) as url, endpoint_at(url, total_timeout_s=0.2) as endpoint:
+    async with web_server(handler) as url, endpoint_at(url, total_timeout_s=1.5) as endpoint:
         await asyncio.gather(*(endpoint.fetch(METRICS) for _ in range(60)))
     assert peak == 4
 
@@ -417,8 +424,7 @@ async def test_an_answer_that_drips_is_given_up_in_time() -> None:
 
 
 async def test_nobody_listening_is_said_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     async with endpoint_at(f"http://127.0.0.1:{port}") as endpoint:
         error = await failure(endpoint.fetch(METRICS))
     assert error.cause == "connection_refused"
@@ -458,19 +464,20 @@ async def test_a_librarys_exception_becomes_words_of_our_own(
 
 
 async def test_a_cancelled_fetch_leaves_nothing_behind() -> None:
-    gone = asyncio.Event()
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        asked.set()
         await reader.read()
         gone.set()
 
     async with raw_server(talk) as url, endpoint_at(url) as endpoint:
         fetching = asyncio.create_task(endpoint.fetch(METRICS))
-        await asyncio.sleep(0.02)
+        await asyncio.wait_for(asked.wait(), WAIT_S)
         fetching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetching
-        await asyncio.wait_for(gone.wait(), 1)
+        await asyncio.wait_for(gone.wait(), WAIT_S)
     gc.collect()
 
 
@@ -577,8 +584,7 @@ async def test_an_http_proxy_that_refuses_is_named_as_such() -> None:
 
 
 async def test_an_http_proxy_that_is_away_is_named_as_such() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     async with endpoint_at(AUTH_URL, http_proxy=f"http://127.0.0.1:{port}") as endpoint:
         assert (await failure(endpoint.fetch(METRICS))).cause == "http_proxy"
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import ssl
 import stat
 import subprocess
@@ -25,7 +24,18 @@ from typing import Any
 
 import pytest
 import trustme
-from harness import OK, WAIT_S, Gateway, Message, RawServer, TokenServer, Upstream, close, read_message
+from harness import (
+    OK,
+    WAIT_S,
+    Gateway,
+    Message,
+    RawServer,
+    TokenServer,
+    Upstream,
+    close,
+    free_port,
+    read_message,
+)
 
 import proxy.app
 from proxy import log
@@ -538,9 +548,7 @@ async def test_what_needs_a_restart_is_named_and_the_rest_is_applied(
 
 
 async def test_a_port_whose_project_is_gone_leads_nowhere_else(tmp_path: Path) -> None:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     projects = {"shop": {**ONE, "default": True}, "own": {**ONE, "port": port}}
     async with rig(tmp_path, projects=projects) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -823,7 +831,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
             return flips
 
         flipping = asyncio.create_task(flip())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await asyncio.gather(*(call() for _ in range(8)))
         done.set()
         assert await flipping > 20

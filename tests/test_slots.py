@@ -128,10 +128,12 @@ async def test_the_time_to_come_back_has_a_bound() -> None:
 
 async def test_the_pace_is_measured_while_someone_waits() -> None:
     queue = Queue(taken(1))
+    began_at = asyncio.get_running_loop().time()
     await queue.join("a1", "a2")
     await asyncio.sleep(0.02)
     queue.slots.release()
-    assert queue.slots._release_every_s == pytest.approx(0.02, abs=0.018)
+    assert queue.slots._release_every_s is not None
+    assert 0.018 < queue.slots._release_every_s <= asyncio.get_running_loop().time() - began_at
     await queue.release_all()
 
 
@@ -168,16 +170,16 @@ async def test_a_release_in_the_moment_of_cancellation_passes_over_who_leaves() 
 async def test_a_slot_granted_in_the_moment_of_the_deadline_is_kept_and_used() -> None:
     slots = taken(1)
     loop = asyncio.get_running_loop()
-    waiter = asyncio.create_task(slots.acquire("a", 0.01))
+    waiter = asyncio.create_task(slots.acquire("a", 0.5))
     await settle()
 
     def keep_the_loop_busy() -> None:
-        while loop.time() < started + 0.02:
+        while loop.time() < started + 0.52:
             pass
 
     started = loop.time()
-    loop.call_later(0.005, keep_the_loop_busy)  # so that both of what follows happens in one turn of it
-    loop.call_later(0.008, slots.release)
+    loop.call_later(0.25, keep_the_loop_busy)  # so that both of what follows happens in one turn of it
+    loop.call_later(0.3, slots.release)
     await waiter
     assert (slots.in_use, slots.waiting) == (1, 0)
 
@@ -376,7 +378,7 @@ async def test_who_waits_during_a_pause_is_served_after_it() -> None:
     for _ in range(3):
         slots.release()
     assert slots.in_use == 0
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while not slots.in_use:
             await asyncio.sleep(0.005)
     assert slots.in_use == slots.allowance == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from harness import OK, WAIT_S, RawServer, Upstream, close, read_message
+from harness import OK, WAIT_S, RawServer, Upstream, close, free_port, read_message
 
 from proxy.errors import (
     ConfigError,
@@ -131,10 +131,8 @@ def ca_file(authority: trustme.CA, tmp_path: Path) -> Path:
 
 
 async def test_nobody_listening_is_a_refused_connection() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        error = await refusal(pool_of(f"http://127.0.0.1:{port}"))
+    port = free_port()
+    error = await refusal(pool_of(f"http://127.0.0.1:{port}"))
     assert error.proxy_status == "connection_refused"
     assert f"127.0.0.1:{port}" in str(error)
 
