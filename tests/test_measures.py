@@ -286,10 +286,11 @@ async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
             answer = await proxy.call(b"GET " + target)
             assert answer.status == 200
             assert answer.content.count(b"acme/") > 999
-            print(target, round(longest_s * 1000, 1), "ms")
         done = True
         await watching
-        assert longest_s < 0.25  # 10 ms on a machine of 2024
+        assert (
+            longest_s < 0.25
+        )  # 6 ms on a machine of 2024, or 50 with a garbage collection of the whole suite
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool here (Debian: prometheus)")
