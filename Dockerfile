@@ -6,7 +6,8 @@ FROM python:${PYTHON}-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY proxy ./proxy
-RUN python -m venv /opt/csq-proxy && /opt/csq-proxy/bin/pip install --no-cache-dir .
+RUN python -m venv --without-pip /opt/csq-proxy \
+  && pip --python /opt/csq-proxy/bin/python install --no-cache-dir .
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/csq-proxy /opt/csq-proxy

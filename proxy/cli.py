@@ -173,6 +173,34 @@ def show_status(
 
 
 @cli.command()
+def snippets(
+    project: Annotated[str | None, typer.Argument(help="Or ACCOUNT/42.", show_default="the default")] = None,
+    *,
+    what: Annotated[
+        str | None, typer.Option("--for", metavar="WHAT", help="curl, powerbi, ... kubernetes, ...")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print ready text for a tool or for operating the proxy; without --for, all for callers."""
+    import datetime as dt  # noqa: PLC0415
+
+    from proxy.config import load  # noqa: PLC0415
+    from proxy.snippets import FOR_CALLERS, FOR_OPERATORS, text_of  # noqa: PLC0415
+
+    if what is not None and what not in FOR_CALLERS + FOR_OPERATORS:
+        raise ConfigError(
+            f"--for {what}: there are {', '.join(FOR_CALLERS)}; for operators {', '.join(FOR_OPERATORS)}"
+        )
+    settings = load(config)
+    today = dt.datetime.now(dt.UTC).date()
+    for one in FOR_CALLERS if what is None else (what,):
+        text = text_of(one, settings, project, today=today, python=sys.executable)
+        _say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
+    if what is None:
+        _say(f"--- for operators: --for {', '.join(FOR_OPERATORS)}")
+
+
+@cli.command()
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""
     from proxy.config import load  # noqa: PLC0415

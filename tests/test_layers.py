@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reload",
         "request",
     },
+    "snippets": {"__init__", "errors", "settings"},
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
     "facade": {
         "answer",
@@ -168,6 +169,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "project",
         "sandbox",
         "settings",
+        "snippets",
         "status_command",
         "upstream",
     },

@@ -1,0 +1,186 @@
+"""Ready text for callers and operators, filled in from the configuration; never with a secret.
+
+Hides the templates (a file beside this one each) and what they are filled with. A template's
+``<<name>>`` is a value, and a line that begins with ``<<:key>>`` or ``<<:open>>`` is for proxies
+with or without callers' keys. Pure but for reading templates; must not know the command line.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from xml.sax.saxutils import escape
+
+from proxy import __version__
+from proxy.errors import ConfigError
+from proxy.settings import DEFAULT_PORT, Settings
+from proxy.snippets import dashboard, portable
+
+FOR_CALLERS = (
+    "curl",
+    "powerbi",
+    "excel",
+    "tableau",
+    "looker",
+    "grafana",
+    "python",
+    "javascript",
+    "powershell",
+)
+FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "grafana-dashboard")
+DAYS = 7
+"""How many whole days the example asks for, up to yesterday."""
+
+_PLACE = re.compile(r"<<(\w+)>>")
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+_CONTAINER_SECRETS = "/run/secrets"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A project as a caller addresses it. ``project_id`` None: the calls need none."""
+
+    name: str
+    url: str
+    origin: str
+    project_id: int | None
+
+
+def text_of(what: str, settings: Settings, project: str | None, *, today: dt.date, python: str) -> str:
+    """The text for ``what``, one of `FOR_CALLERS` or `FOR_OPERATORS`; ``python`` is our interpreter's path.
+
+    ``project`` None is the default one, or the first. Raises ConfigError where there is no such project.
+    """
+    if what == "grafana-dashboard":
+        return dashboard.text()
+    operators: dict[str, Callable[[], Mapping[str, str]]] = {
+        "kubernetes": functools.partial(_kubernetes, settings),
+        "compose": functools.partial(_compose, settings),
+        "systemd": functools.partial(_systemd, settings, python),
+        "windows": functools.partial(_windows, python),
+    }
+    if what in operators:
+        values = {"port": str(_port(settings)), "version": __version__, **operators[what]()}
+    else:
+        values = _of_caller(target(settings, project), today)
+    return _fill(_template(what), values, "<<:key>>" if settings.callers else "<<:open>>")
+
+
+def _template(what: str) -> str:
+    return resources.files(__name__).joinpath(f"{what}.txt").read_text(encoding="utf-8")
+
+
+def _fill(template: str, values: Mapping[str, str], condition: str) -> str:
+    lines = [line.removeprefix(condition) for line in template.splitlines()]
+    text = "\n".join(line for line in lines if not line.startswith("<<:"))
+    return _PLACE.sub(lambda place: values[place[1]], text) + "\n"
+
+
+# Callers
+
+
+def target(settings: Settings, name: str | None) -> Target:
+    """The project of that name (``acme/42`` below an account). Raises ConfigError."""
+    name = name or settings.default_project or next(iter((*settings.projects, *settings.accounts)))
+    account, _, number = name.partition("/")
+    if name in settings.projects:
+        project = settings.projects[name]
+        if project.port:
+            origin = _origin(settings, project.port)
+            return Target(name, origin, origin, project.project_id)
+        found = project.project_id
+    elif account in settings.accounts:
+        known = settings.accounts[account].projects
+        if not number and known:
+            number = str(known[0])
+        if not (number.isascii() and number.isdigit()):
+            raise ConfigError(f"{name}: is an account; name one of its projects, too: {account}/42")
+        name, found = f"{account}/{number}", int(number)
+    else:
+        names = ", ".join((*settings.projects, *settings.accounts))
+        raise ConfigError(f"{name}: there is no such project; there are {names}")
+    origin = _origin(settings, _port(settings))
+    return Target(name, f"{origin}/{name}", origin, found)
+
+
+def _port(settings: Settings) -> int:
+    return settings.server.port or DEFAULT_PORT
+
+
+def _origin(settings: Settings, port: int) -> str:
+    server = settings.server
+    scheme = "https" if server.tls_cert is not None else "http"
+    if server.host in _WILDCARDS:
+        if server.allowed_hosts and port == server.port:
+            return f"{scheme}://{server.allowed_hosts[0]}"
+        return f"{scheme}://localhost:{port}"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"{scheme}://{host}:{port}"
+
+
+def _of_caller(project: Target, today: dt.date) -> dict[str, str]:
+    number = project.project_id
+    given = {"and_id": "", "m_id": "", "py_id": "", "js_id": "", "ps_id": ""}
+    if number is not None:
+        given = {
+            "and_id": f"&projectId={number}",
+            "m_id": f', projectId = "{number}"',
+            "py_id": f", projectId={number}",
+            "js_id": f", projectId: {number}",
+            "ps_id": f"; projectId = {number}",
+        }
+    return {
+        "project": project.name,
+        "url": project.url,
+        "origin": project.origin,
+        "start": str(today - dt.timedelta(days=DAYS)),
+        "end": str(today - dt.timedelta(days=1)),
+        **given,
+    }
+
+
+# Operators
+
+
+def _kubernetes(settings: Settings) -> dict[str, str]:
+    names = portable.secret_names(settings)
+    return {
+        "config_mounted": portable.config(settings, f"{_CONTAINER_SECRETS}/csq-proxy", indent=4),
+        "kubectl_secrets": " ".join(f"--from-file={name}=FILE" for name in names),
+    }
+
+
+def _compose(settings: Settings) -> dict[str, str]:
+    names = portable.secret_names(settings)
+    config = portable.config(settings, _CONTAINER_SECRETS, indent=6)
+    return {
+        "config_compose": config.replace("$", "$$"),  # else it would be a variable
+        "compose_secret_names": "\n".join(f"      - {name}" for name in names),
+        "compose_secrets": "\n".join(f"  {name}:\n    file: ./secrets/{name}" for name in names),
+    }
+
+
+def _systemd(settings: Settings, python: str) -> dict[str, str]:
+    config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", indent=0)
+    names = portable.secret_names(settings)
+    return {
+        "command": f"{_quoted(python)} -m proxy",
+        "systemd_config": "\n".join(f"#   {line}".rstrip() for line in config.splitlines()),
+        "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
+        "protect_home": "read-only" if python.startswith(("/home/", "/root/")) else "yes",
+    }
+
+
+def _quoted(path: str) -> str:
+    """As systemd.service(5) has it: quotes around spaces, and %% for one that is no specifier."""
+    path = path.replace("%", "%%")
+    return f'"{path}"' if " " in path else path
+
+
+def _windows(python: str) -> dict[str, str]:
+    windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", python)
+    return {"windows_python": escape(python), "windows_pythonw": escape(windowless)}

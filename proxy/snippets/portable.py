@@ -1,0 +1,76 @@
+"""The configuration as text for another place: without secrets, which come from files there.
+
+Hides which keys can travel: paths of this computer can't. Pure.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, SecretStr
+
+from proxy.settings import Settings
+
+_STAYS = ("host", "client_secret_command")
+"""What is said of this computer alone, beside paths."""
+
+
+def config(settings: Settings, secrets: str, *, indent: int) -> str:
+    """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in."""
+    lines = []
+    for section in ("server", "contentsquare"):
+        lines += _table(section, getattr(settings, section))
+    for section in ("projects", "accounts", "callers"):
+        for name, table in getattr(settings, section).items():
+            lines += _table(f"{section}.{name}", table, f"{secrets}/{_secret_name(section, name)}")
+            if (standby := getattr(table, "standby", None)) is not None:
+                path = f"{secrets}/{_secret_name(section, name)}-standby"
+                lines += _table(f"{section}.{name}.standby", standby, path)
+    return "\n".join(f"{' ' * indent}{line}" for line in lines)
+
+
+def secret_names(settings: Settings) -> list[str]:
+    """The names of the files that the secrets are in."""
+    names = []
+    for section in ("projects", "accounts", "callers"):
+        for name, table in getattr(settings, section).items():
+            names.append(_secret_name(section, name))
+            if getattr(table, "standby", None) is not None:
+                names.append(f"{_secret_name(section, name)}-standby")
+    return names
+
+
+def _secret_name(section: str, name: str) -> str:
+    return f"caller-{name}" if section == "callers" else name
+
+
+def _table(title: str, table: BaseModel, secret: str | None = None) -> list[str]:
+    lines = list(_lines(table))
+    if secret is not None:
+        key = "key_file" if title.startswith("callers.") else "client_secret_file"
+        lines.append(f"{key} = {json.dumps(secret)}")
+    return [f"[{title}]", *lines] if lines else []
+
+
+def _lines(table: BaseModel) -> Iterator[str]:
+    for key in type(table).model_fields:
+        value = getattr(table, key)
+        if key in table.model_fields_set and key not in _STAYS and _travels(value):
+            yield f"{key} = {_written(value)}"
+
+
+def _travels(value: object) -> bool:
+    return value is not None and not isinstance(value, (SecretStr, Path, BaseModel))
+
+
+def _written(value: object) -> str:
+    """A value in TOML, which has JSON's strings, numbers, booleans and lists."""
+    if isinstance(value, enum.Enum):
+        return _written(value.value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return str(value) if isinstance(value, dt.date) else json.dumps(value, ensure_ascii=False)
