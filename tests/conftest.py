@@ -15,7 +15,14 @@ except ImportError:  # Windows
     uvloop = None  # type: ignore[assignment]
 
 settings.register_profile(
-    "suite", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "suite",
+    deadline=None,
+    derandomize=True,  # what a run finds is not a matter of luck
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(  # pytest --hypothesis-profile=explore
+    "explore", settings.get_profile("suite"), derandomize=False, max_examples=1000
 )
 settings.load_profile("suite")
 

@@ -474,7 +474,7 @@ print(log.dropped_lines())
     ) as process:
         os.close(writer)
         os.close(reader)
-        out, _ = process.communicate(b"", timeout=30)
+        out, _ = process.communicate(b"", timeout=60)
     assert out.strip() == b"3"
     assert process.returncode == 0
 

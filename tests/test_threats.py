@@ -472,7 +472,7 @@ def test_no_flag_takes_a_secret(tmp_path: Path) -> None:
 def test_a_secret_in_the_environment_is_warned_of_once_by_the_variables_name(tmp_path: Path) -> None:
     process = serving(tmp_path, CSQ_PROXY_CALLERS__BI__KEY="canary-of-the-environment")
     process.terminate()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     [event] = [line for line in map(json.loads, err.splitlines()) if line["event"] == "secret_in_environment"]
     assert event["level"] == "warning"
