@@ -7,14 +7,13 @@ import base64
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from harness import WAIT_S, Gateway, Message, TokenServer, Upstream, gateway, read_message
+from harness import WAIT_S, Gateway, Message, TokenServer, Upstream, free_port, gateway, read_message
 from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
@@ -104,9 +103,7 @@ async def test_the_endpoint_has_the_name_that_the_caller_used() -> None:
 
 
 async def test_a_projects_own_listener_needs_no_prefix() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     projects = {**PROJECTS, "other": {**PROJECTS["other"], "port": port}}
     async with gateway(projects=projects) as proxy:
         body = json.dumps(ASKED).encode()

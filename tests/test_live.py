@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trustme
-from harness import RawServer, read_message
+from harness import RawServer, free_port, read_message
 from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
-from test_cli import free_port, run, write
+from test_cli import run, write
 
 from proxy.config import load
 from proxy.live import Finding, examine
