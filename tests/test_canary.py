@@ -22,7 +22,7 @@ from harness import WAIT_S, Message, RawServer, Upstream, close, read_message
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="reads /proc, sends signals")
 
-START_S = 20.0
+START_S = 60.0
 SECRETS = {
     "client_secret": "Canary-of-the-first-pair/+%7",
     "standby": "Canary-of-the-standby-pair_8",
