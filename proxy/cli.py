@@ -142,13 +142,11 @@ def check(
         raise
     if not as_json:
         _show(settings)
-    findings = _examine(settings) if live else []
+    findings = _live_findings(settings, shown=not as_json) if live else []
     good = all(finding.result != "failed" for finding in findings)
     if as_json:
         checks = {"checks": [asdict(finding) for finding in findings]} if live else {}
         _say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
-    elif live:
-        _show_findings(findings)
     if not good:
         sys.exit(1)
 
@@ -497,39 +495,13 @@ def _described(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _examine(settings: Settings) -> list[Finding]:
-    """Everything that `check --live` looks at; meanwhile the terminal shows where it is."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
+def _live_findings(settings: Settings, *, shown: bool) -> list[Finding]:
+    from proxy.live_command import collect, show  # noqa: PLC0415
 
-    from proxy.live import examine  # noqa: PLC0415
-
-    async def collect() -> list[Finding]:
-        found = []
-        async for finding in examine(settings):
-            found.append(finding)
-            where = " ".join(filter(None, (finding.project, finding.api, finding.check)))
-            status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
-        return found
-
-    with Console(stderr=True).status("Asking Contentsquare ...") as status:
-        return asyncio.run(collect())
-
-
-def _show_findings(findings: list[Finding]) -> None:
-    """A row for each, with the next step below what isn't well."""
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    colours = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-    table = Table("project", "API", "check", "", "", box=box.SIMPLE)
-    for one in findings:
-        what = escape(one.message) + (f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else "")
-        result = f"[{colours[one.result]}]{one.result}[/]"
-        table.add_row(escape(one.project or "(all)"), one.api or "-", one.check, result, what)
-    Console().print(table)
+    findings = collect(settings)
+    if shown:
+        show(findings)
+    return findings
 
 
 def _show(settings: Settings) -> None:

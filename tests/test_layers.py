@@ -105,6 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "snippets": {"__init__", "errors", "settings"},
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
+    "live_command": {"live", "settings"},
     "facade": {
         "answer",
         "callers",
@@ -163,6 +164,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "init",
         "listeners",
         "live",
+        "live_command",
         "log",
         "notify",
         "process",

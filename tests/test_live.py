@@ -312,7 +312,7 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
 
     ended = await asyncio.to_thread(check)
     assert (ended.returncode, "Next:" in ended.stdout) == (0, False), ended.stdout + ended.stderr
-    assert re.search(r"shop +metrics +endpoint +ok +https://localhost:\d+ can be reached", ended.stdout)
+    assert re.search(r"shop +metrics +credentials, scope, project, +ok +https://localhost:\d+ ", ended.stdout)
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["ok"]) == (0, True)
@@ -323,6 +323,7 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     ended = await asyncio.to_thread(check)
     assert ended.returncode == 1
     assert "Next:" in ended.stdout
+    assert "1 failed." in ended.stdout
     assert "Traceback" not in ended.stderr
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)

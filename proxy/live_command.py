@@ -1,0 +1,54 @@
+"""What ``check --live`` shows: where it is while it waits, and then a row for what belongs together.
+
+Hides rich. Must not know how anything is found out (`proxy.live`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from proxy.live import Finding, examine
+from proxy.settings import Settings
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def collect(settings: Settings) -> list[Finding]:
+    """Everything that there is to find; meanwhile a terminal shows how far it is."""
+
+    async def ask() -> list[Finding]:
+        found = []
+        async for finding in examine(settings):
+            found.append(finding)
+            where = " ".join(filter(None, (finding.project, finding.api, finding.check)))
+            status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
+        return found
+
+    with Console(stderr=True).status("Asking Contentsquare ...") as status:
+        return asyncio.run(ask())
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """A row for each project and API, and one for each thing that isn't well, with the next step."""
+    table = Table("project", "API", "checks", "", "", box=box.SIMPLE)
+    for (project, api, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
+        rows = list(group)
+        if result == "ok":
+            rows = [Finding(project, api, ", ".join(one.check for one in rows), "ok", rows[-1].message)]
+        for one in rows:
+            step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
+            colour = f"[{_COLOURS[result]}]{result}[/]"
+            table.add_row(
+                escape(project or "(all)"), api or "-", one.check, colour, escape(one.message) + step
+            )
+    failed = sum(one.result == "failed" for one in findings)
+    console = Console()
+    console.print(table)
+    console.print(f"[bold red]{failed} failed.[/]" if failed else "[green]All is well.[/]")
