@@ -129,7 +129,7 @@ async def _reach(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
             links, broken = ["http-proxy"], "http-proxy"
     for link in links:
         if link == broken:
-            yield _finding(link, "failed", f"{origin}: {why}")
+            yield _finding(link, "failed", f"to {origin}: {why}" if link == "http-proxy" else why)
             return
         yield _finding(link, "ok", str(origin))
 

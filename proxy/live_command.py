@@ -12,11 +12,12 @@ from itertools import groupby
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from proxy.live import Finding, examine
 from proxy.settings import Settings
 
+_LEAST_WIDTH = 40
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
@@ -37,7 +38,7 @@ def collect(settings: Settings) -> list[Finding]:
 
 def show(findings: Sequence[Finding]) -> None:
     """A row for each project and API, and one for each thing that isn't well, with the next step."""
-    table = Table("project", "API", "checks", "", "", box=box.SIMPLE)
+    table = Table("project", "API", "checks", "", Column(min_width=_LEAST_WIDTH), box=box.SIMPLE)
     for (project, api, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
         rows = list(group)
         if result == "ok":
