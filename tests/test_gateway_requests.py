@@ -659,8 +659,9 @@ async def test_pipelined_requests_with_bodies_are_answered_in_order_behind_a_slo
                 sent.append(proxy.request(b"POST /%02d" % i, b"Transfer-Encoding: chunked", body=chunks))
         writer.write(b"".join(sent))
         writer.write_eof()
-        while not bodies:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(WAIT_S):
+            while not bodies:
+                await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
         assert len(bodies) == 1
         go_on.set()
@@ -795,8 +796,9 @@ async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -
         await started.wait()
         slots = next(iter(proxy.app.projects())).slots
         connection: Any = proxy.app._listeners.servers[0][1].connections[0]
-        while not connection.is_reading_held:
-            await asyncio.sleep(0.002)
+        async with asyncio.timeout(WAIT_S):
+            while not connection.is_reading_held:
+                await asyncio.sleep(0.002)
         writer.transport.abort()
         async with asyncio.timeout(WAIT_S):
             while slots.in_use:
