@@ -130,7 +130,7 @@ async def main():
         token.endpoint = cloud.url
         app = App(settings_for(endpoint.url, cloud.url))
         async with app.started():
-            await app.settled(5)
+            await app.settled(15)
             port = int(app.listeners[0].url.rpartition(":")[2])
             taken = []
             try:
@@ -147,7 +147,7 @@ async def main():
             [keeper] = project.keepers.values()
             before = keeper.status().refreshes
             keeper._hurry(gap_s=0.0)
-            for _ in range(300):
+            for _ in range(1500):
                 if keeper.status().refreshes > before:
                     break
                 await asyncio.sleep(0.02)
