@@ -88,7 +88,7 @@ async def _call(session: aiohttp.ClientSession, method: str, url: str, body: obj
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
     """A browser with an empty profile of its own."""
-    with tempfile.TemporaryDirectory() as profile, _driver(Path(profile)) as driver:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, _driver(Path(profile)) as driver:
         port = await _port(Path(profile) / "driver.log", driver)
         timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
@@ -117,7 +117,7 @@ def _driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield driver
     finally:
         driver.terminate()
-        driver.wait(10)
+        driver.wait(30)
 
 
 async def _port(log: Path, driver: subprocess.Popen[bytes]) -> int:

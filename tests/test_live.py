@@ -67,7 +67,7 @@ def settings_of(values: dict[str, Any]) -> Settings:
 
 
 async def findings_of(values: dict[str, Any]) -> list[Finding]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [finding async for finding in examine(settings_of(values))]
 
 

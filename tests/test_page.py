@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
-from harness import WAIT_S, Gateway, TokenServer, gateway
+from harness import WAIT_S, Gateway, TokenServer, free_port, gateway
 
 from proxy.contentsquare import Api
 
@@ -145,8 +145,10 @@ async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_sn
 
 @needs_chromium
 async def test_it_says_when_the_proxy_is_gone() -> None:
+    # A port of its own: an ephemeral one would be another test's while the page goes on asking it.
+    server = {"port": free_port(), "drain_timeout": 1}
     async with browser() as chromium:
-        async with gateway() as proxy:
+        async with gateway(server=server) as proxy:
             await chromium.open(f"http://127.0.0.1:{proxy.port}/-/")
             await until(chromium, "document.querySelector('#live').textContent === 'live'")
         await until(chromium, "document.querySelector('#live').textContent.startsWith('no answer')")
