@@ -17,7 +17,6 @@ import contextlib
 import datetime as dt
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +31,6 @@ WATCH_S = 1.0
 """Between two looks at the files."""
 MOST_NEIGHBOURS = 200
 """Of files beside a watched one, in each folder."""
-_CLOCK_GRAIN_NS = 20_000_000
-"""File systems stamp files by a clock that lags a little."""
 _NEED_RESTART = ("host", "port", "unix_socket")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
     ("client_secret_file", "client_secret_command", "default", "expires", "port")
@@ -115,13 +112,14 @@ def signature(path: Path) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _is_newer(found: Signature, began_ns: int) -> bool:
-    return found is not None and found[-1] >= began_ns
-
-
 def signatures(paths: Iterable[Path]) -> dict[Path, Signature]:
     """The `signature` of each file."""
     return {path: signature(path) for path in paths}
+
+
+def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> Signature:
+    """What a path was earlier: nothing, where its folder was looked at and did not hold it."""
+    return earlier.get(path, None if path.parent in earlier else found)
 
 
 @dataclass(slots=True)
@@ -169,25 +167,24 @@ class Reloader:
             asked = await self._pause()
             now = await in_thread(lambda: signatures(self._watched()))
             if asked or (now != self._known and now == before):
-                began_ns = time.time_ns() - _CLOCK_GRAIN_NS
+                earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
                 await self._reload()
                 # As they were before they were read: what changed meanwhile is a change.
                 fresh = await in_thread(lambda: signatures(self._watched()))
-                now = {
-                    path: now.get(path, None if _is_newer(found, began_ns) else found)
-                    for path, found in fresh.items()
-                }
+                now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
                 self._known = now
             before = now
 
     def _watched(self) -> Iterator[Path]:
         """The files; after a refusal what lies beside them, too, since a file may be what was missing."""
+        return self._files_and_neighbours() if self.status.last_faults else iter(self._files())
+
+    def _files_and_neighbours(self) -> Iterator[Path]:
         yield from self._files()
-        if self.status.last_faults:
-            for folder in {path.parent for path in self._files()}:
-                yield folder
-                with contextlib.suppress(OSError):
-                    yield from itertools.islice(folder.iterdir(), MOST_NEIGHBOURS)
+        for folder in {path.parent for path in self._files()}:
+            yield folder
+            with contextlib.suppress(OSError):
+                yield from itertools.islice(folder.iterdir(), MOST_NEIGHBOURS)
 
     async def _pause(self) -> bool:
         """Wait for the next look; whether a reload was asked for."""
