@@ -164,10 +164,6 @@ class TokenEndpoint:
         answer = await self._ask(ME_PATH, credentials, credentials.fields())
         return answer.members()
 
-    async def describe(self, credentials: Credentials) -> frozenset[Api] | None:
-        """The APIs that the credentials are for; see `described`."""
-        return await described(self.me(credentials))
-
     async def _ask(
         self, path: str, credentials: Credentials, members: Mapping[str, str | int]
     ) -> TokenAnswer:

@@ -89,10 +89,6 @@ class Slots:
             self._open = self._allowance
         self._grant()
 
-    def resize(self, limit: int) -> None:
-        """Set `limit`."""
-        self.limit = limit
-
     @property
     def allowance(self) -> int:
         """How many of the `limit` are ours at present: fewer while the cloud refuses for others' sake."""

@@ -34,6 +34,7 @@ from proxy.oauth import (
     HttpProxy,
     TokenEndpoint,
     TokenRequest,
+    described,
     make_session,
 )
 from proxy.origin import Origin
@@ -663,7 +664,7 @@ async def test_the_credentials_scopes_are_read_leniently(
 ) -> None:
     answers.post(ME_URL, body=json.dumps(body))
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert await endpoint.describe(CREDENTIALS) == apis
+        assert await described(endpoint.me(CREDENTIALS)) == apis
     [(_, calls)] = answers.requests.items()
     assert json.loads(calls[0].kwargs["data"]) == {"client_id": "an-id-5f1c", "client_secret": SECRET}
 
@@ -672,7 +673,7 @@ async def test_the_credentials_scopes_are_read_leniently(
 async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status, repeat=True)
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert await endpoint.describe(CREDENTIALS) is None
+        assert await described(endpoint.me(CREDENTIALS)) is None
         assert f"answered {status}" in str(await failure(endpoint.me(CREDENTIALS)))
 
 
@@ -680,13 +681,13 @@ async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_a
 async def test_scopes_that_another_try_may_bring_are_an_error(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status)
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert not (await failure(endpoint.describe(CREDENTIALS))).permanent
+        assert not (await failure(described(endpoint.me(CREDENTIALS)))).permanent
 
 
 async def test_scopes_of_an_unreachable_endpoint_are_an_error(answers: fake_answers) -> None:
     answers.post(ME_URL, exception=TimeoutError())
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert (await failure(endpoint.describe(CREDENTIALS))).cause == "timeout"
+        assert (await failure(described(endpoint.me(CREDENTIALS)))).cause == "timeout"
 
 
 def test_no_repr_holds_the_secret_or_the_client_id() -> None:

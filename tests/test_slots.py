@@ -196,7 +196,7 @@ async def test_a_larger_limit_lets_waiters_in_at_once() -> None:
 async def test_a_smaller_limit_takes_effect_as_slots_come_back() -> None:
     queue = Queue(taken(3))
     await queue.join("a1")
-    queue.slots.resize(1)
+    queue.slots.limit = 1
     for _ in range(2):
         queue.slots.release()
         await settle()
