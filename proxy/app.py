@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import logging
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from types import TracebackType
 from typing import Self
 
-from proxy import admin, log, notify, policy
-from proxy.admin import Admin
-from proxy.answer import write_answer, write_error, write_json
-from proxy.callers import Caller, WrongKey, WrongKeys
-from proxy.errors import MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
+from proxy import log, notify
 from proxy.expiry import ExpiryWatch
-from proxy.facade import Facade
+from proxy.gateway import Gateway
 from proxy.generation import Generation, Generations, Plan, plan
 from proxy.listeners import Listener, Listeners
 from proxy.measures import LoopLag
 from proxy.process import descriptor_limit
 from proxy.project import Project
 from proxy.reload import Changes, Reloader, ReloadStatus, differences
-from proxy.request import Request
-from proxy.route import API_FIELD, PROJECT_FIELD, Route
 from proxy.settings import Settings
 
 _POLL_S = 0.02
@@ -39,8 +29,6 @@ LONGEST_POLL_S = 1.0
 """Between two looks whether what a reload replaced is still in use."""
 SWEEP_S = 60.0
 """Between two looks at what is idle, and at which credentials end."""
-MAX_IN_FLIGHT = 256
-"""Requests of one caller at once: most of them wait for a slot, and each takes a connection."""
 _WARNINGS = frozenset(
     (
         "certificate_refused",
@@ -51,12 +39,6 @@ _WARNINGS = frozenset(
         "token_rejected",
     )
 )
-
-
-class Internal(ProxyError):
-    """A bug; the log has the traceback."""
-
-    code = "PROXY_INTERNAL_ERROR"
 
 
 class App:
@@ -74,33 +56,21 @@ class App:
     ) -> None:
         self._settings = settings  # the first; those of now are the generation's
         self._load = load
-        self._quit = quit_
         self._log = log.get_logger("proxy")
-        self._bind_request_log()
         self._listeners = Listeners()
         self._reloader: Reloader | None = None
         self._expiry = ExpiryWatch(self._log_event)
-        self._admin = Admin(self)
-        self._stopping = False
+        self._gateway = Gateway(self, quit_)
         self._loop_lag = LoopLag(self._on_slow_loop)
-        self._refused: Counter[str] = Counter()
-        self._wrong_keys = WrongKeys()
-        self._facade = Facade(self._slow_down)
-        self._in_flight: Counter[str] = Counter()
         self._generation: Generation
         self._generations: Generations
-
-    def _bind_request_log(self) -> None:
-        """Once per configuration of the log rather than per line, for that is most of a line's cost."""
-        bound = log.get_logger("proxy").bind()
-        self._log_answer = bound.info if bound.is_enabled_for(logging.INFO) else None
 
     # Overview, for `Admin` and the start-up summary
 
     @property
     def is_stopping(self) -> bool:
         """Whether it is draining."""
-        return self._stopping
+        return self._gateway.is_stopping
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -120,7 +90,7 @@ class App:
     @property
     def refused(self) -> Mapping[str, int]:
         """Errors of requests that reached no project, by code."""
-        return self._refused
+        return self._gateway.refused
 
     @property
     def log_lines_dropped(self) -> int:
@@ -160,7 +130,7 @@ class App:
                 self._spawn = background.spawn
                 try:
                     self._begin(first)
-                    await self._listeners.serve(self._handle, descriptor_limit())
+                    await self._listeners.serve(self._gateway.answer, descriptor_limit())
                     for watch in self._listeners.watch():
                         self._spawn(watch)
                     for project in self._generation.projects.values():
@@ -178,7 +148,7 @@ class App:
             spawn=self._spawn,
             on_event=self._log_event,
         )
-        self._generation = self._generations.next(first, None).generation
+        self._generation = self._gateway.generation = self._generations.next(first, None).generation
         self._generation.redact()
         self._warn_of_environment()
         self._spawn(self._keep_house())
@@ -224,9 +194,9 @@ class App:
     def _apply(self, planned: Plan) -> Changes:
         """Go over to the next generation, in one step of the event loop."""
         old, step = self._generation, self._generations.next(planned, self._generation)
-        new = self._generation = step.generation
+        new = self._generation = self._gateway.generation = step.generation
         new.redact()
-        new.forwarder.stopping = self._stopping
+        new.forwarder.stopping = self.is_stopping
         for project in step.leaving:
             project.retire()
         for project in step.fresh:
@@ -238,7 +208,7 @@ class App:
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)
-            self._bind_request_log()
+            self._gateway.bind_log()
         self._expiry.look(self._ends())
         return differences(old.settings, new.settings, self._settings)
 
@@ -276,6 +246,9 @@ class App:
         if event in ("reloaded", "reload_refused"):
             notify.ready()
 
+    def _on_slow_loop(self, lag_s: float) -> None:
+        self._log.warning("event_loop_was_slow", lag_s=round(lag_s, 2))
+
     # Start and stop
 
     async def settled(self, wait_s: float, stop: asyncio.Event | None = None) -> None:
@@ -289,7 +262,7 @@ class App:
 
     async def drain(self, kill: asyncio.Event) -> None:
         """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
-        self._stopping = self._generation.forwarder.stopping = True
+        self._gateway.is_stopping = self._generation.forwarder.stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)
@@ -298,161 +271,6 @@ class App:
             async with asyncio.timeout(drain_timeout_s):
                 while not kill.is_set() and self._listeners.close_idle():
                     await asyncio.sleep(_POLL_S)
-
-    # One request
-
-    async def _handle(self, request: Request) -> bool:
-        listener: Listener = request.connection.listener
-        generation = self._generation
-        started_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
-        route: Route[Project] | None = None
-        try:
-            caller, target = self._admit(request, listener, generation)
-            if Facade.is_for(target) or target.startswith(admin.PREFIX) or target in (b"/-", b"*"):
-                return await self._answer_own(request, listener, generation, caller, target)
-            route = _route(request, listener, generation, caller, target)
-            project, api, target = route
-            policy.check(request.head, target, project, caller)
-            project.requests[api or project.first_api] += 1
-            project.running += 1
-            try:
-                if caller is None:
-                    return await generation.forwarder.forward(request, project, api, target)
-                with self._one_of(caller):
-                    request.caller = caller.name
-                    return await generation.forwarder.forward(request, project, api, target)
-            finally:
-                project.running -= 1
-        except ProxyError as exc:
-            if isinstance(exc, WrongKey):
-                await self._slow_down(request)
-            self._count_error(exc, route)
-            if request.head_sent:
-                request.connection.abort()
-                return False
-            return write_error(request, exc)
-        except Exception:  # noqa: BLE001 - the one place where a bug in a request is met
-            self._log.exception("request_failed_by_bug")
-            if request.head_sent:
-                request.connection.abort()
-                return False
-            return write_error(request, Internal("The proxy failed; its log says more."))
-        finally:
-            took_s = time.perf_counter() - started_at
-            if route is not None:
-                route.project.measures.ended(route.api or route.project.first_api, request, took_s)
-            self._log_request(request, route, took_s)
-
-    async def _answer_own(
-        self,
-        request: Request,
-        listener: Listener,
-        generation: Generation,
-        caller: Caller | None,
-        target: bytes,
-    ) -> bool:
-        """What is not forwarded. Raises ProxyError."""
-        if target == b"*":
-            return write_answer(request, 204, b"")
-        if Facade.is_for(target):
-            find = functools.partial(_route, request, listener, generation)
-            return await self._facade.answer(request, target, generation.callers, find)
-        if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
-            policy.check_quit(caller)
-            if request.head.method != b"POST":
-                raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
-            self._quit()
-            return write_json(request, 202, {"stopping": True})
-        if (name := admin.refreshed_project(target)) is not None:
-            policy.check_refresh(name, caller)
-        return await self._admin.answer(request, target)
-
-    def _admit(
-        self, request: Request, listener: Listener, generation: Generation
-    ) -> tuple[Caller | None, bytes]:
-        """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other.
-
-        What the facade answers it authenticates itself.
-        """
-        if request.error is not None:
-            raise request.error
-        guard = generation.guards[listener.index]
-        caller, target = None, guard.check(request.head)
-        if not Facade.is_for(target):
-            caller, target = generation.callers.identify(request.head, target)
-        if self._stopping and not target.startswith(admin.PREFIX):
-            raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
-        return caller, target
-
-    @contextlib.contextmanager
-    def _one_of(self, caller: Caller) -> Iterator[None]:
-        """Count a request of this caller. Raises QueueTimeout where it has too many at once."""
-        if self._in_flight[caller.name] >= MAX_IN_FLIGHT:
-            raise QueueTimeout(
-                f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; ask for less at a time.",
-                retry_after_s=2,
-            )
-        self._in_flight[caller.name] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[caller.name] -= 1
-
-    async def _slow_down(self, request: Request) -> None:
-        """Make who sent a wrong key wait, and nobody else."""
-        address = request.transport.get_extra_info("peername")
-        peer = address[0] if isinstance(address, tuple) else ""
-        delay_s = self._wrong_keys.delay_s(peer)
-        if delay_s:
-            self._log.warning("wrong_key_slowed_down", peer=peer, delay_s=round(delay_s, 1))
-            await asyncio.sleep(delay_s)
-
-    def _count_error(self, error: ProxyError, route: Route[Project] | None) -> None:
-        if route is None:
-            self._refused[error.code] += 1
-        else:
-            route.project.measures.failed(error.code, error.message)
-
-    def _on_slow_loop(self, lag_s: float) -> None:
-        self._log.warning("event_loop_was_slow", lag_s=round(lag_s, 2))
-
-    def _log_request(self, request: Request, route: Route[Project] | None, took_s: float) -> None:
-        if self._log_answer is None:
-            return
-        target = route.target if route is not None else request.head.target
-        if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
-            event = "request_cut_short" if request.status else "request_abandoned"
-        else:
-            event = "request_answered"
-        self._log_answer(
-            event,
-            project=route.project.name if route is not None else None,
-            api=(route.api or route.project.first_api).value if route is not None else None,
-            method=request.head.method.decode("ascii"),
-            path=target.partition(b"?")[0][:256].decode("ascii", "backslashreplace"),
-            status=request.status or None,
-            bytes_in=request.body.received,
-            bytes_out=request.answer_bytes,
-            ms=round(took_s * 1000, 1),
-            **({} if request.cut_because is None else {"reason": request.cut_because}),
-        )
-
-
-def _route(
-    request: Request, listener: Listener, generation: Generation, caller: Caller | None, target: bytes
-) -> Route[Project]:
-    project = api = None
-    for field in request.head.steering:
-        if field.name == PROJECT_FIELD:
-            project = field.value
-        elif field.name == API_FIELD:
-            api = field.value
-    own = generation.owners[listener.index]
-    if own is None and listener.project is not None:
-        raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
-    return generation.router.route(
-        target, own=own, project=project, api=api, may_use=None if caller is None else caller.may_use
-    )
 
 
 class _Background:

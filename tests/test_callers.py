@@ -171,4 +171,4 @@ async def test_who_sends_no_key_is_asked_for_one_at_once_however_often(field: by
     async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
         for _ in range(3 * FREE_TRIES):
             assert (await proxy.call(b"GET /shop/v1/x", field)).status == 401
-        assert not len(proxy.app._wrong_keys)
+        assert not len(proxy.app._gateway._wrong_keys)

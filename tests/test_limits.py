@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start  # noqa: F401 - a fixture
 
-from proxy import app, door
+from proxy import door
 from proxy.door import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="listeners don't pause there")
@@ -181,7 +181,7 @@ def test_with_file_descriptors_used_up_accepting_recovers_and_tokens_are_still_r
 
 
 async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_IN_FLIGHT", 3)
+    monkeypatch.setattr("proxy.gateway.MAX_IN_FLIGHT", 3)
     callers = {"greedy": {"key": "key-of-greedy"}, "other": {"key": "key-of-other"}}
     async with gateway(Upstream(), callers=callers) as proxy:
         key = b"X-API-Key: key-of-greedy"
@@ -189,7 +189,7 @@ async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: py
         for writer in writers:
             writer.write(proxy.request(b"POST /v1/exports", key, b"Content-Length: 9", body=b"a"))
         async with asyncio.timeout(WAIT_S):
-            while proxy.app._in_flight["greedy"] < 3:
+            while proxy.app._gateway._in_flight["greedy"] < 3:
                 await asyncio.sleep(0.01)
         answer = await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-greedy")
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
@@ -198,6 +198,6 @@ async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: py
         assert (await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-other")).status == 200
         await close(writers[0])
         async with asyncio.timeout(WAIT_S):
-            while proxy.app._in_flight["greedy"] == 3:
+            while proxy.app._gateway._in_flight["greedy"] == 3:
                 await asyncio.sleep(0.01)
         assert (await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-greedy")).status == 200
