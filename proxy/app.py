@@ -130,7 +130,7 @@ class App:
                 self._spawn = background.spawn
                 try:
                     self._begin(first)
-                    await self._listeners.serve(self._gateway.answer, descriptor_limit())
+                    await self._listeners.serve(self._gateway, descriptor_limit())
                     for watch in self._listeners.watch():
                         self._spawn(watch)
                     for project in self._generation.projects.values():

@@ -7,8 +7,8 @@ trying again: it says how it ended.
 
 from __future__ import annotations
 
-import asyncio
 import enum
+from collections.abc import Callable
 
 from proxy.chunked import chunk, last_chunk
 from proxy.contentsquare import CONCURRENT_API_CALL
@@ -30,13 +30,18 @@ class Outcome(enum.Enum):
     REFUSED = "401: nothing went to the caller"
     CROWDED = "too many requests at once at the cloud: nothing went to the caller"
     STALE = "a reused connection closed before a byte of an answer"
+    FAILED = "there will be no answer: nothing went to the caller"
+
+
+_FINAL = (Outcome.DELIVERED, Outcome.ABORTED)
 
 
 class Attempt:
     """One try of one request on one upstream connection, in both directions.
 
     Implements `ResponseSink` for what the cloud sends, `BodySink` for what the caller sends, and
-    `WritingPeer` for a caller that is slow. ``outcome`` and ``keep`` hold once `run` is over.
+    `WritingPeer` for a caller that is slow. ``ended`` is called once, when it is over, unless it was
+    abandoned: then either ``error`` is set, and the caller has got nothing, or ``outcome`` and ``keep``.
     """
 
     __slots__ = (
@@ -44,7 +49,7 @@ class Attempt:
         "_caller_transport",
         "_close_after",
         "_connection",
-        "_done",
+        "_ended",
         "_held",
         "_may_be_stale",
         "_out",
@@ -52,15 +57,24 @@ class Attempt:
         "_request",
         "_starting",
         "_upstream_chunked",
+        "error",
+        "is_over",
         "keep",
         "outcome",
     )
 
     def __init__(
-        self, request: Request, connection: Connection, *, may_be_stale: bool, close_after: bool
+        self,
+        request: Request,
+        connection: Connection,
+        ended: Callable[[Attempt], None],
+        *,
+        may_be_stale: bool,
+        close_after: bool,
     ) -> None:
         self._request = request
         self._connection = connection
+        self._ended = ended
         self._caller_transport = request.transport
         self._may_be_stale = may_be_stale
         self._close_after = close_after
@@ -70,41 +84,49 @@ class Attempt:
         self._out: list[bytes] = []
         self._held: SmallError | None = None
         self._starting: list[bytes] | None = None
-        self._done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.is_over = False
         self.outcome = Outcome.ABORTED
+        self.error: UpstreamError | ProxyError | None = None
         self.keep = False
 
-    async def run(self, head: bytes) -> None:
-        """Send the request and wait for the end. Raises UpstreamError while the caller has got nothing."""
+    @property
+    def is_final(self) -> bool:
+        """Whether the answer is with the caller or was cut, so that nothing more can be done."""
+        return self.error is None and self.outcome in _FINAL
+
+    def begin(self, head: bytes) -> None:
+        """Send the request; its content follows as it comes from the caller."""
         request = self._request
         body = request.body
+        is_head_request = request.head.method == b"HEAD"
+        request.connection.peer = self._connection
         if body.complete and not body.received:
             if self._upstream_chunked:
                 head += last_chunk(trailers_to_upstream(body.trailers, request.head))
-            self._connection.start(
-                self, head, is_head_request=request.head.method == b"HEAD", request_done=True
-            )
-        else:
-            self._starting = [head]
-            body.attach(self)
-            first, self._starting = b"".join(self._starting), None
-            if not self._done.done():
-                self._connection.start(
-                    self, first, is_head_request=request.head.method == b"HEAD", request_done=body.complete
-                )
-        request.connection.peer = self._connection
-        try:
-            self.outcome = await self._done
-        except asyncio.CancelledError:
-            self._connection.abandon(self)
-            raise
-        finally:
-            request.connection.peer = None
-            body.detach()
+            self._connection.start(self, head, is_head_request=is_head_request, request_done=True)
+            return
+        self._starting = [head]
+        body.attach(self)
+        first, self._starting = b"".join(self._starting), None
+        if not self.is_over:
+            self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
 
-    def _settle(self, outcome: Outcome) -> None:
-        if not self._done.done():
-            self._done.set_result(outcome)
+    def abandon(self) -> None:
+        """End it at once, without a word to anybody; nothing where it is over."""
+        if not self.is_over:
+            self._close()
+            self._connection.abandon(self)
+
+    def _settle(self, outcome: Outcome, error: UpstreamError | ProxyError | None = None) -> None:
+        if not self.is_over:
+            self._close()
+            self.outcome, self.error = outcome, error
+            self._ended(self)
+
+    def _close(self) -> None:
+        self.is_over = True
+        self._request.connection.peer = None
+        self._request.body.detach()
 
     # BodySink: from the caller to the cloud
 
@@ -133,8 +155,8 @@ class Attempt:
         self._connection.abandon(self)
         if self._request.head_sent:
             self._abort_caller()
-        elif not self._done.done():
-            self._done.set_exception(error)
+        else:
+            self._settle(Outcome.FAILED, error)
 
     # ResponseSink: from the cloud to the caller
 
@@ -217,8 +239,8 @@ class Attempt:
             and self._request.body.replayable
         ):
             self._settle(Outcome.STALE)
-        elif not self._done.done():
-            self._done.set_exception(self._whose_silence(error))
+        else:
+            self._settle(Outcome.FAILED, self._whose_silence(error))
 
     def _whose_silence(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
         body = self._request.body

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from proxy.attempt import Attempt, Outcome
@@ -31,7 +32,7 @@ from proxy.lease import Lease, LeaseKeeper
 from proxy.request import Request
 from proxy.slots import Slots
 from proxy.uploads import Uploads
-from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
+from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Connection, Upstreams
 
 TOKEN_WAIT_S = 10.0
 """How long a request waits for a first lease."""
@@ -43,130 +44,291 @@ class Project(Protocol):
     name: str
     slots: Slots
 
-    def keeper(self, api: Api | None) -> LeaseKeeper:
-        """The keeper of this API's lease; of the project's first API where None."""
+    def keeper(self, api: Api) -> LeaseKeeper:
+        """The keeper of this API's lease. Raises Forbidden where the project can't have one."""
         ...
 
 
+P = TypeVar("P", bound=Project)
+
+
 class Forwarder:
-    """Forwards requests. ``stopping`` makes callers' connections close after their answer."""
+    """Where requests go. ``stopping`` makes callers' connections close after their answer."""
 
     def __init__(
         self, upstreams: Upstreams, *, queue_timeout_s: float, token_wait_s: float = TOKEN_WAIT_S
     ) -> None:
-        self._upstreams = upstreams
-        self._queue_timeout_s = queue_timeout_s
-        self._token_wait_s = token_wait_s
-        self._uploads: WeakKeyDictionary[Slots, Uploads] = WeakKeyDictionary()
+        self.upstreams = upstreams
+        self.queue_timeout_s = queue_timeout_s
+        self.token_wait_s = token_wait_s
         self.stopping = False
+        self._uploads: WeakKeyDictionary[Slots, Uploads] = WeakKeyDictionary()
 
-    async def forward(self, request: Request, project: Project, api: Api | None, target: bytes) -> bool:
-        """Answer ``request`` with what the cloud says to ``target``; whether the connection can be kept.
+    def uploads(self, slots: Slots) -> Uploads:
+        """The room for content that is still coming, of the project that has these slots."""
+        return self._uploads.setdefault(slots, Uploads())
+
+
+class Exchange(Generic[P]):
+    """One request's way to a cloud and back.
+
+    `begin` sends it at once where nothing has to be waited for, as is the rule: then ``ended`` is called
+    when the answer is with the caller or was cut. Whatever takes more than that is for `run`, which does
+    all of it, or goes on from where `begin` came to. Holds at most one slot, and gives it back however
+    it ends.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_began_in",
+        "_changes",
+        "_ended",
+        "_forwarder",
+        "_is_attended",
+        "_lease",
+        "_max_idle_s",
+        "_over",
+        "_replayed",
+        "_slots",
+        "api",
+        "is_counted",
+        "keep",
+        "project",
+        "request",
+        "target",
+    )
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        request: Request,
+        project: P,
+        api: Api,
+        target: bytes,
+        *,
+        ended: Callable[[Exchange[P]], None],
+    ) -> None:
+        self.request = request
+        self.project = project
+        self.api = api
+        self.target = target
+        self.is_counted = False
+        """Whether whoever made it counts it as running."""
+        self.keep = False
+        """Whether the caller's connection can be kept, once it is over."""
+        self._forwarder = forwarder
+        self._ended = ended
+        self._is_attended = False
+        self._changes = changes_data(request.head.method, target)
+        self._max_idle_s = SURE_REUSE_S if self._changes else KEEP_ALIVE_S
+        self._slots: Slots | None = None
+        self._began_in = 0
+        self._lease: Lease | None = None
+        self._replayed = False
+        self._attempt: Attempt | None = None
+        self._over: asyncio.Future[None] | None = None
+
+    # Without waiting
+
+    def begin(self) -> bool:
+        """Send the request now; False where something has to be waited for, and then nothing was done."""
+        lease = self.project.keeper(self.api).current()
+        slots = self.project.slots
+        if lease is None or not slots.try_acquire(self.request.caller):
+            return False
+        pool = self._forwarder.upstreams.pool(lease.origin)
+        connection = pool.take_idle(self._max_idle_s, surely=self._changes)
+        if connection is None:
+            slots.release()
+            return False
+        self._slots, self._began_in, self._lease = slots, slots.round, lease
+        try:
+            self._send(connection, lease, reused=True)
+        except BaseException:
+            self._attempt = None
+            self._release()
+            raise
+        return True
+
+    def attend(self) -> None:
+        """From now on `run` is what goes on, and ends when it is cancelled."""
+        self._is_attended = True
+
+    def abandon(self) -> None:
+        """The caller has left: end what `run` doesn't attend to."""
+        if not self._is_attended:
+            if self._attempt is not None:
+                self._attempt.abandon()
+            self._finish()
+
+    def _attempt_ended(self, attempt: Attempt) -> None:
+        if self._over is not None:
+            if not self._over.done():
+                self._over.set_result(None)
+        elif attempt.is_final:
+            self._settle(attempt)
+            self._finish()
+        else:
+            self.request.connection.interrupted()
+
+    def _finish(self) -> None:
+        self._is_attended = True
+        self._release()
+        self._ended(self)
+
+    # With waiting
+
+    async def run(self) -> bool:
+        """Go on until the answer is with the caller or was cut; whether the connection can be kept.
 
         Raises ProxyError only while nothing of an answer went to the caller.
         """
-        body = request.body
+        body = self.request.body
         if body.complete:
-            return await self._in_turn(request, project, api, target)
-        uploads = self._uploads.setdefault(project.slots, Uploads())
+            return await self._in_turn()
+        slots = self.project.slots
+        uploads = self._forwarder.uploads(slots)
         try:
-            room = max(1, project.slots.limit // 2)
-            holds_place = await uploads.enter(body, room, self._queue_timeout_s)
+            room = max(1, slots.limit // 2)
+            holds_place = await uploads.enter(body, room, self._forwarder.queue_timeout_s)
         except TimeoutError:
             raise RequestTimeout("The request's content did not come in time; send it again.") from None
         try:
-            return await self._in_turn(request, project, api, target)
+            return await self._in_turn()
         finally:
             if holds_place:
                 uploads.leave()
 
-    async def _in_turn(self, request: Request, project: Project, api: Api | None, target: bytes) -> bool:
-        """As `forward`, for a request that may take a slot."""
-        changes = changes_data(request.head.method, target)
-        keeper = project.keeper(api)
-        slots, wait_s, again = project.slots, self._queue_timeout_s, False
+    async def _in_turn(self) -> bool:
+        """As `run`, for a request that may take a slot."""
+        wait_s = self._forwarder.queue_timeout_s
         deadline = asyncio.get_running_loop().time() + wait_s
-        while True:
-            if again or not slots.try_acquire(request.caller):
-                asked_at = time.perf_counter()
-                try:
-                    await slots.acquire(request.caller, wait_s, first=again)
-                finally:
-                    request.waited_s += time.perf_counter() - asked_at
-            began_in = slots.round
-            try:
-                attempt = await self._deliver(request, keeper, target, changes=changes)
-                if attempt.outcome is not Outcome.CROWDED:
-                    slots.answered()
-                    return attempt.keep
-                slots.refused(began_in)
-            finally:
-                slots.release()
-            if not request.body.replayable:
-                raise QueueTimeout(
-                    "Other programs use this Contentsquare project too, and the content is too long to be"
-                    " sent again by the proxy: send the request again.",
-                    retry_after_s=2,
-                )
-            request.body.rewind()
-            request.replays += ("concurrency",)
-            slots, again = project.slots, True
-            wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
-
-    async def _deliver(
-        self, request: Request, keeper: LeaseKeeper, target: bytes, *, changes: bool
-    ) -> Attempt:
-        """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""
-        lease = keeper.current() or await keeper.get(self._token_wait_s)
-        max_idle_s = SURE_REUSE_S if changes else KEEP_ALIVE_S
-        replayed = False
-        while True:
-            attempt = await self._attempt(
-                request, lease, target, max_idle_s=max_idle_s, repeatable=not changes
-            )
-            outcome = attempt.outcome
-            if outcome in (Outcome.DELIVERED, Outcome.ABORTED, Outcome.CROWDED):
-                return attempt
-            if outcome is Outcome.STALE:
-                request.replays += ("stale",)
-                max_idle_s = 0.0
-            else:
-                if replayed or not keeper.reject(lease):
-                    raise TokenRefused(
-                        "Contentsquare answers 401 even to a fresh token. Check in its console that the"
-                        " credentials still have access to this project and API."
-                    )
-                if not request.body.replayable:
-                    raise TokenUnavailable(
-                        "Contentsquare refused the token, and the content is too long to be sent again"
-                        " by the proxy. A fresh token is on its way: send the request again.",
-                        retry_after_s=2,
-                    )
-                replayed = True
-                request.replays += ("token",)
-                lease = await keeper.get(self._token_wait_s)
-            request.body.rewind()
-
-    async def _attempt(
-        self, request: Request, lease: Lease, target: bytes, *, max_idle_s: float, repeatable: bool
-    ) -> Attempt:
-        pool = self._upstreams.pool(lease.origin)
-        connection = pool.take_idle(max_idle_s, surely=not repeatable)
-        reused = connection is not None
         try:
-            if connection is None:
-                connection = await pool.connect()
-            attempt = Attempt(
-                request, connection, may_be_stale=reused and repeatable, close_after=self.stopping
+            if self._slots is None:
+                await self._take_slot(wait_s, first=False)
+            while True:
+                attempt = await self._deliver()
+                if self._settle(attempt):
+                    return self.keep
+                self._release()
+                self._repeat_crowded()
+                wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
+                await self._take_slot(wait_s, first=True)
+        finally:
+            self._release()
+
+    async def _take_slot(self, wait_s: float, *, first: bool) -> None:
+        request, slots = self.request, self.project.slots
+        if first or not slots.try_acquire(request.caller):
+            asked_at = time.perf_counter()
+            try:
+                await slots.acquire(request.caller, wait_s, first=first)
+            finally:
+                request.waited_s += time.perf_counter() - asked_at
+        self._slots, self._began_in = slots, slots.round
+
+    def _settle(self, attempt: Attempt) -> bool:
+        """Tell the slots what the cloud said; whether that is the end."""
+        slots = self._slots
+        assert slots is not None  # noqa: S101 - held since before the attempt
+        if attempt.outcome is Outcome.CROWDED:
+            slots.refused(self._began_in)
+            return False
+        slots.answered()
+        self.keep = attempt.keep
+        return True
+
+    def _release(self) -> None:
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release()
+
+    def _repeat_crowded(self) -> None:
+        """The cloud runs too many requests already: get ready to send this one again."""
+        if not self.request.body.replayable:
+            raise QueueTimeout(
+                "Other programs use this Contentsquare project too, and the content is too long to be"
+                " sent again by the proxy: send the request again.",
+                retry_after_s=2,
             )
-            await attempt.run(request_head(request.head, target, lease))
-        except UpstreamError as exc:
-            raise _as_answer(exc, lease) from None
+        self._repeat("concurrency")
+        self._max_idle_s = SURE_REUSE_S if self._changes else KEEP_ALIVE_S
+        self._replayed = False
+        self._lease = None
+
+    def _repeat(self, why: str) -> None:
+        self.request.replays += (why,)
+        self.request.body.rewind()
+        self._attempt = None
+
+    async def _deliver(self) -> Attempt:
+        """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""
+        keeper, wait_s = self.project.keeper(self.api), self._forwarder.token_wait_s
+        lease = self._lease or keeper.current() or await keeper.get(wait_s)
+        while True:
+            attempt = self._attempt or await self._try(lease)
+            if attempt.error is not None:
+                raise _as_answer(attempt.error, lease) from None
+            outcome = attempt.outcome
+            if outcome is Outcome.STALE:
+                self._repeat("stale")
+                self._max_idle_s = 0.0
+            elif outcome is Outcome.REFUSED:
+                self._repeat_refused(keeper, lease)
+                lease = await keeper.get(wait_s)
+            else:
+                return attempt
+
+    def _repeat_refused(self, keeper: LeaseKeeper, lease: Lease) -> None:
+        """The cloud said 401: give the token up, and get ready to send the request again."""
+        if self._replayed or not keeper.reject(lease):
+            raise TokenRefused(
+                "Contentsquare answers 401 even to a fresh token. Check in its console that the"
+                " credentials still have access to this project and API."
+            )
+        if not self.request.body.replayable:
+            raise TokenUnavailable(
+                "Contentsquare refused the token, and the content is too long to be sent again"
+                " by the proxy. A fresh token is on its way: send the request again.",
+                retry_after_s=2,
+            )
+        self._replayed = True
+        self._repeat("token")
+
+    async def _try(self, lease: Lease) -> Attempt:
+        pool = self._forwarder.upstreams.pool(lease.origin)
+        connection = pool.take_idle(self._max_idle_s, surely=self._changes)
+        reused = connection is not None
+        if connection is None:
+            try:
+                connection = await pool.connect()
+            except UpstreamError as exc:
+                raise _as_answer(exc, lease) from None
+        self._over = asyncio.get_running_loop().create_future()
+        attempt = self._send(connection, lease, reused=reused)
+        try:
+            await self._over
+        finally:
+            self._over = None
+            attempt.abandon()
+        return attempt
+
+    def _send(self, connection: Connection, lease: Lease, *, reused: bool) -> Attempt:
+        self._attempt = attempt = Attempt(
+            self.request,
+            connection,
+            self._attempt_ended,
+            may_be_stale=reused and not self._changes,
+            close_after=self._forwarder.stopping,
+        )
+        attempt.begin(request_head(self.request.head, self.target, lease))
         return attempt
 
 
-def _as_answer(error: UpstreamError, lease: Lease) -> ProxyError:
+def _as_answer(error: UpstreamError | ProxyError, lease: Lease) -> ProxyError:
     """What the caller is told of a failure before an answer."""
+    if isinstance(error, ProxyError):
+        return error
     host = lease.origin.authority
     if isinstance(error, UpstreamSilent):
         return UpstreamTimeout(

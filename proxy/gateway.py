@@ -7,12 +7,11 @@ request is counted and logged here, once. Must not know sockets or how a configu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from proxy import admin, log, policy
 from proxy.admin import Admin, Overview
@@ -20,6 +19,7 @@ from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, WrongKey, WrongKeys
 from proxy.errors import MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.facade import Facade
+from proxy.forward import Exchange
 from proxy.generation import Generation
 from proxy.listeners import Listener
 from proxy.project import Project
@@ -62,33 +62,35 @@ class Gateway:
         bound = log.get_logger("proxy").bind()
         self._log_answer = bound.info if bound.is_enabled_for(logging.INFO) else None
 
-    async def answer(self, request: Request) -> bool:
-        """Answer it; whether the connection can be kept. Raises CancelledError alone."""
-        listener: Listener = request.connection.listener
+    def begin(self, request: Request) -> bool:
+        """Begin on a request that has to wait for nothing but the cloud; False: it is for `answer`."""
+        if request.error is not None or not request.body.complete:
+            return False
+        request.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
         generation = self.generation
-        started_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
-        route: Route[Project] | None = None
         try:
-            caller, target = self._admit(request, listener, generation)
-            if Facade.is_for(target) or target.startswith(admin.PREFIX) or target in (b"/-", b"*"):
-                return await self._answer_own(request, listener, generation, caller, target)
-            route = _route(request, listener, generation, caller, target)
-            project, api, target = route
-            policy.check(request.head, target, project, caller)
-            project.requests[api or project.first_api] += 1
-            project.running += 1
-            try:
-                if caller is None:
-                    return await generation.forwarder.forward(request, project, api, target)
-                with self._one_of(caller):
-                    request.caller = caller.name
-                    return await generation.forwarder.forward(request, project, api, target)
-            finally:
-                project.running -= 1
+            caller, target = self._admit(request, generation)
+            return not _is_own(target) and self._way(request, generation, caller, target).begin()
+        except Exception:  # noqa: BLE001 - whatever it is, `answer` meets it again and says so
+            return False
+
+    def _ended(self, exchange: Exchange[Project]) -> None:
+        """What was begun is over: the answer is with the caller or was cut, or the caller has left."""
+        request = exchange.request
+        try:
+            self._leave(request)
+        except Exception:  # noqa: BLE001 - called from the event loop, where nobody else meets a bug
+            self._log.exception("request_failed_by_bug")
+        request.connection.done(request, keep=exchange.keep)
+
+    async def answer(self, request: Request) -> bool:
+        """Answer it, or go on with it; whether the connection can be kept. Raises CancelledError alone."""
+        try:
+            return await self._answer(request)
         except ProxyError as exc:
             if isinstance(exc, WrongKey):
                 await self._slow_down(request)
-            self._count_error(exc, route)
+            self._count_error(exc, request)
             if request.head_sent:
                 request.connection.abort()
                 return False
@@ -100,15 +102,56 @@ class Gateway:
                 return False
             return write_error(request, Internal("The proxy failed; its log says more."))
         finally:
-            took_s = time.perf_counter() - started_at
-            if route is not None:
-                route.project.measures.ended(route.api or route.project.first_api, request, took_s)
-            self._log_request(request, route, took_s)
+            self._leave(request)
+
+    async def _answer(self, request: Request) -> bool:
+        exchange: Exchange[Project] | None = request.exchange
+        if exchange is not None and exchange.is_counted:  # `begin` came so far
+            exchange.attend()
+            return await exchange.run()
+        request.began_at = time.perf_counter()
+        generation = self.generation
+        caller, target = self._admit(request, generation)
+        if _is_own(target):
+            return await self._answer_own(request, generation, caller, target)
+        exchange = self._way(request, generation, caller, target)
+        exchange.attend()
+        return await exchange.run()
+
+    def _way(
+        self, request: Request, generation: Generation, caller: Caller | None, target: bytes
+    ) -> Exchange[Project]:
+        """The way that a request may go. Raises ProxyError for one that must not go anywhere."""
+        project, api, target = _route(request, generation, caller, target)
+        api = api or project.first_api
+        exchange = Exchange(generation.forwarder, request, project, api, target, ended=self._ended)
+        request.exchange = exchange
+        policy.check(request.head, target, project, caller)
+        if caller is not None:
+            request.caller = caller.name
+            self._check_room(caller)
+            self._in_flight[caller.name] += 1
+        project.requests[api] += 1
+        project.running += 1
+        exchange.is_counted = True
+        return exchange
+
+    def _leave(self, request: Request) -> None:
+        """Count and log a request that is over."""
+        took_s = time.perf_counter() - request.began_at
+        exchange: Exchange[Project] | None = request.exchange
+        if exchange is not None:
+            project = exchange.project
+            if exchange.is_counted:
+                project.running -= 1
+                if isinstance(request.caller, str):
+                    self._in_flight[request.caller] -= 1
+            project.measures.ended(exchange.api, request, took_s)
+        self._log_request(request, took_s)
 
     async def _answer_own(
         self,
         request: Request,
-        listener: Listener,
         generation: Generation,
         caller: Caller | None,
         target: bytes,
@@ -117,7 +160,7 @@ class Gateway:
         if target == b"*":
             return write_answer(request, 204, b"")
         if Facade.is_for(target):
-            find = functools.partial(_route, request, listener, generation)
+            find = functools.partial(_route, request, generation)
             return await self._facade.answer(request, target, generation.callers, find)
         if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
             policy.check_quit(caller)
@@ -129,15 +172,14 @@ class Gateway:
             policy.check_refresh(name, caller)
         return await self._admin.answer(request, target)
 
-    def _admit(
-        self, request: Request, listener: Listener, generation: Generation
-    ) -> tuple[Caller | None, bytes]:
+    def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes]:
         """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other.
 
         What the facade answers it authenticates itself.
         """
         if request.error is not None:
             raise request.error
+        listener: Listener = request.connection.listener
         guard = generation.guards[listener.index]
         caller, target = None, guard.check(request.head)
         if not Facade.is_for(target):
@@ -146,19 +188,13 @@ class Gateway:
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target
 
-    @contextlib.contextmanager
-    def _one_of(self, caller: Caller) -> Iterator[None]:
-        """Count a request of this caller. Raises QueueTimeout where it has too many at once."""
+    def _check_room(self, caller: Caller) -> None:
+        """Raise QueueTimeout where this caller has too many requests at once."""
         if self._in_flight[caller.name] >= MAX_IN_FLIGHT:
             raise QueueTimeout(
                 f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; ask for less at a time.",
                 retry_after_s=2,
             )
-        self._in_flight[caller.name] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[caller.name] -= 1
 
     async def _slow_down(self, request: Request) -> None:
         """Make who sent a wrong key wait, and nobody else."""
@@ -169,24 +205,25 @@ class Gateway:
             self._log.warning("wrong_key_slowed_down", peer=peer, delay_s=round(delay_s, 1))
             await asyncio.sleep(delay_s)
 
-    def _count_error(self, error: ProxyError, route: Route[Project] | None) -> None:
-        if route is None:
+    def _count_error(self, error: ProxyError, request: Request) -> None:
+        if request.exchange is None:
             self.refused[error.code] += 1
         else:
-            route.project.measures.failed(error.code, error.message)
+            request.exchange.project.measures.failed(error.code, error.message)
 
-    def _log_request(self, request: Request, route: Route[Project] | None, took_s: float) -> None:
+    def _log_request(self, request: Request, took_s: float) -> None:
         if self._log_answer is None:
             return
-        target = route.target if route is not None else request.head.target
+        exchange: Exchange[Project] | None = request.exchange
+        target = request.head.target if exchange is None else exchange.target
         if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
             event = "request_cut_short" if request.status else "request_abandoned"
         else:
             event = "request_answered"
         self._log_answer(
             event,
-            project=route.project.name if route is not None else None,
-            api=(route.api or route.project.first_api).value if route is not None else None,
+            project=None if exchange is None else exchange.project.name,
+            api=None if exchange is None else exchange.api.value,
             method=request.head.method.decode("ascii"),
             path=target.partition(b"?")[0][:256].decode("ascii", "backslashreplace"),
             status=request.status or None,
@@ -197,9 +234,13 @@ class Gateway:
         )
 
 
-def _route(
-    request: Request, listener: Listener, generation: Generation, caller: Caller | None, target: bytes
-) -> Route[Project]:
+def _is_own(target: bytes) -> bool:
+    """Whether a target is answered here."""
+    return Facade.is_for(target) or target.startswith(admin.PREFIX) or target in (b"/-", b"*")
+
+
+def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route[Project]:
+    listener: Listener = request.connection.listener
     project = api = None
     for field in request.head.steering:
         if field.name == PROJECT_FIELD:

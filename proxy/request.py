@@ -62,6 +62,12 @@ class Connection(Source, Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes from the caller; none: look again at what is there."""
 
+    def done(self, request: Request, *, keep: bool) -> None:
+        """The answer to a request that was begun is written; ``keep``: the connection can be used again."""
+
+    def interrupted(self) -> None:
+        """What was begun needs the connection's task, to wait for something."""
+
     def abort(self) -> None:
         """Reset it: what was sent so far must not look whole."""
 
@@ -74,11 +80,13 @@ class Request:
 
     __slots__ = (
         "answer_bytes",
+        "began_at",
         "body",
         "caller",
         "connection",
         "cut_because",
         "error",
+        "exchange",
         "head",
         "head_sent",
         "replays",
@@ -102,6 +110,10 @@ class Request:
         self.answer_bytes = 0
         self.waited_s = 0.0
         """For a slot, in seconds."""
+        self.began_at = 0.0
+        """When it was begun on, by `time.perf_counter`."""
+        self.exchange: Any = None
+        """What it is on its way as, with a method ``abandon``: called if the caller leaves. The handler's."""
         self.replays: tuple[str, ...] = ()
         """Why it was sent once more, each time: "token", "stale" or "concurrency"."""
 
@@ -112,8 +124,10 @@ class Request:
                 return field.value
         return None
 
-    def _cancel(self, exc: BaseException) -> None:
+    def _cancel(self, _exc: BaseException) -> None:
         """RequestHandler's word that the connection is lost; the handler's task is cancelled as well."""
+        if self.exchange is not None:
+            self.exchange.abandon()
 
 
 class RequestParser:
@@ -157,11 +171,11 @@ class RequestParser:
         """Whether a part of a request head has come."""
         return self._head_timer is not None
 
-    def feed_data(self, data: bytes) -> tuple[list[tuple[Request, RequestBody]], bool, bytes]:
+    def feed_data(self, data: bytes) -> list[Request]:
         """Requests whose heads are complete now; bodies go to their `RequestBody`."""
-        messages: list[tuple[Request, RequestBody]] = []
+        requests: list[Request] = []
         if not self._is_listening():
-            return messages, False, b""
+            return requests
         if type(data) is not bytes:
             data = bytes(data)
         if self._body is not None:
@@ -175,15 +189,15 @@ class RequestParser:
                 continue
             end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
             if end < 0:
-                self._begin_late(data, messages)
+                self._begin_late(data, requests)
                 break
             self._seen = 0
             head, data = data[:end], data[end + 4 :]
-            self._begin(head, messages)
+            self._begin(head, requests)
             if self.in_body:
                 data = self._feed_body(data)
         self._buffer = data if self._is_listening() else b""
-        return messages, False, b""
+        return requests
 
     def _is_listening(self) -> bool:
         return not self._closed
@@ -191,17 +205,17 @@ class RequestParser:
     def _may_begin(self) -> bool:
         return self._body is None and not self._closed and self._in_flight < MAX_PIPELINED
 
-    def _begin(self, head: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
+    def _begin(self, head: bytes, requests: list[Request]) -> None:
         if self._head_timer is not None:
             self.stop_timer()
         try:
             parsed = parse_request_head(head, self._section)
         except ProxyError as exc:
-            self._refuse(exc, messages)
+            self._refuse(exc, requests)
             return
         self._section = parsed.section
         body = RequestBody(self._connection)
-        self._add(Request(parsed, body, self._connection), messages)
+        self._add(Request(parsed, body, self._connection), requests)
         if parsed.chunked:
             self._body, self._decoder = body, ChunkedDecoder()
         elif parsed.content_length:
@@ -209,21 +223,21 @@ class RequestParser:
         else:
             body.complete = True
 
-    def _add(self, request: Request, messages: list[tuple[Request, RequestBody]]) -> None:
+    def _add(self, request: Request, requests: list[Request]) -> None:
         self._in_flight += 1
         self._connection.unanswered += 1
-        messages.append((request, request.body))
+        requests.append(request)
 
-    def _begin_late(self, part: bytes, messages: list[tuple[Request, RequestBody]]) -> None:
+    def _begin_late(self, part: bytes, requests: list[Request]) -> None:
         """Only a part of a head is here: it must be a possible one, and the rest must come in time."""
         if self._is_late:
-            self._refuse(RequestTimeout("The request head did not come in time; send it again."), messages)
+            self._refuse(RequestTimeout("The request head did not come in time; send it again."), requests)
             return
         try:
             if part != b"\r":
                 check_request_start(part, self._seen)
         except ProxyError as exc:
-            self._refuse(exc, messages)
+            self._refuse(exc, requests)
             return
         self._seen = len(part)
         if self._head_timer is None:
@@ -277,7 +291,7 @@ class RequestParser:
             body.finish([])
         return rest
 
-    def _refuse(self, error: ProxyError, messages: list[tuple[Request, RequestBody]]) -> None:
+    def _refuse(self, error: ProxyError, requests: list[Request]) -> None:
         """Queue an answer to what can't be understood; nothing after it is read."""
         self._closed = True
         self.stop_timer()
@@ -285,7 +299,7 @@ class RequestParser:
         body = RequestBody(self._connection)
         request = Request(head, body, self._connection)
         request.error = error
-        self._add(request, messages)
+        self._add(request, requests)
 
     # The rest of what BaseProtocol and RequestHandler ask of a parser.
 

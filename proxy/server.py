@@ -15,8 +15,8 @@ import contextlib
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 
@@ -39,14 +39,37 @@ LINGER_S = 5.0
 """How long the rest of an upload is read and dropped after an early answer, so that the answer arrives."""
 
 
-Handler = Callable[[Request], Awaitable[bool]]
-"""Answers a request; gives back whether the connection can be kept. Never raises but CancelledError."""
+class Handler(Protocol):
+    """Answers requests; raises nothing but CancelledError."""
+
+    def begin(self, request: Request) -> bool:
+        """Begin on a request, where nothing of ours has to be waited for; False: `answer` it.
+
+        Once begun, `CallerConnection.done` tells that it is answered, or `CallerConnection.interrupted` that
+        `answer` has to go on with it. If the caller leaves before, its ``exchange`` is abandoned.
+        """
+        ...
+
+    async def answer(self, request: Request) -> bool:
+        """Answer it, or go on with what was begun; gives back whether the connection can be kept."""
+        ...
 
 
 class CallerConnection(web.RequestHandler):
     """One caller's connection. ``peer`` gets told when the caller's side can't take more, or can again."""
 
-    __slots__ = ("_holds", "_look_timer", "answered", "is_half_closed", "listener", "peer", "unanswered")
+    __slots__ = (
+        "_handler",
+        "_holds",
+        "_keep",
+        "_look_timer",
+        "_turn",
+        "answered",
+        "is_half_closed",
+        "listener",
+        "peer",
+        "unanswered",
+    )
 
     def __init__(self, manager: CallerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -66,6 +89,11 @@ class CallerConnection(web.RequestHandler):
         self.unanswered = 0
         """Requests whose heads have come and whose answers aren't written yet."""
         self.is_half_closed = False
+        self._handler = manager.handler
+        self._turn: asyncio.Future[None] | None = None
+        """What the task waits on while it isn't needed."""
+        self._keep: bool | None = None
+        """Of a request that was answered without the task and is the task's to finish; None: of no such."""
         self._holds = 0
         self._look_timer: asyncio.TimerHandle | None = None
 
@@ -194,58 +222,104 @@ class CallerConnection(web.RequestHandler):
         """Whether a request is being handled, or waits to be."""
         return self.unanswered > 0
 
-    async def start(self) -> None:
-        """Answer requests in their order until the connection ends; aiohttp makes this the handler's task."""
-        answer = cast(CallerServer, self._manager).answer
-        keep = True
-        while keep and not (self._force_close or self._close):
-            if not self._messages:
-                if self.is_half_closed:
-                    break
-                await self._next_message()
-            request = self._take_message()
-            self._request_in_progress = True
-            self._current_request = cast(Any, request)
-            try:
-                keep = await answer(request)
-                if self.writing_paused:
-                    await self.drained()
-            except BaseException:
-                self.force_close()
-                raise
-            finally:
-                self._current_request = None
-                self._request_in_progress = False
-                self.answered += 1
-                self.unanswered -= 1
-            body = request.body
-            if not body.is_eof():
-                keep = False
-                await self._linger(request)
-            body.release()
-            self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE_S
-            if self._keepalive_handle is None:
-                self._keepalive_handle = self._loop.call_at(
-                    self._next_keepalive_close_time, self._process_keepalive
-                )
-        if self.transport is not None:
-            self._task_handler = None
-            self.transport.close()
+    # One request after the other: begun as it comes where it can be, and the task's business where not.
 
-    async def _next_message(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def data_received(self, data: bytes) -> None:
+        if self._force_close or self._close:
+            return
+        requests = cast(RequestParser, self._parser).feed_data(data)
+        if not requests:
+            return
+        self._messages.extend(cast(Any, requests))
+        if not self._buffer_paused and len(self._messages) >= self._max_msg_queue_size:
+            self._pause_reading_for_buffer()
+        if self._waiter is not None:
+            self._take_up()
 
-    def _take_message(self) -> Request:
-        request = cast(Request, self._messages.popleft()[0])
+    def _take_up(self) -> None:
+        """Begin on the next request; the task has to answer it where that can't be."""
+        self._waiter = None
+        request = cast(Request, self._messages.popleft())
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
-        return request
+        self._request_in_progress = True
+        self._current_request = cast(Any, request)
+        if not self._handler.begin(request):
+            self.interrupted()
+
+    def interrupted(self) -> None:
+        """Let the task go on with the current request."""
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    def done(self, request: Request, *, keep: bool) -> None:
+        """The answer to a request that was begun is written; ``keep``: the connection can be used again."""
+        if self._manager is None:  # it is lost
+            return
+        is_simple = keep and request.body.complete and not (self._paused or self.is_half_closed)
+        if not is_simple or self._force_close or self._close:
+            self._keep = keep
+            self.interrupted()
+            return
+        self._count_answer()
+        request.body.release()
+        self._waiter = self._turn
+        if self._messages:
+            self._take_up()
+
+    def _count_answer(self) -> None:
+        self._current_request = None
+        self._request_in_progress = False
+        self.answered += 1
+        self.unanswered -= 1
+        self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE_S
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(
+                self._next_keepalive_close_time, self._process_keepalive
+            )
+
+    async def start(self) -> None:
+        """Answer what can't be begun without a task; aiohttp makes this the handler's one."""
+        keep = True
+        while keep and not (self._force_close or self._close):
+            if self.is_half_closed and not self._messages:
+                break
+            await self._needed()
+            request = cast(Request, self._current_request)
+            keep = await self._answer(request)
+            if not request.body.is_eof():
+                keep = False
+                await self._linger(request)
+            request.body.release()
+        if self.transport is not None:
+            self._task_handler = None
+            self.transport.close()
+
+    async def _needed(self) -> None:
+        """Wait until there is a request for the task: the current one."""
+        self._waiter = self._turn = self._loop.create_future()
+        if self._messages:
+            self._take_up()
+        try:
+            await self._turn
+        finally:
+            self._waiter = self._turn = None
+
+    async def _answer(self, request: Request) -> bool:
+        keep, self._keep = self._keep, None
+        try:
+            if keep is None:
+                keep = await self._handler.answer(request)
+            if self.writing_paused:
+                await self.drained()
+        except BaseException:
+            self.force_close()
+            raise
+        finally:
+            self._count_answer()
+        return keep
 
     async def _linger(self, request: Request) -> None:
         """Read and drop what the caller still sends, so that the answer isn't lost to a reset."""
@@ -272,7 +346,7 @@ class CallerServer(web.Server):
     """Makes a `CallerConnection` for every accepted connection of one listener."""
 
     def __init__(self, handler: Handler, listener: Any) -> None:
-        self.answer = handler
+        self.handler = handler
         self.listener = listener
         self.open = 0
         """How many connections there are."""

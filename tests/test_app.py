@@ -461,11 +461,26 @@ async def test_a_bug_in_a_request_is_a_500_that_says_nothing_and_the_proxy_goes_
     async with gateway() as proxy:
         configure("info", "json")
         with monkeypatch.context() as patched:
-            patched.setattr(proxy.app._generation.forwarder, "forward", None)
+            patched.setattr("proxy.policy.check", None)
             answer = await proxy.call(b"GET /v1/x")
         assert (answer.status, answer.error_code) == (500, "PROXY_INTERNAL_ERROR")
         assert b"NoneType" not in answer.body
         assert (await proxy.call(b"GET /v1/x")).status == 200
+    assert "TypeError" in capsys.readouterr().err
+
+
+async def test_a_bug_in_the_counting_costs_no_caller_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with gateway() as proxy:
+        configure("info", "json")
+        assert (await proxy.call(b"GET /v1/x")).status == 200  # so that the next one has a connection ready
+        [project] = proxy.app.projects()
+        with monkeypatch.context() as patched:
+            patched.setattr(project.measures, "ended", None)
+            assert (await proxy.call(b"GET /v1/x")).status == 200
+        assert (await proxy.call(b"GET /v1/x")).status == 200
+        assert (project.running, project.slots.in_use) == (0, 0)
     assert "TypeError" in capsys.readouterr().err
 
 

@@ -7,6 +7,9 @@ import asyncio
 import pytest
 from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message
 
+from proxy.gateway import Gateway
+from proxy.server import CallerConnection
+
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["data-export"]}
 
 
@@ -221,3 +224,59 @@ async def test_interim_answers_and_expect_are_the_clouds_to_give() -> None:
         assert (await read_message(reader)).lines == [b"Link: x"]
         writer.write(b"hello")
         assert (await read_message(reader)).status == 200
+
+
+async def test_the_usual_request_is_begun_and_answered_without_the_connections_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway() as proxy:
+        assert (await proxy.call(b"GET /v1/x")).status == 200  # leaves a connection to the cloud behind
+        monkeypatch.setattr(Gateway, "answer", None)
+        reader, writer = await proxy.connect()
+        for method in (b"GET", b"POST", b"GET"):
+            content = b"" if method == b"GET" else b"abc"
+            writer.write(
+                proxy.request(method + b" /v1/x", b"Content-Length: %d" % len(content), body=content)
+            )
+            assert (await read_message(reader)).status == 200
+        writer.write(proxy.request(b"GET /v1/x") * 8)
+        for _ in range(8):
+            assert (await read_message(reader)).status == 200
+        [project] = proxy.app.projects()
+        assert (project.running, project.slots.in_use) == (0, 0)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", b""])
+async def test_a_caller_that_leaves_as_a_second_try_is_due_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(OK)
+        await read_message(reader)
+        writer.write(answer)
+        writer.close()
+
+    left = asyncio.Event()
+
+    def leave(connection: CallerConnection) -> None:
+        go_on(connection)
+        connection.connection_lost(None)
+        left.set()
+
+    async with gateway(script) as proxy:
+        assert (await proxy.call(b"GET /v1/x")).status == 200
+        go_on = CallerConnection.interrupted
+        monkeypatch.setattr(CallerConnection, "interrupted", leave)
+        monkeypatch.setattr(Gateway, "answer", None)
+        _, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x"))
+        async with asyncio.timeout(WAIT_S):
+            await left.wait()
+        [project] = proxy.app.projects()
+        assert (project.running, project.slots.in_use) == (0, 0)
+        assert [(kind, count) for kind, _, count in project.measures.of(project.first_api).answers()] == [
+            ("abandoned", 1),
+            ("2xx", 1),
+        ]
+        writer.transport.abort()

@@ -141,6 +141,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "callers",
         "errors",
         "facade",
+        "forward",
         "generation",
         "listeners",
         "log",

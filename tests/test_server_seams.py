@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from harness import WAIT_S, gateway, read_message
 
+from proxy.request import Request
 from proxy.server import CallerConnection, CallerServer
 
 HINT = f"aiohttp {aiohttp.__version__} moved a seam of proxy/server.py; see this file's first lines. It is: "
@@ -46,13 +47,13 @@ BASE_ATTRIBUTES = {
     "transport": "answers are written to it",
 }
 HANDLER_ATTRIBUTES = {
-    "_messages": "requests wait there for their turn, as (message, payload)",
+    "_messages": "requests wait there for their turn",
     "_max_msg_queue_size": "set to MAX_PIPELINED",
     "_msg_queue_resume_size": "set to half of it",
     "_current_request": "a half-closed caller's request",
     "_task_handler": "cancelled when the caller leaves",
     "_force_close": "no request is read after it",
-    "_waiter": "what an idle connection waits on; set when messages come",
+    "_waiter": "what an idle connection waits on, and only an idle one",
     "_keepalive_timeout": "closes idle connections",
     "_next_keepalive_close_time": "moved while a head is on its way",
     "_keepalive_handle": "the timer that closes idle connections",
@@ -65,6 +66,7 @@ METHODS = [
     (BaseProtocol, "resume_writing", ["self"]),
     (BaseProtocol, "_pause_transport_reading", ["self"]),
     (BaseProtocol, "_resume_transport_reading", ["self"]),
+    (BaseProtocol, "_pause_reading_for_buffer", ["self"]),
     (BaseProtocol, "_drain_helper", ["self"]),
     (web.RequestHandler, "connection_made", ["self", "transport"]),
     (web.RequestHandler, "connection_lost", ["self", "exc"]),
@@ -146,7 +148,13 @@ def test_the_server_gives_out_its_connections() -> None:
 @pytest.mark.parametrize(
     ("method", "call", "use"),
     [
-        (web.RequestHandler.data_received, ".feed_data(data)", "gives (messages, upgraded, tail)"),
+        (
+            web.RequestHandler.data_received,
+            "self._pause_reading_for_buffer()",
+            "holds reading for a full queue",
+        ),
+        (web.RequestHandler._process_keepalive, "if self._waiter", "closes who is idle, and no other"),
+        (web.RequestHandler.force_close, "self._waiter.cancel()", "ends an idle connection's task"),
         (
             web.RequestHandler.connection_made,
             "self.start()",
@@ -154,7 +162,6 @@ def test_the_server_gives_out_its_connections() -> None:
         ),
         (web.RequestHandler.start, ".message_consumed()", "frees a place for a pipelined request"),
         (web.RequestHandler.start, "self._resume_reading_if_drained()", "once the queue is short enough"),
-        (web.RequestHandler.start, "self._waiter = loop.create_future()", "what data_received wakes"),
         (web.RequestHandler.connection_lost, "._cancel(exc)", "asked of a request"),
         (
             web.RequestHandler.connection_lost,
@@ -190,23 +197,62 @@ async def test_pipelined_requests_are_answered_in_order_by_the_queue() -> None:
         assert statuses == [200, 200, 404] * 6, f"{HINT}the order of RequestHandler's queue"
 
 
-async def test_a_caller_that_leaves_cancels_the_handler() -> None:
-    cancelled, handling = asyncio.Event(), asyncio.Event()
+class Waiting:
+    """A handler that waits for ever."""
 
-    async def handle(request: Any) -> bool:
-        handling.set()
+    def __init__(self) -> None:
+        self.handling, self.cancelled = asyncio.Event(), asyncio.Event()
+
+    def begin(self, request: Request) -> bool:
+        return False
+
+    async def answer(self, request: Request) -> bool:
+        self.handling.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            cancelled.set()
+            self.cancelled.set()
             raise
         return True
 
-    server = await asyncio.get_running_loop().create_server(CallerServer(handle, None), "127.0.0.1", 0)
+
+async def test_a_caller_that_leaves_cancels_the_handler() -> None:
+    handler = Waiting()
+    server = await asyncio.get_running_loop().create_server(CallerServer(handler, None), "127.0.0.1", 0)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     async with asyncio.timeout(WAIT_S):
-        await handling.wait()
+        await handler.handling.wait()
         writer.transport.abort()
-        await cancelled.wait()
+        await handler.cancelled.wait()
+    server.close()
+
+
+class Begun:
+    """A handler that begins on every request, and answers none; ``exchange`` of each is itself."""
+
+    def __init__(self) -> None:
+        self.begun, self.abandoned = asyncio.Event(), asyncio.Event()
+
+    def begin(self, request: Request) -> bool:
+        request.exchange = self
+        self.begun.set()
+        return True
+
+    async def answer(self, request: Request) -> bool:
+        raise AssertionError("it was begun")
+
+    def abandon(self) -> None:
+        self.abandoned.set()
+
+
+async def test_what_was_begun_for_a_caller_that_leaves_is_abandoned() -> None:
+    handler = Begun()
+    server = await asyncio.get_running_loop().create_server(CallerServer(handler, None), "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(WAIT_S):
+        await handler.begun.wait()
+        writer.transport.abort()
+        await handler.abandoned.wait()
     server.close()
