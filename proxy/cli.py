@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -54,6 +55,15 @@ def main() -> NoReturn:
     except ListenError as exc:
         _fail((str(exc),), 1)
     sys.exit(0)
+
+
+def _called_as() -> str:
+    """This command as the user can call it again: by its name alone where that finds it."""
+    path = Path(sys.argv[0])
+    if path.stem != cli.info.name:
+        return f"{sys.executable} -m proxy"
+    found = shutil.which(path.stem)
+    return path.stem if found is not None and Path(found).resolve() == path.resolve() else str(path)
 
 
 def _fail(faults: tuple[str, ...], code: int) -> NoReturn:
@@ -149,6 +159,10 @@ def check(
         _say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
     if not good:
         sys.exit(1)
+    if not as_json:
+        given = "" if config is None else f" --config {config}"
+        what = "To run it" if live else "To ask Contentsquare, too"
+        _say(f"{what}: {_called_as()} {'serve' if live else 'check --live'}{given}")
 
 
 @cli.command("status")
@@ -170,12 +184,30 @@ def show_status(
     show(source(config, url, key_file), as_json=as_json, watch=watch)
 
 
+def _projects(ctx: typer.Context, incomplete: str) -> list[str]:
+    from proxy.completion import projects  # noqa: PLC0415
+
+    return projects(ctx.params.get("config"), incomplete)
+
+
+def _tools(incomplete: str) -> list[str]:
+    from proxy.completion import tools  # noqa: PLC0415
+
+    return tools(incomplete)
+
+
 @cli.command()
 def snippets(
-    project: Annotated[str | None, typer.Argument(help="Or ACCOUNT/42.", show_default="the default")] = None,
+    project: Annotated[
+        str | None,
+        typer.Argument(help="Or ACCOUNT/42.", show_default="the default", autocompletion=_projects),
+    ] = None,
     *,
     what: Annotated[
-        str | None, typer.Option("--for", metavar="WHAT", help="curl, powerbi, ... kubernetes, ...")
+        str | None,
+        typer.Option(
+            "--for", metavar="WHAT", help="curl, powerbi, ... kubernetes, ...", autocompletion=_tools
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -202,38 +234,24 @@ def snippets(
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""
     from proxy.config import load  # noqa: PLC0415
-    from proxy.init import Answers, text_of, write_new  # noqa: PLC0415
+    from proxy.init import text_of, write_new  # noqa: PLC0415
+    from proxy.init_command import ask  # noqa: PLC0415
 
     path = config or Path("config.toml")
     if path.exists():
         raise ConfigError(f"{path}: is there already and is not overwritten; move it away first")
-    _say(
-        "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
-    )
-    answers = Answers(
-        typer.prompt("A name for the project (a-z, 0-9 and -), part of its URL", default="default"),
-        typer.prompt("client_id").strip(),
-        typer.prompt("client_secret (not shown)", hide_input=True).strip(),
-        _number("project_id (only with account-level credentials, else leave it empty)"),
-        _number("integration_id (only for the Enrichment API, else leave it empty)"),
-    )
+    answers = ask()
     write_new(path, text_of(answers))
     try:
         load(path)
     except ConfigError:
         path.unlink()
         raise
-    _say(f"\nWrote {path}. Next: csq-proxy serve --config {path}")
-
-
-def _number(question: str) -> int | None:
-    while True:
-        answer = str(typer.prompt(question, default="", show_default=False)).strip()
-        if not answer:
-            return None
-        if answer.isascii() and answer.isdigit() and int(answer):
-            return int(answer)
-        _say("A number, please.")
+    given = "" if config is None else f" --config {config}"
+    _say(
+        f"\nWrote {path}. Next: {_called_as()} check --live{given}\n"
+        f"       and then: {_called_as()} serve{given}"
+    )
 
 
 @cli.command()
@@ -403,6 +421,7 @@ async def _sandbox_alone(options: SandboxOptions) -> None:
             ) from None
         _say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
         _say(_sandbox_config(sandbox))
+        _say(_sandbox_environment(sandbox))
         await signals.stop.wait()
     counters = sandbox.counters
     _say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
@@ -423,15 +442,26 @@ def _sandbox_config(sandbox: Sandbox) -> str:
     return "\n".join(lines)
 
 
+def _sandbox_environment(sandbox: Sandbox) -> str:
+    hosts = ",".join(url.partition("://")[2] for url in sandbox.endpoints.values())
+    return (
+        "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set there\n"
+        f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
+        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={hosts}"
+    )
+
+
 # What people see
 
 
 def _summary(app: App, settings: Settings) -> str:
-    """The start-up summary: where we listen, each project, and a line to try."""
-    lines = [
-        f"csq-proxy {__version__} listens on {', '.join(listener.url for listener in app.listeners)}",
-        "",
-    ]
+    """The start-up summary: where we listen, each project, a line to try, and the page."""
+    from proxy.settings import WILDCARDS  # noqa: PLC0415
+
+    where = " (and every address of this computer)" if settings.server.host in WILDCARDS else ""
+    key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
+    urls = [listener.url for listener in app.listeners]
+    lines = [f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", ""]
     calls = []
     for project in app.projects():
         url = app.project_url(project.name)
@@ -445,7 +475,12 @@ def _summary(app: App, settings: Settings) -> str:
             f"  {name}  {url}/PROJECT_ID",
             "    any project of the account, tokens are fetched on first use",
         ]
-    lines += ["", *(f'Try:  curl "{call}"' for call in calls[:1]), "Stop: Ctrl-C", ""]
+    lines += ["", *(f'Try:  curl {key}"{call}"' for call in calls[:1])]
+    lines += [
+        f"See:  {urls[0]}/-/ in a browser: how it is doing, and text for your tools",
+        "Stop: Ctrl-C",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -18,14 +18,15 @@ from pathlib import Path
 from proxy.door import BACKLOG, Door, most_connections
 from proxy.errors import ConfigError, ListenError
 from proxy.server import CallerConnection, CallerServer, Handler
-from proxy.settings import Settings
+from proxy.settings import WILDCARDS, Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
     """One way in, the ``index``-th. ``port`` is that of Host (80 for a Unix socket).
 
-    ``project`` is the name of its own project, None where the target or a field names one.
+    ``url`` is one that a caller on this computer can use, and ``project`` the name of its own project,
+    None where the target or a field names one.
     """
 
     index: int
@@ -116,7 +117,7 @@ class Listeners:
     def _bind_port(self, key: str, host: str, port: int, project: str | None) -> None:
         sock = _bind(host, port, key)
         port = sock.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
+        shown = "localhost" if host in WILDCARDS else f"[{host}]" if ":" in host else host
         self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{port}", port, project)
 
     def _add(self, sock: socket.socket, url: str, port: int, project: str | None) -> None:

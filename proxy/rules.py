@@ -43,19 +43,23 @@ def check(settings: Settings) -> Iterator[Fault]:
 def _names(settings: Settings) -> Iterator[Fault]:
     for section in ("projects", "accounts", "callers"):
         for name in getattr(settings, section):
-            if name == _RESERVED and section != "callers":
-                yield Fault(
-                    (section, name), f'"{_RESERVED}" begins Contentsquare\'s own paths; choose another name'
-                )
-            elif not _NAME.match(name):
-                yield Fault(
-                    (section, name), f"a name is 1 to 64 of a-z, 0-9 and -, not - first{_as_name(name)}"
-                )
+            fault = name_fault(name, in_paths=section != "callers")
+            if fault is not None:
+                yield Fault((section, name), fault)
     for name in settings.accounts:
         if name in settings.projects:
             yield Fault(
                 ("accounts", name), "a project has this name already; both share one path, so choose another"
             )
+
+
+def name_fault(name: str, *, in_paths: bool = True) -> str | None:
+    """What is wrong with a project's, an account's or (not ``in_paths``) a caller's name, or None."""
+    if name == _RESERVED and in_paths:
+        return f'"{_RESERVED}" begins Contentsquare\'s own paths; choose another name'
+    if not _NAME.match(name):
+        return f"a name is 1 to 64 of a-z, 0-9 and -, not - first{_as_name(name)}"
+    return None
 
 
 def _as_name(name: str) -> str:

@@ -22,6 +22,8 @@ from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
 
 DEFAULT_PORT = 8277
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+"""Values of ``server.host`` that mean every address of this computer."""
 _DAY_S = 86_400
 _DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
 _HOST = re.compile(r"[^\s/@\[\]]+\Z")

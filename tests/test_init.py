@@ -41,6 +41,7 @@ def test_the_answers_make_a_configuration_that_loads(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "s3cret-value" not in result.output
+    assert f"Next: {sys.executable} -m proxy check --live --config {path}\n" in result.output
     project = load(path, environ={}).projects["shop-fr"]
     assert (project.client_secret.get_secret_value(), project.project_id) == ("s3cret-value", 42)
     if sys.platform != "win32":
@@ -56,8 +57,22 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_answers_that_make_no_good_configuration_leave_no_file(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input="Not A Name\nid\nsecret\n\n\n")
+    given = "v1\nShop FR\nshop-fr\n  \nid\n \nsecret\n0\n42\n\n"
+    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given)
+    assert result.exit_code == 0, result.output
+    assert "Contentsquare's own paths" in result.output
+    assert "did you mean shop-fr?" in result.output
+    assert "A number, please." in result.output
+    assert load(path, environ={}).projects["shop-fr"].project_id == 42
+
+
+def test_answers_that_make_no_good_configuration_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSQ_PROXY_SERVER__PORT", "seven")
+    path = tmp_path / "config.toml"
+    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input="shop\nid\nsecret\n\n\n")
     assert isinstance(result.exception, ConfigError)
     assert not path.exists()

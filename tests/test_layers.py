@@ -105,6 +105,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "snippets": {"__init__", "errors", "settings"},
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
+    "completion": {"config", "environment", "settings", "snippets"},
+    "init_command": {"init", "rules"},
     "live_command": {"live", "settings"},
     "facade": {
         "answer",
@@ -167,9 +169,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "__init__",
         "app",
+        "completion",
         "config",
         "errors",
         "init",
+        "init_command",
         "listeners",
         "live",
         "live_command",

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 
 from proxy import __version__
 from proxy.errors import ConfigError
-from proxy.settings import DEFAULT_PORT, Settings
+from proxy.settings import DEFAULT_PORT, WILDCARDS, Settings
 from proxy.snippets import dashboard, portable
 
 FOR_CALLERS = (
@@ -36,7 +36,6 @@ DAYS = 7
 """How many whole days the example asks for, up to yesterday."""
 
 _PLACE = re.compile(r"<<(\w+)>>")
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _CONTAINER_SECRETS = "/run/secrets"
 
 
@@ -114,7 +113,7 @@ def _port(settings: Settings) -> int:
 def _origin(settings: Settings, port: int) -> str:
     server = settings.server
     scheme = "https" if server.tls_cert is not None else "http"
-    if server.host in _WILDCARDS:
+    if server.host in WILDCARDS:
         if server.allowed_hosts and port == server.port:
             return f"{scheme}://{server.allowed_hosts[0]}"
         return f"{scheme}://localhost:{port}"

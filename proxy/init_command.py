@@ -1,0 +1,51 @@
+"""What ``csq-proxy init`` asks, one question after the other; an answer that can't be is asked for again.
+
+Hides the prompts. Must not know the file that is made of the answers (`proxy.init`).
+"""
+
+from __future__ import annotations
+
+import typer
+
+from proxy.init import Answers
+from proxy.rules import name_fault
+
+
+def ask() -> Answers:
+    """Put the questions, on a terminal or to whatever standard input is."""
+    typer.echo(
+        "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
+    )
+    return Answers(
+        _name("A name for the project (a-z, 0-9 and -), part of its URL"),
+        _text("client_id"),
+        _text("client_secret (not shown)", hidden=True),
+        _number("project_id (only with account-level credentials, else leave it empty)"),
+        _number("integration_id (only for the Enrichment API, else leave it empty)"),
+    )
+
+
+def _name(question: str) -> str:
+    while True:
+        name = str(typer.prompt(question, default="default")).strip()
+        fault = name_fault(name)
+        if fault is None:
+            return name
+        typer.echo(f"{fault[0].upper()}{fault[1:]}.")
+
+
+def _text(question: str, *, hidden: bool = False) -> str:
+    while True:
+        answer = str(typer.prompt(question, hide_input=hidden)).strip()
+        if answer:
+            return answer
+
+
+def _number(question: str) -> int | None:
+    while True:
+        answer = str(typer.prompt(question, default="", show_default=False)).strip()
+        if not answer:
+            return None
+        if answer.isascii() and answer.isdigit() and int(answer):
+            return int(answer)
+        typer.echo("A number, please.")
