@@ -222,6 +222,8 @@ def _secrets(members: Mapping[str, object]) -> list[bytes]:
 
 
 def _unavailable(error: TokenFetchError) -> ProxyError:
+    retry_after_s = round(error.retry_after_s or 5)
     if error.cause == "rate_limited":
-        return TokenUnavailable(f"{error}.", retry_after_s=round(error.retry_after_s or 5))
-    return (UpstreamTimeout if error.cause == "timeout" else UpstreamUnreachable)(f"{error}.")
+        return TokenUnavailable(f"{error}.", retry_after_s=retry_after_s)
+    kind = UpstreamTimeout if error.cause == "timeout" else UpstreamUnreachable
+    return kind(f"{error}.", retry_after_s=None if error.permanent else retry_after_s)

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from proxy.attempt import Attempt, Outcome
 from proxy.contentsquare import Api, changes_data
 from proxy.errors import (
+    ConnectFailed,
     ProxyError,
     QueueTimeout,
     RequestTimeout,
@@ -34,6 +35,8 @@ from proxy.slots import Slots
 from proxy.uploads import Uploads
 from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Connection, Upstreams
 
+TRY_AGAIN_S = 5
+"""Retry-After where a cloud could not be reached, or said nothing."""
 TOKEN_WAIT_S = 10.0
 """How long a request waits for a first lease."""
 
@@ -268,7 +271,7 @@ class Exchange(Generic[P]):
         while True:
             attempt = self._attempt or await self._try(lease)
             if attempt.error is not None:
-                raise _as_answer(attempt.error, lease) from None
+                raise _as_answer(attempt.error, lease, changes=self._changes) from None
             outcome = attempt.outcome
             if outcome is Outcome.STALE:
                 self._repeat("stale")
@@ -303,7 +306,7 @@ class Exchange(Generic[P]):
             try:
                 connection = await pool.connect()
             except UpstreamError as exc:
-                raise _as_answer(exc, lease) from None
+                raise _as_answer(exc, lease, changes=self._changes) from None
         self._over = asyncio.get_running_loop().create_future()
         attempt = self._send(connection, lease, reused=reused)
         try:
@@ -325,17 +328,20 @@ class Exchange(Generic[P]):
         return attempt
 
 
-def _as_answer(error: UpstreamError | ProxyError, lease: Lease) -> ProxyError:
-    """What the caller is told of a failure before an answer."""
+def _as_answer(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool) -> ProxyError:
+    """What the caller is told of a failure before an answer; to try again where that can do no harm."""
     if isinstance(error, ProxyError):
         return error
     host = lease.origin.authority
+    retry_after_s = None if changes and not isinstance(error, ConnectFailed) else TRY_AGAIN_S
     if isinstance(error, UpstreamSilent):
         return UpstreamTimeout(
             f"Contentsquare ({host}) did not answer: {error}. Try again, ask for less,"
             " or raise contentsquare.idle_timeout.",
+            retry_after_s=retry_after_s,
         )
     return UpstreamUnreachable(
         f"No answer from Contentsquare ({host}): {error}. Try again; `csq-proxy check` helps to find why.",
         proxy_status=error.proxy_status,
+        retry_after_s=retry_after_s,
     )

@@ -313,7 +313,9 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
 
     ended = await asyncio.to_thread(check)
     assert (ended.returncode, "Next:" in ended.stdout) == (0, False), ended.stdout + ended.stderr
-    assert ended.stdout.endswith(f"All is well.\nTo run it: {sys.executable} -m proxy serve --config {served}\n")
+    assert ended.stdout.endswith(
+        f"All is well.\nTo run it: {sys.executable} -m proxy serve --config {served}\n"
+    )
     assert re.search(r"shop +metrics +credentials, scope,.* ok +https://localhost:\d+ ", ended.stdout)
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)

@@ -14,13 +14,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import kubernetes_validate
 import pytest
+import tree_sitter
+import tree_sitter_powershell
 import yaml
 from harness import WAIT_S
 from prometheus_client.parser import text_string_to_metric_families
@@ -86,7 +88,7 @@ def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Setti
     [
         (
             None,
-            "http://csq-proxy:9000/shop-fr/v1/metrics/site/visits?startDate=2026-03-03&endDate=2026-03-09",
+            "http://csq-proxy:9000/shop-fr/v1/metrics/site/visits?startDate=2026-03-03&endDate=2026-03-09&period=daily&projectId=42",
         ),
         ("own", "http://localhost:9001/v1/metrics/site/visits?"),
         ("acme", "http://csq-proxy:9000/acme/43/v1/metrics/site/visits?"),
@@ -164,7 +166,7 @@ async def test_the_python_snippet_prints_a_row_a_day(with_callers: bool, tmp_pat
         printed = await executed(
             tmp_path, sys.executable, "it.py", file="it.py", content=text("python", settings)
         )
-    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n)+", printed)
+    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n){7}", printed)
 
 
 @with_and_without_callers
@@ -173,7 +175,7 @@ async def test_the_tableau_snippet_writes_a_table(with_callers: bool, tmp_path: 
         await executed(tmp_path, sys.executable, "it.py", file="it.py", content=text("tableau", settings))
     written = await asyncio.to_thread((tmp_path / "visits.csv").read_text, encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(written)))
-    assert rows
+    assert len(rows) == 90
     assert int(rows[0]["value"]) > 0
 
 
@@ -193,7 +195,7 @@ async def test_the_javascript_snippet_prints_a_row_a_day(with_callers: bool, tmp
         printed = await executed(
             tmp_path, "node", "it.js", file="it.js", content=text("javascript", settings)
         )
-    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n)+", printed)
+    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n){7}", printed)
 
 
 GOOGLE = """
@@ -218,6 +220,7 @@ async def test_the_looker_snippet_fills_a_sheet(with_callers: bool, tmp_path: Pa
         script = f"{GOOGLE}{text('looker', settings)}\nvisits();"
         printed = await executed(tmp_path, "node", "it.js", file="it.js", content=script)
     place, rows = json.loads(printed)
+    assert len(rows) == 91
     assert place == [1, 1, len(rows), len(rows[0])]
     assert "value" in rows[0]
 
@@ -230,9 +233,15 @@ def test_power_query_keeps_its_base_url_apart(what: str) -> None:
     shown = text(what, FULL)  # Power BI Service needs a URL that is a constant
     assert 'Web.Contents("http://csq-proxy:9000/shop-fr", [' in shown
     assert 'RelativePath = "v1/metrics/site/visits"' in shown
-    assert 'Query = [startDate = "2026-03-03", endDate = "2026-03-09", projectId = "42"]' in shown
-    for opening, closing in ("()", "[]", "{}"):
-        assert shown.count(opening) == shown.count(closing)
+    assert 'Query = [startDate = Day(-7), endDate = Day(-1), period = "daily", projectId = "42"]' in shown
+    assert "Basic" in shown
+
+
+@pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
+def test_the_powershell_snippet_is_parsed_without_an_error(settings: Settings) -> None:
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+    assert parser.parse(b"$answer = Invoke-RestMethod -Uri 'http://").root_node.has_error
+    assert not parser.parse(text("powershell", settings).encode()).root_node.has_error
 
 
 def mounted(folder: Path, config: str, place: str) -> Settings:
@@ -351,6 +360,29 @@ def test_the_windows_snippet_is_two_files_of_xml() -> None:
     space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
     assert task.findtext(f"{space}Actions/{space}Exec/{space}Command") == r"C:\venv\Scripts\pythonw.exe"
     assert service.findtext("id") == "csq-proxy"
+
+
+@needs("curl")
+@with_and_without_callers
+async def test_the_grafana_snippet_finds_its_rows_and_columns(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        shown = text("grafana", settings)
+        source = yaml.safe_load(shown)["datasources"][0]
+        asked = re.search(r"^# +(/v1/\S+)\n# +root selector: (\S+), columns: (.*)$", shown, re.MULTILINE)
+        assert asked is not None
+        target, root, columns = asked.groups()
+        target = target.replace("${__from:date:YYYY-MM-DD}", "2026-03-03")
+        target = target.replace("${__to:date:YYYY-MM-DD}", "2026-03-09")
+        call = ["curl", "-sSf", *(["-u", f"{source['basicAuthUser']}:{KEY}"] if with_callers else [])]
+        printed = await executed(tmp_path, *call, source["url"] + target, file="none", content="")
+    rows = json.loads(printed)
+    for name in root.split("."):
+        rows = rows[name]
+    assert len(rows) == 7
+    kinds: dict[str, Callable[[Any], object]] = {"time": dt.datetime.fromisoformat, "number": float}
+    for column in columns.split(", "):
+        name, kind = column.removesuffix(")").split(" (")
+        assert all(kinds[kind](row[name]) for row in rows)
 
 
 async def test_the_grafana_snippet_asks_what_the_proxy_has() -> None:
