@@ -7,6 +7,7 @@ proxy that refuses, and not the test that doesn't try.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -116,6 +117,39 @@ for (const [method, body] of ways) {
 return [location.host, ...statuses];
 """
 
+CONNECTOR = """
+const [target] = given, told = { schema: [], rows: [], error: '' };
+let connector;
+const tableau = {
+  dataTypeEnum: { datetime: 'datetime', float: 'float' },
+  makeConnector: () => ({}),
+  registerConnector: (made) => { connector = made; },
+};
+const mine = tableau.makeConnector();
+mine.getSchema = (done) => done([{ id: 'visits', columns: [
+  { id: 'startDate', dataType: tableau.dataTypeEnum.datetime },
+  { id: 'value', dataType: tableau.dataTypeEnum.float },
+] }]);
+mine.getData = async (table, done) => {
+  const answer = await fetch(`${target}/v1/metrics/site/visits`);
+  table.appendRows((await answer.json()).payload.values);
+  done();
+};
+tableau.registerConnector(mine);
+// What Tableau does with a connector (WDC 2.x): first its schema, then its rows.
+connector.getSchema((tables) => { told.schema = tables[0].columns.map((column) => column.id); });
+try {
+  await new Promise((done, failed) => {
+    connector.getData({ appendRows: (rows) => told.rows.push(...rows) }, done).catch(failed);
+  });
+} catch (error) {
+  told.error = error.message;
+}
+return told;
+"""
+"""A Web Data Connector for Tableau, in a page that has what it needs of Tableau's library."""
+ROWS = [{"startDate": "2026-01-01T00:00:00.000Z", "value": 7}]
+
 
 @dataclass
 class Unguarded:
@@ -209,6 +243,25 @@ async def test_dns_rebinding_reaches_nothing_though_the_browser_takes_it_for_the
         assert stage.unguarded.ways() == {"address-bar", "GET", "POST", "DELETE"}
         assert not stage.upstream.requests
         await stage.still_serves()
+
+
+async def test_a_web_data_connector_for_tableau_is_a_web_page_like_any_other() -> None:
+    content = json.dumps({"success": True, "payload": {"values": ROWS}}).encode()
+    head = b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: %d\r\n\r\n" % len(content)
+    upstream = Upstream(head + content)
+    async with (
+        gateway(upstream) as proxy,
+        RawServer(Unguarded([])) as pages,
+        RawServer(Upstream(head + content)) as unguarded,
+        browser() as chromium,
+    ):
+        await chromium.open(pages.url)
+        columns = ["startDate", "value"]
+        told = await chromium.run(CONNECTOR, unguarded.url)
+        assert told == {"schema": columns, "rows": ROWS, "error": ""}
+        told = await chromium.run(CONNECTOR, f"http://127.0.0.1:{proxy.port}")
+        assert told == {"schema": columns, "rows": [], "error": "Failed to fetch"}
+        assert not upstream.requests
 
 
 async def test_who_types_the_address_himself_is_let_in() -> None:
