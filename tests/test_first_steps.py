@@ -58,7 +58,7 @@ class Terminal:
             part = os.read(self._descriptor, 65_536)
         except OSError:  # Linux says so when the other side is closed
             part = b""
-        self.shown = CONTROL.sub("", self.shown + part.decode()).replace("\r\n", "\n")
+        self.shown = CONTROL.sub("", self.shown + part.decode(errors="replace")).replace("\r\n", "\n")
         return bool(part)
 
 
