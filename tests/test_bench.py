@@ -1,17 +1,26 @@
-"""The bench's pure parts: what wrk says, medians, tables. Nothing here is timed, and nothing is started."""
+"""The bench's own parts: what wrk says, medians, tables, and the relay. No peer is started."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import time
+
 import pytest
+from bench.first_request import Plan
 from bench.load import LoadError, Sample, Workload, parse_wrk
+from bench.relay import relayed
 from bench.report import (
     BULK_GOALS,
     GOALS,
+    FirstRequests,
     Resources,
     Round,
     Variant,
     count_samples,
     document,
+    first_request_document,
+    first_request_table,
     goal_table,
     load_table,
     median_round,
@@ -20,6 +29,7 @@ from bench.report import (
     spread,
     table,
 )
+from harness import WAIT_S, RawServer, close
 
 GET = Workload("GET", 32)
 
@@ -137,3 +147,65 @@ def test_a_title_says_what_was_sent() -> None:
         "GET, 1 connection",
         "POST 1 KiB, 32 connections",
     ]
+
+
+# First requests
+
+
+def test_first_requests_are_held_against_later_ones_with_the_worst_beside() -> None:
+    ours = FirstRequests([52.0, 51.0, 60.0], [50.0, 50.0, 50.0], [50.0, 75.0, 50.0], [150.0], [])
+    assert (
+        "| ours | 50.0 | 52.0 | 1.04 | 1.20 | 50.0 | 1.00 | 1.50 | 150.0 | 3.00 | 3.00 | - | - | - |"
+        in first_request_table({"ours": ours})
+    )
+
+
+def test_first_requests_have_a_goal_and_a_peer_that_failed_has_dashes() -> None:
+    found = {"ours": FirstRequests([56.0], [50.0], [50.0]), "envoy": FirstRequests()}
+    shown = first_request_document(["A machine."], found, ["nginx (needs nginx-light)"], "As it was.")
+    assert "| start | 1.12 | ≤ 1.10 | MISSED |" in shown
+    assert "| the pause | 1.00 | ≤ 1.10 | goal |" in shown
+    assert "| envoy | - | - |" in shown
+    assert "Not measured: nginx (needs nginx-light)." in shown
+
+
+def test_pauses_spread_over_the_time_in_which_the_cloud_hangs_up() -> None:
+    plan = Plan((), rounds=4, idle_s=12, cloud_idle_s=5)
+    assert [plan.pause_s(number) for number in range(4)] == [12.0, 13.25, 14.5, 15.75]
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1000):
+        writer.write(data)
+
+
+async def test_the_relay_passes_bytes_on_in_order_a_round_trip_later() -> None:
+    one_way_s = 0.01
+    sent = bytes(itertools.islice(itertools.cycle(range(251)), 1 << 20))
+    async with RawServer(echo) as server:
+        with relayed(server.port, one_way_s=one_way_s) as port:
+            took_s = []
+            begun_at = time.monotonic()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with asyncio.timeout(WAIT_S):
+                for data in (b"x", sent):
+                    writer.write(data)
+                    assert await reader.readexactly(len(data)) == data
+                    took_s.append(time.monotonic() - begun_at)
+                    begun_at = time.monotonic()
+                writer.write_eof()
+                assert await reader.read() == b""
+            await close(writer)
+        assert took_s[0] >= 4 * one_way_s  # with the connection's own round trip
+        assert took_s[1] >= 2 * one_way_s
+
+
+async def test_the_relay_tells_that_the_cloud_hung_up() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    async with RawServer(hang_up) as server:
+        with relayed(server.port, one_way_s=0.001) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with asyncio.timeout(WAIT_S):
+                assert await reader.read() == b""
+            await close(writer)

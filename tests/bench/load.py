@@ -128,12 +128,17 @@ def parse_wrk(text: str) -> Sample:
     raise LoadError(f"wrk said nothing of its requests: {text[-500:]}")
 
 
-def fetch(target: Target) -> tuple[int, int]:
+def fetch(target: Target, path: str = "/v1/metrics/first") -> tuple[int, int]:
     """One request as the load makes it: the answer's status and the length of its content."""
     with connect(target.port) as sock:
-        sock.sendall(_head("GET", "/v1/metrics/first", target))
-        status, length, begun = _answer_head(sock)
-        return status, begun + _drain(sock, length - begun)
+        return ask(sock, target, path)
+
+
+def ask(sock: socket.socket, target: Target, path: str) -> tuple[int, int]:
+    """As `fetch`, on an open connection."""
+    sock.sendall(_head("GET", path, target))
+    status, length, begun = _answer_head(sock)
+    return status, begun + _drain(sock, length - begun)
 
 
 @contextlib.contextmanager
@@ -142,9 +147,7 @@ def held_open(target: Target, count: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for number in range(count):
             sock = stack.enter_context(connect(target.port))
-            sock.sendall(_head("GET", f"/v1/metrics/held-{number}", target))
-            _, length, begun = _answer_head(sock)
-            _drain(sock, length - begun)
+            ask(sock, target, f"/v1/metrics/held-{number}")
         yield
 
 

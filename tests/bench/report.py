@@ -46,6 +46,10 @@ LOG_GOAL = 4 / 3
 """CPU per request with a request log, divided by without."""
 HELD = 1000
 """Callers' connections that are open while memory is looked at."""
+FIRST_GOAL = 1.1
+"""A first request's time, divided by a later one's."""
+BURST = 6
+"""So many first requests come at once where a dashboard asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,17 @@ class Resources:
     held_mib: float | None = None
     download_cpu_s: list[float] = field(default_factory=list)
     upload_cpu_s: list[float] = field(default_factory=list)
+
+
+@dataclass
+class FirstRequests:
+    """Milliseconds, an entry a round. ``later_ms`` are medians; of `BURST` at once the slowest counts."""
+
+    first_ms: list[float] = field(default_factory=list)
+    later_ms: list[float] = field(default_factory=list)
+    idle_ms: list[float] = field(default_factory=list)
+    burst_ms: list[float] = field(default_factory=list)
+    idle_burst_ms: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -218,6 +233,43 @@ def resource_table(resources: Mapping[str, Resources]) -> str:
     memory_titles = ("MiB idle", "MiB after load", f"MiB, {HELD} open")
     titles = ("start ms", "CPU ms", *memory_titles, "CPU s/GiB down", "CPU s/GiB up")
     return table(["peer", *(cell for title in titles for cell in (title, "/ ours"))], rows)
+
+
+def first_request_table(found: Mapping[str, FirstRequests]) -> str:
+    """First requests against later ones: after a start and after a pause, alone and `BURST` at once."""
+    rows = []
+    for peer, each in found.items():
+        later_ms = _median(each.later_ms)
+        cells = [peer, number(later_ms)]
+        for times_ms in (each.first_ms, each.idle_ms, each.burst_ms, each.idle_burst_ms):
+            worst_ms = max(times_ms, default=None)
+            cells += [
+                number(_median(times_ms)),
+                ratio(_median(times_ms), later_ms),
+                ratio(worst_ms, later_ms),
+            ]
+        rows.append(cells)
+    kinds = ("after start", "after the pause", f"{BURST} at once", f"{BURST} after the pause")
+    titles = (title for kind in kinds for title in (f"{kind}, ms", "/ later", "worst / later"))
+    return table(["peer", "later, ms", *titles], rows)
+
+
+def first_request_document(
+    machine: Sequence[str], found: Mapping[str, FirstRequests], missing: Sequence[str], conditions: str
+) -> str:
+    """The report of first requests."""
+    ours = found.get(OURS, FirstRequests())
+    goals = [
+        [title, number(reached, 2), f"≤ {FIRST_GOAL:.2f}", _verdict(reached <= FIRST_GOAL)]
+        for title, times_ms in (("start", ours.first_ms), ("the pause", ours.idle_ms))
+        if (reached := _share(_median(times_ms), _median(ours.later_ms))) is not None
+    ]
+    parts = ["# csq-proxy and its peers: the first request", *machine]
+    if missing:
+        parts.append("Not measured: " + "; ".join(missing) + ".")
+    parts += [conditions, first_request_table(found)]
+    parts.append(table(["first / later after", "reached", "goal", "verdict"], goals))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def document(machine: Sequence[str], variants: Sequence[Variant], missing: Sequence[str]) -> str:

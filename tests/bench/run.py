@@ -23,7 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import load, peers, report
+from bench import first_request, load, peers, report
 from bench.load import Target, Workload
 from bench.peers import OURS, PEERS, Peer
 from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on
@@ -89,6 +89,8 @@ def main() -> int:
     chosen = list(dict.fromkeys(["ours", *options.peers.split(",")])) if options.peers else list(PEERS)
     if options.quick and not options.peers:
         chosen = ["ours", *QUICK_PEERS]
+    if options.first_request and not options.peers:
+        chosen = ["ours", *first_request.PEERS]
     if unknown := [name for name in chosen if name not in {*PEERS, DIRECT}]:
         say(f"Unknown peers: {', '.join(unknown)}; there are {', '.join((*PEERS, DIRECT))}.")
         return 2
@@ -108,11 +110,29 @@ def main() -> int:
         starts=3 if options.quick else 5,
         direct=DIRECT in chosen or not (options.quick or options.peers),
     )
-    text = report.document(_machine(found), _measured(plan), missing)
+    if options.first_request:
+        text = _first_requests(plan, options.idle, options.cloud_idle, missing)
+    else:
+        text = report.document(_machine(found), _measured(plan), missing)
     print(text)
     if options.out:
         options.out.write_text(text)
     return 0
+
+
+def _first_requests(plan: Plan, idle_s: float, cloud_idle_s: int, missing: Sequence[str]) -> str:
+    with tempfile.TemporaryDirectory(prefix="csq-bench-") as name:
+        stage = stage_in(Path(name))
+        with this_process_on(stage.load_core):
+            asked = first_request.Plan(plan.peers, plan.rounds, idle_s, cloud_idle_s)
+            found = first_request.measured(
+                asked,
+                stage.folder,
+                stage.load_core,
+                lambda peer, cloud: _server(plan, stage, cloud, peer, log=False),
+                say,
+            )
+    return report.first_request_document(_machine(plan.peers), found, missing, asked.conditions)
 
 
 def _options() -> argparse.Namespace:
@@ -120,6 +140,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under a minute: naive and envoy, HTTP, GET")
     parser.add_argument(
         "--peers", default="", help=f"some of {','.join((*PEERS, DIRECT))}; ours is always in"
+    )
+    parser.add_argument(
+        "--first-request",
+        action="store_true",
+        help="only what a first request costs at a round trip of 50 ms: about 25 s a round",
+    )
+    parser.add_argument(
+        "--idle", type=float, default=12, help="seconds of its pause, 3700 for a real hour (default: 12)"
+    )
+    parser.add_argument(
+        "--cloud-idle", type=int, default=5, help="seconds after which its upstream hangs up (default: 5)"
     )
     parser.add_argument("--seconds", type=float, default=2, help="of one load (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="loads of each kind on each peer (default: 3)")

@@ -14,7 +14,8 @@ import os
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,18 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def clouds(folder: Path, core: int) -> Iterator[tuple[Cloud, Cloud]]:
-    """The upstream over HTTP and over TLS."""
+def clouds(
+    folder: Path,
+    core: int,
+    *,
+    idle_s: int = 600,
+    way: Callable[[int], AbstractContextManager[int]] = contextlib.nullcontext,
+) -> Iterator[tuple[Cloud, Cloud]]:
+    """The upstream over HTTP and over TLS.
+
+    It closes connections that are idle for ``idle_s`` seconds. ``way`` gives the port by which another
+    is reached: all proxies go there.
+    """
     ca_file = _certificates(folder)
     with (folder / "download").open("wb") as file:
         file.truncate(GIB)
@@ -73,10 +84,11 @@ def clouds(folder: Path, core: int) -> Iterator[tuple[Cloud, Cloud]]:
         log=folder / "upstream.log",
         cwd=folder,
     )
-    with _sink() as sink, _tokens() as tokens:
-        config.write_text(_nginx(folder, plain, tls, sink))
-        http_cloud = Cloud(HOST, plain, tokens.port, None)
-        tls_cloud = Cloud("localhost", tls, tokens.port, ca_file)
+    with _sink() as sink, _tokens() as tokens, contextlib.ExitStack() as ways:
+        config.write_text(_nginx(folder, plain, tls, sink, idle_s))
+        plain_at, tls_at, tokens_at = (ways.enter_context(way(port)) for port in (plain, tls, tokens.port))
+        http_cloud = Cloud(HOST, plain_at, tokens_at, None)
+        tls_cloud = Cloud("localhost", tls_at, tokens_at, ca_file)
         tokens.endpoints = {"http": http_cloud.url, "https": tls_cloud.url}
         with server:
             yield http_cloud, tls_cloud
@@ -110,7 +122,7 @@ def nginx_temporary(folder: Path, name: str) -> str:
     return "\n".join(f"  {kind}_temp_path {folder}/{name}-{kind};" for kind in kinds)
 
 
-def _nginx(folder: Path, plain: int, tls: int, sink: int) -> str:
+def _nginx(folder: Path, plain: int, tls: int, sink: int, idle_s: int) -> str:
     # One cipher suite for all, so that no proxy wins by what it prefers.
     content = json.dumps({"payload": ["x" * (CONTENT_BYTES - 17)]})
     return f"""{nginx_main(folder, "upstream")}
@@ -120,7 +132,8 @@ http {{
   sendfile on;
   tcp_nopush on;
   keepalive_requests 1000000000;
-  keepalive_timeout 600;
+  keepalive_timeout {idle_s};
+  client_header_timeout {idle_s};
   keepalive_time 24h;
   large_client_header_buffers 4 32k;
   upstream answers {{ server unix:{folder}/answers.sock; keepalive 64; keepalive_requests 1000000000; }}
