@@ -21,6 +21,7 @@ import select
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.chunked import ChunkedDecoder
@@ -49,8 +50,16 @@ SURE_REUSE_S = 5.0
 """A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
 WARM_S = 3600.0
 """So long after a lease arrived, a connection to its origin is held ready; leases come more often."""
-COLD_S = (5.0, 30.0)
-"""Between two connections opened ahead: after one that came about, and after one that didn't."""
+COLD_S = (4.0, 30.0)
+"""Between two connections opened ahead to an origin: after one that came about, and after one that didn't."""
+FRESH = 0.75
+"""Idle for this share of the time that it can be, a connection is to get its successor."""
+AT_ONCE_S = 2.0
+"""Connections that were used within this were used at once: longer than between two sweeps."""
+RECENT_S = 600.0
+"""So long after several were used at once, as many are held ready; after that one is."""
+MOST_READY = 8
+"""And never more than this: opened one every `COLD_S`, more would be too old before the last is there."""
 MAX_INFORMATIONAL = 32
 _READ_BYTES = 64 * 1024
 
@@ -392,14 +401,20 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections to one origin: idle ones, the latest used first, and busy ones."""
 
-    def __init__(self, origin: Origin, dialer: Dialer) -> None:
+    def __init__(
+        self, origin: Origin, dialer: Dialer, on_idle_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
         self._dialer = dialer
+        self._on_idle_lost = on_idle_lost
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._connecting = 0
         self._closed = False
+        self._lasts_s = KEEP_ALIVE_S  # or less, where the cloud hung up on an idle one sooner
+        self._at_once = 1
+        self._at_once_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
@@ -452,6 +467,8 @@ class Pool:
         self._busy.discard(connection)
         if self._idle and connection in self._idle:
             self._idle.remove(connection)
+            self._lasts_s = self.loop.time() - connection.last_activity
+            self._on_idle_lost()
 
     def sweep(self, idle_timeout_s: float) -> None:
         """End what is silent, and close what has been idle for too long."""
@@ -460,6 +477,24 @@ class Pool:
         oldest = self.loop.time() - KEEP_ALIVE_S
         while self._idle and self._idle[0].last_activity < oldest:
             self._idle.popleft().close()
+            self._lasts_s = KEEP_ALIVE_S
+        self._note_use()
+
+    def lacks_ready(self) -> bool:
+        """Whether fewer connections are ready than lately were used at once.
+
+        One that will soon be too old doesn't count, so that its successor comes before it goes.
+        """
+        oldest = self.loop.time() - FRESH * self._lasts_s
+        ready = sum(1 for connection in self._idle if connection.last_activity > oldest)
+        return len(self._busy) + self._connecting + ready < self._at_once
+
+    def _note_use(self) -> None:
+        now = self.loop.time()
+        lately = (one for one in self._idle if one.exchanges and one.last_activity >= now - AT_ONCE_S)
+        used = min(max(1, len(self._busy) + sum(1 for _ in lately)), MOST_READY)
+        if used >= self._at_once or self._at_once_until < now:
+            self._at_once, self._at_once_until = used, now + RECENT_S
 
     def close(self) -> None:
         """Close idle connections now, and busy ones when their exchange ends."""
@@ -488,11 +523,11 @@ class Upstreams:
         """The pool of an origin."""
         pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[origin] = Pool(origin, self._dialer)
+            pool = self._pools[origin] = Pool(origin, self._dialer, self._woken.set)
         return pool
 
     def warm(self, origin: Origin) -> None:
-        """Hold a connection ready, so that the next request needs no DNS, TCP and TLS: a lease has come."""
+        """Hold connections ready, so that the next request needs no DNS, TCP and TLS: a lease has come."""
         self._warm_until[origin] = asyncio.get_running_loop().time() + WARM_S
         self._woken.set()
 
@@ -506,35 +541,35 @@ class Upstreams:
                         await self._woken.wait()
                 self._woken.clear()
                 self._sweep()
-                for origin in self._cooled():
+                for origin in self._lacking():
                     group.create_task(self._open_ahead(origin))
 
     def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._warm_until = {origin: until for origin, until in self._warm_until.items() if until >= now}
         for origin, pool in tuple(self._pools.items()):
             pool.sweep(self._idle_timeout_s)
-            if pool.is_unused:
+            if pool.is_unused and origin not in self._warm_until:
                 del self._pools[origin]
 
-    def _cooled(self) -> list[Origin]:
+    def _lacking(self) -> list[Origin]:
         """The origins to open a connection to now."""
         now = asyncio.get_running_loop().time()
-        for origin, until in tuple(self._warm_until.items()):
-            if until < now:
-                del self._warm_until[origin]
         return [
             origin
             for origin in self._warm_until
-            if self.pool(origin).is_unused and self._cold_until.get(origin, 0.0) <= now
+            if self.pool(origin).lacks_ready() and self._cold_until.get(origin, 0.0) <= now
         ]
 
     async def _open_ahead(self, origin: Origin) -> None:
-        pool = self.pool(origin)
+        loop, pool = asyncio.get_running_loop(), self.pool(origin)
+        begun_at = loop.time()
         pause_s, longer_s = COLD_S
+        self._cold_until[origin] = begun_at + pause_s
         try:
             pool.give_back(await pool.connect())
         except ConnectFailed:  # the next request says so, if it is still so then
-            pause_s = longer_s
-        self._cold_until[origin] = asyncio.get_running_loop().time() + pause_s
+            self._cold_until[origin] = loop.time() + longer_s
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -25,7 +25,17 @@ from proxy.errors import (
 )
 from proxy.http1 import Field, ResponseHead
 from proxy.origin import Origin
-from proxy.upstream import KEEP_ALIVE_S, Connection, Dialer, Pool, Upstreams, http_proxy_for, tls_context
+from proxy.upstream import (
+    FRESH,
+    KEEP_ALIVE_S,
+    MOST_READY,
+    Connection,
+    Dialer,
+    Pool,
+    Upstreams,
+    http_proxy_for,
+    tls_context,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -437,6 +447,102 @@ async def test_connections_idle_for_too_long_are_closed_the_oldest_first() -> No
         assert not old.is_usable
         assert pool.take_idle() is young
         assert pool.take_idle() is None
+
+
+async def busy(pool: Pool, count: int) -> list[Connection]:
+    """So many connections in use at once."""
+    connections = [await pool.connect() for _ in range(count)]
+    for connection in connections:
+        connection.start(Sink(), GET, is_head_request=False, request_done=True)
+    return connections
+
+
+async def test_one_connection_is_held_ready_and_as_many_as_were_used_at_once_after_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
+        pool.sweep(60)
+        assert pool.lacks_ready()
+        for connection in await busy(pool, 3):
+            pool.sweep(60)
+            connection.close()
+        for _ in range(3):
+            assert pool.lacks_ready()
+            pool.give_back(await pool.connect())
+        assert not pool.lacks_ready()
+        monkeypatch.setattr("proxy.upstream.RECENT_S", -1.0)
+        for connection in await busy(pool, 5):  # the last count that lasts no time
+            pool.sweep(60)
+            connection.close()
+        while (ready := pool.take_idle()) is not None:
+            ready.close()
+        assert pool.lacks_ready()
+        pool.sweep(60)
+        pool.give_back(await pool.connect())
+        assert not pool.lacks_ready()
+
+
+async def test_there_is_a_bound_to_what_is_held_ready() -> None:
+    async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
+        used = await busy(pool, MOST_READY + 2)
+        pool.sweep(60)
+        for connection in used:
+            connection.close()
+        for _ in range(MOST_READY):
+            assert pool.lacks_ready()
+            pool.give_back(await pool.connect())
+        assert not pool.lacks_ready()
+
+
+async def test_what_was_opened_ahead_and_not_used_asks_for_no_more() -> None:
+    async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
+        for _ in range(3):
+            pool.give_back(await pool.connect())
+        pool.sweep(60)
+        for _ in range(3):
+            connection = pool.take_idle()
+            assert connection is not None
+            connection.close()
+        pool.give_back(await pool.connect())
+        assert not pool.lacks_ready()
+
+
+async def test_a_cloud_that_hangs_up_sooner_is_remembered_until_it_no_longer_does() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await hang_up.wait()
+
+    hang_up = asyncio.Event()
+    async with RawServer(script) as server, closing(pool_of(server.url)) as pool:
+        connection = await pool.connect()
+        pool.give_back(connection)
+        connection.last_activity -= 5
+        assert not pool.lacks_ready()
+        hang_up.set()
+        await until(lambda: pool.is_unused)
+        hang_up.clear()
+        connection = await pool.connect()
+        pool.give_back(connection)
+        assert not pool.lacks_ready()
+        connection.last_activity -= 4
+        assert pool.lacks_ready()
+        connection.last_activity -= KEEP_ALIVE_S
+        pool.sweep(60)
+        assert pool.is_unused
+        connection = await pool.connect()
+        pool.give_back(connection)
+        connection.last_activity -= 4
+        assert not pool.lacks_ready()
+
+
+async def test_the_successor_of_a_connection_is_opened_before_that_is_too_old() -> None:
+    async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
+        connection = await pool.connect()
+        pool.give_back(connection)
+        assert not pool.lacks_ready()
+        connection.last_activity -= FRESH * KEEP_ALIVE_S
+        assert pool.lacks_ready()
+        assert pool.take_idle() is connection
+        connection.close()
 
 
 async def until(condition: Callable[[], object]) -> None:

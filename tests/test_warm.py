@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from harness import WAIT_S, Upstream, gateway
+from harness import OK, WAIT_S, Upstream, gateway, read_message, turns
 
 
 async def until_connected(proxy_upstream: object, count: int) -> None:
@@ -51,3 +51,27 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
         proxy.upstream._server.close()
         await asyncio.sleep(0.05)
         assert (await proxy.call(b"GET /-/healthy")).status == 200
+
+
+async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it() -> None:
+    together, opened = asyncio.Barrier(3), list[asyncio.StreamWriter]()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        await read_message(reader)
+        await together.wait()
+        writer.write(OK)
+        await reader.read()
+
+    async with gateway(script) as proxy:
+        calls = [proxy.call(b"GET /v1/%d" % number) for number in range(3)]
+        assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+        upstreams = proxy.app._generation.outward.upstreams
+        upstreams._woken.set()  # it is counted while it is recent
+        await turns()
+        while opened:
+            opened.pop().close()
+        async with asyncio.timeout(WAIT_S):
+            while len(opened) < 3:
+                upstreams._woken.set()  # in place of the next second
+                await asyncio.sleep(0.002)
