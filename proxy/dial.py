@@ -16,6 +16,7 @@ import ssl
 import sys
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -76,6 +77,13 @@ def _parse_proxy(proxy: str) -> SplitResult:
     )
 
 
+@dataclass(slots=True)
+class _Way:
+    """How far one dial has come: what fails once the way is open is TLS."""
+
+    is_open: bool = False
+
+
 class Dialer:
     """Opens connections: DNS, TCP (happy eyeballs), CONNECT through an HTTP proxy where one is set, TLS."""
 
@@ -95,13 +103,15 @@ class Dialer:
 
         Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
         """
+        way = _Way()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                await self._dial(origin, connection)
+                await self._dial(origin, connection, way)
         except TimeoutError:
             raise ConnectFailed(
-                f"no connection to {origin.authority} within {self._connect_timeout_s:g} s",
-                proxy_status="connection_timeout",
+                f"no {'TLS with' if way.is_open else 'connection to'} {origin.authority}"
+                f" within {self._connect_timeout_s:g} s",
+                proxy_status="tls_protocol_error" if way.is_open else "connection_timeout",
             ) from None
         except ssl.SSLCertVerificationError as exc:
             raise ConnectFailed(
@@ -118,20 +128,27 @@ class Dialer:
                 f"the name {origin.host} can't be resolved", proxy_status="dns_error"
             ) from None
         except OSError:
+            if way.is_open:
+                raise ConnectFailed(
+                    f"TLS with {origin.authority} failed: the connection was closed",
+                    proxy_status="tls_protocol_error",
+                ) from None
             raise ConnectFailed(f"{origin.authority} refused the connection or can't be reached") from None
 
-    async def _dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
+    async def _dial(self, origin: Origin, connection: asyncio.Protocol, way: _Way) -> None:
         loop = asyncio.get_running_loop()
         context = self._context if origin.is_tls else None
         server_name = origin.host if origin.is_tls else None
         proxy = None if origin.is_loopback else self._find_proxy(origin)
         if proxy is None:
             sock = await _open_socket(origin.host, origin.port)
+            way.is_open = True
             await loop.create_connection(
                 lambda: connection, sock=sock, ssl=context, server_hostname=server_name
             )
             return
         transport = await self._tunnel(origin, proxy)
+        way.is_open = True
         if context is None:
             transport.set_protocol(connection)
             connection.connection_made(transport)
@@ -145,7 +162,17 @@ class Dialer:
     async def _tunnel(self, origin: Origin, proxy: str) -> asyncio.Transport:
         """A connection through the HTTP proxy's CONNECT (RFC 9110, section 9.3.6)."""
         parts = _parse_proxy(proxy)
-        sock = await _open_socket(parts.hostname or "", parts.port or 80)
+        host, port = parts.hostname or "", parts.port or 80
+        try:
+            sock = await _open_socket(host, port)
+        except (socket.gaierror, UnicodeError):
+            raise ConnectFailed(
+                f"the HTTP proxy's name {host} can't be resolved", proxy_status="dns_error"
+            ) from None
+        except OSError:
+            raise ConnectFailed(
+                f"the HTTP proxy {host}:{port} refused the connection or can't be reached"
+            ) from None
         asked = _Connect(origin, parts.username, parts.password)
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: asked, sock=sock)
         try:

@@ -6,7 +6,8 @@ Hides rich. Must not know how anything is found out (`proxy.live`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rich import box
@@ -37,19 +38,26 @@ def collect(settings: Settings) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """A row for each project and API, and one for each thing that isn't well, with the next step."""
+    """What was found as a table, and how much of it failed."""
     table = Table("project", "API", "checks", "", Column(min_width=_LEAST_WIDTH), box=box.SIMPLE)
-    for (project, api, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
-        rows = list(group)
-        if result == "ok":
-            rows = [Finding(project, api, ", ".join(one.check for one in rows), "ok", rows[-1].message)]
-        for one in rows:
-            step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
-            colour = f"[{_COLOURS[result]}]{result}[/]"
-            table.add_row(
-                escape(project or "(all)"), api or "-", one.check, colour, escape(one.message) + step
-            )
-    failed = sum(one.result == "failed" for one in findings)
+    rows = list(_rows(findings))
+    for one in rows:
+        step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
+        colour = f"[{_COLOURS[one.result]}]{one.result}[/]"
+        table.add_row(
+            escape(one.project or "(all)"), one.api or "-", one.check, colour, escape(one.message) + step
+        )
+    failed = sum(one.result == "failed" for one in rows)
     console = Console()
     console.print(table)
     console.print(f"[bold red]{failed} failed.[/]" if failed else "[green]All is well.[/]")
+
+
+def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """What is well is one row for a project and API; what is told of several APIs alike is one, too."""
+    told: list[Finding] = []
+    for (_, _, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
+        same = list(group)
+        told += [replace(same[-1], check=", ".join(one.check for one in same))] if result == "ok" else same
+    for alike, group in groupby(told, lambda one: replace(one, api="")):
+        yield replace(alike, api=", ".join(filter(None, (one.api for one in group))))

@@ -9,6 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,60 @@ async def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
     assert nowhere in finding.message
 
 
+async def test_a_server_that_is_somebody_elses_or_speaks_no_tls_is_named(
+    values: dict[str, Any], authority: trustme.CA
+) -> None:
+    async with RawServer(Told()) as plain:
+        values["contentsquare"]["auth_url"] = plain.url.replace("http:", "https:")
+        [_, finding] = await findings_of(values)
+        assert (finding.check, finding.result) == ("tls", "failed")
+    other, old = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
+    authority.issue_cert("other.example").configure_cert(other)
+    past = datetime.now(UTC) - timedelta(days=3)
+    authority.issue_cert("localhost", not_before=past, not_after=past + timedelta(days=1)).configure_cert(old)
+    for context, says in ((other, "mismatch"), (old, "expired")):
+        async with RawServer(Told(), tls=context) as server:
+            values["contentsquare"]["auth_url"] = f"https://localhost:{server.port}"
+            [finding] = failed(await findings_of(values))
+        assert finding.check == "tls"
+        assert says in finding.message
+        assert "date" in finding.next_step
+
+
+async def test_an_endpoint_with_another_certificate_is_named(
+    values: dict[str, Any], authority: trustme.CA
+) -> None:
+    stranger, told = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), Told()
+    trustme.CA().issue_cert("localhost").configure_cert(stranger)
+    known = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(known)
+    async with RawServer(told, tls=known) as auth, RawServer(told, tls=stranger) as cloud:
+        told.good["endpoint"] = f"https://localhost:{cloud.port}"
+        values["contentsquare"]["auth_url"] = f"https://localhost:{auth.port}"
+        values["contentsquare"]["allowed_endpoints"] = [f"localhost:{cloud.port}"]
+        values["projects"]["shop"]["apis"] = ["metrics"]
+        [finding] = failed(await findings_of(values))
+    assert (finding.project, finding.api, finding.check) == ("shop", "metrics", "tls")
+    assert f"localhost:{cloud.port}" in finding.message
+
+
+async def test_silence_is_named_with_where_it_is(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with RawServer(silent) as server:
+        values["contentsquare"].update(auth_url=f"https://localhost:{server.port}", connect_timeout=0.1)
+        [finding] = failed(await findings_of(values))
+        assert finding.check == "tls"
+        assert "no TLS with localhost:" in finding.message
+        values["contentsquare"]["auth_url"] = "https://api.contentsquare.example"
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        [finding] = failed(await findings_of(values))
+        assert (finding.check, "0.1 s" in finding.message) == ("http-proxy", True)
+
+
 @pytest.mark.parametrize(
     ("answer", "says"), [(b"HTTP/1.1 407 X\r\n\r\n", "user and password"), (b"HTTP/1.1 403 X\r\n\r\n", "403")]
 )
@@ -280,9 +335,14 @@ async def test_an_http_proxy_that_refuses_is_named(
         [finding] = await findings_of(told_values("https://api.contentsquare.example"))
         assert (finding.check, finding.result) == ("http-proxy", "failed")
         assert says in finding.message
-    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
-    [finding] = await findings_of(told_values("https://api.contentsquare.example"))
-    assert (finding.check, finding.result) == ("http-proxy", "failed")
+    for proxy, named in (
+        (f"http://127.0.0.1:{free_port()}", "the HTTP proxy 127.0.0.1:"),
+        ("http://no-such-name.invalid:3128", "the HTTP proxy's name no-such-name.invalid"),
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        [finding] = await findings_of(told_values("https://api.contentsquare.example"))
+        assert (finding.check, finding.result) == ("http-proxy", "failed")
+        assert named in finding.message
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
     [finding] = await findings_of(told_values("https://api.contentsquare.example"))
     assert (finding.check, finding.result) == ("http-proxy", "failed")
@@ -316,7 +376,9 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert ended.stdout.endswith(
         f"All is well.\nTo run it: {sys.executable} -m proxy serve --config {served}\n"
     )
-    assert re.search(r"shop +metrics +credentials, scope,.* ok +https://localhost:\d+ ", ended.stdout)
+    assert re.search(
+        r"shop +data-export, metrics, +credentials, scope,.* ok +https://localhost:\d+ ", ended.stdout
+    )
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["ok"]) == (0, True)
