@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from proxy import __version__
 from proxy.answer import write_answer, write_error, write_json
@@ -47,6 +47,13 @@ _PAGE_FIELDS = (
     ),
     (b"Referrer-Policy", b"no-referrer"),
 )
+
+
+Sees: TypeAlias = Callable[[str], bool]
+
+
+def _everything(_name: str) -> bool:
+    return True
 
 
 def refreshed_project(target: bytes) -> str | None:
@@ -113,7 +120,7 @@ class Admin:
         self._overview = overview
         self._now = now
         self._started_at = now()
-        self._pages: dict[bytes, Callable[[Request, bytes], Awaitable[bool]]] = {
+        self._pages: dict[bytes, Callable[[Request, bytes, Sees], Awaitable[bool]]] = {
             b"/-/healthy": self._healthy,
             b"/-/ready": self._ready,
             b"/-/status": self._status,
@@ -121,13 +128,16 @@ class Admin:
             **dict.fromkeys(_FILES, self._page),
         }
 
-    async def answer(self, request: Request, target: bytes) -> bool:
-        """Answer a request for ``target``; gives back whether the connection can be kept."""
+    async def answer(self, request: Request, target: bytes, sees: Sees = _everything) -> bool:
+        """Answer a request for ``target``; gives back whether the connection can be kept.
+
+        ``sees`` says of which projects and accounts this caller may know, by their names.
+        """
         path = target.partition(b"?")[0]
         page = self._pages.get(path)
         if page is not None:
             _require(request, b"GET", b"HEAD")
-            return await page(request, target)
+            return await page(request, target, sees)
         if (name := refreshed_project(target)) is not None:
             _require(request, b"POST")
             return self._refresh(request, name)
@@ -135,19 +145,20 @@ class Admin:
             f"There are {', '.join(p.decode() for p in self._pages)} and /-/refresh/PROJECT here."
         )
 
-    async def _healthy(self, request: Request, _target: bytes) -> bool:
+    async def _healthy(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")
 
-    async def _ready(self, request: Request, _target: bytes) -> bool:
-        waiting = [reason for project in self._overview.projects() for reason in project.missing()]
-        ready = not self._overview.is_stopping and not waiting
+    async def _ready(self, request: Request, _target: bytes, sees: Sees) -> bool:
+        missing = [(project.name, project.missing()) for project in self._overview.projects()]
+        ready = not self._overview.is_stopping and not any(reasons for _, reasons in missing)
+        waiting = [reason for name, reasons in missing if sees(name) for reason in reasons]
         return write_json(
             request,
             200 if ready else 503,
             {"ready": ready, "stopping": self._overview.is_stopping, "waiting_for": waiting},
         )
 
-    async def _metrics(self, request: Request, _target: bytes) -> bool:
+    async def _metrics(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         # At the first scrape: in a thread, because the library takes a tenth of a second to load.
         await in_thread(lambda: importlib.import_module("proxy.metrics"))
         from proxy import metrics  # noqa: PLC0415
@@ -155,24 +166,25 @@ class Admin:
         content = await metrics.exposition(self._overview, [*self._overview.projects()])
         return write_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
 
-    async def _page(self, request: Request, target: bytes) -> bool:
+    async def _page(self, request: Request, target: bytes, _sees: Sees) -> bool:
         name, content_type = _FILES[target.partition(b"?")[0]]
         return write_answer(request, 200, _file(name), content_type=content_type, fields=_PAGE_FIELDS)
 
-    async def _status(self, request: Request, target: bytes) -> bool:
+    async def _status(self, request: Request, target: bytes, sees: Sees) -> bool:
         """JSON with one line for each project; the minutes of the last hour with ``?hour=1``."""
         with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
         lines = []
-        for place, project in enumerate(self._overview.projects(), 1):
+        seen = [project for project in self._overview.projects() if sees(project.name)]
+        for place, project in enumerate(seen, 1):
             shown = self._of_project(project, with_hour=with_hour)
             lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
             if not place % SLICE:
                 await asyncio.sleep(0)
-        general, joined = json.dumps(self._general()), ",\n".join(lines)
+        general, joined = json.dumps(self._general(sees)), ",\n".join(lines)
         content = f'{general[:-1]}, "projects": {{\n{joined}\n}}}}\n'
         return write_answer(request, 200, content.encode())
 
-    def _general(self) -> dict[str, object]:
+    def _general(self, sees: Sees) -> dict[str, object]:
         overview = self._overview
         lag = overview.loop_lag
         return {
@@ -180,11 +192,11 @@ class Admin:
             "uptime_s": round(self._now() - self._started_at, 1),
             "stopping": overview.is_stopping,
             "needs_key": overview.needs_key,
-            "reload": _of_reload(overview.reload_status),
+            "reload": _of_reload(overview.reload_status, with_faults=sees is _everything),
             "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
             "log_lines_dropped": overview.log_lines_dropped,
             "requests_refused": dict(overview.refused),
-            "accounts": {name: overview.project_url(name) for name in overview.accounts},
+            "accounts": {name: overview.project_url(name) for name in overview.accounts if sees(name)},
         }
 
     def _of_project(self, project: Project, *, with_hour: bool) -> dict[str, object]:
@@ -248,12 +260,12 @@ def _of_minute(one: Minute) -> dict[str, object]:
     }
 
 
-def _of_reload(status: ReloadStatus) -> dict[str, object]:
+def _of_reload(status: ReloadStatus, *, with_faults: bool) -> dict[str, object]:
     return {
         "count": status.count,
         "refused": status.refused,
         "last_at": status.last_at and status.last_at.isoformat(timespec="seconds"),
-        "last_faults": status.last_faults,
+        "last_faults": status.last_faults if with_faults else (),  # they name projects
     }
 
 

@@ -170,7 +170,9 @@ class Gateway:
             return write_json(request, 202, {"stopping": True})
         if (name := admin.refreshed_project(target)) is not None:
             policy.check_refresh(name, caller)
-        return await self._admin.answer(request, target)
+        if caller is None or caller.projects is None:
+            return await self._admin.answer(request, target)
+        return await self._admin.answer(request, target, caller.may_use)
 
     def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes]:
         """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other.

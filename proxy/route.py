@@ -70,8 +70,8 @@ class Router(Generic[T]):
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
         X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` is asked whether an
-        account's projects, which come into being here, are this caller's to use. Raises BadTarget,
-        UnknownProject, or Forbidden for an account's project that is not allowed.
+        account's projects, which come into being here, are this caller's to use, and which names to tell.
+        Raises BadTarget, UnknownProject, or Forbidden for an account's project that is not allowed.
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
@@ -101,7 +101,7 @@ class Router(Generic[T]):
         if field is not None:
             return self._by_field(field, may_use), target, 0
         if self._default is None or (first and _VERSION.match(_cut(rest)[0])):
-            raise self._unknown(first)
+            raise self._unknown(first, may_use)
         return self._default, target, 0
 
     def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> T:
@@ -110,7 +110,7 @@ class Router(Generic[T]):
             return self._of_account(name, project_id, may_use)
         found = self._projects.get(value)
         if found is None:
-            raise self._unknown(value)
+            raise self._unknown(value, may_use)
         return found
 
     def _of_account(self, account: bytes, project_id: bytes, may_use: Callable[[str], bool] | None) -> T:
@@ -124,15 +124,16 @@ class Router(Generic[T]):
             raise Forbidden(f"Project {int(project_id)} is not among accounts.{name}.projects.")
         return found
 
-    def _unknown(self, name: bytes) -> UnknownProject:
+    def _unknown(self, name: bytes, may_use: Callable[[str], bool] | None) -> UnknownProject:
         known = sorted(n.decode() for n in (*self._projects, *self._accounts))
+        known = [near for near in known if may_use is None or may_use(near)]
         shown = name[:64].decode("ascii", "replace")
         nearest = difflib.get_close_matches(shown, known, n=3, cutoff=0.5) or known[:10]
         if _VERSION.match(name):
             what = "No project is named in the path, and none is the default"
         else:
             what = f"There is no project {shown!r}"
-        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest)}")
+        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest) or 'another'}")
 
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:

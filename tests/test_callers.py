@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 
 import pytest
 from harness import WAIT_S, TokenServer, Upstream, gateway
@@ -112,6 +113,26 @@ async def test_a_caller_can_have_only_its_own_projects_tokens_renewed() -> None:
         answer = await proxy.call(b"POST /-/refresh/shop", key, empty)
         assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
         assert (await proxy.call(b"POST /-/refresh/other", key, empty)).status == 202
+
+
+async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
+    account = {"client_id": "id-2", "client_secret": "secret-2", "projects": [42]}
+    accounts = {"shop-account": account, "mine": account}
+    callers = {**CALLERS, "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other", "mine"]}}
+    token = TokenServer(status=403)
+    async with gateway(token=token, callers=callers, projects=PROJECTS, accounts=accounts) as proxy:
+        key, unlimited = b"X-API-Key: elsewhere-key-12345", b"X-API-Key: app-key-12345"
+        for target in (b"/mine/42/v1/x", b"/shop-account/42/v1/x"):  # they come into being
+            await proxy.call(b"GET " + target, unlimited)
+        for target, status in ((b"/-/status?hour=1", 200), (b"/-/ready", 503), (b"/shopp/v1/x", 404)):
+            answer = await proxy.call(b"GET " + target, key)
+            assert answer.status == status
+            assert b"shop" not in answer.content.replace(b"'shopp'", b"")
+            assert b"other" in answer.content
+            assert b"shop" in (await proxy.call(b"GET " + target, unlimited)).content.replace(b"'shopp'", b"")
+        told = json.loads((await proxy.call(b"GET /-/status", key)).content)
+        assert set(told["projects"]) == {"other", "mine/42"}
+        assert set(told["accounts"]) == {"mine"}
 
 
 # Wrong keys

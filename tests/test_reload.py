@@ -601,6 +601,15 @@ async def test_a_bad_file_changes_nothing_and_is_told_counted_and_shown(
         assert len(running.token.requests) == 1
 
 
+async def test_what_is_wrong_with_the_file_is_told_to_callers_without_limits_alone(tmp_path: Path) -> None:
+    callers = {"all": {"key": "key-of-all"}, "one": {"key": "key-of-one", "projects": ["shop"]}}
+    async with rig(tmp_path, callers=callers) as running:
+        await running.rewrite(toml(running.sections) + "\nbogus = 1")
+        for key, told in ((b"key-of-all", 1), (b"key-of-one", 0)):
+            answer = await running.call(b"GET /-/status", b"X-API-Key: " + key)
+            assert len(json.loads(answer.body)["reload"]["last_faults"]) == told
+
+
 async def test_a_file_that_is_gone_is_a_bad_one(tmp_path: Path) -> None:
     async with rig(tmp_path) as running:
         running.file.unlink()
