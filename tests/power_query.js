@@ -44,6 +44,13 @@ const LIBRARY = {
     return day(date);
   },
   'Json.Document': (text) => JSON.parse(text),
+  'List.Combine': (lists) => lists.flat(),
+  'List.Generate': async (initial, condition, next) => {
+    const found = [];
+    for (let current = await initial(); await condition(current); current = await next(current)) found.push(current);
+    return found;
+  },
+  'List.Transform': (list, transform) => Promise.all(list.map((item) => transform(item))),
   'Table.FromRecords': (records) => records,
   'Table.TransformColumnTypes': (table, columns) => table.map((row) => {
     const typed = columns.map(([name, type]) => [name, type(member(row, name))]);
@@ -78,7 +85,11 @@ async function evaluate(node, scope) {
     }
     case 'LiteralExpression':
       if (node.literalKind === 'Text') return node.literal.slice(1, -1).replaceAll('""', '"');
-      return Number(node.literal);
+      return node.literalKind === 'Null' ? null : Number(node.literal);
+    case 'IfExpression':
+      return value((await value(node.condition)) ? node.trueExpression : node.falseExpression);
+    case 'EqualityExpression':
+      return ((await value(node.left)) === (await value(node.right))) === (node.operatorConstant.constantKind === '=');
     case 'UnaryExpression':
       return -(await value(node.typeExpression));
     case 'IdentifierExpression':

@@ -72,7 +72,7 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
     assert tab("snippets", "shop-f") == ["shop-fr"]
     assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
-    assert tab("snippets", "shop-fr", "--for", "power") == ["powerbi", "powershell"]
+    assert tab("snippets", "shop-fr", "--for", "powers") == ["powershell"]
     assert tab("snippets", "--config", "other.toml", "") == ["other"]
     assert tab("snippets", "--config", "broken.toml", "") == []
     shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"

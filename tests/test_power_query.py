@@ -237,6 +237,23 @@ async def test_the_snippet_gives_a_row_a_day_of_the_last_week(what: str, with_ca
 
 
 @needs_parser
+@with_and_without_callers
+async def test_the_snippet_for_answers_in_pages_has_the_rows_of_all(with_callers: bool) -> None:
+    async with served(with_callers) as settings:
+        m = text("powerbi-pages", settings)
+        whole, errors = await ended(await evaluate(m, key=KEY if with_callers else ""))
+        assert errors == ""
+        assert len(whole) > 1
+        in_pages, errors = await ended(
+            await evaluate(m.replace('"100"', '"1"'), key=KEY if with_callers else "")
+        )
+        assert errors == ""
+        assert in_pages == whole
+        [project] = settings.projects.values()
+        assert f'"v1/public/projects/{project.project_id}/surveys"' in m
+
+
+@needs_parser
 async def test_power_query_waits_as_long_as_it_is_told_and_then_has_its_rows() -> None:
     release = asyncio.Event()
     values = [{"startDate": "2026-01-01T00:00:00.000Z", "value": 7}]

@@ -23,6 +23,7 @@ from proxy.snippets import dashboard, portable
 FOR_CALLERS = (
     "curl",
     "powerbi",
+    "powerbi-pages",
     "excel",
     "tableau",
     "looker",
@@ -136,6 +137,7 @@ def _of_caller(project: Target, today: dt.date) -> dict[str, str]:
         "project": project.name,
         "url": project.url,
         "origin": project.origin,
+        "number": "PROJECT_ID" if number is None else str(number),
         "start": str(today - dt.timedelta(days=DAYS)),
         "end": str(today - dt.timedelta(days=1)),
         **given,
