@@ -217,6 +217,7 @@ class Admin:
                 api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
                 for api, keeper in project.keepers.items()
             },
+            "sharing": _of_sharing(project),
             "last_errors": [
                 {"at": _stamp(one.at), "code": one.code, "message": one.message}
                 for one in reversed(measures.last_errors)
@@ -229,6 +230,7 @@ class Admin:
             if project.name == name:
                 for keeper in project.keepers.values():
                     keeper.refresh_now()
+                project.forget_answers()
                 return write_json(
                     request, 202, {"project": name, "refreshing": [api.value for api in project.keepers]}
                 )
@@ -276,6 +278,13 @@ def _of_credentials(project: Project) -> dict[str, object]:
         "expires": expires and expires.isoformat(),
         "days_left": None if expires is None else days_left(expires, utc_today()),
     }
+
+
+def _of_sharing(project: Project) -> dict[str, object] | None:
+    if project.sharing is None:
+        return None
+    shelf = project.sharing.shelf
+    return {**project.measures.shared, "stored": len(shelf.answers), "stored_bytes": shelf.bytes}
 
 
 def _of_lease(status: LeaseStatus) -> dict[str, object]:

@@ -201,6 +201,8 @@ class App:
             project.retire()
         for project in step.fresh:
             project.start()
+        for project in self.projects():
+            project.forget_answers()
         self._spawn(self._see_out(old, step.leaving))
         try:
             self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
@@ -230,6 +232,7 @@ class App:
         while True:
             self._expiry.look(self._ends())
             await asyncio.sleep(SWEEP_S)
+            self._generations.answers.sweep(asyncio.get_running_loop().time())
             if gone := self._generations.accounts.sweep():
                 self._log.info("idle_projects_dropped", projects=gone)
 

@@ -99,7 +99,10 @@ class Attempt:
         request = self._request
         body = request.body
         is_head_request = request.head.method == b"HEAD"
-        request.connection.peer = self._connection
+        recorder = request.recorder
+        request.connection.peer = (
+            self._connection if recorder is None else recorder.on_start(self._connection)
+        )
         if body.complete and not body.received:
             if self._upstream_chunked:
                 head += last_chunk(trailers_to_upstream(body.trailers, request.head))
@@ -186,7 +189,10 @@ class Attempt:
         if 400 <= head.status < 500 and not bodyless:
             self._held = SmallError.of(head)
         request.status = head.status
-        self._out.append(response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked))
+        added = b"" if request.recorder is None else request.recorder.on_head(head)
+        self._out.append(
+            response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked, added=added)
+        )
         if request.connection.writing_paused:
             self._connection.pause()
 
@@ -196,6 +202,8 @@ class Attempt:
             return
         self._request.answer_bytes += len(data)
         self._out.append(chunk(data) if self._caller_chunked else data)
+        if self._request.recorder is not None:
+            self._request.recorder.on_body(data)
         if self._held is not None and not self._held.feed(data):
             self._held = None
 
@@ -222,6 +230,8 @@ class Attempt:
                 self._settle(Outcome.CROWDED)
                 return
             self._held = None
+        if self._request.recorder is not None:
+            self._request.recorder.on_end(trailers)
         if self._caller_chunked:
             self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
         self.on_flush()

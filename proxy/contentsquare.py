@@ -62,6 +62,29 @@ _READ_BY_POST = re.compile(
     rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list))(?:\?|\Z)"
 )
 
+_MAY_BE_STORED = re.compile(
+    rb"/v1/(?:exportable-fields|custom-vars|dynamic-var-keys"
+    rb"|segments|goals|mappings|page-groups|zonings|metrics|public/projects/[A-Za-z0-9_-]+/surveys)"
+    rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*(?:\?|\Z)"
+)
+"""What every server reads in the same way: no codings, parameters, empty or dot segments."""
+_OAUTH = b"/v1/oauth/"
+
+
+def may_be_shared(target: bytes) -> bool:
+    """Whether the answer to a GET may go to another request of the same caller."""
+    return not target.startswith(_OAUTH)
+
+
+def may_be_stored(target: bytes) -> bool:
+    """Whether the answer to a GET may be stored where somebody asks for that.
+
+    Not below ``/v1/exports``: its answers are states that programs wait for, and files' URLs whose
+    signatures end. Nor where the path isn't known, for it could be the like; nor, therefore, where
+    another spelling could hide one.
+    """
+    return _MAY_BE_STORED.match(target) is not None
+
 
 def api_of(target: bytes) -> Api | None:
     """The API that a request target (origin-form, prefix removed) belongs to, None where no row fits.

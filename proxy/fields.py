@@ -47,7 +47,7 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     section = head.section
     fields = section.to_upstream
     if fields is None:
-        fields = section.to_upstream = _fields_to_upstream(section)
+        fields = fields_to_upstream(section)
     if head.method == b"OPTIONS" and head.steering:
         fields = b"\r\n".join(map(_one_hop_less, fields.split(b"\r\n")))
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
@@ -59,8 +59,10 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     )
 
 
-def _fields_to_upstream(section: FieldSection) -> bytes:
-    """The field lines but for Host and Authorization, each with its line end."""
+def fields_to_upstream(section: FieldSection) -> bytes:
+    """The field lines but for Host and Authorization, each with its line end; worked out once."""
+    if section.to_upstream is not None:
+        return section.to_upstream
     drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
     if section.minor == 0:
         drop = drop | {b"expect"}
@@ -70,7 +72,8 @@ def _fields_to_upstream(section: FieldSection) -> bytes:
     if section.wants_trailers:
         lines.append(b"TE: trailers\r\nConnection: TE")
     lines.append(b"Via: 1.%d csq-proxy\r\n" % section.minor)
-    return b"\r\n".join(lines)
+    section.to_upstream = b"\r\n".join(lines)
+    return section.to_upstream
 
 
 def _one_hop_less(line: bytes) -> bytes:
@@ -87,8 +90,13 @@ def _status_line(head: ResponseHead) -> bytes:
     return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
 
 
-def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool) -> bytes:
-    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing."""
+def response_head(
+    head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool, added: bytes = b""
+) -> bytes:
+    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing.
+
+    ``added`` is a field line of ours, without its line end.
+    """
     drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
     if not head.connection <= _COMMON_OPTIONS:
         drop = drop | _nominated(head.connection)
@@ -98,12 +106,34 @@ def response_head(head: ResponseHead, request: RequestHead, *, keep: bool, chunk
     lines += head.fields.without(drop)
     if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1):
         lines.append(b"Transfer-Encoding: chunked")
+    if added:
+        lines.append(added)
     if not keep:
         lines.append(b"Connection: close")
     elif request.minor == 0:
         lines.append(b"Connection: keep-alive")
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
+    """The lines of an answer that may go to several callers, each with its line end.
+
+    Without Age and what is between a caller and us: `end_of_head` is added for each.
+    """
+    drop = _NOT_WITHOUT_TRAILERS | _nominated(head.connection) | {b"age"}
+    lines = [_status_line(head), *head.fields.without(drop)]
+    if head.content_length is None:
+        lines.append(b"Content-Length: %d" % content_bytes)
+    lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+def end_of_head(request: RequestHead, *, keep: bool) -> bytes:
+    """The last lines of a head for one caller: whether its connection is kept, and the empty one."""
+    if not keep:
+        return b"Connection: close\r\n\r\n"
+    return b"\r\n" if request.minor else b"Connection: keep-alive\r\n\r\n"
 
 
 def interim_head(head: ResponseHead) -> bytes:

@@ -153,6 +153,11 @@ class Exchange(Generic[P]):
             raise
         return True
 
+    def answered(self, *, keep: bool) -> None:
+        """It was begun, and another request's answer is with the caller."""
+        self.keep = keep
+        self._finish()
+
     def attend(self) -> None:
         """From now on `run` is what goes on, and ends when it is cancelled."""
         self._is_attended = True
@@ -204,7 +209,7 @@ class Exchange(Generic[P]):
 
     async def _in_turn(self) -> bool:
         """As `run`, for a request that may take a slot."""
-        wait_s = self._forwarder.queue_timeout_s
+        wait_s = max(0.0, self._forwarder.queue_timeout_s - self.request.waited_s)
         deadline = asyncio.get_running_loop().time() + wait_s
         try:
             if self._slots is None:

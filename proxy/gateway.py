@@ -70,7 +70,11 @@ class Gateway:
         generation = self.generation
         try:
             caller, target = self._admit(request, generation)
-            return not _is_own(target) and self._way(request, generation, caller, target).begin()
+            if _is_own(target):
+                return False
+            exchange = self._way(request, generation, caller, target)
+            sharing = exchange.project.sharing
+            return exchange.begin() if sharing is None else sharing.begin(exchange)
         except Exception:  # noqa: BLE001 - whatever it is, `answer` meets it again and says so
             return False
 
@@ -107,16 +111,13 @@ class Gateway:
     async def _answer(self, request: Request) -> bool:
         exchange: Exchange[Project] | None = request.exchange
         if exchange is not None and exchange.is_counted:  # `begin` came so far
-            exchange.attend()
-            return await exchange.run()
+            return await _run(exchange)
         request.began_at = time.perf_counter()
         generation = self.generation
         caller, target = self._admit(request, generation)
         if _is_own(target):
             return await self._answer_own(request, generation, caller, target)
-        exchange = self._way(request, generation, caller, target)
-        exchange.attend()
-        return await exchange.run()
+        return await _run(self._way(request, generation, caller, target))
 
     def _way(
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
@@ -139,6 +140,9 @@ class Gateway:
     def _leave(self, request: Request) -> None:
         """Count and log a request that is over."""
         took_s = time.perf_counter() - request.began_at
+        if request.recorder is not None:
+            request.recorder.on_over()
+            request.recorder = None
         exchange: Exchange[Project] | None = request.exchange
         if exchange is not None:
             project = exchange.project
@@ -233,7 +237,14 @@ class Gateway:
             bytes_out=request.answer_bytes,
             ms=round(took_s * 1000, 1),
             **({} if request.cut_because is None else {"reason": request.cut_because}),
+            **({} if request.shared is None else {"shared": request.shared}),
         )
+
+
+async def _run(exchange: Exchange[Project]) -> bool:
+    exchange.attend()
+    sharing = exchange.project.sharing
+    return await (exchange.run() if sharing is None else sharing.run(exchange))
 
 
 def _is_own(target: bytes) -> bool:

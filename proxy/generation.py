@@ -28,7 +28,9 @@ from proxy.reload import is_same
 from proxy.route import Router
 from proxy.settings import Access, AccountSettings, ContentsquareSettings, ProjectSettings, Settings
 from proxy.settings import Credentials as Pair
+from proxy.sharing import Sharing
 from proxy.slots import SharedSlots, Slots
+from proxy.stored import Store
 from proxy.upstream import Dialer, Upstreams, http_proxy_for, tls_context
 
 _WAY = ("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
@@ -145,12 +147,13 @@ class Step:
 
 
 class Generations:
-    """Makes them, from what outlives them all: listeners, slots, and the projects of accounts."""
+    """Makes them, from what outlives them all: listeners, slots, stored answers, and accounts' projects."""
 
     def __init__(self, listeners: Sequence[Listener], *, limit: int, spawn: Spawn, on_event: OnEvent) -> None:
         self.accounts = AccountProjects()
         self._listeners = listeners
         self._slots = SharedSlots(limit)
+        self.answers = Store()
         self._spawn = spawn
         self._on_event = on_event
 
@@ -253,7 +256,11 @@ class Generations:
             from_start=from_start,
             on_event=self._on_event,
             expires=access.expires,
+            sharing=self._sharing(access),
         )
+
+    def _sharing(self, access: Access) -> Sharing | None:
+        return Sharing(self.answers.shelf(), access.cache) if access.coalesce or access.cache else None
 
     def _of_account(
         self, settings: Settings, outward: Outward, account: str, project_id: int

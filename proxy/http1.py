@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from proxy.errors import (
     BadRequest,
@@ -118,6 +118,7 @@ class FieldSection:
         "minor",
         "raw",
         "steering",
+        "terms",
         "to_upstream",
         "wants_trailers",
     )
@@ -136,6 +137,8 @@ class FieldSection:
         self.keep_alive = False
         self.to_upstream: bytes | None = None
         """What of it goes upstream, once that was worked out."""
+        self.terms: Any = None
+        """What it says about sharing the answer, once `proxy.caching` worked that out."""
 
 
 class RequestHead:

@@ -28,6 +28,8 @@ LAG_EVERY_S = 0.5
 SLOW_S = 0.5
 """A lag of the event loop that is worth a warning, once in `LAG_WINDOW_S`."""
 LAG_WINDOW_S = 60.0
+SHARED = ("hit", "collapsed")
+"""What `Request.shared` says of an answer that was another request's."""
 _READS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
@@ -109,6 +111,7 @@ class ProjectMeasures:
         self.apis: dict[Api, ApiMeasures] = {}
         self.slot_wait = Histogram()
         self.replays: Counter[str] = Counter()
+        self.shared = dict.fromkeys(SHARED, 0)
         self.errors: Counter[str] = Counter()
         self.last_errors: deque[Failure] = deque(maxlen=MOST_ERRORS)
         self._now = wall_clock
@@ -146,6 +149,8 @@ class ProjectMeasures:
             self.failed("PROXY_ANSWER_CUT", f"The answer was cut: {request.cut_because}. Send it again.")
         if request.waited_s:
             self.slot_wait.add(request.waited_s)
+        if request.shared is not None:
+            self.shared[request.shared] += 1
         if request.replays:
             self.replays.update(request.replays)
 

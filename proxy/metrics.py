@@ -134,6 +134,12 @@ class _Families:
         self.replays = CounterMetricFamily(
             "csq_proxy_replays", "Requests sent once more, by reason.", labels=[*one, "reason"]
         )
+        self.shared = CounterMetricFamily(
+            "csq_proxy_answers_shared", "Answers that were another request's, by kind.", labels=[*one, "kind"]
+        )
+        self.stored = GaugeMetricFamily(
+            "csq_proxy_stored_bytes", "What stored answers take in memory.", labels=one
+        )
         self.in_use = GaugeMetricFamily("csq_proxy_slots_in_use", "Requests at the cloud now.", labels=one)
         self.limit = GaugeMetricFamily("csq_proxy_slots_limit", "Slots of the project.", labels=one)
         self.allowance = GaugeMetricFamily(
@@ -169,6 +175,9 @@ class _Families:
             self.errors.add_metric([name, code], count)
         for reason in ("token", "stale", "concurrency"):
             self.replays.add_metric([name, reason], measures.replays[reason])
+        for kind, count in measures.shared.items():
+            self.shared.add_metric([name, kind], count)
+        self.stored.add_metric([name], 0 if project.sharing is None else project.sharing.shelf.bytes)
         ended = sum(sum(one.duration.counts) for one in measures.apis.values())
         # Only those that did wait are counted as they come; the others waited for 0 s.
         at_once = ended - sum(measures.slot_wait.counts)

@@ -24,6 +24,7 @@ from proxy.log import redactor
 from proxy.measures import ProjectMeasures
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, described
 from proxy.rotation import PairName, Rotation
+from proxy.sharing import Sharing
 from proxy.slots import Slots
 from proxy.token_answer import TokenAnswer
 
@@ -64,7 +65,8 @@ class Project:
     slots that a Contentsquare project has in common, whatever its names here: where the id isn't
     configured, a token answer tells it. ``on_event`` hears what `LeaseKeeper` tells, and
     ``apis_discovered``, ``api_discovery_failed`` and ``credentials_switched``.
-    Whoever forwards a request counts it in ``running`` meanwhile. ``expires`` is for people.
+    Whoever forwards a request counts it in ``running`` meanwhile. ``expires`` is for people. ``sharing``
+    None: each call is a call of its own.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class Project:
         clock: Clock = SYSTEM_CLOCK,
         slots_of: Callable[[int], Slots] | None = None,
         expires: dt.date | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name = name
         self.slots = slots
         self.read_only = read_only
         self.grant = grant
         self.expires = expires
+        self.sharing = sharing
         self.running = 0
         self.requests: Counter[Api] = Counter()
         self.measures = ProjectMeasures()
@@ -204,6 +208,11 @@ class Project:
             for token in tokens:
                 self._redact(api, token)
 
+    def forget_answers(self) -> None:
+        """Share none of the answers that are here or on their way with a request that comes later."""
+        if self.sharing is not None:
+            self.sharing.forget()
+
     def retire(self) -> None:
         """No new requests come: fetch only what a running one still needs. `close` it when none is left."""
         if self._discovering:
@@ -214,6 +223,7 @@ class Project:
     def close(self) -> None:
         """End its tasks. No request may be running."""
         self._cancel_tasks()
+        self.forget_answers()
         for tokens in self._tokens.values():
             for token in tokens:
                 redactor.discard(token)

@@ -14,7 +14,14 @@ from typing import Any, Protocol, cast
 from proxy.body import RequestBody, Source
 from proxy.chunked import ChunkedDecoder
 from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
-from proxy.http1 import FieldSection, RequestHead, check_request_start, parse_request_head
+from proxy.http1 import (
+    Field,
+    FieldSection,
+    RequestHead,
+    ResponseHead,
+    check_request_start,
+    parse_request_head,
+)
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 MAX_PIPELINED = 8
@@ -31,6 +38,27 @@ class WritingPeer(Protocol):
 
     def resume(self) -> None:
         """Go on."""
+
+
+class Recorder(Protocol):
+    """Is told of the answer as it comes, try by try, where the proxy shares answers."""
+
+    def on_start(self, source: WritingPeer) -> WritingPeer:
+        """The request goes out; gives back who is to be slowed down when the caller is slow."""
+        ...
+
+    def on_head(self, head: ResponseHead) -> bytes:
+        """An answer's head; gives back the field line to add to it for the caller."""
+        ...
+
+    def on_body(self, data: bytes) -> None:
+        """Content."""
+
+    def on_end(self, trailers: list[Field]) -> None:
+        """The answer is complete."""
+
+    def on_over(self) -> None:
+        """Nothing more will come: it was answered, or its caller has left."""
 
 
 class Connection(Source, Protocol):
@@ -71,6 +99,9 @@ class Connection(Source, Protocol):
     def abort(self) -> None:
         """Reset it: what was sent so far must not look whole."""
 
+    async def drained(self) -> None:
+        """Wait until the caller has taken most of what was written; one that never does is aborted."""
+
 
 class Request:
     """One request: its head, its body, and the way back to the caller.
@@ -89,7 +120,9 @@ class Request:
         "exchange",
         "head",
         "head_sent",
+        "recorder",
         "replays",
+        "shared",
         "status",
         "transport",
         "waited_s",
@@ -116,6 +149,9 @@ class Request:
         """What it is on its way as, with a method ``abandon``: called if the caller leaves. The handler's."""
         self.replays: tuple[str, ...] = ()
         """Why it was sent once more, each time: "token", "stale" or "concurrency"."""
+        self.recorder: Recorder | None = None
+        self.shared: str | None = None
+        """Where the answer is another request's: "hit" for a stored one, "collapsed" for a running one's."""
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first field with this lower-case name, None where there is none."""

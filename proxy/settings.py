@@ -26,6 +26,8 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 """Values of ``server.host`` that mean every address of this computer."""
 _DAY_S = 86_400
 _DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
+_DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
+_UNITS_S = {None: 1, "": 1, "s": 1, "m": 60, "h": 3600}
 _HOST = re.compile(r"[^\s/@\[\]]+\Z")
 
 
@@ -100,11 +102,26 @@ def _auth_url(value: str) -> str:
     return str(origin)
 
 
+def _duration(value: object) -> int:
+    """Seconds, of a whole number with a unit or without one; 0 for nothing."""
+    match = _DURATION.match(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        seconds = int(match[1] or 0) * _UNITS_S[match[2]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        seconds = value
+    else:
+        seconds = -1
+    if not 0 <= seconds <= _DAY_S:
+        raise ValueError('must be a duration of at most 24h: "60s", "5m", "1h" or whole seconds; "" is off')
+    return seconds
+
+
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 Secret: TypeAlias = Annotated[SecretStr, Field(min_length=1)]
 Port: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)]
 Id: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=_DAY_S, allow_inf_nan=False)]
+Duration: TypeAlias = Annotated[int, BeforeValidator(_duration)]
 FilePath: TypeAlias = Annotated[Path | None, BeforeValidator(_path)]
 Date: TypeAlias = Annotated[dt.date, BeforeValidator(_date)]
 Apis: TypeAlias = Annotated[tuple[Api, ...], AfterValidator(_distinct)]
@@ -162,12 +179,17 @@ class Credentials(_Table):
 
 
 class Access(Credentials):
-    """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names."""
+    """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names.
+
+    ``cache`` is for how long an answer may be stored, in seconds; 0: not at all.
+    """
 
     apis: Apis | None = None
     expires: Date | None = None
     standby: Credentials | None = None
     read_only: bool = False
+    coalesce: bool = False
+    cache: Duration = 0
 
 
 class ProjectSettings(Access):

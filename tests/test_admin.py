@@ -146,6 +146,7 @@ async def test_status_shows_each_project_and_api() -> None:
             "credentials": {"in_use": "first", "expires": None, "days_left": None},
             "slots": {"in_use": 0, "waiting": 0, "limit": 10, "allowance": 10},
             "apis": {},
+            "sharing": None,
             "missing": [],
             "last_errors": [],
         }

@@ -525,6 +525,15 @@ def test_a_secret_that_can_not_be_had_is_one_fault(text: str, fault: str, write:
         ("{a}project_id = 0", ".project_id: must be at least 1"),
         ("{a}expires = 'soon'", ".expires: must be a date, such as 2027-01-31"),
         ("{a}expires = 2027", ".expires: must be a date, such as 2027-01-31"),
+        ("{a}cache = '1.5s'", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = '-1'", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = '25h'", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = '1d'", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = 's'", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = 86401", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = 0.5", ".cache: must be a duration of at most 24h: "),
+        ("{a}cache = true", ".cache: must be a duration of at most 24h: "),
+        ("{a}coalesce = 3", ".coalesce: must be true or false"),
         ("{a}port = 8277", ".port: 8277 is server.port already; each listener needs its own"),
         ("{a}port = 8277\n[server]\nport = 'x'", None),
         (
@@ -547,6 +556,31 @@ def test_a_project_s_fault_is_one_line(text: str, fault: str | None, write: Writ
     else:
         assert found.startswith(f"projects.a{fault}")
         assert "secret-a" not in found
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("''", 0),
+        ("'0s'", 0),
+        ("0", 0),
+        ("90", 90),
+        ("'90'", 90),
+        ("'60s'", 60),
+        ("' 5m '", 300),
+        ("'24h'", 86_400),
+        ("'2 h'", 7200),
+    ],
+)
+def test_a_duration_is_a_whole_number_with_a_unit_or_without(
+    written: str, seconds: int, write: Writer
+) -> None:
+    settings = load(write(project("a", f"cache = {written}") + project("b", "", "accounts")), environ={})
+    assert settings.projects["a"].cache == seconds
+    assert settings.accounts["b"].cache == 0
+    environ = {"CSQ_PROXY_PROJECTS__A__CACHE": written.strip("'"), "CSQ_PROXY_PROJECTS__A__COALESCE": "true"}
+    settings = load(write(project("a")), environ=environ)
+    assert (settings.projects["a"].cache, settings.projects["a"].coalesce) == (seconds, True)
 
 
 def project(name: str, more: str = "", section: str = "projects") -> str:

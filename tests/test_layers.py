@@ -55,6 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "upstream": {"chunked", "dial", "errors", "http1", "origin"},
     "fields": {"http1", "lease"},
     "small_error": {"http1"},
+    "caching": {"fields", "http1"},
+    "stored": set(),
+    "recording": {"caching", "contentsquare", "fields", "http1", "request", "stored"},
     "attempt": {
         "chunked",
         "contentsquare",
@@ -76,6 +79,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "upstream",
         "uploads",
     },
+    "sharing": {
+        "caching",
+        "contentsquare",
+        "errors",
+        "fields",
+        "forward",
+        "recording",
+        "request",
+        "stored",
+    },
     # What brings both together
     "project": {
         "contentsquare",
@@ -85,6 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "measures",
         "oauth",
         "rotation",
+        "sharing",
         "slots",
         "token_answer",
     },
@@ -134,7 +148,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reload",
         "route",
         "settings",
+        "sharing",
         "slots",
+        "stored",
         "upstream",
     },
     "gateway": {

@@ -30,7 +30,14 @@ CROWDED = json.dumps({"errorCode": "CONCURRENT_API_CALL"}).encode()
 
 
 def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Request:
-    made = {"answer_bytes": 7, "waited_s": 0.0, "replays": (), "cut_because": None, **rest}
+    made = {
+        "answer_bytes": 7,
+        "waited_s": 0.0,
+        "replays": (),
+        "cut_because": None,
+        "shared": None,
+        **rest,
+    }
     head, body = SimpleNamespace(method=method), SimpleNamespace(received=3)
     return cast(Request, SimpleNamespace(status=status, head=head, body=body, **made))
 

@@ -1,0 +1,152 @@
+"""What HTTP's rules for caches say of requests and answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.caching import MAX_CONTENT_BYTES, Terms, Verdict, terms_of, verdict_of
+from proxy.http1 import parse_request_head, parse_response_head
+
+
+def terms(*lines: bytes) -> Terms:
+    head = b"\r\n".join((b"GET /v1/segments HTTP/1.1", b"Host: localhost", *lines))
+    return terms_of(parse_request_head(head).section)
+
+
+def verdict(*lines: bytes, status: int = 200, length: bytes = b"Content-Length: 2") -> Verdict:
+    fields = (b"Content-Type: application/json", length, *lines)
+    return verdict_of(parse_response_head(b"\r\n".join((b"HTTP/1.1 %d X" % status, *fields))))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Range: bytes=0-1",
+        b'If-None-Match: "a"',
+        b"If-Modified-Since: Tue, 24 Nov 2026 00:00:00 GMT",
+        b"If-Match: *",
+        b'If-Range: "a"',
+        b"If-Unmodified-Since: x",
+        b"Expect: 100-continue",
+        b"Upgrade: websocket",
+        b"Content-Length: 1",
+        b"Transfer-Encoding: chunked",
+        b"X-HTTP-Method-Override: DELETE",
+    ],
+)
+def test_a_request_for_something_of_its_own_is_not_shared(line: bytes) -> None:
+    assert terms(line).key is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"X-Request-Id: 7", b"traceparent: 00-a-b-01", b"tracestate: a=b", b"Cache-Control: max-age=3"],
+)
+def test_what_is_the_callers_or_the_caches_own_makes_no_difference(line: bytes) -> None:
+    assert terms(line, b"Accept: a/b").key == terms(b"Accept: a/b").key
+
+
+@pytest.mark.parametrize("line", [b"Accept-Language: fr", b"Cookie: a=b", b"User-Agent: x", b"accept: a/b"])
+def test_any_other_field_does(line: bytes) -> None:
+    assert terms(b"Accept: a/b").key not in (terms(b"Accept: a/b", line).key, terms(line).key)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"Cache-Control: No-Cache", {"is_alone": True}),
+        (b"Pragma: no-cache", {"is_alone": True}),
+        (b"Cache-Control: foo, no-store", {"is_alone": True, "no_store": True}),
+        (b"Cache-Control: max-age=5", {"max_age_s": 5.0}),
+        (b'Cache-Control: max-age="5"', {"max_age_s": 5.0}),
+        (b"Cache-Control: max-age=-1", {"is_alone": True, "max_age_s": 0.0}),
+        (b"Cache-Control: max-age", {"is_alone": True, "max_age_s": 0.0}),
+        (b"Cache-Control: max-age=99999999999999999999", {"is_alone": True, "max_age_s": 0.0}),
+        (b"Cache-Control: min-fresh=9,only-if-cached", {"min_fresh_s": 9.0, "only_if_cached": True}),
+        (b'Cache-Control: x="a, no-cache"', {}),
+        (b"Cache-Control: max-stale=600", {}),
+    ],
+)
+def test_what_the_caller_demands_is_read(line: bytes, expected: dict[str, object]) -> None:
+    assert terms(line) == Terms(terms().key, **expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        (b"Cache-Control: no-store", b"no-store"),
+        (b"Cache-Control: public, No-Cache", b"no-cache"),
+        (b'Cache-Control: no-cache="set-cookie"', b"no-cache"),
+        (b"Set-Cookie: a=b", b"set-cookie"),
+        (b"Content-Disposition: attachment; filename=a.json", b"content-disposition"),
+        (b"Trailer: X-Sum", b"trailer"),
+        (b"Vary: Accept, *", b"vary"),
+        (b"Vary: X-Request-ID", b"vary"),
+        (b"Content-Type: application/json", b"not-json"),
+    ],
+)
+def test_an_answer_that_is_not_for_others_says_so_in_its_head(line: bytes, refusal: bytes) -> None:
+    assert verdict(line).refusal == refusal
+
+
+@pytest.mark.parametrize("status", [203, 204, 206, 301, 401, 403, 404, 429, 500, 503])
+def test_only_200_is_shared(status: int) -> None:
+    assert verdict(status=status).refusal == b"status"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [b"text/event-stream", b"application/octet-stream", b"text/csv", b"application/x-ndjson", b""],
+)
+def test_only_json_is_shared(content_type: bytes) -> None:
+    lines = (b"HTTP/1.1 200 OK", b"Content-Type: " + content_type, b"Content-Length: 2")
+    assert verdict_of(parse_response_head(b"\r\n".join(lines))).refusal == b"not-json"
+    assert verdict_of(parse_response_head(b"HTTP/1.1 200 OK\r\nContent-Length: 2")).refusal == b"not-json"
+
+
+def test_the_end_must_be_known_and_near() -> None:
+    assert verdict(length=b"Content-Length: %d" % MAX_CONTENT_BYTES).refusal is None
+    assert verdict(length=b"Content-Length: %d" % (MAX_CONTENT_BYTES + 1)).refusal == b"too-long"
+    assert verdict(length=b"Transfer-Encoding: chunked").refusal is None
+    assert verdict(length=b"X-None: 1").refusal == b"no-length"
+
+
+DATE = b"Date: Tue, 24 Nov 2026 10:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("lines", "lifetime_s"),
+    [
+        ((), math.inf),
+        ((b"Cache-Control: private",), math.inf),
+        ((b"Cache-Control: private, max-age=7",), 7),
+        ((b"Cache-Control: max-age=7", b"Cache-Control: s-maxage=3"), 3),
+        ((b"Cache-Control: max-age=soon",), 0),
+        ((DATE, b"Expires: Tue, 24 Nov 2026 10:00:09 GMT"), 9),
+        ((DATE, b"Expires: Tue, 24 Nov 2026 10:00:09 GMT", b"Cache-Control: max-age=2"), 2),
+        ((DATE, b"Expires: Tue, 24 Nov 2026 09:00:00 GMT"), 0),
+        ((DATE, b"Expires: 0"), 0),
+        ((b"Expires: Tue, 24 Nov 2026 10:00:09 GMT",), 0),
+        ((b"Date: never", b"Expires: Tue, 24 Nov 2026 10:00:09 GMT"), 0),
+    ],
+)
+def test_the_cloud_can_say_how_long_an_answer_is_fresh(lines: tuple[bytes, ...], lifetime_s: float) -> None:
+    assert verdict(*lines) == Verdict(None, lifetime_s)
+
+
+def test_the_cloud_can_say_how_old_an_answer_is() -> None:
+    assert verdict(b"Age: 4", b"Age: 9").age_s == 9
+    assert verdict(b"Age: old").age_s == math.inf
+
+
+@given(st.lists(st.binary(max_size=30), max_size=3))
+def test_no_value_of_any_field_makes_the_rules_fail(values: list[bytes]) -> None:
+    clean = [bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F) for value in values]
+    for name in (b"Cache-Control", b"Expires", b"Vary", b"Age", b"Content-Disposition"):
+        verdict(DATE, *(name + b": " + value for value in clean))
+    for name in (b"Cache-Control", b"Pragma"):
+        terms(*(name + b": " + value for value in clean))
