@@ -1,0 +1,1 @@
+"""What a dashboard costs, with and without sharing answers."""
