@@ -172,15 +172,10 @@ def _closer_verdict(fields: FieldLines) -> Verdict:
     varies = {name.strip().lower() for value in fields.values(b"vary") for name in value.split(b",")}
     if b"*" in varies or varies & _APART:
         return Verdict(b"vary")
-    age_s = _age_s(fields.values(b"age"))
-    return Verdict(None, _lifetime_s(directives, fields), age_s)
-
-
-def _age_s(values: list[bytes]) -> float | None:
-    """The greatest that is said; infinite for what is no number."""
-    if not values:
-        return None
-    return max(float(value) if value.isdigit() and len(value) < 12 else math.inf for value in values)
+    ages = fields.values(b"age")
+    if not all(age.isdigit() and len(age) < 12 for age in ages):
+        return Verdict(None, 0.0)
+    return Verdict(None, _lifetime_s(directives, fields), max(map(float, ages), default=None))
 
 
 def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:

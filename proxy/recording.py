@@ -91,6 +91,7 @@ class Recording:
     """
 
     __slots__ = (
+        "_began_at",
         "_ended",
         "_is_over",
         "_keep_s",
@@ -120,7 +121,7 @@ class Recording:
         self.epoch = epoch
         self.why = why
         self._keep_s = keep_s
-        self._waited_before_s = request.waited_s
+        self._began_at, self._waited_before_s = time.perf_counter(), request.waited_s
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._source: WritingPeer | None = None
@@ -228,7 +229,7 @@ class Recording:
         await asyncio.wait((self._ended,))
         if self.answer is not None:
             return self.answer
-        slot_at = self.request.began_at + self.request.waited_s - self._waited_before_s
+        slot_at = self._began_at + self.request.waited_s - self._waited_before_s
         request.waited_s += max(0.0, min(slot_at, time.perf_counter()) - joined_at)
         return None
 

@@ -50,10 +50,11 @@ class Sharing:
         if found is None:
             return exchange.begin()
         request = exchange.request
-        if isinstance(found, Recording) or request.connection.writing_paused:
+        connection = request.connection
+        if isinstance(found, Recording) or len(found.content) > PIECE_BYTES:
             return False
-        if len(found.content) > PIECE_BYTES:
-            return False
+        if connection.writing_paused or connection.unanswered > 1:
+            return False  # answered one within the other, a long row of requests would be a deep stack
         _write_start(request, found, "hit")
         exchange.answered(keep=request.head.keep_alive)
         return True
@@ -77,7 +78,10 @@ class Sharing:
         key, answer = recording.key, recording.answer
         if self._running.get(key) is recording:
             del self._running[key]
-        if answer is not None and recording.epoch == self._epoch and answer.is_fresh_at(_now()):
+        if answer is None or recording.epoch != self._epoch or not answer.is_fresh_at(_now()):
+            return
+        stored = self.shelf.get(key)
+        if stored is None or stored.asked_at <= answer.asked_at:
             self.shelf.put(key, answer, len(key[2]) + len(key[3]))
 
     def _find(self, exchange: Exchange[P], *, then: bytes = b"") -> Answer | Recording | None:

@@ -527,3 +527,15 @@ async def test_each_request_is_one_line_of_the_log_without_its_query(
     }
     assert (second["project"], second["status"]) == (None, 200) or second["status"] == 404
     assert "canary" not in json.dumps(lines)
+
+
+async def test_the_log_says_whose_answer_a_request_got(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json")
+    shop = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"], "cache": "60s"}
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    async with gateway(Upstream(answer), projects={"shop": shop}) as proxy:
+        for _ in range(2):
+            await proxy.call(b"GET /v1/segments")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    answered = [line for line in lines if line["event"] == "request_answered"]
+    assert [(line.get("shared"), line["bytes_out"]) for line in answered] == [(None, 2), ("hit", 2)]
