@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboard.tiles import Load, measured
 
-LOAD = Load(seconds=0.6, windows=3, tiles=8, distinct=5, every_s=0.2, latency_s=0.04)
+LOAD = Load(seconds=0.3, windows=3, tiles=8, distinct=5, every_s=0.05, latency_s=0.02)
 
 
 async def test_without_sharing_each_tile_costs_a_call() -> None:
