@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from proxy import log, notify
+from proxy.activation import PassedSocket
 from proxy.expiry import ExpiryWatch
 from proxy.gateway import Gateway
 from proxy.generation import Generation, Generations, Plan, plan
@@ -45,7 +46,8 @@ class App:
     """A proxy, from its first configuration on: `started` is its life, and `drain` ends it gently.
 
     ``load`` reads the configuration again; None for one that stays as it is. ``quit_`` ends the process
-    soon, and is called where a caller may ask for that.
+    soon, and is called where a caller may ask for that. ``passed`` are sockets to listen on, in place of
+    those of our own.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class App:
         settings: Settings,
         load: Callable[[], Settings] | None = None,
         quit_: Callable[[], None] | None = None,
+        passed: Sequence[PassedSocket] = (),
     ) -> None:
+        self._passed = passed
         self._settings = settings  # the first; those of now are the generation's
         self._load = load
         self._log = log.get_logger("proxy")
@@ -124,7 +128,7 @@ class App:
     async def started(self) -> AsyncIterator[App]:
         """The listeners are open within; on leaving everything is closed."""
         first = plan(self._settings, None)
-        self._listeners.bind(self._settings)
+        self._listeners.bind(self._settings, self._passed)
         try:
             async with _Background() as background:
                 self._spawn = background.spawn
@@ -188,6 +192,7 @@ class App:
 
     def _prepare(self, settings: Settings) -> Callable[[], Changes]:
         """Runs in a thread. Raises ConfigError."""
+        self._listeners.refuse_exposed(settings)
         planned = plan(settings, self._generation)
         return lambda: self._apply(planned)
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,6 +23,7 @@ from proxy import __version__
 from proxy.errors import ConfigError, ListenError
 
 if TYPE_CHECKING:
+    from proxy.activation import PassedSocket
     from proxy.app import App
     from proxy.live import Finding
     from proxy.project import Project
@@ -112,22 +113,24 @@ def serve(
     ] = None,
 ) -> None:
     """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
+    from proxy.activation import take  # noqa: PLC0415
     from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
 
     _leave_on_signals()
+    passed = take()  # before there are children, which must not inherit them
     harden()  # before there is a secret to protect
     raise_descriptor_limit()
     flags = {"server": {"host": host, "port": port}}
     if sandbox:
         if config is not None:
             raise ConfigError("--sandbox: brings its own projects; leave --config out")
-        _run(lambda: _serve_sandbox(flags))
+        _run(lambda: _serve_sandbox(flags, passed))
         return
     from proxy.config import load  # noqa: PLC0415
 
     _ignore_hangup()
     settings = load(config, flags)
-    _run(lambda: _serve(settings, reload=lambda: load(config, flags)))
+    _run(lambda: _serve(settings, reload=lambda: load(config, flags), passed=passed))
 
 
 @cli.command()
@@ -348,6 +351,7 @@ async def _serve(
     signals: _StopSignals | None = None,
     *,
     reload: Callable[[], Settings] | None = None,
+    passed: Sequence[PassedSocket] = (),
 ) -> None:
     from proxy import notify  # noqa: PLC0415
     from proxy.app import App  # noqa: PLC0415
@@ -355,7 +359,7 @@ async def _serve(
 
     signals = signals or _StopSignals()
     configure(settings.log.level, settings.log.format)
-    app = App(settings, reload, signals.stop.set)
+    app = App(settings, reload, signals.stop.set, passed)
     try:
         async with app.started():
             if reload is not None and sys.platform != "win32":
@@ -372,12 +376,12 @@ async def _serve(
         raise typer.Exit(1) from None
 
 
-async def _serve_sandbox(flags: dict[str, Any]) -> None:
+async def _serve_sandbox(flags: dict[str, Any], passed: Sequence[PassedSocket]) -> None:
     from proxy.sandbox import Sandbox  # noqa: PLC0415
 
     signals = _StopSignals()
     async with Sandbox() as sandbox:
-        await _serve(_sandbox_settings(sandbox, flags), signals)
+        await _serve(_sandbox_settings(sandbox, flags), signals, passed=passed)
 
 
 def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:

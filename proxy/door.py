@@ -63,7 +63,7 @@ class Door:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
         if self._is_unix:
-            self.listening = await loop.create_unix_server(self.server, sock=self._sock, backlog=BACKLOG)
+            await self._open_unix(loop)
             return
         sock = self._sock.dup() if self._can_pause else self._sock
         options: dict[str, Any] = {} if self._tls is None else {"ssl_handshake_timeout": TLS_HANDSHAKE_S}
@@ -76,6 +76,14 @@ class Door:
             self._sock.listen(BACKLOG)
         if self._is_closed:
             self.listening.close()
+
+    async def _open_unix(self, loop: asyncio.AbstractEventLoop) -> None:
+        options: dict[str, Any] = {"sock": self._sock, "backlog": BACKLOG}
+        stays: dict[str, Any] = {"cleanup_socket": False}
+        try:  # the path stays: a service manager goes on listening there, and a leftover of ours is replaced
+            self.listening = await loop.create_unix_server(self.server, **options, **stays)
+        except TypeError:  # before Python 3.13, it always does
+            self.listening = await loop.create_unix_server(self.server, **options)
 
     def _on_change(self) -> None:
         if self.server.open >= self.limit:

@@ -11,14 +11,17 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.activation import PassedSocket
 from proxy.door import BACKLOG, Door, most_connections
 from proxy.errors import ConfigError, ListenError
 from proxy.server import CallerConnection, CallerServer, Handler
 from proxy.settings import WILDCARDS, Settings
+
+_MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" where it knows none
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +45,43 @@ class Listeners:
         self.all: list[Listener] = []
         self._sockets: list[socket.socket] = []
         self._doors: list[Door] = []
+        self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
 
-    def bind(self, settings: Settings) -> None:
-        """Take the addresses. Raises ListenError or ConfigError, and then holds none."""
+    def bind(self, settings: Settings, passed: Sequence[PassedSocket] = ()) -> None:
+        """Take the addresses, but for those of which a socket was ``passed`` to us.
+
+        Raises ListenError or ConfigError, and then holds none.
+        """
         server = settings.server
-        self._tls = server_tls(server.tls_cert, server.tls_key)
+        self._exposed = [f"{one.address} {why}" for one in passed if (why := one.exposure())]
         try:
-            self._bind_port("server.port", server.host, server.port, None)
+            self._tls = server_tls(server.tls_cert, server.tls_key)
+            self.refuse_exposed(settings)
+            given = _by_purpose(passed, settings)
+            self._take_port("server.port", server.host, server.port, None, given.get(None, ()))
             for name, project in settings.projects.items():
-                if project.port:
-                    self._bind_port(f"projects.{name}.port", server.host, project.port, name)
-            if server.unix_socket is not None:
-                self._add(_bind_unix(server.unix_socket), f"unix:{server.unix_socket}", 80, None)
+                if project.port or name in given:
+                    key = f"projects.{name}.port"
+                    self._take_port(key, server.host, project.port, name, given.get(name, ()))
+            unix = [(one.sock, one.address) for one in passed if one.is_unix]
+            if server.unix_socket is not None and not unix:
+                unix = [(_bind_unix(server.unix_socket), str(server.unix_socket))]
+            for sock, path in unix:
+                self._add(sock, f"unix:{path}", 80, None)
         except BaseException:
             self.close()
+            for one in passed:
+                one.sock.close()
             raise
+
+    def refuse_exposed(self, settings: Settings) -> None:
+        """Raise ConfigError where others can use a socket that was passed to us, and need no key."""
+        if self._exposed and not settings.callers:
+            raise ConfigError(
+                f"LISTEN_FDS: {self._exposed[0]}, or define [callers] with a key for each:"
+                " all who reach it have your credentials' power"
+            )
 
     @property
     def servers(self) -> list[tuple[asyncio.Server, CallerServer]]:
@@ -114,15 +138,39 @@ class Listeners:
         for connection in self.connections():
             connection.abort()
 
-    def _bind_port(self, key: str, host: str, port: int, project: str | None) -> None:
-        sock = _bind(host, port, key)
-        port = sock.getsockname()[1]
-        shown = "localhost" if host in WILDCARDS else f"[{host}]" if ":" in host else host
-        self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{port}", port, project)
+    def _take_port(
+        self, key: str, host: str, port: int, project: str | None, passed: Sequence[PassedSocket]
+    ) -> None:
+        """Listen on the sockets that were passed for it, else on one of our own."""
+        ways = [(one.sock, str(one.sock.getsockname()[0])) for one in passed] or [
+            (_bind(host, port, key), host)
+        ]
+        for sock, name in ways:
+            shown = "localhost" if name in WILDCARDS else f"[{name}]" if ":" in name else name
+            number = sock.getsockname()[1]
+            self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{number}", number, project)
 
     def _add(self, sock: socket.socket, url: str, port: int, project: str | None) -> None:
         self._sockets.append(sock)
         self.all.append(Listener(len(self.all), url, port, project))
+
+
+def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str | None, list[PassedSocket]]:
+    """The ports that were passed, by their project's name; None has those of all. Raises ConfigError."""
+    found: dict[str | None, list[PassedSocket]] = {}
+    for one in passed:
+        if one.is_unix:
+            continue
+        if one.name in _MAIN_NAMES or one.name.endswith(".socket"):  # systemd's default is the unit's name
+            found.setdefault(None, []).append(one)
+        elif one.name in settings.projects:
+            found.setdefault(one.name, []).append(one)
+        else:
+            raise ConfigError(
+                f'LISTEN_FDNAMES: "{one.name}" is no project; let FileDescriptorName= be csq-proxy'
+                f" or one of {', '.join(settings.projects)}"
+            )
+    return found
 
 
 def _bind(host: str, port: int, key: str) -> socket.socket:

@@ -12,13 +12,14 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import pytest
 
 import proxy.app
+from proxy.activation import PassedSocket
 from proxy.app import App
 from proxy.config import load
 from proxy.settings import Settings
@@ -288,6 +289,7 @@ async def gateway(
     *,
     token: TokenServer | None = None,
     tls: ssl.SSLContext | None = None,
+    passed: Sequence[PassedSocket] = (),
     **sections: Mapping[str, object],
 ) -> AsyncIterator[Gateway]:
     """A running proxy in front of a server that runs ``script`` (an `Upstream` by default)."""
@@ -296,7 +298,7 @@ async def gateway(
         token.endpoint = token.endpoint or upstream.url.replace(
             "127.0.0.1", "localhost" if tls else "127.0.0.1"
         )
-        app = App(settings_for(token_server.url, token.endpoint, **sections))
+        app = App(settings_for(token_server.url, token.endpoint, **sections), passed=passed)
         async with app.started():
             await app.settled(WAIT_S)
             caller = Gateway(app, token, upstream)

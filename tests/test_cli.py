@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,9 +97,16 @@ class Running:
 
 @contextlib.contextmanager
 def started(
-    *arguments: str, environ: Mapping[str, str], cwd: Path, code: str | None = None
+    *arguments: str,
+    environ: Mapping[str, str],
+    cwd: Path,
+    code: str | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Iterator[Running]:
-    """A command (or ``code``, which calls it), killed at the end if it still runs."""
+    """A command (or ``code``, which calls it), killed at the end if it still runs.
+
+    It inherits the ``descriptors``.
+    """
     process = subprocess.Popen(
         [sys.executable, *(["-m", "proxy"] if code is None else ["-c", code]), *arguments],
         stdout=subprocess.PIPE,
@@ -108,6 +115,7 @@ def started(
         encoding="utf-8",
         env=environ,
         cwd=cwd,
+        pass_fds=descriptors,
     )
     watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for what it prints
     watchdog.start()

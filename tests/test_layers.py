@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "peer": set(),
     "process": set(),
     "notify": set(),
+    "activation": {"errors"},
     # The configuration
     "settings": {"contentsquare", "origin"},
     "environment": {"settings"},
@@ -133,7 +134,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "route",
     },
     "door": {"server"},
-    "listeners": {"door", "errors", "server", "settings"},
+    "listeners": {"activation", "door", "errors", "server", "settings"},
     "generation": {
         "accounts",
         "callers",
@@ -169,6 +170,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "route",
     },
     "app": {
+        "activation",
         "expiry",
         "gateway",
         "generation",
@@ -184,6 +186,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "status_command": {"config", "environment", "errors", "settings"},
     "cli": {
         "__init__",
+        "activation",
         "app",
         "completion",
         "config",

@@ -328,13 +328,19 @@ def test_the_systemd_snippet_has_the_configuration_in_its_comment(tmp_path: Path
     assert unit.count("LoadCredential=") == 5
 
 
+def units_of(settings: Settings) -> dict[str, str]:
+    """The units of the systemd snippet, by file name."""
+    parts = re.split(r"^# /etc/systemd/system/(\S+)$", text("systemd", settings), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 @needs("systemd-analyze")
 @pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
-def test_systemd_accepts_the_unit(settings: Settings, tmp_path: Path) -> None:
-    path = tmp_path / "csq-proxy.service"
-    path.write_text(text("systemd", settings))
+def test_systemd_accepts_the_units(settings: Settings, tmp_path: Path) -> None:
+    for name, unit in units_of(settings).items():
+        (tmp_path / name).write_text(unit)
     ended = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(path)],
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
         capture_output=True,
         text=True,
         timeout=WAIT_S,
@@ -342,6 +348,17 @@ def test_systemd_accepts_the_unit(settings: Settings, tmp_path: Path) -> None:
     )
     complaints = [line for line in ended.stderr.splitlines() if "csq-proxy" in line]
     assert (ended.returncode, complaints) == (0, [])
+
+
+def test_every_port_has_a_socket_unit_that_names_its_project(tmp_path: Path) -> None:
+    server = {"host": "localhost", "port": 9000, "unix_socket": str(tmp_path / "100%")}
+    units = units_of(settings_of(server=server, projects={"shop-fr": {**PROJECT, "port": 9001}}))
+    main, own = units["csq-proxy.socket"], units["csq-proxy-shop-fr.socket"]
+    assert f"ListenStream=127.0.0.1:9000\nListenStream={tmp_path}/100%%\nSocketMode=0660\n" in main
+    assert "\nFileDescriptorName=csq-proxy\n" in main
+    assert "ListenStream=127.0.0.1:9001\nFileDescriptorName=shop-fr\nService=csq-proxy.service\n" in own
+    six = units_of(settings_of(server={"host": "::1"}))
+    assert "ListenStream=[::1]:8277\n" in six["csq-proxy.socket"]
 
 
 def test_a_path_with_spaces_and_signs_survives() -> None:

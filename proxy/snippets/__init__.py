@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from proxy import __version__
@@ -168,7 +170,12 @@ def _compose(settings: Settings) -> dict[str, str]:
 def _systemd(settings: Settings, python: str) -> dict[str, str]:
     config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", indent=0)
     names = portable.secret_names(settings)
+    ports = {name: project.port for name, project in settings.projects.items() if project.port}
+    sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, _port(settings), settings.server.unix_socket)]
+    sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]
     return {
+        "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
+        "sockets": "\n\n".join(sockets),
         "command": f"{_quoted(python)} -m proxy",
         "systemd_config": "\n".join(f"#   {line}".rstrip() for line in config.splitlines()),
         "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
@@ -176,10 +183,42 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
     }
 
 
+def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path | None = None) -> str:
+    """The socket unit for a port, and a Unix socket beside it; ``name`` is what we know them by."""
+    host = settings.server.host
+    try:
+        shown = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+    except ValueError:  # localhost: a unit needs an address
+        shown = "127.0.0.1"
+    also: tuple[str, ...] = ()
+    if path is not None:
+        also = (f"ListenStream={_percent(path)}", "SocketMode=0660", "# SocketGroup=who-may-call")
+    return "\n".join(
+        (
+            f"# /etc/systemd/system/{unit}.socket",
+            "[Unit]",
+            f"Description=A port of csq-proxy ({name})",
+            "",
+            "[Socket]",
+            f"ListenStream={shown}:{port}",
+            *also,
+            f"FileDescriptorName={name}",
+            "Service=csq-proxy.service",
+            "",
+            "[Install]",
+            "WantedBy=sockets.target",
+        )
+    )
+
+
 def _quoted(path: str) -> str:
     """As systemd.service(5) has it: quotes around spaces, and %% for one that is no specifier."""
-    path = path.replace("%", "%%")
+    path = _percent(path)
     return f'"{path}"' if " " in path else path
+
+
+def _percent(path: Path | str) -> str:
+    return str(path).replace("%", "%%")
 
 
 def _windows(python: str) -> dict[str, str]:
