@@ -467,7 +467,9 @@ class Pool:
         self._busy.discard(connection)
         if self._idle and connection in self._idle:
             self._idle.remove(connection)
-            self._lasts_s = self.loop.time() - connection.last_activity
+            idle_s = self.loop.time() - connection.last_activity
+            if idle_s >= COLD_S[0]:  # sooner, no successor could come before it goes
+                self._lasts_s = idle_s
             self._on_idle_lost()
 
     def sweep(self, idle_timeout_s: float) -> None:

@@ -515,7 +515,7 @@ async def test_a_cloud_that_hangs_up_sooner_is_remembered_until_it_no_longer_doe
     async with RawServer(script) as server, closing(pool_of(server.url)) as pool:
         connection = await pool.connect()
         pool.give_back(connection)
-        connection.last_activity -= 5
+        connection.last_activity -= 10
         assert not pool.lacks_ready()
         hang_up.set()
         await until(lambda: pool.is_unused)
@@ -523,14 +523,14 @@ async def test_a_cloud_that_hangs_up_sooner_is_remembered_until_it_no_longer_doe
         connection = await pool.connect()
         pool.give_back(connection)
         assert not pool.lacks_ready()
-        connection.last_activity -= 4
+        connection.last_activity -= 25
         assert pool.lacks_ready()
         connection.last_activity -= KEEP_ALIVE_S
         pool.sweep(60)
         assert pool.is_unused
         connection = await pool.connect()
         pool.give_back(connection)
-        connection.last_activity -= 4
+        connection.last_activity -= 25
         assert not pool.lacks_ready()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from harness import OK, WAIT_S, Upstream, gateway, read_message, turns
@@ -53,7 +54,11 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
         assert (await proxy.call(b"GET /-/healthy")).status == 200
 
 
-async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it() -> None:
+async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.upstream.FRESH", math.inf)  # none is opened for another's age
+    monkeypatch.setattr("proxy.upstream.AT_ONCE_S", WAIT_S)
     together, opened = asyncio.Barrier(3), list[asyncio.StreamWriter]()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
