@@ -1,11 +1,14 @@
-# Two stages: the first builds a wheel and installs it, the second carries the result alone.
+# Two stages: the first compiles a wheel and installs it, the second carries the result alone.
 # Runs as a user without rights on a read-only root file system: nothing is ever written.
 ARG PYTHON=3.13
 
 FROM python:${PYTHON}-slim AS build
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY pyproject.toml README.md ./
+COPY .ci/compile.py ./.ci/
 COPY proxy ./proxy
+ENV CSQ_PROXY_COMPILE=1
 RUN python -m venv --without-pip /opt/csq-proxy \
   && pip --python /opt/csq-proxy/bin/python install --no-cache-dir .
 

@@ -16,6 +16,9 @@ MAX_TRAILER_BYTES = 16 * 1024
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 
 
+_SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+
+
 class ChunkedDecoder:
     """Takes chunked framing off (RFC 9112, section 7.1), as bytes arrive.
 
@@ -34,10 +37,8 @@ class ChunkedDecoder:
         "trailers",
     )
 
-    _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
-
     def __init__(self) -> None:
-        self._state = self._SIZE
+        self._state = _SIZE
         self._left = 0
         self._pending = b""
         self._trailer_lines: list[bytes] = []
@@ -48,7 +49,7 @@ class ChunkedDecoder:
 
     def feed(self, data: bytes) -> bytes:
         """The content bytes within ``data``. Raises ProtocolViolation on malformed framing."""
-        if self._state == self._DATA and len(data) < self._left:
+        if self._state == _DATA and len(data) < self._left:
             self._left -= len(data)
             return data
         if self._pending:
@@ -57,20 +58,20 @@ class ChunkedDecoder:
         pieces: list[bytes] = []
         pos, size = 0, len(data)
         while pos < size and not self.done:
-            if self._state == self._DATA:
+            if self._state == _DATA:
                 taken = data[pos : pos + self._left]
                 pieces.append(taken)
                 pos += len(taken)
                 self._left -= len(taken)
                 if not self._left:
-                    self._state = self._DATA_END
-            elif self._state == self._DATA_END:
+                    self._state = _DATA_END
+            elif self._state == _DATA_END:
                 if size - pos == 1 and data[pos] == 0x0D:
                     break
                 if data[pos : pos + 2] != b"\r\n":
                     raise ProtocolViolation("a chunk does not end where its size says")
                 pos += 2
-                self._state = self._SIZE
+                self._state = _SIZE
             else:
                 end = data.find(b"\r\n", pos)
                 if end < 0:
@@ -88,12 +89,12 @@ class ChunkedDecoder:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _line(self, line: bytes) -> None:
-        if self._state == self._SIZE:
+        if self._state == _SIZE:
             match = _CHUNK_LINE.match(line)
             if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
                 raise ProtocolViolation("a malformed chunk size")
             self._left = int(match[1], 16)
-            self._state = self._DATA if self._left else self._TRAILER
+            self._state = _DATA if self._left else _TRAILER
         elif line:
             if b"\n" in line or b"\r" in line:
                 raise ProtocolViolation("a bare CR or LF in the trailer section")

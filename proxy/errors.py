@@ -252,3 +252,9 @@ class Stopping(ProxyError):
     """The proxy is draining."""
 
     code, status, proxy_status = "PROXY_STOPPING", 503, "destination_unavailable"
+
+
+class Internal(ProxyError):
+    """A bug; the log has the traceback."""
+
+    code, status, proxy_status = "PROXY_INTERNAL_ERROR", 500, "proxy_internal_error"

@@ -17,7 +17,7 @@ from proxy import admin, log, policy
 from proxy.admin import Admin, Overview
 from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, WrongKey, WrongKeys
-from proxy.errors import MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
+from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.facade import Facade
 from proxy.forward import Exchange
 from proxy.generation import Generation
@@ -28,12 +28,6 @@ from proxy.route import API_FIELD, PROJECT_FIELD, Route
 
 MAX_IN_FLIGHT = 256
 """Requests of one caller at once: most of them wait for a slot, and each takes a connection."""
-
-
-class Internal(ProxyError):
-    """A bug; the log has the traceback."""
-
-    code = "PROXY_INTERNAL_ERROR"
 
 
 class Gateway:

@@ -460,8 +460,9 @@ async def test_a_bug_in_a_request_is_a_500_that_says_nothing_and_the_proxy_goes_
 ) -> None:
     async with gateway() as proxy:
         configure("info", "json")
+        [project] = proxy.app.projects()
         with monkeypatch.context() as patched:
-            patched.setattr("proxy.policy.check", None)
+            patched.setattr(project, "keeper", None)
             answer = await proxy.call(b"GET /v1/x")
         assert (answer.status, answer.error_code) == (500, "PROXY_INTERNAL_ERROR")
         assert b"NoneType" not in answer.body
@@ -477,11 +478,11 @@ async def test_a_bug_in_the_counting_costs_no_caller_the_answer(
         assert (await proxy.call(b"GET /v1/x")).status == 200  # so that the next one has a connection ready
         [project] = proxy.app.projects()
         with monkeypatch.context() as patched:
-            patched.setattr(project.measures, "ended", None)
+            patched.setattr(project, "measures", None)
             assert (await proxy.call(b"GET /v1/x")).status == 200
         assert (await proxy.call(b"GET /v1/x")).status == 200
         assert (project.running, project.slots.in_use) == (0, 0)
-    assert "TypeError" in capsys.readouterr().err
+    assert "request_failed_by_bug" in capsys.readouterr().err
 
 
 async def test_no_log_line_holds_a_secret_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:

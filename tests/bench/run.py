@@ -8,13 +8,16 @@ nothing: what is missing is named with its package, and left out.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import platform
 import resource
+import shutil
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ if __name__ == "__main__":
 
 from bench import first_request, load, peers, report
 from bench.load import Target, Workload
-from bench.peers import OURS, PEERS, Peer
+from bench.peers import OURS, PEERS, SOURCE, Peer
 from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on
 from bench.report import DIRECT, HELD, Resources, Round, Variant
 from bench.upstream import CONTENT_BYTES, Cloud, clouds
@@ -41,10 +44,11 @@ FIRST_ANSWER_WAIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured, and how thoroughly."""
+    """What is to be measured, and how thoroughly. ``ours`` is the tree that ours runs from."""
 
     peers: Sequence[Peer]
     source: Path
+    ours: Path
     seconds: float
     rounds: int
     schemes: Sequence[str]
@@ -91,6 +95,10 @@ def main() -> int:
         chosen = ["ours", *QUICK_PEERS]
     if options.first_request and not options.peers:
         chosen = ["ours", *first_request.PEERS]
+    if options.wheel and SOURCE.name not in chosen:
+        chosen.insert(1, SOURCE.name)
+    elif not options.wheel:
+        chosen = [name for name in chosen if name != SOURCE.name]
     if unknown := [name for name in chosen if name not in {*PEERS, DIRECT}]:
         say(f"Unknown peers: {', '.join(unknown)}; there are {', '.join((*PEERS, DIRECT))}.")
         return 2
@@ -101,6 +109,7 @@ def main() -> int:
     plan = Plan(
         peers=found,
         source=options.source.resolve(),
+        ours=_unpacked(options.wheel) if options.wheel else options.source.resolve(),
         seconds=options.seconds,
         rounds=options.rounds,
         schemes=("http",) if options.quick else options.schemes.split(","),
@@ -158,8 +167,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-bulk", action="store_true", help="no transfers of 1 GiB")
     parser.add_argument("--no-logs", action="store_true", help="nothing with request logs")
     parser.add_argument("--source", type=Path, default=REPOSITORY, help="the tree whose proxy/ is run")
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        help="a compiled wheel of ours (CSQ_PROXY_COMPILE=1 pip wheel .), beside the source",
+    )
     parser.add_argument("--out", type=Path, help="write the report to this file as well")
     return parser.parse_args()
+
+
+def _unpacked(wheel: Path) -> Path:
+    folder = tempfile.mkdtemp(prefix="csq-bench-wheel-")
+    atexit.register(shutil.rmtree, folder)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return Path(folder)
 
 
 def _found(wanted: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
@@ -242,7 +264,7 @@ def _logging(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
 
 
 def _server(plan: Plan, stage: Stage, cloud: Cloud, peer: Peer, *, log: bool) -> Server:
-    job = peers.job(peer, stage.folder, cloud, log=log, source=plan.source)
+    job = peers.job(peer, stage.folder, cloud, log=log, source=plan.ours if peer is OURS else plan.source)
     return peer.server(job, stage.proxy_core)
 
 
