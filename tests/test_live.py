@@ -309,11 +309,11 @@ async def test_silence_is_named_with_where_it_is(
         await reader.read()
 
     async with RawServer(silent) as server:
-        values["contentsquare"].update(auth_url=f"https://localhost:{server.port}", connect_timeout=0.1)
+        values["contentsquare"].update(auth_url=f"https://localhost:{server.port}", connect_timeout=1)
         [finding] = failed(await findings_of(values))
         assert finding.check == "tls"
         assert "no TLS with localhost:" in finding.message
-        values["contentsquare"]["auth_url"] = "https://api.contentsquare.example"
+        values["contentsquare"].update(auth_url="https://api.contentsquare.example", connect_timeout=0.1)
         monkeypatch.setenv("HTTPS_PROXY", server.url)
         [finding] = failed(await findings_of(values))
         assert (finding.check, "0.1 s" in finding.message) == ("http-proxy", True)

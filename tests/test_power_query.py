@@ -268,7 +268,7 @@ async def test_power_query_waits_as_long_as_it_is_told_and_then_has_its_rows() -
             writer.write(OK if b"/v1/first" in request.start_line else answers(200, content))
             await writer.drain()
 
-    async with gateway(script, contentsquare={"max_concurrency": 1, "queue_timeout": 0.05}) as proxy:
+    async with gateway(script, contentsquare={"max_concurrency": 1, "queue_timeout": 0.3}) as proxy:
         first = asyncio.create_task(proxy.call(b"GET /v1/first"))
         [project] = proxy.app.projects()
         while not project.slots.in_use:
