@@ -12,27 +12,25 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-from pydantic import SecretStr, ValidationError
 
 from proxy import environment, rules, secret
 from proxy.errors import ConfigError
 from proxy.faults import Fault, KeyPath, dotted, explain
+from proxy.layers import ValidationError, validated
+from proxy.schema import ANY_NAME, Leaf, Schema, schema
+from proxy.secret import Secret
 from proxy.settings import (
-    ANY_NAME,
     AccountSettings,
     CallerSettings,
     ContentsquareSettings,
     Credentials,
-    Leaf,
     LogSettings,
     ProjectSettings,
-    Schema,
     ServerSettings,
     Settings,
-    schema,
 )
 
 __all__ = [
@@ -103,8 +101,7 @@ def load(
         )
     if loading.faults:
         raise ConfigError(*loading.faults)
-    settings.note_secrets_of_environment(loading.secret_variables())
-    return settings
+    return replace(settings, secrets_of_environment=tuple(loading.secret_variables()))
 
 
 class _Loading(NamedTuple):
@@ -147,7 +144,7 @@ class _Loading(NamedTuple):
     def secret_variables(self) -> Iterator[str]:
         """The variables that hold a secret which is used."""
         for path, name in self.names.items():
-            if isinstance(_get(self.env, path), SecretStr) and _get(self.overrides, path) is None:
+            if isinstance(_get(self.env, path), Secret) and _get(self.overrides, path) is None:
                 yield name
 
     def settings(self, source: Path | None) -> Settings:
@@ -157,7 +154,7 @@ class _Loading(NamedTuple):
         """
         for _ in range(_MOST_ROUNDS):
             try:
-                return Settings.from_layers(self.layers, source)
+                return Settings(**validated(self.layers), source=source)
             except ValidationError as invalid:
                 for error in invalid.errors(include_url=False):
                     fault = explain(error, schema())
@@ -208,13 +205,13 @@ class _Loading(NamedTuple):
             except secret.SecretUnusable as unusable:
                 self.refuse_secret(path, Fault(source, str(unusable)))
             else:
-                _put(self.secrets, path, SecretStr(fetched))
+                _put(self.secrets, path, Secret(fetched))
 
     def refuse_secret(self, path: KeyPath, fault: Fault) -> None:
         """Notes the fault, and puts a stand-in so that the secret doesn't count as missing, too."""
         self.faults.append(self.line(fault))
         self.broken.update((path, fault.path))
-        _put(self.secrets, path, SecretStr(f"stand-in {len(self.broken)}"))
+        _put(self.secrets, path, Secret(f"stand-in {len(self.broken)}"))
 
     def stands(self, fault: Fault) -> bool:
         """Whether a fault is one in its own right, and not the consequence of another."""
@@ -283,7 +280,7 @@ def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapp
         elif node is Leaf.PATH and isinstance(value, (str, Path)) and str(value) not in ("", "."):
             copy[key] = _absolute(str(value), base, environ)
         elif node is Leaf.SECRET and isinstance(value, str):
-            copy[key] = SecretStr(value) if value else value
+            copy[key] = Secret(value) if value else value
         elif value is not None:
             copy[key] = value
     return copy

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from proxy.settings import ANY_NAME, Leaf, Schema
+from proxy.schema import ANY_NAME, Leaf, Schema
 
 PREFIX = "CSQ_PROXY_"
 CONFIG = "CSQ_PROXY_CONFIG"

@@ -16,13 +16,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
-from pydantic import SecretStr  # noqa: TC002 - a public annotation, kept readable at run time
 
 from proxy import __version__
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.lease import SYSTEM_CLOCK, Clock, Lease
 from proxy.origin import Origin
+from proxy.secret import Secret
 from proxy.token_answer import TokenAnswer, endpoint_fault, http_date, lease_of, refusal
 
 __all__ = [
@@ -61,7 +61,7 @@ class Credentials:
     """A pair made in Contentsquare's console, for one project or for an account."""
 
     client_id: str = field(repr=False)
-    client_secret: SecretStr
+    client_secret: Secret
 
     def fields(self) -> dict[str, str | int]:
         """The JSON members that identify us (RFC 6749, section 2.3.1). Holds the secret."""

@@ -17,13 +17,13 @@ import contextlib
 import datetime as dt
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
 from proxy.errors import ConfigError
-from proxy.settings import Settings
+from proxy.settings import Access, Credentials, Settings
 
 T = TypeVar("T")
 
@@ -65,9 +65,9 @@ def differences(old: Settings, new: Settings, started_with: Settings) -> Changes
     for section in ("server", "log", "contentsquare"):
         before, after = getattr(old, section), getattr(new, section)
         changed += [
-            f"{section}.{key}"
-            for key in type(after).model_fields
-            if getattr(after, key) != getattr(before, key)
+            f"{section}.{key.name}"
+            for key in fields(after)
+            if getattr(after, key.name) != getattr(before, key.name)
         ]
     return Changes(tuple(added), tuple(removed), tuple(changed), tuple(_needs_restart(started_with, new)))
 
@@ -89,18 +89,18 @@ def _needs_restart(running: Settings, new: Settings) -> list[str]:
     return keys
 
 
-def is_same(old: object, new: object) -> bool:
+def is_same(old: Credentials | None, new: Credentials | None) -> bool:
     """Whether a project's or an account's settings are the same, as far as its tokens and rights go."""
     return old == new or _essence(old) == _essence(new)
 
 
-def _essence(settings: object) -> dict[str, object]:
-    fields: Sequence[str] = getattr(type(settings), "model_fields", ())
-    values = {key: getattr(settings, key) for key in fields if key not in _NO_CHANGE_OF_A_PROJECT}
-    standby = values.get("standby")
-    if standby is not None:
-        values["standby"] = _essence(standby)
-    return values
+def _essence(settings: Credentials | None) -> dict[str, object]:
+    if settings is None:
+        return {}
+    values = {key.name: getattr(settings, key.name) for key in fields(settings)}
+    if isinstance(settings, Access):
+        values["standby"] = _essence(settings.standby)
+    return {key: value for key, value in values.items() if key not in _NO_CHANGE_OF_A_PROJECT}
 
 
 def signature(path: Path) -> Signature:

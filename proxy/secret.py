@@ -1,4 +1,4 @@
-"""Where secrets come from: files and commands, and whether others can read them.
+"""What a secret is, where secrets come from (files and commands), and whether others can read them.
 
 Hides the operating system. Its errors are for people and never show what was read or printed.
 """
@@ -11,8 +11,9 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 COMMAND_TIMEOUT_S = 10.0
 _LONGEST = 65_536
@@ -20,6 +21,45 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # Memory on some systems and disk on others, but everybody's on all of them.
 _SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp"))  # noqa: S108 - named to be excluded
+
+
+class Secret:
+    """A text that shows itself to nobody who doesn't ask: not in a repr, a log or a pickle."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_secret_value(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret isn't pickled")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
+
+        def text_of(value: object) -> object:
+            return value.get_secret_value() if isinstance(value, Secret) else value
+
+        text = core_schema.str_schema(min_length=1)
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.no_info_before_validator_function(text_of, text)
+        )
 
 
 class SecretUnusable(ValueError):
@@ -78,6 +118,9 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
         if sys.platform != "win32" and process.stdout is not None:
             process.stdout.close()
         raise SecretUnusable(f"{shown} took longer than {COMMAND_TIMEOUT_S:g} s") from None
+    except BaseException:  # we are being stopped
+        process.kill()
+        raise
 
 
 def _only_line(content: bytes, where: str) -> str:

@@ -1,25 +1,23 @@
-"""The settings as types: one frozen model a table of the configuration file.
+"""The settings as types: one frozen dataclass a table of the configuration file.
 
-Hides pydantic from the rest. Knows nothing of where values come from (`proxy.config`) and holds
-no rule that spans two keys (`proxy.rules`). Field names are the contract with the people who
-write the file; a time is in seconds, and None means "not set". Secrets are `SecretStr`, so that no
-repr shows one. No postponed annotations here: pydantic needs the types at run time.
+The process that serves holds these and no library for them: an annotation says what a key may hold, and
+only where a configuration is read (`proxy.layers`) does pydantic take it up. Knows nothing of where
+values come from (`proxy.config`) and holds no rule that spans two keys (`proxy.rules`). Field names are
+the contract with the people who write the file; a time is in seconds, and None means "not set". No
+postponed annotations here: pydantic needs the types at run time.
 """
 
 import datetime as dt
-import enum
-import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
+from proxy.secret import Secret
 
 DEFAULT_PORT = 8277
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -29,6 +27,40 @@ _DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
 _DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
 _UNITS_S = {None: 1, "": 1, "s": 1, "m": 60, "h": 3600}
 _HOST = re.compile(r"[^\s/@\[\]]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """In an annotation: what is done to a value before its type is looked at. May raise ValueError."""
+
+    step: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
+
+        return core_schema.no_info_before_validator_function(self.step, handler(source))
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """In an annotation: what is done to a value of the right type. May raise ValueError."""
+
+    step: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
+
+        return core_schema.no_info_after_validator_function(self.step, handler(source))
+
+
+class Limits:
+    """In an annotation: bounds by their names in pydantic, such as ``ge`` and ``min_length``."""
+
+    def __init__(self, **bounds: float) -> None:
+        self._bounds = bounds
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        return {**handler(source), **self._bounds}
 
 
 def _no_bool(value: object) -> object:
@@ -116,55 +148,59 @@ def _duration(value: object) -> int:
     return seconds
 
 
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
-Secret: TypeAlias = Annotated[SecretStr, Field(min_length=1)]
-Port: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)]
-Id: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=_DAY_S, allow_inf_nan=False)]
-Duration: TypeAlias = Annotated[int, BeforeValidator(_duration)]
-FilePath: TypeAlias = Annotated[Path | None, BeforeValidator(_path)]
-Date: TypeAlias = Annotated[dt.date, BeforeValidator(_date)]
-Apis: TypeAlias = Annotated[tuple[Api, ...], AfterValidator(_distinct)]
+Text: TypeAlias = Annotated[str, Limits(min_length=1)]
+Port: TypeAlias = Annotated[int, Limits(ge=0, le=65_535), Before(_no_bool)]
+Id: TypeAlias = Annotated[int, Limits(ge=1), Before(_no_bool)]
+Seconds: TypeAlias = Annotated[float, Limits(gt=0, le=_DAY_S, allow_inf_nan=False), Before(_no_bool)]
+Duration: TypeAlias = Annotated[int, Before(_duration)]
+FilePath: TypeAlias = Annotated[Path | None, Before(_path)]
+Date: TypeAlias = Annotated[dt.date, Before(_date)]
+Apis: TypeAlias = Annotated[tuple[Api, ...], After(_distinct)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+class _Table:
+    __slots__ = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid", "hide_input_in_errors": True}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings(_Table):
     """Where we listen. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
 
-    host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
+    host: Annotated[str, After(_listen_host)] = "127.0.0.1"
     port: Port = DEFAULT_PORT
     unix_socket: FilePath = None
-    allowed_hosts: tuple[Annotated[str, AfterValidator(_host_value)], ...] = ()
+    allowed_hosts: tuple[Annotated[str, After(_host_value)], ...] = ()
     tls_cert: FilePath = None
     tls_key: FilePath = None
     drain_timeout: Seconds = 30.0
     allow_quit: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings(_Table):
     """What is logged, and how. ``format`` "auto" is text on a terminal and JSON lines elsewhere."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
-    format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Before(_lower)] = "info"
+    format: Annotated[Literal["auto", "text", "json"], Before(_lower)] = "auto"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContentsquareSettings(_Table):
     """How Contentsquare is reached. ``auth_url`` is a base URL without a final slash."""
 
-    auth_url: Annotated[str, AfterValidator(_auth_url)] = AUTH_URL
-    allowed_endpoints: Annotated[
-        tuple[Annotated[str, AfterValidator(_endpoint)], ...], Field(min_length=1)
-    ] = ("*.contentsquare.com",)
+    auth_url: Annotated[str, After(_auth_url)] = AUTH_URL
+    allowed_endpoints: Annotated[tuple[Annotated[str, After(_endpoint)], ...], Limits(min_length=1)] = (
+        "*.contentsquare.com",
+    )
     ca_file: FilePath = None
     connect_timeout: Seconds = 10.0
     idle_timeout: Seconds = 300.0
-    max_concurrency: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=1000)] = MAX_CONCURRENCY
+    max_concurrency: Annotated[int, Limits(ge=1, le=1000), Before(_no_bool)] = MAX_CONCURRENCY
     queue_timeout: Seconds = 60.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials(_Table):
     """A client's id and secret.
 
@@ -175,9 +211,12 @@ class Credentials(_Table):
     client_id: Text
     client_secret: Secret
     client_secret_file: FilePath = None
-    client_secret_command: Annotated[tuple[str, ...] | None, Field(min_length=1, repr=False)] = None
+    client_secret_command: Annotated[tuple[str, ...], Limits(min_length=1)] | None = field(
+        default=None, repr=False
+    )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access(Credentials):
     """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names.
 
@@ -192,116 +231,53 @@ class Access(Credentials):
     cache: Duration = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectSettings(Access):
-    """One project. ``port`` 0: no listener of its own."""
+    """One project. ``default`` None: not said. ``port`` 0: no listener of its own."""
 
     project_id: Id | None = None
     integration_id: Id | None = None
-    default: bool = False
+    default: bool | None = None
     port: Port = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountSettings(Access):
     """Account-level credentials. ``projects`` None: any project of the account."""
 
-    projects: Annotated[tuple[Id, ...] | None, AfterValidator(_not_empty)] = None
+    projects: Annotated[tuple[Id, ...] | None, After(_not_empty)] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallerSettings(_Table):
     """Somebody who may call. ``projects`` None: all projects and accounts."""
 
     key: Secret
     key_file: FilePath = None
-    projects: Annotated[tuple[Text, ...] | None, AfterValidator(_not_empty)] = None
+    projects: Annotated[tuple[Text, ...] | None, After(_not_empty)] = None
     read_only: bool = False
 
 
-def _no_projects() -> Mapping[str, ProjectSettings]:
-    return MappingProxyType({})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration, as `proxy.config.load` makes it.
 
-
-def _no_accounts() -> Mapping[str, AccountSettings]:
-    return MappingProxyType({})
-
-
-def _no_callers() -> Mapping[str, CallerSettings]:
-    return MappingProxyType({})
-
-
-class Layer(PydanticBaseSettingsSource):
-    """A settings source that is a nested dict already."""
-
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._values = values
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """The value of one field; pydantic-settings' interface."""
-        return self._values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:  # noqa: D102 - described by the class
-        return self._values
-
-
-class Settings(BaseSettings):
-    """The whole configuration, frozen. Made by `proxy.config.load`.
-
-    Built directly, ``Settings(projects={...})``, it reads neither environment nor file.
+    ``source`` is the file that was read, None where there is none; ``secrets_of_environment`` are the
+    environment variables that secrets came from.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    server: ServerSettings = ServerSettings()
+    log: LogSettings = LogSettings()
+    contentsquare: ContentsquareSettings = ContentsquareSettings()
+    projects: Mapping[str, ProjectSettings] = field(default_factory=dict)
+    accounts: Mapping[str, AccountSettings] = field(default_factory=dict)
+    callers: Mapping[str, CallerSettings] = field(default_factory=dict)
+    source: Path | None = None
+    secrets_of_environment: tuple[str, ...] = ()
 
-    server: ServerSettings = Field(default_factory=ServerSettings)
-    log: LogSettings = Field(default_factory=LogSettings)
-    contentsquare: ContentsquareSettings = Field(default_factory=ContentsquareSettings)
-    projects: Annotated[Mapping[str, ProjectSettings], AfterValidator(MappingProxyType)] = Field(
-        default_factory=_no_projects
-    )
-    accounts: Annotated[Mapping[str, AccountSettings], AfterValidator(MappingProxyType)] = Field(
-        default_factory=_no_accounts
-    )
-    callers: Annotated[Mapping[str, CallerSettings], AfterValidator(MappingProxyType)] = Field(
-        default_factory=_no_callers
-    )
-    _source: Path | None = PrivateAttr(None)
-    _secrets_of_environment: tuple[str, ...] = PrivateAttr(())
-
-    @classmethod
-    def from_layers(cls, layers: tuple[dict[str, Any], ...], source: Path | None = None) -> "Settings":
-        """The settings out of nested dicts, the first winning. Raises pydantic's ValidationError."""
-        settings = cls(layers=layers)  # type: ignore[call-arg]
-        settings._source = source
-        return settings
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' interface
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Our layers in place of pydantic-settings' own sources, whose messages aren't for people."""
-        values = init_settings()
-        layers = values.pop("layers", None)
-        if layers is None:
-            return (init_settings,)
-        return tuple(Layer(settings_cls, layer) for layer in layers)
-
-    @property
-    def source(self) -> Path | None:
-        """The configuration file that was read, None where there is none."""
-        return self._source
-
-    @property
-    def secrets_of_environment(self) -> tuple[str, ...]:
-        """The environment variables that secrets came from."""
-        return self._secrets_of_environment
-
-    def note_secrets_of_environment(self, names: Iterable[str]) -> None:
-        """Say where secrets came from; for `proxy.config.load`, before anybody else has these settings."""
-        self._secrets_of_environment = tuple(names)
+    def __post_init__(self) -> None:
+        for section in ("projects", "accounts", "callers"):
+            object.__setattr__(self, section, MappingProxyType(dict(getattr(self, section))))
 
     @property
     def default_project(self) -> str | None:
@@ -314,7 +290,7 @@ class Settings(BaseSettings):
                 return name
         if len(self.projects) == 1:
             name, project = next(iter(self.projects.items()))
-            return None if "default" in project.model_fields_set else name
+            return name if project.default is None else None
         return None
 
     @property
@@ -323,7 +299,7 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(path for path in self._all_files() if path is not None))
 
     def _all_files(self) -> Iterator[Path | None]:
-        yield self._source
+        yield self.source
         yield from (self.server.tls_cert, self.server.tls_key, self.contentsquare.ca_file)
         owners: tuple[Access, ...] = (*self.projects.values(), *self.accounts.values())
         for owner in owners:
@@ -332,42 +308,3 @@ class Settings(BaseSettings):
                 yield owner.standby.client_secret_file
         for caller in self.callers.values():
             yield caller.key_file
-
-
-class Leaf(enum.Enum):
-    """What a key holds, as far as reading it from text is concerned."""
-
-    SCALAR = "scalar"
-    LIST = "list"
-    PATH = "path"
-    SECRET = "secret"  # noqa: S105 - a kind of key
-
-
-Schema: TypeAlias = Mapping[str, "Leaf | Schema"]
-ANY_NAME = "*"
-"""The key in a `Schema` that stands for the names that people choose."""
-
-
-@functools.cache
-def schema(model: type[BaseModel] = Settings) -> Schema:
-    """The keys that a table may hold, nested; a table of named tables has the one key `ANY_NAME`."""
-    return MappingProxyType({name: _node(field.annotation) for name, field in model.model_fields.items()})
-
-
-def _node(annotation: object) -> Leaf | Schema:
-    parts = set(_parts(annotation))
-    for part in parts:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            table = schema(part)
-            return MappingProxyType({ANY_NAME: table}) if Mapping in parts else table
-    if tuple in parts:
-        return Leaf.LIST
-    if Path in parts:
-        return Leaf.PATH
-    return Leaf.SECRET if SecretStr in parts else Leaf.SCALAR
-
-
-def _parts(annotation: object) -> Iterator[object]:
-    yield get_origin(annotation) or annotation
-    for argument in get_args(annotation):
-        yield from _parts(argument)

@@ -7,13 +7,13 @@ import os
 import re
 import sys
 import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from proxy import secret
 from proxy.config import (
@@ -30,6 +30,7 @@ from proxy.config import (
 from proxy.contentsquare import Api
 from proxy.errors import ConfigError
 from proxy.faults import dotted
+from proxy.secret import Secret
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 TOO = "client_secret is given too; keep only one of them"
@@ -897,7 +898,7 @@ def test_the_default_project_is_the_marked_or_the_lone_one(
 
 
 def test_settings_can_be_built_directly() -> None:
-    settings = Settings(projects={"a": ProjectSettings(client_id="a", client_secret=SecretStr("b"))})
+    settings = Settings(projects={"a": ProjectSettings(client_id="a", client_secret=Secret("b"))})
     assert settings.default_project == "a"
     assert settings.files == ()
 
@@ -941,9 +942,7 @@ def test_the_example_loads_with_everything_uncommented(write: Writer) -> None:
     settings = load(write(text), environ={})
     assert settings.default_project == "shop-fr"
     assert set(settings.projects) == {"shop-fr", "shop-us"}
-    assert settings.contentsquare.model_dump(exclude={"ca_file"}) == ContentsquareSettings().model_dump(
-        exclude={"ca_file"}
-    )
+    assert replace(settings.contentsquare, ca_file=None) == ContentsquareSettings()
     assert settings.log == LogSettings()
 
 
@@ -957,9 +956,9 @@ def test_the_example_names_every_setting() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     example = tomllib.loads(uncommented())
     for section in ("server", "log", "contentsquare"):
-        assert set(example[section]) == set(Settings.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
+        assert set(example[section]) == {key.name for key in fields(getattr(Settings(), section))}
     for model in (ProjectSettings, AccountSettings, CallerSettings):
-        for key in model.model_fields:
-            assert re.search(rf"^#{key} = ", text, flags=re.MULTILINE), key
+        for key in fields(model):
+            assert re.search(rf"^#{key.name} = ", text, flags=re.MULTILINE), key
     for table in ("shop-fr", "shop-us"):
         assert table in example["projects"]

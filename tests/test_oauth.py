@@ -23,7 +23,6 @@ from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
 from harness import WAIT_S, free_port, turns
-from pydantic import SecretStr
 
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
@@ -38,10 +37,11 @@ from proxy.oauth import (
     make_session,
 )
 from proxy.origin import Origin
+from proxy.secret import Secret
 
 ALLOWED = ("*.contentsquare.com",)
 SECRET = "hush-hush-1234567890"
-CREDENTIALS = Credentials("an-id-5f1c", SecretStr(SECRET))
+CREDENTIALS = Credentials("an-id-5f1c", Secret(SECRET))
 METRICS = TokenRequest(CREDENTIALS, Api.METRICS)
 AUTH_URL = "https://api.contentsquare.com"
 TOKEN_URL = f"{AUTH_URL}/v1/oauth/token"
@@ -604,7 +604,7 @@ async def test_a_429_holds_back_all_requests_of_that_pair_and_no_others(answers:
     clock = FakeClock()
     answers.post(TOKEN_URL, status=429, headers={"Retry-After": "120"})
     answers.post(TOKEN_URL, payload=GOOD, repeat=True)
-    other = TokenRequest(Credentials("another", SecretStr("x")), Api.METRICS)
+    other = TokenRequest(Credentials("another", Secret("x")), Api.METRICS)
     async with endpoint_at(AUTH_URL, clock=clock) as endpoint:
         first = await failure(endpoint.fetch(METRICS))
         clock.now += 20
@@ -710,6 +710,6 @@ async def test_an_http_proxy_that_cant_be_used_is_a_failure_that_names_the_varia
             session, "https://api.contentsquare.com", allowed_endpoints=["x"], http_proxy=find_proxy
         )
         with pytest.raises(TokenFetchError, match="HTTPS_PROXY") as caught:
-            await endpoint.me(Credentials("id", SecretStr("secret")))
+            await endpoint.me(Credentials("id", Secret("secret")))
     assert caught.value.cause == "http_proxy"
     assert not caught.value.permanent

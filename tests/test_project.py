@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 from harness import WAIT_S, RawServer, read_message
-from pydantic import SecretStr
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
 from proxy.lease import SystemClock
 from proxy.oauth import Credentials, TokenEndpoint, make_session
 from proxy.project import Grant, Project
+from proxy.secret import Secret
 from proxy.slots import Slots
 
-CREDENTIALS = Credentials("id-1", SecretStr("secret-1"))
+CREDENTIALS = Credentials("id-1", Secret("secret-1"))
 UNREACHABLE = 0
 """In place of a status: the connection is closed unanswered."""
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from proxy.errors import TokenFetchError
 from proxy.expiry import ExpiryWatch, days_left, step_of
 from proxy.oauth import Credentials
 from proxy.rotation import Rotation
+from proxy.secret import Secret
 
-FIRST = Credentials("id-1", SecretStr("secret-1"))
-STANDBY = Credentials("id-2", SecretStr("secret-2"))
+FIRST = Credentials("id-1", Secret("secret-1"))
+STANDBY = Credentials("id-2", Secret("secret-2"))
 REFUSED = TokenFetchError("refused", cause="credentials_refused", permanent=True, status=401)
 STRANGE = TokenFetchError("500", cause="server_error", status=500)
 DOWN = TokenFetchError("503", cause="server_error", status=503)

@@ -37,13 +37,13 @@ from harness import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from proxy import callers
 from proxy.app import App
 from proxy.config import load
 from proxy.errors import ConfigError, ListenError, ProxyError
 from proxy.route import Router
+from proxy.secret import Secret
 from proxy.settings import CallerSettings
 
 PAIR = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
@@ -178,7 +178,7 @@ async def test_a_read_only_caller_or_project_changes_nothing(table: str) -> None
 
 
 def test_a_callers_key_is_compared_in_constant_time_and_held_as_a_digest() -> None:
-    known = callers.Callers({"bi": CallerSettings(key=SecretStr("key-of-bi-123"))})
+    known = callers.Callers({"bi": CallerSettings(key=Secret("key-of-bi-123"))})
     assert "key-of-bi" not in repr(vars(known))
     assert "compare_digest" in callers.Callers._find.__code__.co_names
 

@@ -9,11 +9,15 @@ import datetime as dt
 import enum
 import json
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, SecretStr
-
+from proxy.secret import Secret
 from proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _STAYS = ("host", "client_secret_command")
 """What is said of this computer alone, beside paths."""
@@ -48,7 +52,7 @@ def _secret_name(section: str, name: str) -> str:
     return f"caller-{name}" if section == "callers" else name
 
 
-def _table(title: str, table: BaseModel, secret: str | None = None) -> list[str]:
+def _table(title: str, table: DataclassInstance, secret: str | None = None) -> list[str]:
     lines = list(_lines(table))
     if secret is not None:
         key = "key_file" if title.startswith("callers.") else "client_secret_file"
@@ -56,15 +60,15 @@ def _table(title: str, table: BaseModel, secret: str | None = None) -> list[str]
     return [f"[{title}]", *lines] if lines else []
 
 
-def _lines(table: BaseModel) -> Iterator[str]:
-    for key in type(table).model_fields:
-        value = getattr(table, key)
-        if key in table.model_fields_set and key not in _STAYS and _travels(value):
-            yield f"{key} = {_written(value)}"
+def _lines(table: DataclassInstance) -> Iterator[str]:
+    for field in fields(table):
+        value = getattr(table, field.name)
+        if value != field.default and field.name not in _STAYS and _travels(value):
+            yield f"{field.name} = {_written(value)}"
 
 
 def _travels(value: object) -> bool:
-    return value is not None and not isinstance(value, (SecretStr, Path, BaseModel))
+    return value is not None and not isinstance(value, (Secret, Path)) and not is_dataclass(value)
 
 
 def _written(value: object) -> str:
