@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from proxy.cli import main
+import sys
+from typing import NoReturn
+
+from proxy import start
+from proxy.console import fail
+from proxy.errors import ConfigError, ListenError
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments say."""
+    try:
+        options = start.usual(sys.argv[1:])
+        if options is not None:
+            start.serve(options)
+        else:
+            from proxy.cli import cli  # noqa: PLC0415 - not for `serve`
+
+            cli()
+    except ConfigError as exc:
+        fail(exc.faults, 2)
+    except ListenError as exc:
+        fail((str(exc),), 1)
+    sys.exit(0)
+
 
 if __name__ == "__main__":
     main()

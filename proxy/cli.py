@@ -1,4 +1,4 @@
-"""The commands: arguments in, exit codes out.
+"""The commands: arguments in, exit codes out. ``serve`` mostly comes by `proxy.start` instead.
 
 0 is a clean stop, 1 a failure while running, 2 bad usage or configuration: one line a fault on
 standard error, no traceback. Modules that a command doesn't need are not imported by it.
@@ -6,32 +6,27 @@ standard error, no traceback. Modules that a command doesn't need are not import
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from proxy import __version__
+from proxy import __version__, start
+from proxy.activation import PassedSocket, take
+from proxy.console import say
 from proxy.errors import ConfigError, ListenError
+from proxy.process import harden, leave_on_signals, raise_descriptor_limit
 
 if TYPE_CHECKING:
-    from proxy.activation import PassedSocket
-    from proxy.app import App
     from proxy.live import Finding
-    from proxy.project import Project
     from proxy.sandbox import Sandbox, SandboxOptions
     from proxy.settings import Settings
-
-SUMMARY_WAIT_S = 3.0
-"""How long the start-up summary waits for first tokens; requests are served meanwhile."""
 
 cli = typer.Typer(
     name="csq-proxy",
@@ -47,17 +42,6 @@ ConfigOption = Annotated[
 ]
 
 
-def main() -> NoReturn:
-    """The entry point of the command ``csq-proxy``."""
-    try:
-        cli()
-    except ConfigError as exc:
-        _fail(exc.faults, 2)
-    except ListenError as exc:
-        _fail((str(exc),), 1)
-    sys.exit(0)
-
-
 def _called_as() -> str:
     """This command as the user can call it again: by its name alone where that finds it."""
     path = Path(sys.argv[0])
@@ -67,22 +51,9 @@ def _called_as() -> str:
     return path.stem if found is not None and Path(found).resolve() == path.resolve() else str(path)
 
 
-def _fail(faults: tuple[str, ...], code: int) -> NoReturn:
-    for fault in faults:
-        print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
-    sys.exit(code)
-
-
-def _say(text: str = "") -> None:
-    try:
-        print(text, flush=True)  # noqa: T201 - the command's own output
-    except OSError:  # whoever read it has left, as in `csq-proxy serve | head -1`
-        sys.stdout = None  # print() then does nothing, nor does the flush at the end
-
-
 def _version(*, wanted: bool) -> None:
     if wanted:
-        _say(f"csq-proxy {__version__}")
+        say(f"csq-proxy {__version__}")
         raise typer.Exit
 
 
@@ -113,24 +84,19 @@ def serve(
     ] = None,
 ) -> None:
     """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
-    from proxy.activation import take  # noqa: PLC0415
-    from proxy.process import harden, raise_descriptor_limit  # noqa: PLC0415
-
-    _leave_on_signals()
-    passed = take()  # before there are children, which must not inherit them
-    harden()  # before there is a secret to protect
-    raise_descriptor_limit()
-    flags = {"server": {"host": host, "port": port}}
-    if sandbox:
-        if config is not None:
-            raise ConfigError("--sandbox: brings its own projects; leave --config out")
-        _run(lambda: _serve_sandbox(flags, passed))
+    if not sandbox:
+        start.serve(start.Options(config, host, port))
         return
-    from proxy.config import load  # noqa: PLC0415
+    if config is not None:
+        raise ConfigError("--sandbox: brings its own projects; leave --config out")
+    leave_on_signals()
+    passed = take()
+    harden()
+    raise_descriptor_limit()
+    from proxy.serving import run  # noqa: PLC0415
 
-    _ignore_hangup()
-    settings = load(config, flags)
-    _run(lambda: _serve(settings, reload=lambda: load(config, flags), passed=passed))
+    flags = {"server": {"host": host, "port": port}}
+    run(lambda: _serve_sandbox(flags, passed))
 
 
 @cli.command()
@@ -150,7 +116,7 @@ def check(
         _try_certificates(settings)
     except ConfigError as exc:
         if as_json:
-            _say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
+            say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
             sys.exit(2)
         raise
     if not as_json:
@@ -159,13 +125,13 @@ def check(
     good = all(finding.result != "failed" for finding in findings)
     if as_json:
         checks = {"checks": [asdict(finding) for finding in findings]} if live else {}
-        _say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
+        say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
     if not good:
         sys.exit(1)
     if not as_json:
         given = "" if config is None else f" --config {config}"
         what = "To run it" if live else "To ask Contentsquare, too"
-        _say(f"{what}: {_called_as()} {'serve' if live else 'check --live'}{given}")
+        say(f"{what}: {_called_as()} {'serve' if live else 'check --live'}{given}")
 
 
 @cli.command("status")
@@ -228,9 +194,9 @@ def snippets(
     today = dt.datetime.now(dt.UTC).date()
     for one in FOR_CALLERS if what is None else (what,):
         text = text_of(one, settings, project, today=today, python=sys.executable)
-        _say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
+        say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
     if what is None:
-        _say(f"--- for operators: --for {', '.join(FOR_OPERATORS)}")
+        say(f"--- for operators: --for {', '.join(FOR_OPERATORS)}")
 
 
 @cli.command()
@@ -251,7 +217,7 @@ def init(*, config: ConfigOption = None) -> None:
         path.unlink()
         raise
     given = "" if config is None else f" --config {config}"
-    _say(
+    say(
         f"\nWrote {path}. Next: {_called_as()} check --live{given}\n"
         f"       and then: {_called_as()} serve{given}"
     )
@@ -282,9 +248,10 @@ def sandbox(
     public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
 ) -> None:
     """Run the simulated Contentsquare alone."""
-    _leave_on_signals()
+    leave_on_signals()
     from proxy.listeners import server_tls  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
+    from proxy.serving import run  # noqa: PLC0415
 
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert: needs --tls-key beside it, and the other way round")
@@ -299,89 +266,16 @@ def sandbox(
         ssl_context=server_tls(tls_cert, tls_key),
         public_host=public_host,
     )
-    _run(lambda: _sandbox_alone(options))
-
-
-# Running
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run ``work`` on uvloop where it exists, else on asyncio's own loop."""
-    try:
-        import uvloop  # noqa: PLC0415
-
-        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
-    except ImportError:
-        loop_factory = None
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(work())
-
-
-def _leave_on_signals() -> None:
-    """A stop while we are still starting is a clean one, too; `_StopSignals` takes over from here."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-
-
-def _ignore_hangup() -> None:
-    """What asks a running proxy to reload must not end one that is still starting."""
-    if sys.platform != "win32":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-class _StopSignals:
-    """SIGINT and SIGTERM: the first asks to stop, the second to stop at once."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.kill = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, self._on_signal)
-            except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
-
-    def _on_signal(self) -> None:
-        (self.kill if self.stop.is_set() else self.stop).set()
-
-
-async def _serve(
-    settings: Settings,
-    signals: _StopSignals | None = None,
-    *,
-    reload: Callable[[], Settings] | None = None,
-    passed: Sequence[PassedSocket] = (),
-) -> None:
-    from proxy import notify  # noqa: PLC0415
-    from proxy.app import App  # noqa: PLC0415
-    from proxy.log import configure, get_logger  # noqa: PLC0415
-
-    signals = signals or _StopSignals()
-    configure(settings.log.level, settings.log.format)
-    app = App(settings, reload, signals.stop.set, passed)
-    try:
-        async with app.started():
-            if reload is not None and sys.platform != "win32":
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
-            await app.settled(SUMMARY_WAIT_S, signals.stop)
-            _say(_summary(app, settings))
-            notify.ready()
-            await signals.stop.wait()
-            await app.drain(signals.kill)
-    except (ConfigError, ListenError):
-        raise
-    except Exception:  # noqa: BLE001 - a bug, in a background task mostly: never a half-dead proxy
-        get_logger("proxy").critical("stopped_by_bug", exc_info=True)
-        raise typer.Exit(1) from None
+    run(lambda: _sandbox_alone(options))
 
 
 async def _serve_sandbox(flags: dict[str, Any], passed: Sequence[PassedSocket]) -> None:
     from proxy.sandbox import Sandbox  # noqa: PLC0415
+    from proxy.serving import StopSignals, serve  # noqa: PLC0415
 
-    signals = _StopSignals()
+    signals = StopSignals()
     async with Sandbox() as sandbox:
-        await _serve(_sandbox_settings(sandbox, flags), signals, passed=passed)
+        await serve(_sandbox_settings(sandbox, flags), signals, passed=passed)
 
 
 def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
@@ -414,8 +308,9 @@ def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
 
 async def _sandbox_alone(options: SandboxOptions) -> None:
     from proxy.sandbox import Sandbox  # noqa: PLC0415
+    from proxy.serving import StopSignals  # noqa: PLC0415
 
-    signals = _StopSignals()
+    signals = StopSignals()
     async with contextlib.AsyncExitStack() as stack:
         try:
             sandbox = await stack.enter_async_context(Sandbox(options))
@@ -423,12 +318,12 @@ async def _sandbox_alone(options: SandboxOptions) -> None:
             raise ListenError(
                 f"--port: can't listen on {options.host}:{options.port}; choose another"
             ) from None
-        _say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
-        _say(_sandbox_config(sandbox))
-        _say(_sandbox_environment(sandbox))
+        say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
+        say(_sandbox_config(sandbox))
+        say(_sandbox_environment(sandbox))
         await signals.stop.wait()
     counters = sandbox.counters
-    _say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
+    say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
 
 
 def _sandbox_config(sandbox: Sandbox) -> str:
@@ -456,48 +351,6 @@ def _sandbox_environment(sandbox: Sandbox) -> str:
 
 
 # What people see
-
-
-def _summary(app: App, settings: Settings) -> str:
-    """The start-up summary: where we listen, each project, a line to try, and the page."""
-    from proxy.settings import WILDCARDS  # noqa: PLC0415
-
-    where = " (and every address of this computer)" if settings.server.host in WILDCARDS else ""
-    key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
-    urls = [listener.url for listener in app.listeners]
-    lines = [f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", ""]
-    calls = []
-    for project in app.projects():
-        url = app.project_url(project.name)
-        query = f"?projectId={project.grant.project_id}" if project.grant.project_id else ""
-        calls.append(f"{url}/v1/segments{query}")
-        lines += [f"  {project.name}  {url}", *_leases(project)]
-    for name in settings.accounts:
-        url = app.project_url(name)
-        calls.append(f"{url}/PROJECT_ID/v1/segments")
-        lines += [
-            f"  {name}  {url}/PROJECT_ID",
-            "    any project of the account, tokens are fetched on first use",
-        ]
-    lines += ["", *(f'Try:  curl {key}"{call}"' for call in calls[:1])]
-    lines += [
-        f"See:  {urls[0]}/-/ in a browser: how it is doing, and text for your tools",
-        "Stop: Ctrl-C",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _leases(project: Project) -> list[str]:
-    lines = []
-    for api, keeper in project.keepers.items():
-        status = keeper.status()
-        if status.expires_at is not None:
-            what = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
-        else:
-            what = status.last_error or "token on its way"
-        lines.append(f"    {api.value:<15} {what}")
-    return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]
 
 
 def _try_certificates(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from proxy import environment
 from proxy.config import find_config_file
-from proxy.settings import schema
+from proxy.schema import schema
 from proxy.snippets import FOR_CALLERS, FOR_OPERATORS
 
 

@@ -1,4 +1,4 @@
-"""What the process asks of the operating system: no core dumps, and enough file descriptors.
+"""What the process asks of the operating system: no core dumps, enough file descriptors, early signals.
 
 Each step is taken where the system has it, and left out silently where it hasn't.
 Sources: setrlimit(2), prctl(2).
@@ -7,6 +7,7 @@ Sources: setrlimit(2), prctl(2).
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 
 _PR_SET_DUMPABLE = 4
@@ -50,3 +51,15 @@ def descriptor_limit() -> int | None:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def leave_on_signals() -> None:
+    """A stop while we are still starting is a clean one, too; `_StopSignals` takes over from here."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+
+
+def ignore_hangup() -> None:
+    """What asks a running proxy to reload must not end one that is still starting."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server  # aiohttp.web has an application around it, of 1 MiB
 
 from proxy.peer import has_left
 from proxy.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser, WritingPeer
@@ -55,7 +56,7 @@ class Handler(Protocol):
         ...
 
 
-class CallerConnection(web.RequestHandler):
+class CallerConnection(RequestHandler):
     """One caller's connection. ``peer`` gets told when the caller's side can't take more, or can again."""
 
     __slots__ = (
@@ -73,7 +74,7 @@ class CallerConnection(web.RequestHandler):
 
     def __init__(self, manager: CallerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
-            cast(web.Server, manager),
+            cast(Server, manager),
             loop=loop,
             keepalive_timeout=KEEP_ALIVE_S,
             access_log=cast(Any, None),
@@ -342,7 +343,7 @@ class CallerConnection(web.RequestHandler):
             self.abort()
 
 
-class CallerServer(web.Server):
+class CallerServer(Server):
     """Makes a `CallerConnection` for every accepted connection of one listener."""
 
     def __init__(self, handler: Handler, listener: Any) -> None:
@@ -354,11 +355,11 @@ class CallerServer(web.Server):
         """Called whenever a connection came or went."""
         super().__init__(cast(Any, handler), handler_cancellation=True)
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self._count(1)
 
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         self._count(-1)
 

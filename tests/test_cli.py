@@ -217,7 +217,12 @@ def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
         silent.listen()
         text = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
         path = write(tmp_path / "config.toml", text)
-        patient = "import proxy.cli\nproxy.cli.SUMMARY_WAIT_S = 600.0\nproxy.cli.main()"
+        patient = """
+import proxy.serving
+from proxy.__main__ import main
+proxy.serving.SUMMARY_WAIT_S = 600.0
+main()
+"""
         with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=patient) as proxy:
             connection, _ = silent.accept()
             proxy.process.send_signal(signal.SIGTERM)
@@ -232,12 +237,12 @@ def test_a_signal_that_comes_while_it_is_still_starting_is_a_clean_stop_too(
 ) -> None:
     early = f"""
 import os
-import proxy.config
-from proxy.cli import main
-def load(*_):
+from proxy.__main__ import main
+from proxy.reading import Reading
+def settings(_):
     os.kill(os.getpid(), {number.value})
     raise AssertionError("it goes on")
-proxy.config.load = load
+Reading.settings = settings
 main()
 """
     with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
@@ -263,7 +268,7 @@ def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], confi
 
 BUG = """
 from proxy.upstream import Upstreams
-from proxy.cli import main
+from proxy.__main__ import main
 async def run(self):
     raise ZeroDivisionError("the bug")
 Upstreams.run = run

@@ -1,0 +1,22 @@
+"""What a command says to the people who gave it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+def say(text: str = "") -> None:
+    """Print at once, and don't mind that nobody reads it."""
+    try:
+        print(text, flush=True)  # noqa: T201 - the command's own output
+    except OSError:  # whoever read it has left, as in `csq-proxy serve | head -1`
+        sys.stdout = None  # print() then does nothing, nor does the flush at the end
+
+
+def fail(faults: Iterable[str], code: int) -> NoReturn:
+    """A line for each fault on standard error, and the exit code."""
+    for fault in faults:
+        print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
+    sys.exit(code)

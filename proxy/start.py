@@ -1,0 +1,60 @@
+"""How ``serve`` starts: in an order that is quick, and without what would stay in memory for nothing.
+
+While a process of its own reads the configuration (`proxy.reading`), what serves is imported here. Typer,
+which has pydantic in tow, is passed by as well where the command is written the usual way.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from proxy.activation import take
+from proxy.process import harden, ignore_hangup, leave_on_signals, raise_descriptor_limit
+from proxy.reading import Reading, read
+
+
+class Options(NamedTuple):
+    """Those of ``serve``; None is not given."""
+
+    config: Path | None = None
+    host: str | None = None
+    port: int | None = None
+
+
+def usual(arguments: Sequence[str]) -> Options | None:
+    """The options in a command line ``serve ...``; None for another or a faulty one: those are for Typer."""
+    if arguments[:1] != ["serve"]:
+        return None
+    found: dict[str, str] = {}
+    words = iter(arguments[1:])
+    for word in words:
+        name, equals, value = word.partition("=")
+        found[name] = value if equals else next(words, "")
+    known = all(name in ("--config", "--host", "--port") for name in found)
+    if not known or not all(value and not value.startswith("-") for value in found.values()):
+        return None
+    config, host, port = (found.get(f"--{name}") for name in Options._fields)
+    if port is not None and not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        return None
+    return Options(Path(config) if config else None, host, int(port) if port else None)
+
+
+def serve(options: Options) -> None:
+    """Read the configuration and serve until stopped. Raises ConfigError, ListenError, SystemExit."""
+    leave_on_signals()
+    ignore_hangup()
+    passed = take()  # before there are children, which must not inherit them
+    harden()  # before there is a secret to protect
+    raise_descriptor_limit()
+    flags = {"server": {"host": options.host, "port": options.port}}
+    with Reading(options.config, flags) as reading:
+        gc.disable()  # modules are no garbage, and looking for some takes a tenth of the time
+        from proxy import serving  # noqa: PLC0415 - meanwhile, for it takes as long
+
+        gc.freeze()
+        gc.enable()
+        settings = reading.settings()
+    serving.run(lambda: serving.serve(settings, reload=lambda: read(options.config, flags), passed=passed))
