@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from proxy import log
+from proxy.redact import Redactor
 
 SECRET = "hush-hush/secret+with=signs"
 
@@ -347,14 +349,14 @@ def test_no_secret_survives_in_any_value(secret: str, before: str, after: str, r
 
 
 def test_short_values_are_not_redacted() -> None:
-    redactor = log.Redactor()
+    redactor = Redactor()
     redactor.add("short")
     redactor.add("longer")
     assert redactor.redact("short or longer") == "short or [redacted]"
 
 
 def test_a_secret_added_twice_is_discarded_twice() -> None:
-    redactor = log.Redactor()
+    redactor = Redactor()
     redactor.add("secret")
     redactor.add("secret")
     redactor.discard("secret")
@@ -368,13 +370,13 @@ def test_a_secret_added_twice_is_discarded_twice() -> None:
 
 
 def test_a_redactor_s_repr_shows_no_secret() -> None:
-    redactor = log.Redactor()
+    redactor = Redactor()
     redactor.add("secret")
     assert repr(redactor) == "<Redactor secrets=1>"
 
 
 def test_secrets_may_be_added_while_others_log() -> None:
-    redactor = log.Redactor()
+    redactor = Redactor()
     redactor.add("the-secret")
 
     def churn() -> None:
@@ -457,6 +459,7 @@ def test_a_pipe_whose_reader_left_is_no_error_also_at_exit() -> None:
     code = """
 import sys
 from proxy import log
+from proxy.redact import Redactor
 log.configure("info", "auto")
 logger = log.get_logger("proxy.test")
 sys.stdin.read()
@@ -496,18 +499,116 @@ class Trickle(io.RawIOBase):
         return len(data[:3])
 
 
-def test_a_line_is_written_whole_or_counted() -> None:
+def test_a_line_is_written_whole_or_waits_until_it_can_be() -> None:
     raw = Trickle()
     stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding="ascii")
     log.configure("info", "json", stream)
     before = log.dropped_lines()
-    log.get_logger("proxy.test").info("happened", name="é\udc80")
+    logger = log.get_logger("proxy.test")
+    logger.info("happened", name="é\udc80")
     event = json.loads(raw.taken)
     assert event["name"] == "é\udc80"
     raw.would_block = True
-    log.get_logger("proxy.test").info("lost")
-    assert log.dropped_lines() == before + 1
+    logger.info("late")
     raw.would_block = False
+    logger.info("last")
+    assert [json.loads(line)["event"] for line in raw.taken.splitlines()] == ["happened", "late", "last"]
+    assert log.dropped_lines() == before
+
+
+# ---- lines that come very often
+
+
+def at_once(write: Callable[[Any], object], level: str, rendering: str) -> list[str]:
+    stream = Terminal() if rendering == "colours" else io.StringIO()
+    log.configure(level, "auto" if rendering == "colours" else rendering, stream)
+    write(log.QuickLogger("proxy.test"))
+    return stream.getvalue().splitlines()
+
+
+values = st.one_of(
+    st.text(max_size=20),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    st.lists(st.text(max_size=5), max_size=3),
+)
+
+
+@given(
+    kept=st.dictionaries(st.sampled_from(["project", "route", "status", "total_ms", "replayed"]), values),
+    rendering=st.sampled_from(["json", "text", "colours"]),
+    level=st.sampled_from(["info", "warning"]),
+)
+@example(kept={"route": "%s %d @0@ @now@"}, rendering="json", level="info")
+@example(kept={"route": "%s=@1@", "project": "@0@"}, rendering="text", level="info")
+def test_a_quick_line_looks_like_any_other(kept: dict[str, Any], rendering: str, level: str) -> None:
+    def both(quick: log.QuickLogger) -> None:
+        for number in range(2):  # the second is filled in where the first was learnt
+            quick.log(level, "happened", {**kept, "number": number})
+            getattr(log.get_logger("proxy.test"), level)("happened", **kept, number=number)
+
+    first, second, third, fourth = (
+        re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "NOW", line, count=1) for line in at_once(both, "info", rendering)
+    )
+    assert first == second
+    assert third == fourth
+    assert "NOW" in first
+
+
+def test_a_quick_line_s_time_is_that_of_the_clock() -> None:
+    (line,) = at_once(lambda quick: quick.log("info", "happened", {}), "info", "json")
+    time = dt.datetime.fromisoformat(json.loads(line)["timestamp"])
+    assert abs(dt.datetime.now(dt.UTC) - time) < dt.timedelta(seconds=30)
+
+
+def test_a_quick_logger_follows_a_later_configure() -> None:
+    quick = log.QuickLogger("proxy.test")
+    for level, rendering in (("info", "json"), ("warning", "text")):
+        stream = io.StringIO()
+        log.configure(level, rendering, stream)
+        assert quick.is_enabled_for(logging.INFO) is (level == "info")
+        quick.log("warning", "happened", {"status": 200})
+        assert stream.getvalue().startswith("{") is (rendering == "json")
+
+
+def test_no_more_kinds_of_quick_lines_are_kept_than_a_few() -> None:
+    def write(quick: log.QuickLogger) -> None:
+        for number in range(200):
+            quick.log("info", f"event_{number}", {"number": number})
+        assert len(quick._templates) == log._MOST_TEMPLATES
+
+    assert [json.loads(line)["number"] for line in at_once(write, "info", "json")] == [*range(200)]
+
+
+async def test_quick_lines_are_written_together_and_in_their_order() -> None:
+    stream = io.StringIO()
+    log.configure("info", "json", stream)
+    quick, logger = log.QuickLogger("proxy.test"), log.get_logger("proxy.test")
+    quick.log("info", "first", {})
+    quick.log("info", "second", {})
+    assert stream.getvalue() == ""
+    await asyncio.sleep(0)
+    assert [line["event"] for line in lines(stream)] == ["first", "second"]
+    quick.log("info", "third", {})
+    logger.info("fourth")
+    logging.getLogger("aiohttp").error("fifth")
+    assert [line["event"] for line in lines(stream)] == ["first", "second", "third", "fourth", "fifth"]
+
+
+@pytest.mark.parametrize("rendering", ["json", "text"])
+async def test_a_secret_is_redacted_from_a_quick_line_though_it_is_forgotten_meanwhile(
+    rendering: str,
+) -> None:
+    stream = io.StringIO()
+    log.configure("info", rendering, stream)
+    log.redactor.add(SECRET)
+    log.QuickLogger("proxy.test").log("info", "happened", {"request_id": SECRET})
+    log.redactor.discard(SECRET)
+    await asyncio.sleep(0)
+    assert "[redacted]" in stream.getvalue()
+    assert "hush" not in stream.getvalue()
 
 
 # ---- cost

@@ -1,0 +1,166 @@
+"""Redaction by value: registered secrets are replaced wherever they stand in a text.
+
+Hides in which forms a secret may stand (URL-quoted, escaped, in base64), and how thousands of them are
+found at once. Knows nothing of what the text is.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import string
+import threading
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, quote_plus
+
+REDACTED = "[redacted]"
+SHORTEST_SECRET = 6
+"""Shorter values aren't redacted: they would blank out ordinary words."""
+
+_KEY_LENGTH = 24
+_STEP = 6
+"""A text is looked at in steps of as many characters; a run of `_KEY_LENGTH` holds a whole gram then."""
+_GRAM_LENGTH = _KEY_LENGTH - _STEP + 1
+_RUN_CHARACTERS = f"{string.ascii_letters}{string.digits}_-"
+_LONG_RUN = re.compile(rf"[{_RUN_CHARACTERS}]{{{_KEY_LENGTH},}}")
+_MASK = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code in range(256))
+_MASKED_RUN = b"x" * _KEY_LENGTH
+
+
+class Redactor:
+    """Replaces registered secrets in text, also where they are URL-quoted, escaped or in base64.
+
+    A secret that was added twice has to be discarded twice: an old and a new configuration may
+    hold the same one. Thousands of them cost a line hardly more than one: each form is found by a
+    run of characters within it, where it has a long one, and searched for only where it hasn't.
+    ``before_discard`` is called before a secret is forgotten, for what still waits for its redaction.
+    """
+
+    def __init__(self) -> None:
+        self.before_discard: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._added: dict[str, int] = {}
+        self._forms_of: dict[str, frozenset[str]] = {}
+        self._by_gram: dict[str, tuple[str, ...]] = {}  # forms with a long run, by parts of its end
+        self._keyless: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Redactor secrets={len(self._added)}>"
+
+    def add(self, secret: str, *, is_token: bool = False) -> None:
+        """Redacts a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
+
+        ``is_token`` is for the many that nobody puts into Basic or a query: no base64 of them is kept.
+        """
+        if len(secret) < SHORTEST_SECRET:
+            return
+        with self._lock:
+            count = self._added.get(secret, 0)
+            self._added[secret] = count + 1
+            if not count:
+                forms = frozenset(_forms(secret, base64_too=not is_token))
+                self._forms_of[secret] = forms
+                for form in forms:
+                    self._enter(form)
+
+    def discard(self, secret: str) -> None:
+        """Takes back one `add`; an unknown secret is ignored."""
+        if self.before_discard is not None:
+            self.before_discard()
+        with self._lock:
+            count = self._added.pop(secret, 0)
+            if count > 1:
+                self._added[secret] = count - 1
+            elif count:
+                for form in self._forms_of.pop(secret):
+                    self._strike(form)
+
+    def redact(self, text: str) -> str:
+        """The text with every registered secret replaced."""
+        found = [form for form in self._keyless if form in text]
+        if self._by_gram:
+            found += self._with_runs_in(text)
+        # Longest first, so that a secret within another one doesn't leave the rest of it standing.
+        for form in sorted(found, key=len, reverse=True) if found else ():
+            text = text.replace(form, REDACTED)
+        return text
+
+    def _with_runs_in(self, text: str) -> list[str]:
+        """The forms that may be in the text, by its long runs."""
+        found: list[str] = []
+        by_gram = self._by_gram
+        # One byte a character, so that places in both are the same; several times as fast as a regex.
+        mask = text.encode("ascii", "replace").translate(_MASK)
+        start = mask.find(_MASKED_RUN)
+        while start >= 0:
+            end = mask.find(b" ", start)
+            if end < 0:
+                end = len(mask)
+            for place in range(start, end - _GRAM_LENGTH + 1, _STEP):
+                if (gram := text[place : place + _GRAM_LENGTH]) in by_gram:
+                    found += by_gram.get(gram, ())  # another thread may have struck it out
+            start = mask.find(_MASKED_RUN, end)
+        return found
+
+    # Two secrets may share a form, so each is entered and struck out as often as it occurs.
+
+    def _enter(self, form: str) -> None:
+        grams = _grams_of(form)
+        if not grams:
+            self._keyless = (*self._keyless, form)
+        for gram in grams:
+            self._by_gram[gram] = (*self._by_gram.get(gram, ()), form)
+
+    def _strike(self, form: str) -> None:
+        grams = _grams_of(form)
+        if not grams:
+            self._keyless = _without(self._keyless, form)
+        for gram in grams:
+            if left := _without(self._by_gram[gram], form):
+                self._by_gram[gram] = left
+            else:
+                del self._by_gram[gram]
+
+
+def _grams_of(form: str) -> list[str]:
+    """Parts of the end of its last long run: a token's signature, where its beginning is like every other's.
+
+    Wherever the form stands in a text, one of them begins at one of the places that are looked at.
+    """
+    runs = _LONG_RUN.findall(form)
+    key = runs[-1][-_KEY_LENGTH:] if runs else ""
+    return [key[place : place + _GRAM_LENGTH] for place in range(_STEP)] if key else []
+
+
+def _without(forms: tuple[str, ...], form: str) -> tuple[str, ...]:
+    place = forms.index(form)
+    return forms[:place] + forms[place + 1 :]
+
+
+def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
+    """The ways in which a secret may stand in a line."""
+    escaped = json.dumps(secret, ensure_ascii=False)
+    yield secret
+    yield from (escaped[1:-1], json.dumps(escaped, ensure_ascii=False)[3:-3])
+    yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1], secret.encode("unicode_escape").decode())
+    yield secret.replace("\\", "\\\\").replace("'", "\\'")
+    yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
+    if base64_too:
+        yield from _base64_forms(secret.encode())
+
+
+def _base64_forms(secret: bytes) -> Iterator[str]:
+    """The characters that a secret makes in base64 at any place, as in ``user:secret`` of Basic.
+
+    Three bytes make four characters, so there are three alignments; characters that depend on
+    the neighbours, too, are left out.
+    """
+    for before in range(3):
+        start = (8 * before + 5) // 6
+        end = 8 * (before + len(secret)) // 6
+        if end - start < SHORTEST_SECRET:
+            continue
+        padded = b"\0" * before + secret
+        yield base64.b64encode(padded).decode()[start:end]
+        yield base64.urlsafe_b64encode(padded).decode()[start:end]
