@@ -15,6 +15,7 @@ from typing import Self
 
 from proxy import log, notify
 from proxy.activation import PassedSocket
+from proxy.events import EventLog
 from proxy.expiry import ExpiryWatch
 from proxy.gateway import Gateway
 from proxy.generation import Generation, Generations, Plan, plan
@@ -30,16 +31,6 @@ LONGEST_POLL_S = 1.0
 """Between two looks whether what a reload replaced is still in use."""
 SWEEP_S = 60.0
 """Between two looks at what is idle, and at which credentials end."""
-_WARNINGS = frozenset(
-    (
-        "certificate_refused",
-        "credentials_expire",
-        "credentials_switched",
-        "reload_needs_restart",
-        "reload_refused",
-        "token_rejected",
-    )
-)
 
 
 class App:
@@ -63,8 +54,9 @@ class App:
         self._log = log.get_logger("proxy")
         self._listeners = Listeners()
         self._reloader: Reloader | None = None
+        self._events = EventLog(self._log)
         self._expiry = ExpiryWatch(self._log_event)
-        self._gateway = Gateway(self, quit_)
+        self._gateway = Gateway(self, quit_, self._log_event)
         self._loop_lag = LoopLag(self._on_slow_loop)
         self._generation: Generation
         self._generations: Generations
@@ -166,12 +158,11 @@ class App:
     def _warn_of_environment(self) -> None:
         """Child processes inherit it, and `docker inspect`, crash reporters and /proc show it."""
         if names := self._settings.secrets_of_environment:
-            self._log.warning(
-                "secret_in_environment",
-                variables=names,
-                better="a file that only this user can read: client_secret_file or key_file,"
-                " or client_secret_command",
+            better = (
+                "a file that only this user can read: client_secret_file or key_file,"
+                " or client_secret_command"
             )
+            self._log_event("secret_in_environment", {"variables": names, "better": better})
 
     async def _end(self) -> None:
         """Close what the tasks worked with; they have ended."""
@@ -215,7 +206,6 @@ class App:
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)
-            self._gateway.bind_log()
         self._expiry.look(self._ends())
         return differences(old.settings, new.settings, self._settings)
 
@@ -238,6 +228,7 @@ class App:
             self._expiry.look(self._ends())
             await asyncio.sleep(SWEEP_S)
             self._generations.answers.sweep(asyncio.get_running_loop().time())
+            self._events.sweep()
             if gone := self._generations.accounts.sweep():
                 self._log.info("idle_projects_dropped", projects=gone)
 
@@ -249,13 +240,12 @@ class App:
                     yield f"{section}.{name}", owner.expires
 
     def _log_event(self, event: str, values: Mapping[str, object]) -> None:
-        is_warning = event.endswith("_failed") or event in _WARNINGS
-        (self._log.warning if is_warning else self._log.info)(event, **values)
+        self._events(event, values)
         if event in ("reloaded", "reload_refused"):
             notify.ready()
 
     def _on_slow_loop(self, lag_s: float) -> None:
-        self._log.warning("event_loop_was_slow", lag_s=round(lag_s, 2))
+        self._log_event("event_loop_was_slow", {"lag_s": round(lag_s, 2)})
 
     # Start and stop
 

@@ -1,0 +1,160 @@
+"""What happens beside the requests' own lines, into the log: at which level, and not again and again.
+
+Failures that may come by the thousand are told at once when they are new; equal ones are then counted,
+and one line at growing intervals says how many there were. Knows events by their names alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
+"""From one line about equal failures to the next."""
+QUIET_S = 900.0
+"""Without another one, a failure is over; the longest wait for a next try is shorter."""
+MOST_KINDS = 256
+"""Failures that are told apart at a time; beyond, the one that was quiet longest is forgotten."""
+_REPEATED = frozenset(
+    (
+        "api_discovery_failed",
+        "certificate_refused",
+        "request_failed",
+        "request_failed_by_bug",
+        "token_fetch_failed",
+        "token_rejected",
+        "wrong_key_slowed_down",
+    )
+)
+_WARNINGS = _REPEATED | {
+    "credentials_expire",
+    "credentials_switched",
+    "event_loop_was_slow",
+    "reload_needs_restart",
+    "reload_refused",
+    "secret_in_environment",
+}
+_ERRORS = frozenset(("request_failed_by_bug",))
+_SAME = ("lease", "project", "api", "cause")
+"""The values that make two failures equal, where they have them."""
+_ENDS = {"token_fetched": "token_fetch_failed", "apis_discovered": "api_discovery_failed"}
+"""Events that end a failure of the same lease or project."""
+
+
+class Logger(Protocol):
+    """What is used of structlog's."""
+
+    def info(self, event: str, **values: Any) -> object:
+        """Log it."""
+
+    def warning(self, event: str, **values: Any) -> object:
+        """Log it as a warning."""
+
+    def error(self, event: str, **values: Any) -> object:
+        """Log it as an error."""
+
+
+@dataclass(slots=True)
+class _Series:
+    """Equal failures. ``untold`` of ``count`` were in no line yet; times are the clock's seconds."""
+
+    values: Mapping[str, object]
+    first_at: float
+    last_at: float
+    told_at: float
+    lines: int = 1
+    count: int = 1
+    untold: int = 0
+
+    def is_due(self, now: float) -> bool:
+        return now - self.told_at >= INTERVALS_S[min(self.lines, len(INTERVALS_S)) - 1]
+
+
+class EventLog:
+    """Logs events by name and values. ``clock`` gives monotonic seconds."""
+
+    def __init__(self, logger: Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = logger
+        self._clock = clock
+        self._series: dict[tuple[object, ...], _Series] = {}
+
+    def __call__(self, event: str, values: Mapping[str, object]) -> None:
+        """Log it, or count it where it only says again what was said."""
+        if event in _REPEATED:
+            self._again(event, values)
+        else:
+            self._tell(event, {**values, **self._ended(event, values)})
+
+    def sweep(self) -> None:
+        """Tell what was counted and is due, and what is over; to be called about once a minute."""
+        now = self._clock()
+        for key, series in [*self._series.items()]:
+            event = str(key[0])
+            if series.untold and series.is_due(now):
+                self._tell_again(event, series, now)
+            elif now - series.last_at >= QUIET_S:
+                del self._series[key]
+                if series.count > 1:
+                    self._tell("failure_ceased", _over(event, series))
+
+    def _again(self, event: str, values: Mapping[str, object]) -> None:
+        now, key = self._clock(), _key(event, values)
+        series = self._series.pop(key, None)
+        kept = {name: value for name, value in values.items() if name != "exc_info"}  # it holds whole frames
+        if series is None:
+            if len(self._series) >= MOST_KINDS:
+                del self._series[next(iter(self._series))]
+            series = _Series(kept, now, now, now)
+            self._tell(event, values)
+        else:
+            series.values, series.last_at = kept, now
+            series.count += 1
+            series.untold += 1
+            if series.is_due(now):
+                self._tell_again(event, series, now)
+        self._series[key] = series  # the last one now
+
+    def _tell_again(self, event: str, series: _Series, now: float) -> None:
+        since_s = round(now - series.first_at)
+        self._tell(event, {**series.values, "repeated": series.untold, "since_s": since_s})
+        series.told_at, series.untold = now, 0
+        series.lines += 1
+
+    def _ended(self, event: str, values: Mapping[str, object]) -> dict[str, object]:
+        """What is to be said of the failures that this event ends."""
+        of = _ENDS.get(event)
+        if of is None:
+            return {}
+        whose = _key(of, values)[:3]
+        ended = [self._series.pop(key) for key in [*self._series] if key[:3] == whose]
+        if not ended:
+            return {}
+        first_at = min(series.first_at for series in ended)
+        return {
+            "after_failures": sum(series.count for series in ended),
+            "failed_for_s": round(self._clock() - first_at),
+        }
+
+    def _tell(self, event: str, values: Mapping[str, object]) -> None:
+        if event in _ERRORS:
+            self._log.error(event, **values)
+        elif event in _WARNINGS:
+            self._log.warning(event, **values)
+        else:
+            self._log.info(event, **values)
+
+
+def _key(event: str, values: Mapping[str, object]) -> tuple[object, ...]:
+    return (event, *(values.get(name) for name in _SAME))
+
+
+def _over(event: str, series: _Series) -> dict[str, object]:
+    whose = {name: series.values[name] for name in _SAME if name in series.values}
+    return {
+        "failure": event,
+        **whose,
+        "failures": series.count,
+        "failed_for_s": round(series.last_at - series.first_at),
+    }
