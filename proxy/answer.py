@@ -11,6 +11,7 @@ from http import HTTPStatus
 
 from proxy.errors import ProxyError
 from proxy.request import Request
+from proxy.request_id import request_id
 
 PSEUDONYM = b"csq-proxy"
 """Our name in Via and Proxy-Status: never a host name."""
@@ -58,7 +59,12 @@ def write_json(request: Request, status: int, value: object, *, fields: Fields =
 def write_error(request: Request, error: ProxyError) -> bool:
     """Answer with an error of ours, in Contentsquare's shape, so that its clients can read it."""
     content = json.dumps({"success": False, "errorCode": error.code, "errorMessage": error.message})
-    fields: Fields = ((b"Proxy-Status", PSEUDONYM + b"; error=" + error.proxy_status.encode()), *error.fields)
+    request.error_code = error.code
+    fields: Fields = (
+        (b"Proxy-Status", PSEUDONYM + b"; error=" + error.proxy_status.encode()),
+        (b"X-Request-Id", request_id(request).encode()),
+        *error.fields,
+    )
     if error.retry_after_s is not None:
         fields += ((b"Retry-After", b"%d" % max(1, error.retry_after_s)),)
     return write_answer(request, error.status, content.encode() + b"\n", fields=fields)

@@ -8,6 +8,7 @@ trying again: it says how it ended.
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 
 from proxy.chunked import chunk, last_chunk
@@ -99,6 +100,7 @@ class Attempt:
         request = self._request
         body = request.body
         is_head_request = request.head.method == b"HEAD"
+        request.sent_at = time.perf_counter()
         recorder = request.recorder
         request.connection.peer = (
             self._connection if recorder is None else recorder.on_start(self._connection)

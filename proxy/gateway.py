@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
-from proxy import admin, log, policy
+from proxy import admin, policy
 from proxy.admin import Admin, Overview
 from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, WrongKey, WrongKeys
@@ -21,9 +22,11 @@ from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stop
 from proxy.facade import Facade
 from proxy.forward import Exchange
 from proxy.generation import Generation
+from proxy.lease import OnEvent
 from proxy.listeners import Listener
 from proxy.project import Project
 from proxy.request import Request
+from proxy.request_log import RequestLog
 from proxy.route import API_FIELD, PROJECT_FIELD, Route
 
 MAX_IN_FLIGHT = 256
@@ -34,27 +37,23 @@ class Gateway:
     """Answers callers' requests, each by the `generation` that it began with.
 
     ``overview`` is what ``/-/`` shows. ``quit_`` ends the process soon, and is called where a caller may
-    ask for that.
+    ask for that. ``on_event`` hears ``request_failed``, ``request_failed_by_bug`` and
+    ``wrong_key_slowed_down``.
     """
 
     generation: Generation
 
-    def __init__(self, overview: Overview, quit_: Callable[[], None] | None) -> None:
+    def __init__(self, overview: Overview, quit_: Callable[[], None] | None, on_event: OnEvent) -> None:
         self.is_stopping = False
         self.refused: Counter[str] = Counter()
         """Errors of requests that reached no project, by code."""
         self._quit = quit_
-        self._log = log.get_logger("proxy")
-        self.bind_log()
+        self._on_event = on_event
+        self._log = RequestLog()
         self._admin = Admin(overview)
         self._wrong_keys = WrongKeys()
         self._facade = Facade(self._slow_down)
         self._in_flight: Counter[str] = Counter()
-
-    def bind_log(self) -> None:
-        """Once per configuration of the log rather than per line, for that is most of a line's cost."""
-        bound = log.get_logger("proxy").bind()
-        self._log_answer = bound.info if bound.is_enabled_for(logging.INFO) else None
 
     def begin(self, request: Request) -> bool:
         """Begin on a request that has to wait for nothing but the cloud; False: it is for `answer`."""
@@ -77,8 +76,8 @@ class Gateway:
         request = exchange.request
         try:
             self._leave(request)
-        except Exception:  # noqa: BLE001 - called from the event loop, where nobody else meets a bug
-            self._log.exception("request_failed_by_bug")
+        except Exception as exc:  # noqa: BLE001 - called from the event loop, where nobody else meets a bug
+            self._tell_bug(exc)
         request.connection.done(request, keep=exchange.keep)
 
     async def answer(self, request: Request) -> bool:
@@ -93,8 +92,8 @@ class Gateway:
                 request.connection.abort()
                 return False
             return write_error(request, exc)
-        except Exception:  # noqa: BLE001 - the one place where a bug in a request is met
-            self._log.exception("request_failed_by_bug")
+        except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
+            self._tell_bug(exc)
             if request.head_sent:
                 request.connection.abort()
                 return False
@@ -145,7 +144,7 @@ class Gateway:
                 if isinstance(request.caller, str):
                     self._in_flight[request.caller] -= 1
             project.measures.ended(exchange.api, request, took_s)
-        self._log_request(request, took_s)
+        self._log.tell(request, took_s)
 
     async def _answer_own(
         self,
@@ -202,37 +201,23 @@ class Gateway:
         peer = address[0] if isinstance(address, tuple) else ""
         delay_s = self._wrong_keys.delay_s(peer)
         if delay_s:
-            self._log.warning("wrong_key_slowed_down", peer=peer, delay_s=round(delay_s, 1))
+            self._on_event("wrong_key_slowed_down", {"peer": peer, "delay_s": round(delay_s, 1)})
             await asyncio.sleep(delay_s)
+
+    def _tell_bug(self, bug: Exception) -> None:
+        last = traceback.extract_tb(bug.__traceback__)[-1]
+        cause = f"{type(bug).__name__} at {Path(last.filename).name}:{last.lineno}"
+        self._on_event("request_failed_by_bug", {"cause": cause, "exc_info": bug})
 
     def _count_error(self, error: ProxyError, request: Request) -> None:
         if request.exchange is None:
             self.refused[error.code] += 1
-        else:
-            request.exchange.project.measures.failed(error.code, error.message)
-
-    def _log_request(self, request: Request, took_s: float) -> None:
-        if self._log_answer is None:
             return
-        exchange: Exchange[Project] | None = request.exchange
-        target = request.head.target if exchange is None else exchange.target
-        if request.transport.is_closing():  # by the caller who left, or by us because the answer was cut
-            event = "request_cut_short" if request.status else "request_abandoned"
-        else:
-            event = "request_answered"
-        self._log_answer(
-            event,
-            project=None if exchange is None else exchange.project.name,
-            api=None if exchange is None else exchange.api.value,
-            method=request.head.method.decode("ascii"),
-            path=target.partition(b"?")[0][:256].decode("ascii", "backslashreplace"),
-            status=request.status or None,
-            bytes_in=request.body.received,
-            bytes_out=request.answer_bytes,
-            ms=round(took_s * 1000, 1),
-            **({} if request.cut_because is None else {"reason": request.cut_because}),
-            **({} if request.shared is None else {"shared": request.shared}),
-        )
+        project, api = request.exchange.project, request.exchange.api
+        project.measures.failed(error.code, error.message)
+        if error.status >= 500 and not isinstance(error, Stopping):
+            values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
+            self._on_event("request_failed", values)
 
 
 async def _run(exchange: Exchange[Project]) -> bool:

@@ -117,11 +117,14 @@ class Request:
         "connection",
         "cut_because",
         "error",
+        "error_code",
         "exchange",
         "head",
         "head_sent",
         "recorder",
         "replays",
+        "request_id",
+        "sent_at",
         "shared",
         "status",
         "transport",
@@ -136,6 +139,12 @@ class Request:
         """Who shares slots fairly with others: the connection, or the caller where it is known."""
         self.transport: asyncio.Transport = cast(asyncio.Transport, connection.transport)
         self.error: ProxyError | None = None
+        self.error_code: str | None = None
+        """Of our own answer, where it is an error."""
+        self.request_id: str | None = None
+        """As `proxy.request_id` gives it, once somebody asked for it."""
+        self.sent_at = 0.0
+        """When its head last went upstream, by `time.perf_counter`; 0 where it didn't."""
         self.cut_because: str | None = None
         """Why the answer was cut after its head had gone out, for the log."""
         self.head_sent = False
