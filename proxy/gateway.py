@@ -205,9 +205,10 @@ class Gateway:
             await asyncio.sleep(delay_s)
 
     def _tell_bug(self, bug: Exception) -> None:
-        last = traceback.extract_tb(bug.__traceback__)[-1]
-        cause = f"{type(bug).__name__} at {Path(last.filename).name}:{last.lineno}"
-        self._on_event("request_failed_by_bug", {"cause": cause, "exc_info": bug})
+        """Bugs of one kind and place are equal; a compiled module may not say the place."""
+        frames = traceback.extract_tb(bug.__traceback__)
+        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
 
     def _count_error(self, error: ProxyError, request: Request) -> None:
         if request.exchange is None:
