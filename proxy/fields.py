@@ -31,6 +31,7 @@ _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
 }
 _NOT_TO_CALLER = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
 _NOT_WITHOUT_TRAILERS = _NOT_TO_CALLER | {b"trailer"}
+_NOT_SHARED = _NOT_WITHOUT_TRAILERS | {b"age"}
 _FRAMING_FIELD = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
 _COMMON_OPTIONS = frozenset((b"close", b"keep-alive"))
@@ -121,7 +122,9 @@ def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
 
     Without Age and what is between a caller and us: `end_of_head` is added for each.
     """
-    drop = _NOT_WITHOUT_TRAILERS | _nominated(head.connection) | {b"age"}
+    drop = _NOT_SHARED
+    if not head.connection <= _COMMON_OPTIONS:
+        drop = drop | _nominated(head.connection)
     lines = [_status_line(head), *head.fields.without(drop)]
     if head.content_length is None:
         lines.append(b"Content-Length: %d" % content_bytes)
