@@ -21,6 +21,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 MODULES = (
     "attempt",
     "body",
+    "caching",
     "chunked",
     "contentsquare",
     "fields",
@@ -30,8 +31,11 @@ MODULES = (
     "http1",
     "measures",
     "policy",
+    "recording",
     "request",
     "route",
+    "sharing",
+    "stored",
     "upstream",
 )
 SETUP = """

@@ -15,7 +15,7 @@ import asyncio
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +25,8 @@ if __name__ == "__main__":
 from harness import Gateway, Message, gateway, read_message
 
 from proxy import log
-from proxy.contentsquare import Api
-from proxy.measures import ProjectMeasures
-from proxy.request import Request
+from proxy.contentsquare import MAX_CONCURRENCY
+from proxy.slots import Slots
 
 SHOP: Mapping[str, object] = {"client_id": "id", "client_secret": "secret-1", "apis": ["metrics"]}
 WAYS: Mapping[str, Mapping[str, object]] = {
@@ -52,17 +51,19 @@ class Load:
         return b"/v1/metrics/site/visits?startDate=2026-11-01&goalId=%d" % (tile % self.distinct)
 
 
-class Watching(ProjectMeasures):
+class Watching(Slots):
     """Keeps what each request waited for a slot, in seconds, where it did."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MAX_CONCURRENCY)
         self.waits_s: list[float] = []
 
-    def ended(self, api: Api, request: Request, took_s: float) -> None:
-        super().ended(api, request, took_s)
-        if request.waited_s:
-            self.waits_s.append(request.waited_s)
+    async def acquire(self, caller: Hashable, timeout_s: float, *, first: bool = False) -> None:
+        began_at = asyncio.get_running_loop().time()
+        try:
+            await super().acquire(caller, timeout_s, first=first)
+        finally:
+            self.waits_s.append(asyncio.get_running_loop().time() - began_at)
 
 
 @dataclass
@@ -162,7 +163,7 @@ async def measured(way: str, load: Load) -> Seen:
     seen, watching = Seen(way), Watching()
     async with gateway(Cloud(load, seen), projects={"shop": {**SHOP, **WAYS[way]}}) as proxy:
         (project,) = proxy.app.projects()
-        project.measures = watching
+        project.slots = watching
         targets = [load.target(tile) for tile in range(load.tiles)] * load.windows
         await asyncio.gather(*(_tile(proxy, load, target, seen) for target in targets))
         assert project.slots.in_use == 0
