@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
+from typing import Final
 
 from proxy.chunked import chunk, last_chunk
 from proxy.contentsquare import CONCURRENT_API_CALL
@@ -20,7 +21,7 @@ from proxy.request import Request
 from proxy.small_error import SmallError
 from proxy.upstream import Connection
 
-_BODYLESS = (204, 304)
+_BODYLESS: Final = (204, 304)
 
 
 class Outcome(enum.Enum):
@@ -34,7 +35,7 @@ class Outcome(enum.Enum):
     FAILED = "there will be no answer: nothing went to the caller"
 
 
-_FINAL = (Outcome.DELIVERED, Outcome.ABORTED)
+_FINAL: Final = (Outcome.DELIVERED, Outcome.ABORTED)
 
 
 class Attempt:

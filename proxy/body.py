@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy.errors import BadRequest, ProxyError
 from proxy.http1 import Field
 
-BUFFER_BYTES = 64 * 1024
+BUFFER_BYTES: Final = 64 * 1024
 """Of a request body (or of pipelined requests) that nobody takes yet, before reading pauses."""
 
 

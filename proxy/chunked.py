@@ -6,17 +6,21 @@ Pure; used in both directions.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from proxy.errors import ProtocolViolation
 from proxy.http1 import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
 
-MAX_CHUNK_LINE_BYTES = 4 * 1024
-MAX_TRAILER_BYTES = 16 * 1024
+MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
+MAX_TRAILER_BYTES: Final = 16 * 1024
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 
 
-_SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+_SIZE: Final = 0
+_DATA: Final = 1
+_DATA_END: Final = 2
+_TRAILER: Final = 3
 
 
 class ChunkedDecoder:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import enum
 import re
+from typing import Final
 
-AUTH_URL = "https://api.contentsquare.com"
-TOKEN_PATH = "/v1/oauth/token"  # noqa: S105 - a path, not a password
-ME_PATH = "/v1/oauth/me"
-GRANT_TYPE = "client_credentials"
-TOKEN_LIFETIME_S = 3600
-MAX_CONCURRENCY = 10
+AUTH_URL: Final = "https://api.contentsquare.com"
+TOKEN_PATH: Final = "/v1/oauth/token"  # noqa: S105 - a path, not a password
+ME_PATH: Final = "/v1/oauth/me"
+GRANT_TYPE: Final = "client_credentials"
+TOKEN_LIFETIME_S: Final = 3600
+MAX_CONCURRENCY: Final = 10
 """Requests at once per Contentsquare project, over all its credentials and APIs."""
 
-JWT_EXPIRED = "JWT_EXPIRED"
-CONCURRENT_API_CALL = "CONCURRENT_API_CALL"
+JWT_EXPIRED: Final = "JWT_EXPIRED"
+CONCURRENT_API_CALL: Final = "CONCURRENT_API_CALL"
 
 
 class Api(enum.Enum):
@@ -39,7 +40,7 @@ class Api(enum.Enum):
         return self.value
 
 
-_PATHS = re.compile(
+_PATHS: Final = re.compile(
     rb"/v1/(?:"
     rb"(?P<data_export>exports|exportable-fields|custom-vars|dynamic-var-keys)"
     rb"|(?P<metrics>segments|goals|mappings|page-groups|zonings|metrics)"
@@ -48,27 +49,27 @@ _PATHS = re.compile(
     rb"|(?P<surveys>public/projects/[^/?]+/surveys)"
     rb")(?=[/?]|\Z)"
 )
-_GROUPS = {
+_GROUPS: Final = {
     "data_export": Api.DATA_EXPORT,
     "metrics": Api.METRICS,
     "enrichment": Api.ENRICHMENT,
     "speed_analysis": Api.SPEED_ANALYSIS,
     "surveys": Api.SURVEYS,
 }
-_SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-_READ_BY_POST = re.compile(
+_SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_READ_BY_POST: Final = re.compile(
     rb"/v1/(?:oauth/(?:token|me)"
     rb"|speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
     rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list))(?:\?|\Z)"
 )
 
-_MAY_BE_STORED = re.compile(
+_MAY_BE_STORED: Final = re.compile(
     rb"/v1/(?:exportable-fields|custom-vars|dynamic-var-keys"
     rb"|segments|goals|mappings|page-groups|zonings|metrics|public/projects/[A-Za-z0-9_-]+/surveys)"
     rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*(?:\?|\Z)"
 )
 """What every server reads in the same way: no codings, parameters, empty or dot segments."""
-_OAUTH = b"/v1/oauth/"
+_OAUTH: Final = b"/v1/oauth/"
 
 
 def may_be_shared(target: bytes) -> bool:

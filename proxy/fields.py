@@ -7,10 +7,12 @@ Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE);
 
 from __future__ import annotations
 
+from typing import Final
+
 from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead
 from proxy.lease import Lease
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -21,7 +23,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_NOT_TO_UPSTREAM = _HOP_BY_HOP | {
+_NOT_TO_UPSTREAM: Final = _HOP_BY_HOP | {
     b"host",
     b"authorization",
     b"proxy-authorization",
@@ -29,12 +31,12 @@ _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
     b"x-csq-api",
     b"x-api-key",
 }
-_NOT_TO_CALLER = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
-_NOT_WITHOUT_TRAILERS = _NOT_TO_CALLER | {b"trailer"}
-_NOT_SHARED = _NOT_WITHOUT_TRAILERS | {b"age"}
-_FRAMING_FIELD = frozenset((b"content-length",))
+_NOT_TO_CALLER: Final = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
+_NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}
+_NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
+_FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
-_COMMON_OPTIONS = frozenset((b"close", b"keep-alive"))
+_COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """They name no field that isn't dropped anyway."""
 
 

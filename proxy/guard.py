@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Final
 
 from proxy.errors import BadTarget, HostRefused, MethodRefused, OriginRefused
 from proxy.http1 import RequestHead
 
-_AUTHORITY_END = re.compile(rb"[/?]")
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_AUTHORITY_END: Final = re.compile(rb"[/?]")
+LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Guard:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from proxy.errors import (
     BadRequest,
@@ -22,26 +22,28 @@ from proxy.errors import (
     VersionNotSupported,
 )
 
-MAX_HEAD_BYTES = 128 * 1024
-MAX_LINE_BYTES = 40 * 1024
+MAX_HEAD_BYTES: Final = 128 * 1024
+MAX_LINE_BYTES: Final = 40 * 1024
 """Of a request target or one field line: signed URLs and JWTs of 32 KiB fit."""
-MAX_METHOD_BYTES = 512
-MAX_FIELDS = 512
+MAX_METHOD_BYTES: Final = 512
+MAX_FIELDS: Final = 512
 
-_TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
-_TOKEN = re.compile(rb"[" + _TCHAR + rb"]+\Z")
-_FIELD_NAME = re.compile(rb"\n([" + _TCHAR + rb"]+):")
-_REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\Z")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
-_DIGITS = re.compile(rb"[0-9]{1,18}\Z")
-BARE_BREAK = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_STATUS_LINE_START = b"HTTP/1."
-_CONTROLS = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
+_TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_TOKEN: Final = re.compile(rb"[" + _TCHAR + rb"]+\Z")
+_FIELD_NAME: Final = re.compile(rb"\n([" + _TCHAR + rb"]+):")
+_REQUEST_LINE: Final = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\Z")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}\Z")
+BARE_BREAK: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_STATUS_LINE_START: Final = b"HTTP/1."
+_CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te"))
-_STEERING = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
-_NOTABLE = _FRAMING | _STEERING
-_NO_OPTIONS: frozenset[bytes] = frozenset()
+_FRAMING: Final = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te")
+)
+_STEERING: Final = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
+_NOTABLE: Final = _FRAMING | _STEERING
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 
 
 class Field(NamedTuple):
@@ -222,9 +224,9 @@ def _split_lines(head: bytes) -> list[bytes]:
     return lines
 
 
-_lower: dict[bytes, bytes] = {}
+_lower: Final[dict[bytes, bytes]] = {}
 """Field names seen before, in lower case; bounded, since callers choose them."""
-_LOWER_LIMIT = 2048
+_LOWER_LIMIT: Final = 2048
 
 
 def _learn(name: bytes) -> bytes:
@@ -435,9 +437,9 @@ def _response_head(head: bytes) -> ResponseHead:
     return parsed
 
 
-_status_lines: dict[bytes, tuple[int, int]] = {}
+_status_lines: Final[dict[bytes, tuple[int, int]]] = {}
 """Status lines seen before, as (minor version, status); bounded, since the cloud chooses them."""
-_STATUS_LINES_LIMIT = 256
+_STATUS_LINES_LIMIT: Final = 256
 
 
 def _parse_status_line(line: bytes) -> tuple[int, int]:

@@ -15,22 +15,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Final
 
 from proxy.contentsquare import Api
 from proxy.request import Request
 
-BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """The upper bounds of a histogram's buckets, included; one more bucket takes what is beyond them."""
-HOUR = 60
+HOUR: Final = 60
 """Minutes that are kept."""
-MOST_ERRORS = 20
+MOST_ERRORS: Final = 20
 LAG_EVERY_S = 0.5
 SLOW_S = 0.5
 """A lag of the event loop that is worth a warning, once in `LAG_WINDOW_S`."""
-LAG_WINDOW_S = 60.0
-SHARED = ("hit", "collapsed")
+LAG_WINDOW_S: Final = 60.0
+SHARED: Final = ("hit", "collapsed")
 """What `Request.shared` says of an answer that was another request's."""
-_READS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Histogram:

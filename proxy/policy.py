@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from proxy.callers import Caller
@@ -18,14 +18,14 @@ from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
 from proxy.http1 import RequestHead
 
-_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
+_OVERRIDES: Final = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
 """Fields that make some servers take a request for one of another method."""
-_SEPARATOR = re.compile(rb"[&;?]")
-_NAMED_BY_PATH = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
-_PARAMETERS = re.compile(rb";[^/]*")
-_MAY_NAME_ONE = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
+_SEPARATOR: Final = re.compile(rb"[&;?]")
+_NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
+_PARAMETERS: Final = re.compile(rb";[^/]*")
+_MAY_NAME_ONE: Final = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
 """What has none of these names no project, whatever is decoded: the last two stand for letters."""
-_MOST_CODINGS = 3
+_MOST_CODINGS: Final = 3
 """How often in a row a server may percent-decode: each is taken for possible."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Hashable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from proxy.body import RequestBody, Source
 from proxy.chunked import ChunkedDecoder
@@ -23,8 +23,8 @@ from proxy.http1 import (
     parse_request_head,
 )
 
-_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-MAX_PIPELINED = 8
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+MAX_PIPELINED: Final = 8
 """Requests of one connection that may wait for their turn; reading pauses beyond."""
 HEAD_TIMEOUT_S = 10.0
 """From the first byte of a request head to its last."""

@@ -10,23 +10,25 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
 
 T = TypeVar("T")
 
-PROJECT_FIELD = b"x-csq-project"
-API_FIELD = b"x-csq-api"
+PROJECT_FIELD: Final = b"x-csq-project"
+API_FIELD: Final = b"x-csq-api"
 
-_SEPARATOR = rb"(?:[/\\]|%2f|%5c)"
-_DOTS = re.compile(_SEPARATOR + rb"(?:\.|%2e){1,2}(?:;[^/\\]*)?(?=" + _SEPARATOR + rb"|\Z)", re.IGNORECASE)
-_SEGMENT = re.compile(_SEPARATOR, re.IGNORECASE)
-_DOT_SEGMENT = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
-_VERSION = re.compile(rb"v[0-9]+\Z")
-_PROJECT_ID = re.compile(rb"[1-9][0-9]{0,17}\Z")
-_APIS = {api.value.encode(): api for api in Api}
+_SEPARATOR: Final = rb"(?:[/\\]|%2f|%5c)"
+_DOTS: Final = re.compile(
+    _SEPARATOR + rb"(?:\.|%2e){1,2}(?:;[^/\\]*)?(?=" + _SEPARATOR + rb"|\Z)", re.IGNORECASE
+)
+_SEGMENT: Final = re.compile(_SEPARATOR, re.IGNORECASE)
+_DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
+_VERSION: Final = re.compile(rb"v[0-9]+\Z")
+_PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
+_APIS: Final = {api.value.encode(): api for api in Api}
 
 
 class Route(NamedTuple, Generic[T]):

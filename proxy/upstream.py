@@ -22,7 +22,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy.chunked import ChunkedDecoder
 from proxy.dial import Dialer, http_proxy_for, tls_context
@@ -46,7 +46,7 @@ __all__ = ["Connection", "Dialer", "Pool", "ResponseSink", "Upstreams", "http_pr
 
 KEEP_ALIVE_S = 50.0
 """An idle connection is closed after this: below the 60 s of common load balancers."""
-SURE_REUSE_S = 5.0
+SURE_REUSE_S: Final = 5.0
 """A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
 WARM_S = 3600.0
 """So long after a lease arrived, a connection to its origin is held ready; leases come more often."""
@@ -61,10 +61,10 @@ AT_ONCE_S = 2.0
 """Connections that were used within this were used at once: longer than between two sweeps."""
 RECENT_S = 600.0
 """So long after several were used at once, as many are held ready; after that one is."""
-MOST_READY = 8
+MOST_READY: Final = 8
 """And never more than this: opened one every `COLD_S`, more would be too old before the last is there."""
-MAX_INFORMATIONAL = 32
-_READ_BYTES = 64 * 1024
+MAX_INFORMATIONAL: Final = 32
+_READ_BYTES: Final = 64 * 1024
 
 
 class ResponseSink(Protocol):
@@ -92,7 +92,10 @@ class ResponseSink(Protocol):
         """The upstream side can't take more request bytes, or can again."""
 
 
-_HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(4)
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKED: Final = 2
+_UNTIL_CLOSE: Final = 3
 
 
 class Connection(asyncio.Protocol):
