@@ -181,6 +181,7 @@ class Exchange(Generic[P]):
 
     def _finish(self) -> None:
         self._is_attended = True
+        self._attempt = None
         self._release()
         self._ended(self)
 
@@ -223,6 +224,7 @@ class Exchange(Generic[P]):
                 wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
                 await self._take_slot(wait_s, first=True)
         finally:
+            self._attempt = None
             self._release()
 
     async def _take_slot(self, wait_s: float, *, first: bool) -> None:

@@ -62,8 +62,8 @@ class Gateway:
         request.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
         generation = self.generation
         try:
-            caller, target = self._admit(request, generation)
-            if _is_own(target):
+            caller, target, is_own = self._admit(request, generation)
+            if is_own:
                 return False
             exchange = self._way(request, generation, caller, target)
             sharing = exchange.project.sharing
@@ -107,8 +107,8 @@ class Gateway:
             return await _run(exchange)
         request.began_at = time.perf_counter()
         generation = self.generation
-        caller, target = self._admit(request, generation)
-        if _is_own(target):
+        caller, target, is_own = self._admit(request, generation)
+        if is_own:
             return await self._answer_own(request, generation, caller, target)
         return await _run(self._way(request, generation, caller, target))
 
@@ -145,6 +145,7 @@ class Gateway:
                     self._in_flight[request.caller] -= 1
             project.measures.ended(exchange.api, request, took_s)
         self._log.tell(request, took_s)
+        request.exchange = None  # each knows the other: without this, they were the garbage collector's
 
     async def _answer_own(
         self,
@@ -171,21 +172,23 @@ class Gateway:
             return await self._admin.answer(request, target)
         return await self._admin.answer(request, target, caller.may_use)
 
-    def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes]:
-        """Who calls, and the target, of a request that may be answered. Raises ProxyError for any other.
+    def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes, bool]:
+        """Who calls, the target, and whether it is answered here, of a request that may be answered at all.
 
-        What the facade answers it authenticates itself.
+        What the facade answers it authenticates itself. Raises ProxyError.
         """
         if request.error is not None:
             raise request.error
         listener: Listener = request.connection.listener
         guard = generation.guards[listener.index]
         caller, target = None, guard.check(request.head)
-        if not Facade.is_for(target):
+        is_own = Facade.is_for(target)
+        if not is_own:
             caller, target = generation.callers.identify(request.head, target)
+            is_own = target.startswith(admin.PREFIX) or target in (b"/-", b"*")
         if self.is_stopping and not target.startswith(admin.PREFIX):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
-        return caller, target
+        return caller, target, is_own
 
     def _check_room(self, caller: Caller) -> None:
         """Raise QueueTimeout where this caller has too many requests at once."""
@@ -225,11 +228,6 @@ async def _run(exchange: Exchange[Project]) -> bool:
     exchange.attend()
     sharing = exchange.project.sharing
     return await (exchange.run() if sharing is None else sharing.run(exchange))
-
-
-def _is_own(target: bytes) -> bool:
-    """Whether a target is answered here."""
-    return Facade.is_for(target) or target.startswith(admin.PREFIX) or target in (b"/-", b"*")
 
 
 def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route[Project]:

@@ -15,6 +15,7 @@ import contextlib
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -71,6 +72,10 @@ class CallerConnection(RequestHandler):
         "peer",
         "unanswered",
     )
+    # Our own stand where aiohttp has its.
+    _parser: RequestParser | None  # type: ignore[assignment]
+    _messages: deque[Request]  # type: ignore[assignment]
+    _current_request: Request | None  # type: ignore[assignment]
 
     def __init__(self, manager: CallerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -80,7 +85,7 @@ class CallerConnection(RequestHandler):
             access_log=cast(Any, None),
             auto_decompress=False,
         )
-        self._parser = cast(Any, RequestParser(self))
+        self._parser = RequestParser(self)
         self._max_msg_queue_size = MAX_PIPELINED
         self._msg_queue_resume_size = MAX_PIPELINED // 2
         self.peer: WritingPeer | None = None
@@ -149,7 +154,7 @@ class CallerConnection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The caller sent its last byte; a complete request is still answered (RFC 9112, section 9.6)."""
-        parser = cast(RequestParser | None, self._parser)
+        parser = self._parser
         if parser is None or parser.in_body or not self.is_answering or self.ssl_context is not None:
             return None
         self.is_half_closed = True
@@ -158,7 +163,7 @@ class CallerConnection(RequestHandler):
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        parser = cast(RequestParser | None, self._parser)
+        parser = self._parser
         if parser is not None:
             parser.stop_timer()
         if self._look_timer is not None:
@@ -191,13 +196,13 @@ class CallerConnection(RequestHandler):
 
     def _presume_gone(self, answered: int) -> None:
         """Give up on a half-closed caller that was sent nothing since: a write shows whether it's there."""
-        request = cast(Request | None, self._current_request)
+        request = self._current_request
         unchanged = self.answered == answered and request is not None and not request.head_sent
         if unchanged and self._has_left() is None:
             self.abort()
 
     def _process_keepalive(self) -> None:
-        parser = cast(RequestParser | None, self._parser)
+        parser = self._parser
         if parser is not None and parser.in_head:  # no longer idle: HEAD_TIMEOUT_S bounds it
             self._next_keepalive_close_time = self._loop.time() + HEAD_TIMEOUT_S
         super()._process_keepalive()
@@ -226,12 +231,12 @@ class CallerConnection(RequestHandler):
     # One request after the other: begun as it comes where it can be, and the task's business where not.
 
     def data_received(self, data: bytes) -> None:
-        if self._force_close or self._close:
+        if self._force_close or self._close or self._parser is None:
             return
-        requests = cast(RequestParser, self._parser).feed_data(data)
+        requests = self._parser.feed_data(data)
         if not requests:
             return
-        self._messages.extend(cast(Any, requests))
+        self._messages.extend(requests)
         if not self._buffer_paused and len(self._messages) >= self._max_msg_queue_size:
             self._pause_reading_for_buffer()
         if self._waiter is not None:
@@ -240,13 +245,13 @@ class CallerConnection(RequestHandler):
     def _take_up(self) -> None:
         """Begin on the next request; the task has to answer it where that can't be."""
         self._waiter = None
-        request = cast(Request, self._messages.popleft())
+        request = self._messages.popleft()
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
         self._request_in_progress = True
-        self._current_request = cast(Any, request)
+        self._current_request = request
         if not self._handler.begin(request):
             self.interrupted()
 
