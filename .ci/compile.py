@@ -42,7 +42,10 @@ SETUP = """
 from mypyc.build import mypycify
 from setuptools import setup
 
-arguments = ["--config-file=", "--ignore-missing-imports", "--python-version={version}"]
+# The same result everywhere: libraries are left unknown, though some may be there, and what is not compiled
+# is read for its types alone. CI checks the types.
+arguments = ["--config-file=", "--python-version={version}", "--ignore-missing-imports"]
+arguments += ["--no-site-packages", "--follow-imports=silent"]
 modules = mypycify([*arguments, *{sources}], opt_level="3", debug_level="0")
 setup(name="csq-proxy", packages=[], ext_modules=modules)
 """
