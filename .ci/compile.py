@@ -32,9 +32,13 @@ MODULES = (
     "measures",
     "policy",
     "recording",
+    "redact",
     "request",
+    "request_id",
+    "request_log",
     "route",
     "sharing",
+    "sink",
     "stored",
     "upstream",
 )
