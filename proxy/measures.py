@@ -20,7 +20,11 @@ from typing import Final
 from proxy.contentsquare import Api
 from proxy.request import Request
 
-BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# fmt: off
+BOUNDS_S: Final[tuple[float, ...]] = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+)
+# fmt: on
 """The upper bounds of a histogram's buckets, included; one more bucket takes what is beyond them."""
 HOUR: Final = 60
 """Minutes that are kept."""
