@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from functools import lru_cache
+from itertools import compress
 from typing import Any, Final, NamedTuple
 
 from proxy.errors import (
@@ -62,12 +63,50 @@ def _field(name: bytes, line: bytes) -> Field:
     return Field(name, _value(name, line), line)
 
 
+class FieldNames:
+    """The names of a section's fields, in lower case and their order, and where each of them stands.
+
+    Heads mostly have the names of one before, so they share them, and what was found out about them.
+    """
+
+    __slots__ = ("_kept", "_places", "names")
+
+    def __init__(self, names: list[bytes]) -> None:
+        self.names = names
+        self._places: dict[bytes, list[int]] = {}
+        for place, name in enumerate(names):
+            self._places.setdefault(name, []).append(place)
+        self._kept: dict[frozenset[bytes], list[bool]] = {}
+
+    def places(self, name: bytes) -> list[int]:
+        """Where the fields with this name stand."""
+        return self._places.get(name, _NOWHERE)
+
+    def kept(self, drop: frozenset[bytes]) -> list[bool]:
+        """For each name, whether it is not in ``drop``."""
+        kept = self._kept.get(drop)
+        if kept is None:
+            kept = [name not in drop for name in self.names]
+            if len(self._kept) < _MOST_DROPS:
+                self._kept[drop] = kept
+        return kept
+
+    def has_any(self, names: frozenset[bytes]) -> bool:
+        """Whether one of these names is among them."""
+        return not names.isdisjoint(self._places)
+
+
+_NOWHERE: Final[list[int]] = []
+_MOST_DROPS: Final = 8
+"""Our own few sets, and some that the other side's ``Connection`` adds to."""
+
+
 class FieldLines:
-    """The field lines of a head, in their order: as they came, and with lower-case names to compare."""
+    """The field lines of a head, in their order: as they came, and with their lower-case names to compare."""
 
     __slots__ = ("_lines", "_names")
 
-    def __init__(self, names: list[bytes], lines: list[bytes]) -> None:
+    def __init__(self, names: FieldNames, lines: list[bytes]) -> None:
         self._names = names
         self._lines = lines
 
@@ -75,7 +114,7 @@ class FieldLines:
         return len(self._lines)
 
     def __iter__(self) -> Iterator[Field]:
-        for name, line in zip(self._names, self._lines, strict=True):
+        for name, line in zip(self._names.names, self._lines, strict=True):
             yield _field(name, line)
 
     def __eq__(self, other: object) -> bool:
@@ -85,25 +124,21 @@ class FieldLines:
 
     def without(self, drop: frozenset[bytes]) -> list[bytes]:
         """The lines whose names are not in ``drop``."""
-        return [line for name, line in zip(self._names, self._lines, strict=True) if name not in drop]
+        return list(compress(self._lines, self._names.kept(drop)))
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of all fields with this lower-case name, without outer blanks."""
-        count = self._names.count(name)
-        if not count:
-            return []
-        if count == 1:
-            return [_value(name, self._lines[self._names.index(name)])]
-        return [field.value for field in self.among((name,))]
+        places = self._names.places(name)
+        return [_value(name, self._lines[place]) for place in places] if places else []
 
     def among(self, names: Container[bytes]) -> list[Field]:
         """The fields with one of these lower-case names."""
-        pairs = zip(self._names, self._lines, strict=True)
+        pairs = zip(self._names.names, self._lines, strict=True)
         return [_field(name, line) for name, line in pairs if name in names]
 
     def has_any(self, names: frozenset[bytes]) -> bool:
         """Whether there is a field with one of these lower-case names."""
-        return not names.isdisjoint(self._names)
+        return self._names.has_any(names)
 
 
 class FieldSection:
@@ -183,7 +218,7 @@ class RequestHead:
     @classmethod
     def unreadable(cls) -> RequestHead:
         """Stands for a head that can't be read."""
-        return cls(b"", b"", FieldSection(b"", FieldLines([], []), 1))
+        return cls(b"", b"", FieldSection(b"", FieldLines(FieldNames([]), []), 1))
 
 
 class ResponseHead:
@@ -224,28 +259,26 @@ def _split_lines(head: bytes) -> list[bytes]:
     return lines
 
 
-_lower: Final[dict[bytes, bytes]] = {}
-"""Field names seen before, in lower case; bounded, since callers choose them."""
-_LOWER_LIMIT: Final = 2048
+_names: Final[dict[tuple[bytes, ...], FieldNames]] = {}
+"""Names seen together before, as they were spelt; bounded, since the other side chooses them."""
+_NAMES_LIMIT: Final = 256
+_LONGEST_NAMES: Final = 2048
 
 
-def _learn(name: bytes) -> bytes:
-    lower = name.lower()
-    if len(_lower) < _LOWER_LIMIT and len(name) <= 64:
-        _lower[name] = lower
-    return lower
+def _learn(names: tuple[bytes, ...]) -> FieldNames:
+    learnt = FieldNames([name.lower() for name in names])
+    if len(_names) < _NAMES_LIMIT and sum(map(len, names)) <= _LONGEST_NAMES:
+        _names[names] = learnt
+    return learnt
 
 
 def _parse_fields(head: bytes, lines: list[bytes]) -> FieldLines:
     """The field lines after the first line of ``head``, which `_split_lines` has taken apart."""
     del lines[0]
-    names = _FIELD_NAME.findall(head)
+    names = tuple(_FIELD_NAME.findall(head))
     if len(names) != len(lines):
         raise _Syntax(_name_fault(lines))
-    try:
-        return FieldLines([_lower[name] for name in names], lines)
-    except KeyError:
-        return FieldLines([_lower.get(name) or _learn(name) for name in names], lines)
+    return FieldLines(_names.get(names) or _learn(names), lines)
 
 
 def _name_fault(lines: list[bytes]) -> str:

@@ -45,7 +45,7 @@ class Answer:
 
     def age_at(self, now: float) -> float:
         """How old it is, in seconds (RFC 9111, section 4.2.3)."""
-        return (self.age_s or 0.0) + now - self.asked_at
+        return (self.age_s or 0.0) + (now - self.asked_at)  # in this order none is lost to rounding
 
 
 class Store:
