@@ -22,6 +22,7 @@ MODULES = (
     "attempt",
     "body",
     "caching",
+    "callers",
     "chunked",
     "contentsquare",
     "fields",

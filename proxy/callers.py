@@ -102,7 +102,7 @@ class Callers:
 
         Raises CallerUnknown where callers are defined and no key of theirs was sent.
         """
-        if not self._by_digest and b"csq_key=" not in target:
+        if not self._by_digest and target.find(_QUERY_KEY) < 0:
             return None, target
         keys, target = sent_keys(head, target)
         return self.of_keys(keys)[0], target
@@ -145,7 +145,7 @@ def _digest(key: bytes) -> bytes:
 
 def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
     """Every key that a request brings, whichever way, and its target without one."""
-    query_keys, target = _take_query_keys(target) if b"csq_key=" in target else ([], target)
+    query_keys, target = _take_query_keys(target) if _QUERY_KEY in target else ([], target)
     return [*_field_keys(head), *query_keys], target
 
 

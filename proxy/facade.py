@@ -90,7 +90,7 @@ class Facade:
     @staticmethod
     def is_for(target: bytes) -> bool:
         """Whether an origin-form target is answered here."""
-        return _HINT in target and _OURS.match(target) is not None
+        return target.find(_HINT) >= 0 and _OURS.match(target) is not None
 
     async def answer(self, request: Request, target: bytes, callers: Callers, find_route: FindRoute) -> bool:
         """Answer a request; gives back whether the connection can be kept. Raises ProxyError."""

@@ -26,6 +26,10 @@ _DOTS: Final = re.compile(
 )
 _SEGMENT: Final = re.compile(_SEPARATOR, re.IGNORECASE)
 _DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
+# Bytes as numbers: to look for one in bytes is several times as fast as for bytes.
+_DOT: Final = ord(".")
+_PERCENT: Final = ord("%")
+_QUESTION_MARK: Final = ord("?")
 _VERSION: Final = re.compile(rb"v[0-9]+\Z")
 _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
@@ -78,7 +82,7 @@ class Router(Generic[T]):
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
         # No dot segment is spelt without one of these two.
-        path = target.partition(b"?")[0] if b"." in target or b"%" in target else b""
+        path = target.partition(b"?")[0] if _DOT in target or _PERCENT in target else b""
         has_dots = _DOTS.search(path) is not None
         if has_dots:
             _refuse_escape(path, 0)
@@ -142,7 +146,7 @@ def _cut(target: bytes) -> tuple[bytes, bytes]:
     """The first segment of ``target``, and the target after it."""
     slash = target.find(b"/", 1)
     first = target[1:slash] if slash > 0 else target[1:]
-    if slash > 0 and b"?" not in first:
+    if slash > 0 and _QUESTION_MARK not in first:
         return first, target[slash:]
     first, mark, query = target[1:].partition(b"?")
     return first, b"/" + mark + query

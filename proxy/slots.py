@@ -43,7 +43,8 @@ class Slots:
         self._limit = 0
         self._allowance = 0
         self._open = 0  # the allowance, or 0 during a pause
-        self._round = 0
+        self.round = 0
+        """Grows with each shrinking; tell `refused` which one a request began in."""
         self._answers = 0
         self._refusals_in_a_row = 0
         self._cool_down_s = COOL_DOWN_S[0]
@@ -94,11 +95,6 @@ class Slots:
         """How many of the `limit` are ours at present: fewer while the cloud refuses for others' sake."""
         return self._allowance
 
-    @property
-    def round(self) -> int:
-        """Grows with each shrinking; tell `refused` which one a request began in."""
-        return self._round
-
     def refused(self, began_in: int) -> None:
         """The cloud refused a request because too many run at once; call it before `release`.
 
@@ -106,9 +102,9 @@ class Slots:
         are one sign, not several.
         """
         self._answers = 0
-        if began_in != self._round:
+        if began_in != self.round:
             return
-        self._round += 1
+        self.round += 1
         if self._successor is not None:
             self._successor.refused(self._successor.round)
             return
@@ -126,10 +122,10 @@ class Slots:
         pause_s = min(last_s, first_s * 2 ** min(self._refusals_in_a_row - 1, 16))
         self._open = 0
         pause_s *= random.uniform(0.75, 1.25)  # noqa: S311 - so that several proxies don't come back together
-        asyncio.get_running_loop().call_later(pause_s, self._resume, self._round)
+        asyncio.get_running_loop().call_later(pause_s, self._resume, self.round)
 
     def _resume(self, paused_in: int) -> None:
-        if paused_in == self._round:
+        if paused_in == self.round:
             self._open = self._allowance
             self._grant()
 
