@@ -45,6 +45,7 @@ class Sink:
         self._lines: list[str] = []
         self._unwritten = bytearray()
         self._due_in: asyncio.AbstractEventLoop | None = None
+        self._retried_in: asyncio.AbstractEventLoop | None = None
         self._stream: IO[str] | None = None
         self._raw: Any = None
         self._poll: select.poll | None = None
@@ -147,7 +148,13 @@ class Sink:
         with contextlib.suppress(RuntimeError):  # without an event loop: at the next line, or at the end
             loop = asyncio.get_running_loop()
             self._due_in = loop
-            loop.call_later(RETRY_S, self.flush)
+            if loop is not self._retried_in:  # one timer, however many lines come meanwhile
+                self._retried_in = loop
+                loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._retried_in = None
+        self.flush()
 
     def _drop_unwritten(self) -> None:
         self.dropped += self._unwritten.count(b"\n")

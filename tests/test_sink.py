@@ -164,6 +164,26 @@ async def test_what_waits_for_a_reader_is_bounded_and_the_rest_is_counted() -> N
 
 
 @on_posix
+def test_however_many_lines_wait_one_timer_looks_whether_they_can_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[Callable[[], object]] = []
+
+    class Loop:
+        def call_later(self, _delay_s: float, callback: Callable[[], object]) -> None:
+            timers.append(callback)
+
+    loop, one = Loop(), Sink(unchanged)
+    with pipe() as (_, stream):
+        one.stream = stream
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+        for _ in range(100):
+            one.write("x" * 4096)  # more than a pipe holds
+        assert len(timers) == 1
+        timers.pop()()
+        assert len(timers) == 1  # it still can't
+        one.stream = None
+
+
+@on_posix
 async def test_who_reads_again_gets_whole_lines() -> None:
     one = Sink(unchanged)
     with pipe() as (reader, stream):
