@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from functools import lru_cache
 
 from proxy.contentsquare import Api
@@ -102,7 +101,7 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
     if exchange is not None:
         values["wait_ms"] = _ms(request.waited_s)
     if request.sent_at:
-        values["upstream_ms"] = _ms(time.perf_counter() - request.sent_at)
+        values["upstream_ms"] = _ms(request.began_at + took_s - request.sent_at)
     values["total_ms"] = _ms(took_s)
     if request.replays:
         values["replayed"] = list(request.replays)

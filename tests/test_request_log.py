@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import re
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -137,6 +139,20 @@ async def test_the_line_of_a_request_holds_what_an_operator_looks_for(logged: Lo
         "request_id": "report-7",
         "trace_id": TRACE,
     }
+
+
+async def test_what_we_do_after_the_answer_is_in_no_time(logged: Logged) -> None:
+    class Slow(Counter[str]):
+        def __setitem__(self, key: str, value: int) -> None:
+            if not value:  # the request is over
+                time.sleep(0.03)
+            super().__setitem__(key, value)
+
+    async with gateway(callers={"tool": {"key": "canary-key"}}) as proxy:
+        proxy.app._gateway._in_flight = Slow()
+        await proxy.call(b"GET /v1/x", b"X-API-Key: canary-key")
+    (line,) = logged()
+    assert line["upstream_ms"] <= line["total_ms"]
 
 
 async def test_the_keys_come_in_their_order(logged: Logged) -> None:
