@@ -54,7 +54,7 @@ def descriptor_limit() -> int | None:
 
 
 def leave_on_signals() -> None:
-    """A stop while we are still starting is a clean one, too; `_StopSignals` takes over from here."""
+    """A stop while we are still starting is a clean one, too; `StopSignals` takes over from here."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
 

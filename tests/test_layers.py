@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import proxy
 
 PACKAGE = Path(proxy.__file__).parent
+README = Path(__file__).parent.parent / "README.md"
 SANDBOX = "sandbox"
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -267,6 +269,11 @@ TREES = list(modules())
 def test_every_module_has_its_place_in_the_table() -> None:
     homeless = {name for name, _ in TREES} - set(MAY_IMPORT)
     assert not homeless, f"proxy.{homeless}: give each a row in MAY_IMPORT, next to those that it resembles"
+
+
+def test_the_readme_names_every_module() -> None:
+    told = set(re.findall(r"`(\w+)\.py`", README.read_text(encoding="utf-8")))
+    assert told == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("module", sorted(MAY_IMPORT))
