@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 300.0
 """For all of it: a secret command takes up to 10 s, and there may be many."""
-_LEAVE_S = 1.0
+_LEAVE_S = 3.0
 """For a child that isn't wanted any longer to end its secret command and itself."""
 # With -P and our search path it has the modules that we have, and none of the working directory.
 _CHILD = """
