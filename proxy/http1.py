@@ -32,7 +32,10 @@ MAX_FIELDS: Final = 512
 _TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _TOKEN: Final = re.compile(rb"[" + _TCHAR + rb"]+\Z")
 _FIELD_NAME: Final = re.compile(rb"\n([" + _TCHAR + rb"]+):")
-_REQUEST_LINE: Final = re.compile(rb"([" + _TCHAR + rb"]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\Z")
+_COMMON_METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+_TARGET_BYTES: Final = bytes({*range(0x21, 0x100)} - {0x7F})
+_VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
+_VERSIONS: Final = {b"HTTP/1.0": 0, b"HTTP/1.1": 1}
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}\Z")
 BARE_BREAK: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
@@ -387,17 +390,23 @@ def _bad_request(why: _Syntax) -> BadRequest:
 
 def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     """Method, target, and the minor version."""
-    match = _REQUEST_LINE.match(line)
-    if match is None:
+    parts = line.split(b" ")
+    if len(parts) != 3:
         raise _Syntax("a malformed request line")
-    method, target, major, minor = match.groups()
-    if major != b"1" or minor not in (b"0", b"1"):
+    method, target, version = parts
+    is_token = method in _COMMON_METHODS or _TOKEN.match(method)
+    if not is_token or not target or target.translate(None, _TARGET_BYTES):
+        raise _Syntax("a malformed request line")
+    minor = _VERSIONS.get(version)
+    if minor is None:
+        if not _VERSION.match(version):
+            raise _Syntax("a malformed request line")
         raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
     if len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES:
         raise TargetTooLong(
             f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is odd."
         )
-    return method, target, 1 if minor == b"1" else 0
+    return method, target, minor
 
 
 def _field_section(head: bytes, raw: bytes, minor: int) -> FieldSection:

@@ -236,20 +236,28 @@ class CallerConnection(RequestHandler):
         requests = self._parser.feed_data(data)
         if not requests:
             return
+        if self._waiter is not None and len(requests) == 1 and not self._messages:
+            self._parser.message_consumed()
+            self._take_up(requests[0])
+            return
         self._messages.extend(requests)
         if not self._buffer_paused and len(self._messages) >= self._max_msg_queue_size:
             self._pause_reading_for_buffer()
         if self._waiter is not None:
-            self._take_up()
+            self._take_up(self._next_message())
 
-    def _take_up(self) -> None:
-        """Begin on the next request; the task has to answer it where that can't be."""
-        self._waiter = None
+    def _next_message(self) -> Request:
+        self._waiter = None  # whatever is read on below must not begin another
         request = self._messages.popleft()
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
+        return request
+
+    def _take_up(self, request: Request) -> None:
+        """Begin on the next request; the task has to answer it where that can't be."""
+        self._waiter = None
         self._request_in_progress = True
         self._current_request = request
         if not self._handler.begin(request):
@@ -270,10 +278,11 @@ class CallerConnection(RequestHandler):
             self.interrupted()
             return
         self._count_answer()
-        request.body.release()
+        if request.body.received:
+            request.body.release()
         self._waiter = self._turn
         if self._messages:
-            self._take_up()
+            self._take_up(self._next_message())
 
     def _count_answer(self) -> None:
         self._current_request = None
@@ -307,7 +316,7 @@ class CallerConnection(RequestHandler):
         """Wait until there is a request for the task: the current one."""
         self._waiter = self._turn = self._loop.create_future()
         if self._messages:
-            self._take_up()
+            self._take_up(self._next_message())
         try:
             await self._turn
         finally:

@@ -142,7 +142,9 @@ def launch_ours(python: str, job: Job) -> Launch:
         scheme=cloud.scheme,
     )
     command = [python, "-m", "proxy", "serve", "--config", job.write("config.toml", config)]
-    return Launch(command, {"PYTHONPATH": str(job.source), "PYTHONUNBUFFERED": ""})
+    # An installed program has its bytecode; here the first start writes it.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(job.folder.parent / "bytecode")}
+    return Launch(command, {"PYTHONPATH": str(job.source), "PYTHONUNBUFFERED": "", **bytecode})
 
 
 # Python
