@@ -26,6 +26,7 @@ RETRY_S = 0.05
 """Between two looks whether a stream takes more."""
 EXIT_WAIT_S = 1.0
 """For a reader that doesn't read, at the program's end."""
+_LINE_BREAK = 0x0A
 _PIECE_BYTES = getattr(select, "PIPE_BUF", 512)
 """What can be written without blocking once poll(2) says that something can."""
 
@@ -44,6 +45,8 @@ class Sink:
         self._is_flushing = False
         self._lines: list[str] = []
         self._unwritten = bytearray()
+        self._is_in_line = False  # its rest is in `_unwritten`
+        self._is_cut = False  # its rest is lost
         self._due_in: asyncio.AbstractEventLoop | None = None
         self._retried_in: asyncio.AbstractEventLoop | None = None
         self._stream: IO[str] | None = None
@@ -62,6 +65,7 @@ class Sink:
             self.flush()
             if stream is not self._stream:
                 self._drop_unwritten()
+                self._is_cut = False
             self._stream = stream
             binary = getattr(stream, "buffer", None)
             # Past the buffers, so that a line that failed doesn't stay in one and come out in pieces.
@@ -120,6 +124,7 @@ class Sink:
                 written = self._write_some()
                 if not written:
                     break
+                self._is_in_line = self._unwritten[written - 1] != _LINE_BREAK
                 del self._unwritten[:written]
         except (OSError, ValueError, AttributeError):
             # ValueError is a closed file's; AttributeError that of no stream at all.
@@ -139,6 +144,9 @@ class Sink:
             stream.write(self._unwritten.decode())
             stream.flush()
             return len(self._unwritten)
+        if self._is_cut and not self._raw.write(b"\n"):
+            return None
+        self._is_cut = False
         piece = self._unwritten if self._poll is None else self._unwritten[:_PIECE_BYTES]
         written: int | None = self._raw.write(bytes(piece))
         self._raw.flush()
@@ -159,6 +167,7 @@ class Sink:
     def _drop_unwritten(self) -> None:
         self.dropped += self._unwritten.count(b"\n")
         self._unwritten.clear()
+        self._is_cut, self._is_in_line = self._is_cut or self._is_in_line, False
 
 
 def _poll_of(raw: Any) -> select.poll | None:

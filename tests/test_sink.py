@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from harness import WAIT_S
@@ -123,6 +124,36 @@ def test_lines_of_many_threads_and_of_destructors_are_all_written() -> None:
     assert stream.getvalue().count("line") == 800
     assert "destroyed" in stream.getvalue()
     assert one.dropped == 0
+
+
+class Full(io.RawIOBase):
+    """A raw stream on a disk that is full while ``left`` bytes are none."""
+
+    left = 0
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        if not self.left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        piece = bytes(content[: self.left])
+        self.left -= len(piece)
+        self.taken += piece
+        return len(piece)
+
+
+def test_what_is_left_of_a_line_that_was_cut_spoils_no_other() -> None:
+    disk, one = Full(), Sink(unchanged)
+    one.stream = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8")
+    for left in (100, 3, 0, 2, 100, 100, 0, 100):
+        disk.left = left
+        one.write("line")
+    assert disk.taken == b"line\nlin\nl\nline\nline\nline\n"
+    assert one.dropped == 4
 
 
 @on_posix
