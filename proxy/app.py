@@ -15,6 +15,7 @@ from typing import Self
 
 from proxy import log, notify
 from proxy.activation import PassedSocket
+from proxy.errors import ConfigError, ListenError
 from proxy.events import EventLog
 from proxy.expiry import ExpiryWatch
 from proxy.gateway import Gateway
@@ -118,10 +119,10 @@ class App:
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[App]:
-        """The listeners are open within; on leaving everything is closed."""
-        first = plan(self._settings, None)
-        self._listeners.bind(self._settings, self._passed)
+        """The listeners are open within; on leaving everything is closed. A bug is logged and comes out."""
         try:
+            first = plan(self._settings, None)
+            self._listeners.bind(self._settings, self._passed)
             async with _Background() as background:
                 self._spawn = background.spawn
                 try:
@@ -134,6 +135,11 @@ class App:
                     yield self
                 finally:
                     self._listeners.abort()
+        except (ConfigError, ListenError):
+            raise
+        except Exception:  # a bug; told here, for after the end nobody knows any longer what is secret
+            self._log.critical("stopped_by_bug", exc_info=True)
+            raise
         finally:
             await self._end()
 

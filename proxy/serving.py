@@ -16,7 +16,7 @@ from proxy.activation import PassedSocket
 from proxy.app import App
 from proxy.console import say
 from proxy.errors import ConfigError, ListenError
-from proxy.log import configure, get_logger
+from proxy.log import configure
 from proxy.project import Project
 from proxy.settings import WILDCARDS, Settings
 
@@ -79,8 +79,7 @@ async def serve(
     except (ConfigError, ListenError):
         raise
     except Exception:  # noqa: BLE001 - a bug, in a background task mostly: never a half-dead proxy
-        get_logger("proxy").critical("stopped_by_bug", exc_info=True)
-        raise SystemExit(1) from None
+        raise SystemExit(1) from None  # it is logged
 
 
 def _summary(app: App, settings: Settings) -> str:

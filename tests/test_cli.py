@@ -270,7 +270,7 @@ BUG = """
 from proxy.upstream import Upstreams
 from proxy.__main__ import main
 async def run(self):
-    raise ZeroDivisionError("the bug")
+    raise ZeroDivisionError("the bug, with canary-secret in its words")
 Upstreams.run = run
 main()
 """
@@ -285,7 +285,7 @@ def test_a_bug_in_a_background_task_ends_the_process_with_1_and_a_logged_traceba
     assert code == 1
     line = json.loads(errors.splitlines()[-1])
     assert (line["event"], line["level"]) == ("stopped_by_bug", "critical")
-    assert "ZeroDivisionError: the bug" in line["exception"]
+    assert "ZeroDivisionError: the bug, with [redacted] in its words" in line["exception"]
     assert "canary" not in errors
 
 

@@ -181,6 +181,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "app": {
         "activation",
+        "errors",
         "events",
         "expiry",
         "gateway",
