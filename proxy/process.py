@@ -60,6 +60,6 @@ def leave_on_signals() -> None:
 
 
 def ignore_hangup() -> None:
-    """What asks a running proxy to reload must not end one that is still starting."""
+    """What asks a running proxy to reload must not end one that is still starting, nor its child."""
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -24,7 +24,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
 
 from proxy.errors import ConfigError
-from proxy.process import harden
+from proxy.process import harden, ignore_hangup
 
 if TYPE_CHECKING:
     from proxy.settings import Settings
@@ -143,6 +143,7 @@ def _load(asked: tuple[Path | None, Mapping[str, Any]]) -> Settings:
 def answer() -> NoReturn:
     """Be the child: take what is asked for, print the settings or the faults, end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends a secret command, too
+    ignore_hangup()  # it asks our parent to reload, and may be sent to its whole group
     harden()
     asked = pickle.load(sys.stdin.buffer)  # noqa: S301 - our parent's
     threading.Thread(target=_leave_with_parent, daemon=True).start()

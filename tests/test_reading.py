@@ -237,6 +237,21 @@ def test_a_reading_that_is_given_up_ends_its_process(much: Path, listener: socke
         assert has_ended(command)
 
 
+@needs_signals
+def test_what_asks_the_proxy_to_reload_does_not_end_a_reading(much: Path, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1); print('told')"
+    command = json.dumps([sys.executable, "-c", code])
+    write(much, CONFIG.replace('client_secret = "canary-secret"', f"client_secret_command = {command}"))
+    with Reading(much, {}) as under_way:
+        held, _ = listener.accept()
+        assert under_way._child is not None
+        under_way._child.send_signal(signal.SIGHUP)  # as to all of a service, or of a terminal
+        with held:
+            held.sendall(b"x")
+        assert under_way.settings().projects["shop"].client_secret == Secret("told")
+
+
 # ---- the process that serves
 
 WITNESS = """
