@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness import TokenServer, Upstream, gateway
+from harness import WAIT_S, TokenServer, Upstream, gateway
 
 from proxy.events import INTERVALS_S, MOST_KINDS, QUIET_S, EventLog
 from proxy.log import configure
@@ -187,8 +187,9 @@ async def test_a_token_endpoint_that_fails_is_one_warning_until_it_recovers(
     configure("info", "json", stream)
     token = TokenServer(status=503)
     async with gateway(token=token) as proxy:
-        while len(token.requests) < 4:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(WAIT_S):
+            while len(token.requests) < 4:
+                await asyncio.sleep(0.01)
         token.status = 200
         assert (await proxy.call(b"GET /v1/x")).status == 200
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
