@@ -38,6 +38,8 @@ _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """They name no field that isn't dropped anyway."""
+_MOST_HOPS: Final = 999_999_999
+"""Of ``Max-Forwards``: who sends more gets this, as RFC 9110 allows."""
 
 
 def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
@@ -83,9 +85,10 @@ def _one_hop_less(line: bytes) -> bytes:
     """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); at 0 the request doesn't come here."""
     name, _, value = line.partition(b":")
     hops = value.strip(b" \t")
-    if name.lower() != b"max-forwards" or not (hops.isdigit() and int(hops)):
+    if name.lower() != b"max-forwards" or not hops.isdigit():
         return line
-    return b"%b: %d" % (name, int(hops) - 1)
+    hops = hops.lstrip(b"0")
+    return b"%b: %d" % (name, int(hops or b"1") - 1 if len(hops) < 10 else _MOST_HOPS)
 
 
 def _status_line(head: ResponseHead) -> bytes:

@@ -88,6 +88,6 @@ class Guard:
 def _is_last_hop(head: RequestHead) -> bool:
     """RFC 9110, section 7.6.2: at 0 the request is for who has it."""
     return any(
-        field.name == b"max-forwards" and field.value.isdigit() and not int(field.value[:9])
+        field.name == b"max-forwards" and field.value.isdigit() and not field.value.strip(b"0")
         for field in head.steering
     )

@@ -132,6 +132,8 @@ DATE = b"Date: Tue, 24 Nov 2026 10:00:00 GMT"
         ((DATE, b"Expires: 0"), 0),
         ((b"Expires: Tue, 24 Nov 2026 10:00:09 GMT",), 0),
         ((b"Date: never", b"Expires: Tue, 24 Nov 2026 10:00:09 GMT"), 0),
+        ((DATE, b"Expires: Tue, 24 Nov 20260000000 10:00:09 GMT"), 0),
+        ((DATE, b"Expires: Tue, 24 Nov 2026 10:00:09 +99999999999999"), 0),
     ],
 )
 def test_the_cloud_can_say_how_long_an_answer_is_fresh(lines: tuple[bytes, ...], lifetime_s: float) -> None:

@@ -280,3 +280,14 @@ async def test_a_caller_that_leaves_as_a_second_try_is_due_holds_nothing(
             ("2xx", 1),
         ]
         writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [(b"0" * 12 + b"12", b"11"), (b"9" * 12, b"999999999"), (b"9" * 5000, b"999999999")]
+)
+async def test_max_forwards_of_any_length_is_counted_down(given: bytes, sent: bytes) -> None:
+    cloud = Upstream()
+    async with gateway(cloud) as proxy:
+        answer = await proxy.call(b"OPTIONS /v1/x", b"Max-Forwards: " + given)
+        assert answer.status == 200
+        assert cloud.requests[-1].values(b"max-forwards") == [sent]
