@@ -90,7 +90,7 @@ class FieldNames:
         kept = self._kept.get(drop)
         if kept is None:
             kept = [name not in drop for name in self.names]
-            if len(self._kept) < _MOST_DROPS:
+            if len(self._kept) < _MOST_DROPS and _is_small(drop):
                 self._kept[drop] = kept
         return kept
 
@@ -102,6 +102,11 @@ class FieldNames:
 _NOWHERE: Final[list[int]] = []
 _MOST_DROPS: Final = 8
 """Our own few sets, and some that the other side's ``Connection`` adds to."""
+_LARGEST_DROP: Final = 32
+
+
+def _is_small(drop: frozenset[bytes]) -> bool:
+    return len(drop) <= _LARGEST_DROP and sum(map(len, drop)) <= _LONGEST_NAMES
 
 
 class FieldLines:
@@ -270,7 +275,9 @@ _LONGEST_NAMES: Final = 2048
 
 def _learn(names: tuple[bytes, ...]) -> FieldNames:
     learnt = FieldNames([name.lower() for name in names])
-    if len(_names) < _NAMES_LIMIT and sum(map(len, names)) <= _LONGEST_NAMES:
+    if sum(map(len, names)) <= _LONGEST_NAMES:
+        if len(_names) >= _NAMES_LIMIT:
+            _names.clear()  # so that nobody can fill it for good; what is common is soon back
         _names[names] = learnt
     return learnt
 

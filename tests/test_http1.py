@@ -20,6 +20,7 @@ from proxy.errors import (
 from proxy.http1 import (
     MAX_FIELDS,
     MAX_LINE_BYTES,
+    FieldNames,
     RequestHead,
     ResponseHead,
     parse_request_head,
@@ -515,3 +516,23 @@ def test_a_section_is_shared_only_by_the_same_bytes_in_the_same_version() -> Non
         b"GET /2 HTTP/1.1\r\nHost: x",
     ):
         assert parse_request_head(other, first.section).section is not first.section
+
+
+def test_what_was_found_out_about_names_is_kept_only_for_few_and_short_options() -> None:
+    names = FieldNames([b"host", b"accept"])
+    few = frozenset((b"host",))
+    assert names.kept(few) is names.kept(few)
+    for drop in (
+        frozenset(b"option-%d" % number for number in range(4096)),
+        frozenset((b"host", b"o" * 32 * 1024)),
+    ):
+        assert names.kept(drop) == [name not in drop for name in names.names]
+        assert names.kept(drop) is not names.kept(drop)
+
+
+def test_names_that_come_after_many_others_are_learnt_all_the_same() -> None:
+    for number in range(1000):
+        request(b"X-%d: 1" % number)
+    first, second = (request(b"Late: %d" % number).fields for number in (1, 2))
+    assert first != second
+    assert first._names is second._names
