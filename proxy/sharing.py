@@ -65,7 +65,7 @@ class Sharing:
         found = self._find(exchange) if request.recorder is None else None
         while isinstance(found, Recording):
             answer = await found.follow(request)
-            if answer is not None:
+            if answer is not None and (answer.age_s or 0.0) <= terms_of(request.head.section).max_age_s:
                 return await _write(request, answer, "collapsed")
             if found.is_vacant:
                 found = self._find(exchange, then=b"; collapsed=?0")

@@ -160,6 +160,19 @@ async def test_a_fresh_answer_is_served_from_memory_and_says_so() -> None:
         assert len(proxy.upstream.errors) == 0
 
 
+async def test_an_answer_on_its_way_that_is_older_than_a_caller_wants_is_not_its_own() -> None:
+    cloud = Cloud(lambda _, number: json_answer(b"[%d]" % number, b"Age: 60"))
+    async with sharing(cloud, shop={"coalesce": True}) as proxy, together(proxy, 1) as (first,):
+        await until(lambda: len(cloud.requests) == 1)
+        others = [
+            asyncio.create_task(proxy.call(GET, b"Cache-Control: max-age=%d" % age_s)) for age_s in (59, 60)
+        ]
+        await until(lambda: project_of(proxy).running == 3)
+        cloud.gate.set()
+        assert [(await call).body for call in (first, *others)] == [b"[1]", b"[2]", b"[1]"]
+        assert status_of(await others[0]) == b"csq-proxy; fwd=miss; collapsed=?0"
+
+
 async def test_an_answer_is_asked_for_again_once_it_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = Cloud().opened()
     async with sharing(cloud, shop={"cache": "10s"}) as proxy:
