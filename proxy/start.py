@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def usual(arguments: Sequence[str]) -> Options | None:
     if not known or not all(value and not value.startswith("-") for value in found.values()):
         return None
     config, host, port = (found.get(f"--{name}") for name in Options._fields)
-    if port is not None and not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65_535):
         return None
     return Options(Path(config) if config else None, host, int(port) if port else None)
 

@@ -356,6 +356,7 @@ def test_the_usual_command_line_means_what_it_means_to_typer(
         ["serve", "--config=", "x"],
         ["serve", "--config", "--port", "1"],
         ["serve", "--port", "65536"],
+        ["serve", "--port", "1" * 5000],  # more than Python makes a number of
         ["serve", "--port", "-1"],
         ["serve", "--port", "²"],
         ["serve", "surplus"],
