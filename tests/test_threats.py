@@ -7,6 +7,7 @@ canary); here each threat is met by the whole.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trustme
@@ -177,10 +179,20 @@ async def test_a_read_only_caller_or_project_changes_nothing(table: str) -> None
         assert not upstream.requests
 
 
-def test_a_callers_key_is_compared_in_constant_time_and_held_as_a_digest() -> None:
-    known = callers.Callers({"bi": CallerSettings(key=Secret("key-of-bi-123"))})
-    assert "key-of-bi" not in repr(vars(known))
-    assert "compare_digest" in callers.Callers._find.__code__.co_names
+def test_a_callers_key_is_compared_in_constant_time_and_held_as_a_digest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {"bi": "key-of-bi-123", "etl": "key-of-etl-123"}
+    known = callers.Callers({name: CallerSettings(key=Secret(key)) for name, key in keys.items()})
+    held = {name: getattr(known, name) for name in dir(known) if not name.startswith("__")}
+    assert "_by_digest" in held
+    assert "key-of" not in repr(held)
+    compare = Mock(side_effect=hmac.compare_digest)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    found = known._find(b"key-of-bi-123")
+    assert found is not None
+    assert found.name == "bi"
+    assert compare.call_count == len(keys), "one that is found early is answered earlier"
 
 
 # A token endpoint or a cloud gone bad
