@@ -190,10 +190,5 @@ def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:
         ends = min(parsedate_to_datetime(value.decode("ascii")) for value in expires)
         sent = parsedate_to_datetime(fields.values(b"date")[0].decode("ascii"))
         return max(0.0, (ends - sent).total_seconds())
-    except (
-        ValueError,
-        IndexError,
-        TypeError,
-        OverflowError,
-    ):  # RFC 9111, section 5.3: "0" is one that is over
-        return 0.0
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return 0.0  # RFC 9111, section 5.3: "0" is one that is over

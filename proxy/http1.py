@@ -90,7 +90,9 @@ class FieldNames:
         kept = self._kept.get(drop)
         if kept is None:
             kept = [name not in drop for name in self.names]
-            if len(self._kept) < _MOST_DROPS and _is_small(drop):
+            if _is_small(drop):
+                if len(self._kept) >= _MOST_DROPS:
+                    self._kept.clear()
                 self._kept[drop] = kept
         return kept
 

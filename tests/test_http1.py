@@ -528,6 +528,10 @@ def test_what_was_found_out_about_names_is_kept_only_for_few_and_short_options()
     ):
         assert names.kept(drop) == [name not in drop for name in names.names]
         assert names.kept(drop) is not names.kept(drop)
+    for number in range(100):
+        names.kept(frozenset((b"option-%d" % number,)))
+    late = frozenset((b"late",))
+    assert names.kept(late) is names.kept(late)
 
 
 def test_names_that_come_after_many_others_are_learnt_all_the_same() -> None:
