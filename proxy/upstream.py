@@ -8,6 +8,7 @@ A `Connection` is in one of these states, and only `Pool` moves it between lists
 
     idle    in its pool's list; a byte or EOF that arrives now closes it
     busy    a sink is set; exactly one of sink.on_end and sink.on_failure will be called
+            (both, where on_end raises)
     closed  never used again
 
 Sources: RFC 9112 (sections 6, 7, 9).
@@ -390,7 +391,11 @@ class Connection(asyncio.Protocol):
             self._pool.give_back(self)
         else:
             self.close()
-        sink.on_end(trailers)
+        try:
+            sink.on_end(trailers)
+        except Exception:  # a bug; nobody else would tell the sink that nothing more comes
+            sink.on_failure(ConnectionLost("the end of the answer could not be handled"))
+            raise
 
     def _fail(self, error: UpstreamError) -> None:
         sink = self._sink

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
-from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message
+from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns
 
 from proxy.gateway import Gateway
 from proxy.server import CallerConnection
@@ -280,6 +281,27 @@ async def test_a_caller_that_leaves_as_a_second_try_is_due_holds_nothing(
             ("2xx", 1),
         ]
         writer.transport.abort()
+
+
+async def test_a_bug_as_an_answer_ends_cuts_its_caller_off_and_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    async with gateway() as proxy:
+        assert (await proxy.call(b"GET /v1/x")).status == 200
+        [project] = proxy.app.projects()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        with monkeypatch.context() as broken:
+            broken.setattr(project.slots, "answered", None)
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /v1/x"))
+            async with asyncio.timeout(WAIT_S):
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+        await turns()
+        assert (project.running, project.slots.in_use) == (0, 0)
+        assert len(told) == 1
+        assert (await proxy.call(b"GET /v1/x")).status == 200
 
 
 @pytest.mark.parametrize(
