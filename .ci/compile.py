@@ -32,6 +32,7 @@ MODULES = (
     "http1",
     "measures",
     "policy",
+    "quick_log",
     "recording",
     "redact",
     "request",

@@ -17,12 +17,10 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from json.encoder import encode_basestring
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
+from proxy.quick_log import Output, QuickLogger, Rendering
 from proxy.redact import Redactor
 from proxy.sink import Sink
 
@@ -43,13 +41,11 @@ if TYPE_CHECKING:
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")
 _QUOTED_IN_TEXT = frozenset(" \t=\r\n\"'")
-_MOST_TEMPLATES = 64
-_BARE = frozenset((int, float))
-"""Values that are written as Python writes them, in both renderings."""
 
 redactor = Redactor()
 """The one that every line goes through."""
 _sink = Sink(redactor.redact)
+_output = Output(_sink)
 redactor.before_discard = _sink.flush
 
 
@@ -87,16 +83,16 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  
     ``level`` and ``format`` are those of the ``[log]`` table; ``format`` "auto" is text on a terminal and
     JSON lines elsewhere. ``stream`` None is standard error.
     """
-    global _rendering  # noqa: PLW0603 - logging is the process's
     _sink.stream = sys.stderr if stream is None else stream
     is_terminal = _is_terminal(_sink.stream)
     as_text = format == "text" or (format == "auto" and is_terminal)
     number = logging.getLevelNamesMapping()[level.upper()]
-    _rendering = _text(number, colors=is_terminal and _wants_colors()) if as_text else _json(number)
+    rendering = _text(number, colors=is_terminal and _wants_colors()) if as_text else _json(number)
+    _output.rendering = rendering
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     start: list[Processor] = [add_logger_name, structlog.stdlib.add_log_level, stamp]
     structlog.configure(
-        processors=[*start, *_rendering.processors],
+        processors=[*start, *rendering.processors],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         context_class=dict,
         logger_factory=_NamedSink,
@@ -105,7 +101,7 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  
     _handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=start,
-            processors=[ProcessorFormatter.remove_processors_meta, *_rendering.processors],
+            processors=[ProcessorFormatter.remove_processors_meta, *rendering.processors],
         )
     )
     root = logging.getLogger()
@@ -120,58 +116,9 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
-class QuickLogger:
-    """Logs as `get_logger` does, at a fraction of the cost, what is logged very often with the same keys.
-
-    The line is rendered as any other once for each level, event and set of keys, and then filled in. It is
-    written at the end of the event loop's turn, together with others. Follows every later `configure`;
-    to be used in one thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._templates: dict[tuple[str, str, tuple[str, ...]], str] = {}
-        self._rendering = _rendering
-        self._second, self._second_text = 0, ""
-
-    def is_enabled_for(self, level: int) -> bool:
-        """Whether a line of this level of the standard library's is written."""
-        return level >= _rendering.level
-
-    def log(self, level: str, event: str, values: Mapping[str, object]) -> None:
-        """Write a line, whatever the configured level is."""
-        rendering = _rendering
-        if rendering is not self._rendering:
-            self._templates.clear()
-            self._rendering = rendering
-        kind = (level, event, tuple(values))
-        template = self._templates.get(kind) or self._learn(kind)
-        write, write_text = rendering.write_value, rendering.write_text
-        filled = [
-            value if type(value) in _BARE else write_text(value) if isinstance(value, str) else write(value)
-            for value in values.values()
-        ]
-        _sink.write_soon(template % (self._stamp(), *filled))
-
-    def _learn(self, kind: tuple[str, str, tuple[str, ...]]) -> str:
-        level, event, keys = kind
-        marks = {key: f"@{place}@" for place, key in enumerate(keys)}
-        line: Any = {"timestamp": "@now@", "level": level, "logger": self._name, "event": event, **marks}
-        for process in self._rendering.processors:
-            line = process(None, level, line)
-        template = str(line).replace("%", "%%").replace("@now@", "%s", 1)
-        for mark in marks.values():
-            template = template.replace(self._rendering.write_text(mark), "%s", 1)
-        if len(self._templates) < _MOST_TEMPLATES:
-            self._templates[kind] = template
-        return template
-
-    def _stamp(self) -> str:
-        """The time as other lines have it; most of the text is made once a second."""
-        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-        if second != self._second:
-            self._second, self._second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{nanoseconds // 1000:06d}Z"
+def quick_logger(name: str) -> QuickLogger:
+    """A logger for what is logged very often with the same keys; see there."""
+    return QuickLogger(name, _output)
 
 
 def dropped_lines() -> int:
@@ -191,27 +138,16 @@ def _wants_colors() -> bool:
     return sys.platform != "win32" and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-@dataclass(frozen=True, slots=True)
-class _Rendering:
-    """How a line comes about: by structlog's processors, or value by value."""
-
-    level: int
-    processors: list[Processor]
-    write_value: Callable[[Any], str]
-    write_text: Callable[[str], str]
-    """As `write_value` for what is text."""
-
-
-def _text(level: int, *, colors: bool) -> _Rendering:
+def _text(level: int, *, colors: bool) -> Rendering:
     # The plain traceback: rich's shows local variables, and so secrets.
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return _Rendering(level, [_escape_controls, renderer], repr, _text_value)
+    return Rendering(level, [_escape_controls, renderer], repr, _text_value)
 
 
-def _json(level: int) -> _Rendering:
-    return _Rendering(
+def _json(level: int) -> Rendering:
+    return Rendering(
         level, [structlog.processors.format_exc_info, _render_json], _json_value, encode_basestring
     )
 
@@ -252,7 +188,3 @@ def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 
 def _plain(value: object) -> object:
     return value.value if isinstance(value, enum.Enum) else str(value)
-
-
-_rendering = _Rendering(logging.CRITICAL + 1, [], str, str)
-"""That of the last `configure`; nothing is logged quickly before."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from proxy.contentsquare import Api
 from proxy.forward import Exchange
-from proxy.log import QuickLogger
+from proxy.log import quick_logger
 from proxy.project import Project
 from proxy.request import Request
 from proxy.request_id import request_id, trace_id
@@ -55,7 +55,7 @@ class RequestLog:
     """Writes the line of each request that is over."""
 
     def __init__(self) -> None:
-        self._log = QuickLogger("proxy")
+        self._log = quick_logger("proxy")
 
     def tell(self, request: Request, took_s: float) -> None:
         """It ended ``took_s`` after its beginning."""

@@ -28,7 +28,8 @@ import structlog
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from proxy import log
+from proxy import log, quick_log
+from proxy.quick_log import QuickLogger
 from proxy.redact import Redactor
 
 SECRET = "hush-hush/secret+with=signs"
@@ -522,7 +523,7 @@ def test_a_line_is_written_whole_or_waits_until_it_can_be() -> None:
 def at_once(write: Callable[[Any], object], level: str, rendering: str) -> list[str]:
     stream = Terminal() if rendering == "colours" else io.StringIO()
     log.configure(level, "auto" if rendering == "colours" else rendering, stream)
-    write(log.QuickLogger("proxy.test"))
+    write(log.quick_logger("proxy.test"))
     return stream.getvalue().splitlines()
 
 
@@ -544,7 +545,7 @@ values = st.one_of(
 @example(kept={"route": "%s %d @0@ @now@"}, rendering="json", level="info")
 @example(kept={"route": "%s=@1@", "project": "@0@"}, rendering="text", level="info")
 def test_a_quick_line_looks_like_any_other(kept: dict[str, Any], rendering: str, level: str) -> None:
-    def both(quick: log.QuickLogger) -> None:
+    def both(quick: QuickLogger) -> None:
         for number in range(2):  # the second is filled in where the first was learnt
             quick.log(level, "happened", {**kept, "number": number})
             getattr(log.get_logger("proxy.test"), level)("happened", **kept, number=number)
@@ -564,7 +565,7 @@ def test_a_quick_line_s_time_is_that_of_the_clock() -> None:
 
 
 def test_a_quick_logger_follows_a_later_configure() -> None:
-    quick = log.QuickLogger("proxy.test")
+    quick = log.quick_logger("proxy.test")
     for level, rendering in (("info", "json"), ("warning", "text")):
         stream = io.StringIO()
         log.configure(level, rendering, stream)
@@ -574,10 +575,10 @@ def test_a_quick_logger_follows_a_later_configure() -> None:
 
 
 def test_no_more_kinds_of_quick_lines_are_kept_than_a_few() -> None:
-    def write(quick: log.QuickLogger) -> None:
+    def write(quick: QuickLogger) -> None:
         for number in range(200):
             quick.log("info", f"event_{number}", {"number": number})
-        assert len(quick._templates) == log._MOST_TEMPLATES
+        assert len(quick._templates) == quick_log._MOST_TEMPLATES
 
     assert [json.loads(line)["number"] for line in at_once(write, "info", "json")] == [*range(200)]
 
@@ -585,7 +586,7 @@ def test_no_more_kinds_of_quick_lines_are_kept_than_a_few() -> None:
 async def test_quick_lines_are_written_together_and_in_their_order() -> None:
     stream = io.StringIO()
     log.configure("info", "json", stream)
-    quick, logger = log.QuickLogger("proxy.test"), log.get_logger("proxy.test")
+    quick, logger = log.quick_logger("proxy.test"), log.get_logger("proxy.test")
     quick.log("info", "first", {})
     quick.log("info", "second", {})
     assert stream.getvalue() == ""
@@ -604,7 +605,7 @@ async def test_a_secret_is_redacted_from_a_quick_line_though_it_is_forgotten_mea
     stream = io.StringIO()
     log.configure("info", rendering, stream)
     log.redactor.add(SECRET)
-    log.QuickLogger("proxy.test").log("info", "happened", {"request_id": SECRET})
+    log.quick_logger("proxy.test").log("info", "happened", {"request_id": SECRET})
     log.redactor.discard(SECRET)
     await asyncio.sleep(0)
     assert "[redacted]" in stream.getvalue()

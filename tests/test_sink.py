@@ -263,7 +263,7 @@ from proxy import log
 log.configure("info", "json")
 loop = asyncio.new_event_loop()
 async def last():
-    log.QuickLogger("proxy.test").log("info", "answered", {})
+    log.quick_logger("proxy.test").log("info", "answered", {})
     loop.stop()
 loop.create_task(last())
 loop.run_forever()
