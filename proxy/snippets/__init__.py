@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
 from proxy import __version__
@@ -40,6 +40,8 @@ DAYS = 7
 
 _PLACE = re.compile(r"<<(\w+)>>")
 _CONTAINER_SECRETS = "/run/secrets"
+_HIDDEN = frozenset(("home", "root"))
+"""The folders of the root that ``ProtectHome=`` hides (systemd.exec(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
         "command": f"{_quoted(python)} -m proxy",
         "systemd_config": "\n".join(f"#   {line}".rstrip() for line in config.splitlines()),
         "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
-        "protect_home": "read-only" if python.startswith(("/home/", "/root/")) else "yes",
+        "protect_home": "yes" if _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2]) else "read-only",
     }
 
 
