@@ -290,7 +290,7 @@ def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
         **flags,
         "contentsquare": {
             "auth_url": sandbox.auth_url,
-            "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+            "allowed_endpoints": sandbox.hosts,
         },
         "projects": {
             project.name: {
@@ -342,11 +342,10 @@ def _sandbox_config(sandbox: Sandbox) -> str:
 
 
 def _sandbox_environment(sandbox: Sandbox) -> str:
-    hosts = ",".join(url.partition("://")[2] for url in sandbox.endpoints.values())
     return (
         "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set there\n"
         f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
-        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={hosts}"
+        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}"
     )
 
 

@@ -328,7 +328,7 @@ async def sandboxed(**sections: Mapping[str, object]) -> AsyncIterator[tuple[str
             "server": {"port": 0},
             "contentsquare": {
                 "auth_url": sandbox.auth_url,
-                "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+                "allowed_endpoints": sandbox.hosts,
             },
             "projects": {
                 "shop": {

@@ -50,7 +50,7 @@ def values(sandbox: Sandbox, authority: trustme.CA, tmp_path: Path) -> dict[str,
         "contentsquare": {
             "auth_url": sandbox.auth_url,
             "ca_file": str(tmp_path / "ca.pem"),
-            "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+            "allowed_endpoints": sandbox.hosts,
             "connect_timeout": 5,
         },
         "projects": {

@@ -118,7 +118,7 @@ async def served(with_callers: bool) -> AsyncIterator[Settings]:
             "server": {"port": 0},
             "contentsquare": {
                 "auth_url": sandbox.auth_url,
-                "allowed_endpoints": [url.partition("://")[2] for url in sandbox.endpoints.values()],
+                "allowed_endpoints": sandbox.hosts,
             },
             "projects": {
                 "shop-fr": {

@@ -76,6 +76,11 @@ class Sandbox:
         self._routers = self._build_routers()
         self._runners: list[web.ServerRunner] = []
 
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts of `endpoints`, as a proxy's ``allowed_endpoints`` has to have them."""
+        return [url.partition("://")[2] for url in self.endpoints.values()]
+
     async def __aenter__(self) -> Self:
         port = self.options.port
         try:

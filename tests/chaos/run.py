@@ -131,11 +131,10 @@ class Run:
         account = self.reloads % 2 == 1
         client_id = sandbox.account.client_id if account else project.client_id
         secret = sandbox.account.client_secret if account else project.client_secret
-        hosts = [url.partition("://")[2] for url in sandbox.endpoints.values()]
         new = self.config.with_suffix(".new")
         new.write_text(
             f"[server]\nport = 0\n[contentsquare]\nauth_url = {json.dumps(sandbox.auth_url)}\n"
-            f"allowed_endpoints = {json.dumps(hosts)}\n"
+            f"allowed_endpoints = {json.dumps(sandbox.hosts)}\n"
             f"[projects.shop]\nclient_id = {json.dumps(client_id)}\nclient_secret = {json.dumps(secret)}\n"
             f'project_id = {project.project_id}\napis = ["metrics", "data-export"]\n'
         )
