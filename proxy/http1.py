@@ -141,6 +141,11 @@ class FieldLines:
         places = self._names.places(name)
         return [_value(name, self._lines[place]) for place in places] if places else []
 
+    def only(self, name: bytes) -> bytes | None:
+        """The value of the one field with this lower-case name; None where there is none, or several."""
+        places = self._names.places(name)
+        return _value(name, self._lines[places[0]]) if len(places) == 1 else None
+
     def among(self, names: Container[bytes]) -> list[Field]:
         """The fields with one of these lower-case names."""
         pairs = zip(self._names.names, self._lines, strict=True)

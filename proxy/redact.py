@@ -12,20 +12,21 @@ import re
 import string
 import threading
 from collections.abc import Callable, Iterator
+from typing import Final
 from urllib.parse import quote, quote_plus
 
 REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
 """Shorter values aren't redacted: they would blank out ordinary words."""
 
-_KEY_LENGTH = 24
-_STEP = 6
+_KEY_LENGTH: Final = 24
+_STEP: Final = 12
 """A text is looked at in steps of as many characters; a run of `_KEY_LENGTH` holds a whole gram then."""
-_GRAM_LENGTH = _KEY_LENGTH - _STEP + 1
+_GRAM_LENGTH: Final = _KEY_LENGTH - _STEP + 1
 _RUN_CHARACTERS = f"{string.ascii_letters}{string.digits}_-"
 _LONG_RUN = re.compile(rf"[{_RUN_CHARACTERS}]{{{_KEY_LENGTH},}}")
-_MASK = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code in range(256))
-_MASKED_RUN = b"x" * _KEY_LENGTH
+_MASK: Final = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code in range(256))
+_MASKED_RUN: Final = b"x" * _KEY_LENGTH
 
 
 class Redactor:
@@ -94,7 +95,7 @@ class Redactor:
         mask = text.encode("ascii", "replace").translate(_MASK)
         start = mask.find(_MASKED_RUN)
         while start >= 0:
-            end = mask.find(b" ", start)
+            end = mask.find(b" ", start + _KEY_LENGTH)
             if end < 0:
                 end = len(mask)
             for place in range(start, end - _GRAM_LENGTH + 1, _STEP):

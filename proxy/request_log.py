@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
+from typing import Final
 
 from proxy.contentsquare import Api
 from proxy.forward import Exchange
@@ -17,15 +17,20 @@ from proxy.project import Project
 from proxy.request import Request
 from proxy.request_id import request_id, trace_id
 
-LONGEST_ROUTE = 128
-_PROBES = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status"))
-_API_NAMES = {api: api.value for api in Api}
-_METHODS = {
+LONGEST_ROUTE: Final = 128
+_PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status"))
+_API_NAMES: Final = {api: api.value for api in Api}
+_METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 }
-# A version, or up to four short words of letters that aren't a number in base 16.
-_WORD = rb"v[0-9]{1,2}|-|page\.(?:css|js)|(?![a-f]{8,}(?:/|\Z))(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1,20}){0,3}"
-_IDENTIFIER = re.compile(rb"(?<=/)(?!(?:" + _WORD + rb")(?:/|\Z))[^/]+")
+# Up to four short words of letters that aren't a number in base 16.
+_WORD: Final = re.compile(rb"(?![a-f]{8,}\Z)(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
+_IN_WORDS: Final = b"abcdefghijklmnopqrstuvwxyz-"
+_MOST_WORDS: Final = 512
+_words: Final = {
+    word.encode(): word for word in ("", "-", "page.css", "page.js", *(f"v{number}" for number in range(100)))
+}
+"""Segments that tell nothing about anybody, and what was found to be words: an API has few."""
 
 
 def route_of(target: bytes) -> str:
@@ -34,28 +39,50 @@ def route_of(target: bytes) -> str:
     A longer one than `LONGEST_ROUTE` ends with ``/...``; what is no path at all is ``{other}``.
     """
     path = target.partition(b"?")[0]
-    return _short_route(path) if len(path) <= LONGEST_ROUTE else _route(path)
-
-
-def _route(path: bytes) -> str:
     if path[:1] != b"/":
         return "*" if path == b"*" else "{other}"
     if len(path) > 8 * LONGEST_ROUTE:
         path = path[: 8 * LONGEST_ROUTE].rpartition(b"/")[0] + b"/..."  # of which an identifier is made
-    route = _IDENTIFIER.sub(b"{id}", path).decode("ascii")
+    route = "/".join([_shown(segment) for segment in path.split(b"/")])
     if len(route) > LONGEST_ROUTE:
         route = route[: LONGEST_ROUTE - 3].rpartition("/")[0] + "/..."
     return route
 
 
-_short_route = lru_cache(512)(_route)
+def _shown(segment: bytes) -> str:
+    word = _words.get(segment)
+    if word is None:
+        # Mostly an identifier, and seen to be one without the regex.
+        if segment.translate(None, _IN_WORDS) or not _WORD.fullmatch(segment):
+            return "{id}"
+        word = segment.decode("ascii")
+        if len(_words) < _MOST_WORDS:
+            _words[segment] = word
+    return word
 
 
 class RequestLog:
     """Writes the line of each request that is over."""
 
     def __init__(self) -> None:
-        self._log = quick_logger("proxy")
+        self._log = log = quick_logger("proxy")
+        self._project = log.key("project")
+        self._api = log.key("api")
+        self._caller = log.key("caller")
+        self._method = log.key("method")
+        self._route = log.key("route")
+        self._status = log.key("status")
+        self._bytes_in = log.key("bytes_in")
+        self._bytes_out = log.key("bytes_out")
+        self._wait = log.key("wait_ms")
+        self._upstream = log.key("upstream_ms")
+        self._total = log.key("total_ms")
+        self._replayed = log.key("replayed")
+        self._shared = log.key("shared")
+        self._error = log.key("error")
+        self._reason = log.key("reason")
+        self._request_id = log.key("request_id")
+        self._trace_id = log.key("trace_id")
 
     def tell(self, request: Request, took_s: float) -> None:
         """It ended ``took_s`` after its beginning."""
@@ -66,7 +93,42 @@ class RequestLog:
             if not self._log.is_enabled_for(logging.DEBUG):
                 return
             level = "debug"
-        self._log.log(level, _event(request), _values(request, took_s))
+        line = self._log.begin(level, _event(request))
+        self._fill(line, request, took_s)
+        self._log.write(line)
+
+    def _fill(self, line: list[str], request: Request, took_s: float) -> None:
+        """Add the line's own keys, in their order; one that says nothing is left out."""
+        exchange: Exchange[Project] | None = request.exchange
+        if exchange is not None:
+            line.append(self._project.recurring(exchange.project.name))
+            line.append(self._api.recurring(_API_NAMES[exchange.api]))
+        if type(request.caller) is str:
+            line.append(self._caller.recurring(request.caller))
+        if request.head.method:
+            line.append(self._method.recurring(_METHODS.get(request.head.method, "{other}")))
+            target = request.head.target if exchange is None else exchange.target
+            line.append(self._route.recurring(route_of(target)))
+        if request.status:
+            line.append(self._status.recurring(request.status))
+        line.append(self._bytes_in.recurring(request.body.received))
+        line.append(self._bytes_out.single(request.answer_bytes))
+        if exchange is not None:
+            line.append(self._wait.recurring(_ms(request.waited_s)))
+        if request.sent_at:
+            line.append(self._upstream.recurring(_ms(request.began_at + took_s - request.sent_at)))
+        line.append(self._total.recurring(_ms(took_s)))
+        if request.replays:
+            line.append(self._replayed.single(list(request.replays)))
+        if request.shared is not None:
+            line.append(self._shared.recurring(request.shared))
+        if request.error_code is not None:
+            line.append(self._error.recurring(request.error_code))
+        if request.cut_because is not None:
+            line.append(self._reason.recurring(request.cut_because))
+        line.append(self._request_id.single(request_id(request)))
+        if (trace := trace_id(request.head)) is not None:
+            line.append(self._trace_id.single(trace))
 
 
 def _is_probe(request: Request) -> bool:
@@ -80,41 +142,6 @@ def _event(request: Request) -> str:
         return "request_answered"
     # By the caller who left, or by us because the answer was cut.
     return "request_cut_short" if request.status else "request_abandoned"
-
-
-def _values(request: Request, took_s: float) -> dict[str, object]:
-    """The line's own keys, in their order; one that says nothing is left out."""
-    values: dict[str, object] = {}
-    exchange: Exchange[Project] | None = request.exchange
-    if exchange is not None:
-        values["project"] = exchange.project.name
-        values["api"] = _API_NAMES[exchange.api]
-    if type(request.caller) is str:
-        values["caller"] = request.caller
-    if request.head.method:
-        values["method"] = _METHODS.get(request.head.method, "{other}")
-        values["route"] = route_of(request.head.target if exchange is None else exchange.target)
-    if request.status:
-        values["status"] = request.status
-    values["bytes_in"] = request.body.received
-    values["bytes_out"] = request.answer_bytes
-    if exchange is not None:
-        values["wait_ms"] = _ms(request.waited_s)
-    if request.sent_at:
-        values["upstream_ms"] = _ms(request.began_at + took_s - request.sent_at)
-    values["total_ms"] = _ms(took_s)
-    if request.replays:
-        values["replayed"] = list(request.replays)
-    if request.shared is not None:
-        values["shared"] = request.shared
-    if request.error_code is not None:
-        values["error"] = request.error_code
-    if request.cut_because is not None:
-        values["reason"] = request.cut_because
-    values["request_id"] = request_id(request)
-    if (trace := trace_id(request.head)) is not None:
-        values["trace_id"] = trace
-    return values
 
 
 def _ms(duration_s: float) -> float:

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import timeit
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +30,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from proxy import log, quick_log
-from proxy.quick_log import QuickLogger
 from proxy.redact import Redactor
 
 SECRET = "hush-hush/secret+with=signs"
@@ -77,9 +77,9 @@ def test_a_json_line_holds_time_level_logger_event_and_the_values() -> None:
         lambda logger: logger.info("token_fetched", project="shop", expires_in=3600)
     ).splitlines()
     event = json.loads(line)
-    time = dt.datetime.fromisoformat(event.pop("timestamp"))
-    assert time.utcoffset() == dt.timedelta(0)
-    assert abs(dt.datetime.now(dt.UTC) - time) < dt.timedelta(minutes=1)
+    stamp = dt.datetime.fromisoformat(event.pop("timestamp"))
+    assert stamp.utcoffset() == dt.timedelta(0)
+    assert abs(dt.datetime.now(dt.UTC) - stamp) < dt.timedelta(minutes=1)
     assert event == {
         "level": "info",
         "logger": "proxy.test",
@@ -520,10 +520,20 @@ def test_a_line_is_written_whole_or_waits_until_it_can_be() -> None:
 # ---- lines that come very often
 
 
-def at_once(write: Callable[[Any], object], level: str, rendering: str) -> list[str]:
+def quickly(level: str, event: str, values: dict[str, Any], times: int = 1, way: str = "single") -> None:
+    """The line of these values by a new logger; ``way`` is the method of `Key` that makes its parts."""
+    quick = log.quick_logger("proxy.test")
+    keys = {name: quick.key(name) for name in values}
+    for _ in range(times):
+        line = quick.begin(level, event)
+        line += [getattr(keys[name], way)(value) for name, value in values.items()]
+        quick.write(line)
+
+
+def at_once(write: Callable[[], object], level: str, rendering: str) -> list[str]:
     stream = Terminal() if rendering == "colours" else io.StringIO()
     log.configure(level, "auto" if rendering == "colours" else rendering, stream)
-    write(log.quick_logger("proxy.test"))
+    write()
     return stream.getvalue().splitlines()
 
 
@@ -533,66 +543,96 @@ values = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(),
     st.none(),
-    st.lists(st.text(max_size=5), max_size=3),
+    st.tuples(st.text(max_size=5)),
 )
 
 
 @given(
-    kept=st.dictionaries(st.sampled_from(["project", "route", "status", "total_ms", "replayed"]), values),
+    kept=st.dictionaries(
+        st.sampled_from(["project", "route", "status", "total_ms", "replayed"]), values, min_size=1
+    ),
     rendering=st.sampled_from(["json", "text", "colours"]),
     level=st.sampled_from(["info", "warning"]),
+    way=st.sampled_from(["single", "recurring"]),
 )
-@example(kept={"route": "%s %d @0@ @now@"}, rendering="json", level="info")
-@example(kept={"route": "%s=@1@", "project": "@0@"}, rendering="text", level="info")
-def test_a_quick_line_looks_like_any_other(kept: dict[str, Any], rendering: str, level: str) -> None:
-    def both(quick: QuickLogger) -> None:
-        for number in range(2):  # the second is filled in where the first was learnt
-            quick.log(level, "happened", {**kept, "number": number})
-            getattr(log.get_logger("proxy.test"), level)("happened", **kept, number=number)
+@example(kept={"route": "%s @value@ @time@", "project": "x"}, rendering="json", level="info", way="recurring")
+@example(kept={"route": "%s=@value@", "project": "@time@"}, rendering="text", level="info", way="single")
+def test_a_quick_line_looks_like_any_other(
+    kept: dict[str, Any], rendering: str, level: str, way: str
+) -> None:
+    def both() -> None:
+        quickly(level, "happened", kept, 2, way)  # the second is put together from what was learnt
+        getattr(log.get_logger("proxy.test"), level)("happened", **kept)
 
-    first, second, third, fourth = (
-        re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "NOW", line, count=1) for line in at_once(both, "info", rendering)
+    first, second, usual = (
+        re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "NOW", line, count=1)
+        for line in at_once(both, "info", rendering)
     )
-    assert first == second
-    assert third == fourth
+    assert first == second == usual
     assert "NOW" in first
 
 
-def test_a_quick_line_s_time_is_that_of_the_clock() -> None:
-    (line,) = at_once(lambda quick: quick.log("info", "happened", {}), "info", "json")
-    time = dt.datetime.fromisoformat(json.loads(line)["timestamp"])
-    assert abs(dt.datetime.now(dt.UTC) - time) < dt.timedelta(seconds=30)
+@pytest.mark.parametrize("second", [1_800_000_000, 1_800_000_000.0000019, 1_800_000_000.9999998])
+def test_a_quick_line_s_time_is_that_of_the_clock(second: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: second)
+    (line,) = at_once(lambda: quickly("info", "happened", {"status": 200}), "info", "json")
+    stamp = dt.datetime.fromisoformat(json.loads(line)["timestamp"])
+    assert abs((stamp - dt.datetime.fromtimestamp(second, dt.UTC)).total_seconds()) < 2e-6
 
 
 def test_a_quick_logger_follows_a_later_configure() -> None:
     quick = log.quick_logger("proxy.test")
+    status = quick.key("status")
     for level, rendering in (("info", "json"), ("warning", "text")):
         stream = io.StringIO()
         log.configure(level, rendering, stream)
         assert quick.is_enabled_for(logging.INFO) is (level == "info")
-        quick.log("warning", "happened", {"status": 200})
+        quick.write([*quick.begin("warning", "happened"), status.recurring(200)])
         assert stream.getvalue().startswith("{") is (rendering == "json")
 
 
-def test_no_more_kinds_of_quick_lines_are_kept_than_a_few() -> None:
-    def write(quick: QuickLogger) -> None:
-        for number in range(200):
-            quick.log("info", f"event_{number}", {"number": number})
-        assert len(quick._templates) == quick_log._MOST_TEMPLATES
+def test_no_more_of_what_recurs_is_kept_than_a_little() -> None:
+    def write() -> None:
+        quick = log.quick_logger("proxy.test")
+        key = quick.key("number")
+        for number in range(3 * quick_log._MOST_KNOWN):
+            quick.write([*quick.begin("info", f"event_{number}"), key.recurring(number)])
+            assert len(key._known) <= quick_log._MOST_KNOWN
+        assert len(quick._starts) <= quick_log._MOST_KNOWN
 
-    assert [json.loads(line)["number"] for line in at_once(write, "info", "json")] == [*range(200)]
+    found = [json.loads(line) for line in at_once(write, "info", "json")]
+    assert [line["number"] for line in found] == [*range(3 * quick_log._MOST_KNOWN)]
+    assert {line["event"] for line in found} == {f"event_{line['number']}" for line in found}
+
+
+@pytest.mark.parametrize("rendering", ["json", "text"])
+def test_what_recurs_is_redacted_though_it_is_a_secret_only_later(rendering: str) -> None:
+    secret = "hush\nhush\x1b'\"secret"  # escaped in both renderings
+    quick = log.quick_logger("proxy.test")
+    key = quick.key("reason")
+    stream = io.StringIO()
+    log.configure("info", rendering, stream)
+    for is_one in (False, True):
+        if is_one:
+            log.redactor.add(secret)
+        quick.write([*quick.begin("info", "happened"), key.recurring(secret)])
+    log.redactor.discard(secret)
+    before, after = stream.getvalue().splitlines()
+    assert "hush" in before
+    assert "hush" not in after
+    assert "[redacted]" in after
 
 
 async def test_quick_lines_are_written_together_and_in_their_order() -> None:
     stream = io.StringIO()
     log.configure("info", "json", stream)
-    quick, logger = log.quick_logger("proxy.test"), log.get_logger("proxy.test")
-    quick.log("info", "first", {})
-    quick.log("info", "second", {})
+    logger = log.get_logger("proxy.test")
+    quickly("info", "first", {"status": 200})
+    quickly("info", "second", {"status": 200})
     assert stream.getvalue() == ""
     await asyncio.sleep(0)
     assert [line["event"] for line in lines(stream)] == ["first", "second"]
-    quick.log("info", "third", {})
+    quickly("info", "third", {"status": 200})
     logger.info("fourth")
     logging.getLogger("aiohttp").error("fifth")
     assert [line["event"] for line in lines(stream)] == ["first", "second", "third", "fourth", "fifth"]
@@ -605,7 +645,7 @@ async def test_a_secret_is_redacted_from_a_quick_line_though_it_is_forgotten_mea
     stream = io.StringIO()
     log.configure("info", rendering, stream)
     log.redactor.add(SECRET)
-    log.quick_logger("proxy.test").log("info", "happened", {"request_id": SECRET})
+    quickly("info", "happened", {"request_id": SECRET})
     log.redactor.discard(SECRET)
     await asyncio.sleep(0)
     assert "[redacted]" in stream.getvalue()

@@ -263,7 +263,8 @@ from proxy import log
 log.configure("info", "json")
 loop = asyncio.new_event_loop()
 async def last():
-    log.quick_logger("proxy.test").log("info", "answered", {})
+    quick = log.quick_logger("proxy.test")
+    quick.write([*quick.begin("info", "answered"), quick.key("status").single(200)])
     loop.stop()
 loop.create_task(last())
 loop.run_forever()
