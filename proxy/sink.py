@@ -80,16 +80,20 @@ class Sink:
     def write_soon(self, line: str) -> None:
         """As `write`, but at the end of the event loop's turn, together with others."""
         self._lines.append(line)
+        due_in = self._due_in
+        if due_in is None or not due_in.is_running():  # asking for the running one is a system call on 3.11
+            self._flush_soon()
+        elif len(self._lines) >= MOST_LINES:
+            self.flush()
+
+    def _flush_soon(self) -> None:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
             return
-        if loop is not self._due_in:
-            self._due_in = loop
-            loop.call_soon(self.flush)
-        elif len(self._lines) >= MOST_LINES:
-            self.flush()
+        self._due_in = loop
+        loop.call_soon(self.flush)
 
     def flush(self, wait_s: float = 0.0) -> None:
         """Write what waits. ``wait_s`` is for a stream that takes nothing now."""
