@@ -26,7 +26,6 @@ _GRAM_LENGTH: Final = _KEY_LENGTH - _STEP + 1
 _RUN_CHARACTERS = f"{string.ascii_letters}{string.digits}_-"
 _LONG_RUN = re.compile(rf"[{_RUN_CHARACTERS}]{{{_KEY_LENGTH},}}")
 _MASK: Final = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code in range(256))
-_MASKED_RUN: Final = b"x" * _KEY_LENGTH
 
 
 class Redactor:
@@ -44,6 +43,7 @@ class Redactor:
         self._added: dict[str, int] = {}
         self._forms_of: dict[str, frozenset[str]] = {}
         self._by_gram: dict[str, tuple[str, ...]] = {}  # forms with a long run, by parts of its end
+        self._run = b""  # in the mask, as long as the shortest of them
         self._keyless: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -90,47 +90,54 @@ class Redactor:
     def _with_runs_in(self, text: str) -> list[str]:
         """The forms that may be in the text, by its long runs."""
         found: list[str] = []
-        by_gram = self._by_gram
+        by_gram, run = self._by_gram, self._run
         # One byte a character, so that places in both are the same; several times as fast as a regex.
         mask = text.encode("ascii", "replace").translate(_MASK)
-        start = mask.find(_MASKED_RUN)
+        start = mask.find(run)
         while start >= 0:
-            end = mask.find(b" ", start + _KEY_LENGTH)
+            end = mask.find(b" ", start + len(run))
             if end < 0:
                 end = len(mask)
             for place in range(start, end - _GRAM_LENGTH + 1, _STEP):
                 if (gram := text[place : place + _GRAM_LENGTH]) in by_gram:
                     found += by_gram.get(gram, ())  # another thread may have struck it out
-            start = mask.find(_MASKED_RUN, end)
+            start = mask.find(run, end)
         return found
 
     # Two secrets may share a form, so each is entered and struck out as often as it occurs.
 
     def _enter(self, form: str) -> None:
-        grams = _grams_of(form)
-        if not grams:
+        run = _long_run(form)
+        if not run:
             self._keyless = (*self._keyless, form)
-        for gram in grams:
+        elif not self._by_gram or len(run) < len(self._run):
+            self._run = b"x" * len(run)
+        for gram in _grams_of(run):
             self._by_gram[gram] = (*self._by_gram.get(gram, ()), form)
 
     def _strike(self, form: str) -> None:
-        grams = _grams_of(form)
-        if not grams:
+        run = _long_run(form)
+        if not run:
             self._keyless = _without(self._keyless, form)
-        for gram in grams:
+        for gram in _grams_of(run):
             if left := _without(self._by_gram[gram], form):
                 self._by_gram[gram] = left
             else:
                 del self._by_gram[gram]
 
 
-def _grams_of(form: str) -> list[str]:
-    """Parts of the end of its last long run: a token's signature, where its beginning is like every other's.
-
-    Wherever the form stands in a text, one of them begins at one of the places that are looked at.
-    """
+def _long_run(form: str) -> str:
+    """Its last one, "" where it has none: a token's signature, where its beginning is like every other's."""
     runs = _LONG_RUN.findall(form)
-    key = runs[-1][-_KEY_LENGTH:] if runs else ""
+    return runs[-1] if runs else ""
+
+
+def _grams_of(run: str) -> list[str]:
+    """Parts of the end of a long run.
+
+    Wherever it stands in a text, one of them begins at one of the places that are looked at.
+    """
+    key = run[-_KEY_LENGTH:]
     return [key[place : place + _GRAM_LENGTH] for place in range(_STEP)] if key else []
 
 

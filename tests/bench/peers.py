@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.processes import HOST, Server, free_port
-from bench.upstream import TOKEN, Cloud, nginx_main, nginx_temporary
+from bench.upstream import SECRET, TOKEN, Cloud, nginx_main, nginx_temporary
 
 _NAIVE = Path(__file__).with_name("naive.py")
 
@@ -124,7 +124,7 @@ ca_file = "{ca_file}"
 max_concurrency = 64
 [projects.bench]
 client_id = "id-{scheme}"
-client_secret = "bench-secret"
+client_secret = "{secret}"
 apis = ["metrics"]
 """
 
@@ -140,6 +140,7 @@ def launch_ours(python: str, job: Job) -> Launch:
         authority=cloud.authority,
         ca_file=cloud.ca_file or "",
         scheme=cloud.scheme,
+        secret=SECRET,
     )
     command = [python, "-m", "proxy", "serve", "--config", job.write("config.toml", config)]
     # An installed program has its bytecode; here the first start writes it.
@@ -247,7 +248,7 @@ def _find_envoy() -> str | None:
 
 
 def _launch_envoy(program: str, job: Job) -> Launch:
-    secrets = [{"name": "client-secret", "generic_secret": {"secret": {"inline_string": "bench-secret"}}}]
+    secrets = [{"name": "client-secret", "generic_secret": {"secret": {"inline_string": SECRET}}}]
     config = {
         "static_resources": {
             "secrets": secrets,

@@ -24,6 +24,7 @@ import trustme
 from bench.processes import HOST, Server, free_port
 
 TOKEN = "bench-" + "t" * 250
+SECRET = "7f3c2a905b1e4a47" * 4
 """About as long as a short JWT; without a character that any configuration would take for its own."""
 GIB = 1 << 30
 CONTENT_BYTES = 1024
