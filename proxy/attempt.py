@@ -114,7 +114,9 @@ class Attempt:
         self._starting = [head]
         body.attach(self)
         first, self._starting = b"".join(self._starting), None
-        if not self.is_over:
+        if self.is_over:  # the content is malformed, and the connection nobody else's to close
+            self._connection.close()
+        else:
             self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
 
     def abandon(self) -> None:
