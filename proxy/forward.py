@@ -18,6 +18,7 @@ from proxy.attempt import Attempt, Outcome
 from proxy.contentsquare import Api, changes_data
 from proxy.errors import (
     ConnectFailed,
+    ConnectionLost,
     ProxyError,
     QueueTimeout,
     RequestTimeout,
@@ -281,13 +282,20 @@ class Exchange(Generic[P]):
                 raise _as_answer(attempt.error, lease, changes=self._changes) from None
             outcome = attempt.outcome
             if outcome is Outcome.STALE:
-                self._repeat("stale")
-                self._max_idle_s = 0.0
+                self._repeat_stale(lease)
             elif outcome is Outcome.REFUSED:
                 self._repeat_refused(keeper, lease)
                 lease = await keeper.get(wait_s)
             else:
                 return attempt
+
+    def _repeat_stale(self, lease: Lease) -> None:
+        """The connection had ended before: get ready to send the request again, on a new one."""
+        if not self.request.body.replayable:  # more of it than is held has come since
+            lost = ConnectionLost("the connection was closed before an answer")
+            raise _as_answer(lost, lease, changes=self._changes)
+        self._repeat("stale")
+        self._max_idle_s = 0.0
 
     def _repeat_refused(self, keeper: LeaseKeeper, lease: Lease) -> None:
         """The cloud said 401: give the token up, and get ready to send the request again."""

@@ -530,6 +530,18 @@ async def test_a_408_to_what_changes_data_is_passed_on() -> None:
         assert len(upstream.requests) == 2
 
 
+async def test_a_408_to_more_content_than_is_held_is_passed_on() -> None:
+    def answer(_: Message) -> bytes:
+        late = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        return late if len(upstream.requests) == 2 else OK
+
+    upstream = Upstream(answer)
+    async with gateway(upstream) as proxy:
+        content = bytes(100_000)
+        calls = [await proxy.call(b"GET /v1/x", b"Content-Length: 100000", body=content) for _ in range(2)]
+        assert [call.status for call in calls] == [200, 408]
+
+
 async def test_a_cloud_that_closes_at_once_is_a_502_not_a_wait() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()

@@ -27,6 +27,7 @@ from harness import (
     gateway,
     quick_start,  # noqa: F401 - a fixture
     read_message,
+    turns,
 )
 
 HEAD = b"HTTP/1.1 200 OK\r\nX: 1\r\n"
@@ -466,6 +467,30 @@ async def test_a_get_with_content_is_sent_again_whole() -> None:
         for _ in range(3):
             assert (await proxy.call(b"GET /x", b"Content-Length: 5", body=b"hello")).status == 200
         assert bodies == [b"hello"] * 3
+
+
+@pytest.mark.parametrize("later", range(6))
+async def test_content_that_outgrows_what_is_held_as_a_connection_ends_is_no_bug(later: int) -> None:
+    lost = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(60_000)
+        reset(writer)
+        await turns(later)
+        lost.set()
+
+    async with gateway(script) as proxy:
+        assert (await proxy.call(b"GET /x")).status == 200
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /x", b"Content-Length: 100000", body=bytes(60_000)))
+        async with asyncio.timeout(WAIT_S):
+            await lost.wait()
+        writer.write(bytes(40_000))
+        # Sent again where that came before the rest of the content did.
+        assert (await read_message(reader)).status in (200, 502)
 
 
 async def test_silence_on_a_used_connection_is_not_taken_for_a_race() -> None:
