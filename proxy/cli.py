@@ -6,11 +6,9 @@ standard error, no traceback. Modules that a command doesn't need are not import
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from proxy import __version__, start
-from proxy.activation import PassedSocket, take
+from proxy.activation import take
 from proxy.console import say
-from proxy.errors import ConfigError, ListenError
+from proxy.errors import ConfigError
 from proxy.process import harden, leave_on_signals, raise_descriptor_limit
 
 if TYPE_CHECKING:
     from proxy.live import Finding
-    from proxy.sandbox import Sandbox, SandboxOptions
     from proxy.settings import Settings
 
 cli = typer.Typer(
@@ -93,10 +90,10 @@ def serve(
     passed = take()
     harden()
     raise_descriptor_limit()
+    from proxy.sandbox_command import serve_demo  # noqa: PLC0415
     from proxy.serving import run  # noqa: PLC0415
 
-    flags = {"server": {"host": host, "port": port}}
-    run(lambda: _serve_sandbox(flags, passed))
+    run(lambda: serve_demo({"host": host, "port": port}, passed))
 
 
 @cli.command()
@@ -251,6 +248,7 @@ def sandbox(
     leave_on_signals()
     from proxy.listeners import server_tls  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
+    from proxy.sandbox_command import run_alone  # noqa: PLC0415
     from proxy.serving import run  # noqa: PLC0415
 
     if (tls_cert is None) != (tls_key is None):
@@ -266,87 +264,7 @@ def sandbox(
         ssl_context=server_tls(tls_cert, tls_key),
         public_host=public_host,
     )
-    run(lambda: _sandbox_alone(options))
-
-
-async def _serve_sandbox(flags: dict[str, Any], passed: Sequence[PassedSocket]) -> None:
-    from proxy.sandbox import Sandbox  # noqa: PLC0415
-    from proxy.serving import StopSignals, serve  # noqa: PLC0415
-
-    signals = StopSignals()
-    async with Sandbox() as sandbox:
-        await serve(_sandbox_settings(sandbox, flags), signals, passed=passed)
-
-
-def _sandbox_settings(sandbox: Sandbox, flags: dict[str, Any]) -> Settings:
-    """The settings for the demo projects: of the environment, only where we listen and how we log counts."""
-    import os  # noqa: PLC0415
-
-    from proxy.config import load  # noqa: PLC0415
-
-    sections = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
-    environ = {name: value for name, value in os.environ.items() if name.startswith(sections)}
-    overrides = {
-        **flags,
-        "contentsquare": {
-            "auth_url": sandbox.auth_url,
-            "allowed_endpoints": sandbox.hosts,
-        },
-        "projects": {
-            project.name: {
-                "client_id": project.client_id,
-                "client_secret": project.client_secret,
-                "project_id": project.project_id,
-                "integration_id": project.integration_id,
-                "apis": ["data-export", "metrics", "enrichment", "speed-analysis", "surveys"],
-            }
-            for project in sandbox.projects.values()
-        },
-    }
-    return load(None, overrides, environ, search=False)
-
-
-async def _sandbox_alone(options: SandboxOptions) -> None:
-    from proxy.sandbox import Sandbox  # noqa: PLC0415
-    from proxy.serving import StopSignals  # noqa: PLC0415
-
-    signals = StopSignals()
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            sandbox = await stack.enter_async_context(Sandbox(options))
-        except (OSError, OverflowError):
-            raise ListenError(
-                f"--port: can't listen on {options.host}:{options.port}; choose another"
-            ) from None
-        say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
-        say(_sandbox_config(sandbox))
-        say(_sandbox_environment(sandbox))
-        await signals.stop.wait()
-    counters = sandbox.counters
-    say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
-
-
-def _sandbox_config(sandbox: Sandbox) -> str:
-    hosts = ", ".join(f'"{url.partition("://")[2]}"' for url in sandbox.endpoints.values())
-    lines = ["[contentsquare]", f'auth_url = "{sandbox.auth_url}"', f"allowed_endpoints = [{hosts}]"]
-    for project in sandbox.projects.values():
-        lines += [
-            "",
-            f"[projects.{project.name}]",
-            f'client_id = "{project.client_id}"',
-            f'client_secret = "{project.client_secret}"',
-            f"project_id = {project.project_id}",
-            f"integration_id = {project.integration_id}",
-        ]
-    return "\n".join(lines)
-
-
-def _sandbox_environment(sandbox: Sandbox) -> str:
-    return (
-        "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set there\n"
-        f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
-        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}"
-    )
+    run(lambda: run_alone(options))
 
 
 # What people see
@@ -354,8 +272,8 @@ def _sandbox_environment(sandbox: Sandbox) -> str:
 
 def _try_certificates(settings: Settings) -> None:
     """Raise ConfigError where `serve` would, because a file of certificates holds none."""
+    from proxy.dial import tls_context  # noqa: PLC0415
     from proxy.listeners import server_tls  # noqa: PLC0415
-    from proxy.upstream import tls_context  # noqa: PLC0415
 
     tls_context(settings.contentsquare.ca_file)
     server_tls(settings.server.tls_cert, settings.server.tls_key)

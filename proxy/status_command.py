@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import os
 import ssl
-import sys
 import time
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.config import find_config_file
+from proxy.console import fail
 from proxy.environment import KEY
 from proxy.errors import ConfigError
 from proxy.settings import DEFAULT_PORT
@@ -140,14 +140,9 @@ def show(place: Source, *, as_json: bool, watch: bool) -> None:
         else:
             _print_table(place, status, watch=watch)
     except Unreachable as error:
-        _fail(str(error))
+        fail((str(error),), 1)
     except KeyboardInterrupt:  # how `--watch` ends
         return
-
-
-def _fail(text: str) -> NoReturn:
-    print(f"csq-proxy: {text}", file=sys.stderr)  # noqa: T201 - the command's own output
-    sys.exit(1)
 
 
 def _print_json(place: Source, status: dict[str, Any], *, watch: bool) -> None:
