@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
+from proxy.contentsquare import METHOD_OVERRIDES
 from proxy.fields import fields_to_upstream
 from proxy.http1 import FieldLines, FieldSection, ResponseHead
 
@@ -40,9 +41,7 @@ _NEVER = frozenset(
         b"upgrade",
     )
 )
-_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
-"""Make some servers take a request for one of another method."""
-_NOTABLE = _APART | _NEVER | _OVERRIDES
+_NOTABLE = _APART | _NEVER | METHOD_OVERRIDES
 _TELLING = frozenset(
     (
         b"age",
@@ -101,7 +100,7 @@ def _terms(section: FieldSection) -> Terms:
     has_content = section.chunked or bool(section.content_length)
     if not fields.has_any(_NOTABLE):
         return Terms(None if has_content else fields_to_upstream(section))
-    overrides = fields.has_any(_OVERRIDES)
+    overrides = fields.has_any(METHOD_OVERRIDES)
     if has_content or overrides or fields.has_any(_NEVER):
         return Terms(None, may_change_data=overrides)
     directives = _directives(fields.values(b"cache-control"))

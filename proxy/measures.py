@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from proxy.contentsquare import Api
+from proxy.contentsquare import SAFE_METHODS, Api
 from proxy.request import Request
 
 # fmt: off
@@ -35,7 +35,6 @@ SLOW_S = 0.5
 LAG_WINDOW_S: Final = 60.0
 SHARED: Final = ("hit", "collapsed")
 """What `Request.shared` says of an answer that was another request's."""
-_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Histogram:
@@ -136,7 +135,7 @@ class ProjectMeasures:
         """Count a request that was forwarded, or would have been: answered, cut or abandoned."""
         one = self.apis.get(api) or self.of(api)
         status = request.status
-        one.count(status, is_read=request.head.method in _READS)
+        one.count(status, is_read=request.head.method in SAFE_METHODS)
         place = bisect_left(BOUNDS_S, took_s)
         one.duration.counts[place] += 1
         one.duration.sum_s += took_s

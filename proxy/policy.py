@@ -14,12 +14,10 @@ from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from proxy.callers import Caller
-from proxy.contentsquare import changes_data
+from proxy.contentsquare import METHOD_OVERRIDES, changes_data
 from proxy.errors import Forbidden
 from proxy.http1 import RequestHead
 
-_OVERRIDES: Final = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
-"""Fields that make some servers take a request for one of another method."""
 _SEPARATOR: Final = re.compile(rb"[&;?]")
 _NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
 _PARAMETERS: Final = re.compile(rb";[^/]*")
@@ -75,9 +73,8 @@ def check_quit(caller: Caller | None) -> None:
 def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
     if changes_data(head.method, target):
         raise Forbidden(f"{why}, and this call may change data.")
-    for field in head.fields:
-        if field.name.replace(b"_", b"-") in _OVERRIDES:  # to CGI and its heirs both are one
-            raise Forbidden(f"{why}: leave the field {field.name.decode()} out.")
+    for field in head.fields.among(METHOD_OVERRIDES):
+        raise Forbidden(f"{why}: leave the field {field.name.decode()} out.")
 
 
 def _check_project(target: bytes, project_id: int, name: str) -> None:

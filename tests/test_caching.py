@@ -36,6 +36,7 @@ def verdict(*lines: bytes, status: int = 200, length: bytes = b"Content-Length: 
         b"Content-Length: 1",
         b"Transfer-Encoding: chunked",
         b"X-HTTP-Method-Override: DELETE",
+        b"X_HTTP-Method_Override: DELETE",
     ],
 )
 def test_a_request_for_something_of_its_own_is_not_shared(line: bytes) -> None:
