@@ -188,16 +188,12 @@ class RequestBody:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def is_eof(self) -> bool:
-        """Whether the content ended as it should; what is broken is read and dropped for a while."""
-        return self.complete
-
     async def discard(self) -> None:
         """Wait for more content and drop it."""
         self._kept = None
         self._buffered, self._held = [], 0
         self.detach()
-        if not self.is_eof():
+        if not self.complete:
             await self._more()
             self._buffered, self._held = [], 0
 

@@ -56,9 +56,11 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
 def http_proxy_for(origin: Origin) -> str | None:
     """The HTTP proxy for an origin, as ``http://[user:password@]host[:port]``; None for a direct way.
 
-    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings. Raises ConnectFailed
-    on one that can't be used.
+    From HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings; never for this machine
+    itself. Raises ConnectFailed on one that can't be used.
     """
+    if origin.is_loopback:
+        return None
     proxies = urllib.request.getproxies()
     proxy = proxies.get(origin.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
@@ -139,7 +141,7 @@ class Dialer:
         loop = asyncio.get_running_loop()
         context = self._context if origin.is_tls else None
         server_name = origin.host if origin.is_tls else None
-        proxy = None if origin.is_loopback else self._find_proxy(origin)
+        proxy = self._find_proxy(origin)
         if proxy is None:
             sock = await _open_socket(origin.host, origin.port)
             way.is_open = True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from proxy.accounts import AccountProjects
 from proxy.callers import Callers
+from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import ConfigError
 from proxy.forward import Forwarder
 from proxy.guard import Guard
@@ -31,7 +32,7 @@ from proxy.settings import Credentials as Pair
 from proxy.sharing import Sharing
 from proxy.slots import SharedSlots, Slots
 from proxy.stored import Store
-from proxy.upstream import Dialer, Upstreams, http_proxy_for, tls_context
+from proxy.upstream import Upstreams
 
 _WAY = ("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
 """The keys of [contentsquare] that need new connections; the others are numbers that can change."""
@@ -81,7 +82,7 @@ class Outward:
             self._session,
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
-            http_proxy=lambda origin: None if origin.is_loopback else http_proxy_for(origin),
+            find_proxy=http_proxy_for,
         )
         dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
         self.upstreams = Upstreams(dialer, idle_timeout_s=vendor.idle_timeout)

@@ -1,9 +1,9 @@
 """HTTP/1.1 message syntax (RFC 9112), strictly, for requests and responses alike.
 
 This is the trust boundary: whatever two programs could read in two ways is refused here, in
-both directions, and framing is decided from parsed fields only. Pure functions and one small
-state machine over bytes; knows nothing of sockets, leases or aiohttp. Field lines are kept as
-the bytes that came, so that they can be sent on unchanged.
+both directions, and framing is decided from parsed fields only. Pure but for what it remembers of
+names and status lines seen before; knows nothing of sockets, leases or aiohttp. Field lines are kept
+as the bytes that came, so that they can be sent on unchanged.
 """
 
 from __future__ import annotations

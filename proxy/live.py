@@ -105,7 +105,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             session,
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
-            http_proxy=lambda origin: None if origin.is_loopback else http_proxy_for(origin),
+            find_proxy=http_proxy_for,
         )
         known: dict[Origin, Finding | None] = {origin: None}
         for subject in _subjects(settings):
@@ -120,7 +120,7 @@ async def _reach(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
     links = [*([] if origin.is_ip else ["dns"]), "tcp", *(["tls"] if origin.is_tls else [])]
     broken, why = "", ""
     try:
-        if not origin.is_loopback and http_proxy_for(origin) is not None:
+        if http_proxy_for(origin) is not None:
             links = ["http-proxy", *(link for link in links if link == "tls")]
         await _connect(dialer, origin)
     except ConnectFailed as error:

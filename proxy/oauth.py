@@ -23,17 +23,7 @@ from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.lease import SYSTEM_CLOCK, Clock, Lease
 from proxy.origin import Origin
 from proxy.secret import Secret
-from proxy.token_answer import TokenAnswer, endpoint_fault, http_date, lease_of, refusal
-
-__all__ = [
-    "Credentials",
-    "HttpProxy",
-    "TokenEndpoint",
-    "TokenRequest",
-    "described",
-    "endpoint_fault",
-    "make_session",
-]
+from proxy.token_answer import TokenAnswer, http_date, lease_of, refusal
 
 CONNECT_TIMEOUT_S = 5.0
 TOTAL_TIMEOUT_S = 15.0
@@ -44,9 +34,11 @@ MAX_BODY = 1 << 20
 TLS_RETRY_S = 30.0
 """A certificate doesn't get better within a second."""
 
-HttpProxy = Callable[[Origin], str | None] | str | None
-"""The HTTP proxy on the way; a function may raise ConnectFailed for one that can't be used."""
-"""The HTTP proxy's URL, or what names one for an origin; None: straight."""
+FindProxy = Callable[[Origin], str | None]
+"""Names the URL of the HTTP proxy on the way to an origin, None for a direct way.
+
+May raise ConnectFailed for one that can't be used.
+"""
 
 _FIELDS = {
     "Accept": "application/json",
@@ -121,9 +113,9 @@ def make_session(
 class TokenEndpoint:
     """Contentsquare's authentication endpoint at ``auth_url``, a base URL.
 
-    ``allowed_endpoints`` are the patterns that `endpoint_fault` takes. ``clock_skew_s`` says how far
-    this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the ``Date``
-    of the last answer that had one; None before. Causes of `TokenFetchError`, for logs and metrics:
+    ``allowed_endpoints`` are the patterns that `token_answer.endpoint_fault` takes. ``clock_skew_s``
+    says how far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the
+    ``Date`` of the last answer that had one; None before. Causes of `TokenFetchError`, for logs and metrics:
     connection_failed, connection_lost, connection_refused, credentials_refused, dns, endpoint_missing,
     endpoint_refused, http_proxy, malformed, oversized, rate_limited, redirected, server_error,
     timeout, tls, unexpected_status.
@@ -135,7 +127,7 @@ class TokenEndpoint:
         auth_url: str,
         *,
         allowed_endpoints: Sequence[str],
-        http_proxy: HttpProxy = None,
+        find_proxy: FindProxy = lambda _: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.origin = Origin.parse(auth_url)
@@ -143,7 +135,7 @@ class TokenEndpoint:
         self._who = f"the token endpoint {self.origin}"
         self._session = session
         self._allowed = tuple(allowed_endpoints)
-        self._http_proxy = http_proxy
+        self._find_proxy = find_proxy
         self._clock = clock
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._held_until: dict[str, float] = {}  # by client_id, monotonic: a 429 is meant for all its APIs
@@ -207,7 +199,7 @@ class TokenEndpoint:
             data=json.dumps(members).encode(),
             headers=_FIELDS,
             allow_redirects=False,
-            proxy=self._http_proxy(self.origin) if callable(self._http_proxy) else self._http_proxy,
+            proxy=self._find_proxy(self.origin),
         ) as response:
             self._measure_skew(response.headers.get("Date"))
             body = await self._read(response.content)

@@ -238,10 +238,8 @@ class Project:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def keeper(self, api: Api | None) -> LeaseKeeper:
-        """The keeper of this API's lease, made and started on first use; None is the first API."""
-        if api is None:
-            api = self.first_api
+    def keeper(self, api: Api) -> LeaseKeeper:
+        """The keeper of this API's lease, made and started on first use. Raises Forbidden."""
         keeper = self._keepers.get(api)
         if keeper is None:
             if api is Api.ENRICHMENT and self.grant.integration_id is None:

@@ -304,7 +304,7 @@ class CallerConnection(RequestHandler):
             await self._needed()
             request = cast(Request, self._current_request)
             keep = await self._answer(request)
-            if not request.body.is_eof():
+            if not request.body.complete:
                 keep = False
                 await self._linger(request)
             request.body.release()
@@ -345,7 +345,7 @@ class CallerConnection(RequestHandler):
                 self.transport.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
-                while not request.body.is_eof():
+                while not request.body.complete:
                     await request.body.discard()
 
     async def drained(self) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.chunked import ChunkedDecoder
-from proxy.dial import Dialer, http_proxy_for, tls_context
+from proxy.dial import Dialer
 from proxy.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -42,8 +42,6 @@ from proxy.http1 import (
     parse_response_head,
 )
 from proxy.origin import Origin
-
-__all__ = ["Connection", "Dialer", "Pool", "ResponseSink", "Upstreams", "http_proxy_for", "tls_context"]
 
 KEEP_ALIVE_S = 50.0
 """An idle connection is closed after this: below the 60 s of common load balancers."""

@@ -30,7 +30,7 @@ from proxy.oauth import (
     MAX_BODY,
     TLS_RETRY_S,
     Credentials,
-    HttpProxy,
+    FindProxy,
     TokenEndpoint,
     TokenRequest,
     described,
@@ -94,13 +94,13 @@ async def endpoint_at(
     auth_url: str,
     *,
     ssl_context: ssl.SSLContext | None = None,
-    http_proxy: HttpProxy = None,
+    find_proxy: FindProxy = lambda _: None,
     total_timeout_s: float = 5,
     clock: FakeClock | None = None,
 ) -> AsyncIterator[TokenEndpoint]:
     async with make_session(ssl_context, total_timeout_s=total_timeout_s) as session:
         extra = {"clock": clock} if clock else {}
-        yield TokenEndpoint(session, auth_url, allowed_endpoints=ALLOWED, http_proxy=http_proxy, **extra)
+        yield TokenEndpoint(session, auth_url, allowed_endpoints=ALLOWED, find_proxy=find_proxy, **extra)
     await asyncio.sleep(0)
 
 
@@ -565,15 +565,17 @@ async def connect_proxy(status: str, heads: list[bytes]) -> AsyncIterator[str]:
         await turns()
 
 
-@pytest.mark.parametrize("by_origin", [True, False])
 async def test_the_request_goes_through_the_http_proxy_with_its_user(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, by_origin: bool
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     heads: list[bytes] = []
     async with connect_proxy("200 OK", heads) as authority, web_server(grant, server_tls) as url:
         name = f"http://someone:pass%40word@{authority}"
-        http_proxy: HttpProxy = (lambda origin: name if origin.is_tls else None) if by_origin else name
-        async with endpoint_at(url, ssl_context=client_tls, http_proxy=http_proxy) as endpoint:
+
+        def find_proxy(origin: Origin) -> str | None:
+            return name if origin.is_tls else None
+
+        async with endpoint_at(url, ssl_context=client_tls, find_proxy=find_proxy) as endpoint:
             assert (await endpoint.fetch(METRICS)).project_id == 42
     assert heads[0].startswith(b"CONNECT 127.0.0.1:")
     assert b"Proxy-Authorization: Basic " + b64encode(b"someone:pass@word") in heads[0]
@@ -584,7 +586,7 @@ async def test_an_http_proxy_that_refuses_is_named_as_such() -> None:
     heads: list[bytes] = []
     async with (
         connect_proxy("407 Proxy Authentication Required", heads) as authority,
-        endpoint_at(AUTH_URL, http_proxy=f"http://someone:pass-word@{authority}") as endpoint,
+        endpoint_at(AUTH_URL, find_proxy=lambda _: f"http://someone:pass-word@{authority}") as endpoint,
     ):
         error = await failure(endpoint.fetch(METRICS))
     assert error.cause == "http_proxy"
@@ -593,7 +595,7 @@ async def test_an_http_proxy_that_refuses_is_named_as_such() -> None:
 
 async def test_an_http_proxy_that_is_away_is_named_as_such() -> None:
     port = free_port()
-    async with endpoint_at(AUTH_URL, http_proxy=f"http://127.0.0.1:{port}") as endpoint:
+    async with endpoint_at(AUTH_URL, find_proxy=lambda _: f"http://127.0.0.1:{port}") as endpoint:
         assert (await failure(endpoint.fetch(METRICS))).cause == "http_proxy"
 
 
@@ -707,7 +709,7 @@ async def test_an_http_proxy_that_cant_be_used_is_a_failure_that_names_the_varia
 
     async with make_session() as session:
         endpoint = TokenEndpoint(
-            session, "https://api.contentsquare.com", allowed_endpoints=["x"], http_proxy=find_proxy
+            session, "https://api.contentsquare.com", allowed_endpoints=["x"], find_proxy=find_proxy
         )
         with pytest.raises(TokenFetchError, match="HTTPS_PROXY") as caught:
             await endpoint.me(Credentials("id", Secret("secret")))

@@ -160,7 +160,6 @@ async def test_other_apis_join_on_first_use_and_do_not_count_for_readiness() -> 
 async def test_a_path_of_no_known_api_goes_with_the_first_one() -> None:
     async with living(AuthHost(), grant(Api.SURVEYS, Api.METRICS)) as life:
         assert life.project.first_api is Api.SURVEYS
-        assert life.project.keeper(None) is life.project.keeper(Api.SURVEYS)
     async with living(AuthHost(), grant()) as life:
         assert life.project.first_api is Api.DATA_EXPORT
 

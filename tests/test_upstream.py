@@ -15,6 +15,7 @@ import pytest
 import trustme
 from harness import OK, WAIT_S, RawServer, Upstream, close, free_port, read_message
 
+from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
     ConfigError,
     ConnectFailed,
@@ -25,17 +26,7 @@ from proxy.errors import (
 )
 from proxy.http1 import Field, ResponseHead
 from proxy.origin import Origin
-from proxy.upstream import (
-    FRESH,
-    KEEP_ALIVE_S,
-    MOST_READY,
-    Connection,
-    Dialer,
-    Pool,
-    Upstreams,
-    http_proxy_for,
-    tls_context,
-)
+from proxy.upstream import FRESH, KEEP_ALIVE_S, MOST_READY, Connection, Pool, Upstreams
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -366,9 +357,10 @@ async def test_a_proxy_whose_name_is_no_name_is_a_dns_error() -> None:
     assert error.proxy_status == "dns_error"
 
 
-async def test_this_machine_is_never_reached_through_a_proxy() -> None:
+async def test_this_machine_is_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with RawServer(Upstream()) as server:
-        using = dialer(find_proxy=lambda _: "http://127.0.0.1:1")
+        using = dialer(find_proxy=http_proxy_for)
         async with closing(pool_of(server.url, using)) as pool:
             assert (await exchange(await pool.connect())).content == b"ok"
 
