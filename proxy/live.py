@@ -1,7 +1,7 @@
 """``csq-proxy check --live``: asks Contentsquare for everything that the configuration will need.
 
 Hides in which order things can go wrong (DNS, TCP, an HTTP proxy, TLS, the clock, credentials, scope,
-project, endpoint), so that of each chain the first broken link is named, with what to do about it.
+project, integration, endpoint), so that of each chain the first broken link is named, with what to do.
 Works with the same parts as the running proxy, and starts none of it. Must not know the command line.
 """
 
@@ -36,6 +36,7 @@ _NEXT = {
     " deleted, or over a year old.",
     "scope": "Ask a Contentsquare administrator to give the credentials this API, or take it out of apis.",
     "project": "Compare project_id with the Contentsquare console; account-level credentials need it.",
+    "integration": "Compare integration_id with the Contentsquare console: it is for this project alone.",
     "endpoint": "If the host is Contentsquare's, add it to contentsquare.allowed_endpoints.",
     "me": "Nothing, if all else is well: name the project's apis in the configuration.",
     "answer": "Check contentsquare.auth_url, and for a network's login page in between, or try again later.",
@@ -270,5 +271,7 @@ def _link(error: TokenFetchError) -> str:
         said = error.said.lower()
         if "scope" in said:
             return "scope"
+        if "integration" in said:
+            return "integration"
         return "project" if "project" in said else "credentials"
     return "credentials" if error.status == 500 else "answer"

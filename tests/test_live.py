@@ -136,6 +136,7 @@ def no_integration(values: dict[str, Any]) -> None:
         (no_such_name, "dns", "can't be resolved", "DNS"),
         (foreign_endpoint, "endpoint", "allowed_endpoints", "allowed_endpoints"),
         (other_project, "project", "987", "project_id"),
+        (no_integration, "integration", "no such integration", "integration_id"),
     ],
 )
 async def test_each_failure_is_named_with_what_to_do(
@@ -268,8 +269,12 @@ async def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
 async def test_a_server_that_is_somebody_elses_or_speaks_no_tls_is_named(
     values: dict[str, Any], authority: trustme.CA
 ) -> None:
-    async with RawServer(Told()) as plain:
-        values["contentsquare"]["auth_url"] = plain.url.replace("http:", "https:")
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    async with RawServer(plain) as server:
+        values["contentsquare"]["auth_url"] = server.url.replace("http:", "https:")
         [_, finding] = await findings_of(values)
         assert (finding.check, finding.result) == ("tls", "failed")
     other, old = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
