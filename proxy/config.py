@@ -22,29 +22,7 @@ from proxy.faults import Fault, KeyPath, dotted, explain
 from proxy.layers import ValidationError, validated
 from proxy.schema import ANY_NAME, Leaf, Schema, schema
 from proxy.secret import Secret
-from proxy.settings import (
-    AccountSettings,
-    CallerSettings,
-    ContentsquareSettings,
-    Credentials,
-    LogSettings,
-    ProjectSettings,
-    ServerSettings,
-    Settings,
-)
-
-__all__ = [
-    "AccountSettings",
-    "CallerSettings",
-    "ContentsquareSettings",
-    "Credentials",
-    "LogSettings",
-    "ProjectSettings",
-    "ServerSettings",
-    "Settings",
-    "find_config_file",
-    "load",
-]
+from proxy.settings import Settings
 
 Table: TypeAlias = dict[str, Any]
 
@@ -78,7 +56,6 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     *,
-    require_project: bool = True,
     search: bool = True,
 ) -> Settings:
     """The settings: overrides, then environment, then secret files, then file, then defaults.
@@ -94,7 +71,7 @@ def load(
     loading = _Loading.begin(path, overrides or {}, environ)
     settings = loading.settings(path)
     loading.faults.extend(loading.line(fault) for fault in rules.check(settings) if loading.stands(fault))
-    if require_project and not loading.faults and not (settings.projects or settings.accounts):
+    if not loading.faults and not (settings.projects or settings.accounts):
         loading.faults.append(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
             'or "csq-proxy serve --sandbox" to try it without credentials'

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from proxy.attempt import Attempt, Outcome
@@ -36,9 +36,9 @@ from proxy.slots import Slots
 from proxy.uploads import Uploads
 from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Connection, Upstreams
 
-TRY_AGAIN_S = 5
+TRY_AGAIN_S: Final = 5
 """Retry-After where a cloud could not be reached, or said nothing."""
-TOKEN_WAIT_S = 10.0
+TOKEN_WAIT_S: Final = 10.0
 """How long a request waits for a first lease."""
 
 
@@ -59,12 +59,9 @@ P = TypeVar("P", bound=Project)
 class Forwarder:
     """Where requests go. ``stopping`` makes callers' connections close after their answer."""
 
-    def __init__(
-        self, upstreams: Upstreams, *, queue_timeout_s: float, token_wait_s: float = TOKEN_WAIT_S
-    ) -> None:
+    def __init__(self, upstreams: Upstreams, *, queue_timeout_s: float) -> None:
         self.upstreams = upstreams
         self.queue_timeout_s = queue_timeout_s
-        self.token_wait_s = token_wait_s
         self.stopping = False
         self._uploads: WeakKeyDictionary[Slots, Uploads] = WeakKeyDictionary()
 
@@ -274,8 +271,8 @@ class Exchange(Generic[P]):
 
     async def _deliver(self) -> Attempt:
         """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""
-        keeper, wait_s = self.project.keeper(self.api), self._forwarder.token_wait_s
-        lease = self._lease or keeper.current() or await keeper.get(wait_s)
+        keeper = self.project.keeper(self.api)
+        lease = self._lease or keeper.current() or await keeper.get(TOKEN_WAIT_S)
         while True:
             attempt = self._attempt or await self._try(lease)
             if attempt.error is not None:
@@ -285,7 +282,7 @@ class Exchange(Generic[P]):
                 self._repeat_stale(lease)
             elif outcome is Outcome.REFUSED:
                 self._repeat_refused(keeper, lease)
-                lease = await keeper.get(wait_s)
+                lease = await keeper.get(TOKEN_WAIT_S)
             else:
                 return attempt
 

@@ -16,7 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import secret
-from proxy.config import (
+from proxy.config import find_config_file, load
+from proxy.contentsquare import Api
+from proxy.errors import ConfigError
+from proxy.faults import dotted
+from proxy.secret import Secret
+from proxy.settings import (
     AccountSettings,
     CallerSettings,
     ContentsquareSettings,
@@ -24,19 +29,14 @@ from proxy.config import (
     ProjectSettings,
     ServerSettings,
     Settings,
-    find_config_file,
-    load,
 )
-from proxy.contentsquare import Api
-from proxy.errors import ConfigError
-from proxy.faults import dotted
-from proxy.secret import Secret
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 TOO = "client_secret is given too; keep only one of them"
 BOTH = "set both or neither"
 CANARY = "c4n4ry-of-a-secret"
 SHOP = f'[projects.shop]\nclient_id = "id"\nclient_secret = "{CANARY}"\n'
+ONE_PROJECT = {"projects": {"shop": {"client_id": "id", "client_secret": CANARY}}}
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
 
 
@@ -340,7 +340,7 @@ def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch
         assert load(environ=home).source == path
     assert find_config_file(None, home | {"CSQ_PROXY_CONFIG": "~/x.toml"}) == tmp_path / "home/x.toml"
     assert find_config_file(Path("y.toml"), home | {"CSQ_PROXY_CONFIG": "x"}) == tmp_path / "cwd/y.toml"
-    assert load(environ=home, search=False, require_project=False).source is None
+    assert load(None, ONE_PROJECT, home, search=False).source is None
 
 
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
@@ -381,7 +381,6 @@ def test_no_project_says_how_to_start(write: Writer) -> None:
     (fault,) = faults_of(write("[server]\nport = 1\n"))
     assert "csq-proxy init" in fault
     assert "--sandbox" in fault
-    assert load(write.folder / "config.toml", environ={}, require_project=False).projects == {}
 
 
 def test_paths_in_the_file_are_relative_to_its_folder(write: Writer, tmp_path: Path) -> None:
@@ -879,7 +878,6 @@ def test_an_unchanged_file_loads_to_equal_settings(write: Writer) -> None:
 @pytest.mark.parametrize(
     ("projects", "default"),
     [
-        ({}, None),
         ({"a": {}}, "a"),
         ({"a": {"default": False}}, None),
         ({"a": {}, "b": {}}, None),
@@ -894,13 +892,14 @@ def test_the_default_project_is_the_marked_or_the_lone_one(
             name: {"client_id": "a", "client_secret": "b", **more} for name, more in projects.items()
         }
     }
-    assert load(None, overrides, {}, require_project=False, search=False).default_project == default
+    assert load(None, overrides, {}, search=False).default_project == default
 
 
 def test_settings_can_be_built_directly() -> None:
     settings = Settings(projects={"a": ProjectSettings(client_id="a", client_secret=Secret("b"))})
     assert settings.default_project == "a"
     assert settings.files == ()
+    assert Settings().default_project is None
 
 
 @pytest.mark.parametrize(
@@ -915,7 +914,7 @@ def test_keys_are_written_as_in_toml(path: tuple[str | int, ...], written: str) 
 
 
 def test_the_example_loads_as_it_is() -> None:
-    settings = load(EXAMPLE, environ={}, require_project=False)
+    settings = load(EXAMPLE, ONE_PROJECT, {})
     assert settings.server == ServerSettings()
     assert settings.log == LogSettings()
     assert settings.contentsquare == ContentsquareSettings()

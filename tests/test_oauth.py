@@ -54,7 +54,6 @@ GOOD = {
     "project_id": 42,
     "endpoint": "https://api.eu-west-1.production.contentsquare.com",
 }
-GOOD_BYTES = json.dumps(GOOD).encode()
 
 
 class FakeClock:

@@ -62,7 +62,6 @@ class Run:
         self.wrong: Counter[str] = Counter()
         self.foreign: Counter[str] = Counter()
         self.reloads = 0
-        self.posts_answered = 0
         self.heard: set[bytes] = set()
         """Errors, and all else that the proxy said of itself."""
         self.token_start = ""
@@ -204,7 +203,6 @@ class Run:
         self.seen["export jobs asked for"] += 1
         async with session.post(f"{self.url}/shop/v1/exports", json=job) as answer:
             await self._judge(answer, await answer.read())
-            self.posts_answered += answer.status == 201
 
     async def _judge(self, answer: aiohttp.ClientResponse, content: bytes) -> None:
         if answer.status in (200, 201):
