@@ -156,6 +156,13 @@ async def turns(count: int = 8) -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` holds; for what has no event to wait for."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 def free_port() -> int:
     """A port that nobody else gets meanwhile: not one of those the system gives to who asks for any."""
     while True:
@@ -187,6 +194,25 @@ class Upstream:
             request = await read_message(reader)
             self.requests.append(request)
             writer.write(self.answer(request) if callable(self.answer) else self.answer)
+            await writer.drain()
+
+
+@dataclass
+class Held:
+    """A cloud that answers half, and the rest when it is let go; then it answers at once."""
+
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    tokens: list[bytes] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await read_message(reader)
+            self.tokens += request.values(b"authorization")
+            writer.write(OK[:-1])
+            self.started.set()
+            await self.go_on.wait()
+            writer.write(OK[-1:])
             await writer.drain()
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-from harness import OK, WAIT_S, Gateway, RawServer, TokenServer, Upstream, gateway, read_message, settings_for
+from harness import (
+    Gateway,
+    Held,
+    RawServer,
+    TokenServer,
+    Upstream,
+    gateway,
+    read_message,
+    settings_for,
+    until,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +32,6 @@ from proxy.project import Project
 
 ACME = {"client_id": "id-2", "client_secret": "secret-2"}
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @dataclass
@@ -187,23 +191,9 @@ async def test_an_idle_project_ends_with_its_tasks_and_its_secrets_and_comes_bac
     assert repr(redactor) == before
 
 
-@dataclass
-class Held:
-    """An upstream that answers half, and the rest when it is let go."""
-
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
-    started: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_message(reader)
-        writer.write(OK[:-1])
-        self.started.set()
-        await self.go_on.wait()
-        writer.write(OK[-1:])
-        await writer.drain()
-
-
-async def test_a_project_with_a_running_request_and_a_waiting_one_stays(hurried: None) -> None:
+async def test_a_project_with_a_running_request_and_a_waiting_one_stays(
+    hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = Held()
     contentsquare = {"max_concurrency": 1}
     async with gateway(held, accounts={"acme": ACME}, contentsquare=contentsquare) as running:
@@ -212,7 +202,8 @@ async def test_a_project_with_a_running_request_and_a_waiting_one_stays(hurried:
         await held.started.wait()
         waiting = asyncio.create_task(running.call(b"GET /acme/42/v1/segments"))
         await until(lambda: any(project.slots.waiting for project in running.app.projects()))
-        await asyncio.sleep(0.45)
+        monkeypatch.setattr(accounts, "IDLE_S", 0.0)
+        await asyncio.sleep(0.03)  # many sweeps
         [project] = [one for one in running.app.projects() if one.name == "acme/42"]
         assert (project.running, project.slots.waiting) == (2, 1)
         held.go_on.set()

@@ -20,6 +20,7 @@ from harness import (
     OK,
     WAIT_S,
     Gateway,
+    Held,
     Message,
     RawServer,
     TokenServer,
@@ -334,22 +335,6 @@ async def test_settling_ends_early_when_the_proxy_is_asked_to_stop() -> None:
 
 
 # Draining
-
-
-@dataclass
-class Held:
-    """An upstream that answers its first request half, and the rest when it is let go."""
-
-    started: asyncio.Event = field(default_factory=asyncio.Event)
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_message(reader)
-        writer.write(OK[:-1])
-        self.started.set()
-        await self.go_on.wait()
-        writer.write(OK[-1:])
-        await writer.drain()
 
 
 async def test_a_running_request_finishes_while_the_proxy_stops() -> None:

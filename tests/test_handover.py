@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from harness import WAIT_S
+from harness import WAIT_S, until
 
 from proxy.errors import TokenFetchError, TokenUnavailable
 from proxy.lease import Lease, LeaseKeeper, SystemClock
@@ -65,12 +65,6 @@ async def keeping(source: Source, **options: Any) -> AsyncIterator[LeaseKeeper]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_an_inherited_lease_serves_until_the_first_one_of_its_own() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from harness import WAIT_S, RawServer, read_message
+from harness import WAIT_S, RawServer, read_message, until
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
@@ -115,13 +115,6 @@ async def living(host: AuthHost, grant: Grant, *, from_start: bool = True) -> As
                 task.cancel()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(outcome, asyncio.CancelledError | None) for outcome in outcomes), outcomes
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def grant(*apis: Api, **rest: Any) -> Grant:

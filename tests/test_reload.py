@@ -24,9 +24,9 @@ from typing import Any
 import pytest
 import trustme
 from harness import (
-    OK,
     WAIT_S,
     Gateway,
+    Held,
     Message,
     RawServer,
     TokenServer,
@@ -34,6 +34,7 @@ from harness import (
     close,
     free_port,
     read_message,
+    until,
 )
 
 import proxy.app
@@ -61,12 +62,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     root.handlers[:], root.level = handlers, level
     logging.captureWarnings(False)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def toml(sections: Mapping[str, Any], path: str = "") -> str:
@@ -322,25 +317,6 @@ async def test_projects_that_did_not_change_keep_their_tokens_and_others_come_an
         }
         await until(lambda: not gone._tasks)
         assert shop._tasks
-
-
-@dataclass
-class Held:
-    """An upstream that answers half, and the rest when it is let go; then it answers at once."""
-
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
-    started: asyncio.Event = field(default_factory=asyncio.Event)
-    tokens: list[bytes] = field(default_factory=list)
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            request = await read_message(reader)
-            self.tokens += request.values(b"authorization")
-            writer.write(OK[:-1])
-            self.started.set()
-            await self.go_on.wait()
-            writer.write(OK[-1:])
-            await writer.drain()
 
 
 @pytest.mark.parametrize("change", ["removed", "changed", "way out"])

@@ -22,6 +22,7 @@ from harness import (
     gateway,
     quick_start,  # noqa: F401 - a fixture
     read_message,
+    until,
 )
 
 import proxy.recording
@@ -88,12 +89,6 @@ async def sharing(
 
 def project_of(proxy: Gateway, name: str = "shop") -> Project:
     return next(project for project in proxy.app.projects() if project.name == name)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def status_of(message: Message) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from harness import OK, WAIT_S, RawServer, Upstream, close, free_port, read_message
+from harness import OK, WAIT_S, RawServer, Upstream, close, free_port, read_message, until
 
 from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
@@ -534,12 +534,6 @@ async def test_the_successor_of_a_connection_is_opened_before_that_is_too_old() 
         assert pool.lacks_ready()
         assert pool.take_idle() is connection
         connection.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"x"])
