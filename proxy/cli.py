@@ -281,10 +281,9 @@ def _try_certificates(settings: Settings) -> None:
 
 def _described(settings: Settings) -> dict[str, Any]:
     """The configuration as it will be used, without secrets."""
-    server = settings.server
     return {
         "file": settings.source,
-        "listener": f"{server.host}:{server.port}",
+        "listener": _listener(settings),
         "default_project": settings.default_project,
         "projects": {
             name: {
@@ -304,6 +303,11 @@ def _described(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _listener(settings: Settings) -> str:
+    server = settings.server
+    return f"[{server.host}]:{server.port}" if ":" in server.host else f"{server.host}:{server.port}"
+
+
 def _live_findings(settings: Settings, *, shown: bool) -> list[Finding]:
     from proxy.live_command import collect, show  # noqa: PLC0415
 
@@ -314,22 +318,20 @@ def _live_findings(settings: Settings, *, shown: bool) -> list[Finding]:
 
 
 def _show(settings: Settings) -> None:
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
     from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
-    console = Console()
-    server = settings.server
+    from proxy.tables import Terminal, table  # noqa: PLC0415
+
+    terminal = Terminal()
     source = escape(str(settings.source or "environment"))
-    console.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
-    console.print(f"Listener:      {escape(server.host)}:{server.port}", highlight=False)
-    table = Table("project", "project_id", "APIs kept fresh", "path", box=box.SIMPLE)
+    terminal.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
+    terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
+    drawn = table("project", "project_id", "APIs kept fresh", "path")
     for name, project in settings.projects.items():
         apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
         default = " (default)" if name == settings.default_project else ""
-        table.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
+        drawn.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
     for name, account in settings.accounts.items():
         ids = "any" if account.projects is None else ", ".join(map(str, account.projects))
-        table.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
-    console.print(table)
+        drawn.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
+    terminal.print(drawn)

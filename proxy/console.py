@@ -17,6 +17,9 @@ def say(text: str = "") -> None:
 
 def fail(faults: Iterable[str], code: int) -> NoReturn:
     """A line for each fault on standard error, and the exit code."""
-    for fault in faults:
-        print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
+    try:
+        for fault in faults:
+            print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
+    except OSError:  # nobody reads it, and the exit code says it all the same
+        sys.stderr = None
     sys.exit(code)

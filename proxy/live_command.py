@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
 from proxy.live import Finding, examine
 from proxy.settings import Settings
+from proxy.tables import Terminal, table
 
-_LEAST_WIDTH = 40
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
@@ -39,18 +38,20 @@ def collect(settings: Settings) -> list[Finding]:
 
 def show(findings: Sequence[Finding]) -> None:
     """What was found as a table, and how much of it failed."""
-    table = Table("project", "API", "checks", "", Column(min_width=_LEAST_WIDTH), box=box.SIMPLE)
+    terminal = Terminal()
+    longest = len("speed-analysis,") if terminal.is_narrow else None
+    short = (Column(name, max_width=longest) for name in ("API", "checks"))
+    drawn = table("project", *short, "", "")
     rows = list(_rows(findings))
     for one in rows:
         step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
         colour = f"[{_COLOURS[one.result]}]{one.result}[/]"
-        table.add_row(
+        drawn.add_row(
             escape(one.project or "(all)"), one.api or "-", one.check, colour, escape(one.message) + step
         )
     failed = sum(one.result == "failed" for one in rows)
-    console = Console()
-    console.print(table)
-    console.print(f"[bold red]{failed} failed.[/]" if failed else "[green]All is well.[/]")
+    terminal.print(drawn)
+    terminal.print(f"[bold red]{failed} failed.[/]" if failed else "[green]All is well.[/]")
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -404,6 +404,49 @@ def test_check_for_programs_tells_faults_as_json_too(environ: dict[str, str], tm
     assert "did you mean level?" in fault
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe's end is told otherwise there")
+@pytest.mark.parametrize(("key", "code"), [("client_id", 0), ("clientid", 2)])
+def test_who_reads_only_some_of_what_is_printed_sees_the_same_exit_code(
+    key: str, code: int, environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = CONFIG.replace("client_id", key) + "".join(
+        f'[projects.shop-{number}]\n{key} = "id"\nclient_secret = "canary-secret"\n' for number in range(99)
+    )
+    config = write(tmp_path / "config.toml", text)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "proxy", "check", "--config", str(config)],
+            stdout=writer,
+            stderr=writer,
+            timeout=STARTUP_S,
+            env=environ,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert ended.returncode == code
+
+
+def test_names_that_are_too_long_for_the_terminal_are_shown_whole(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    name = "q" * 64
+    config = write(tmp_path / "config.toml", CONFIG.replace("projects.shop", f"projects.{name}"))
+    ended = run("check", "--config", str(config), environ={**environ, "COLUMNS": "60"}, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "…" not in ended.stdout
+    assert ended.stdout.count("q") >= 2 * 64
+
+
+def test_an_ipv6_listener_is_shown_in_brackets(environ: dict[str, str], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.toml", CONFIG.replace("port = 0", 'host = "::1"\nport = 9000'))
+    assert "[::1]:9000\n" in run("check", "--config", str(config), environ=environ, cwd=tmp_path).stdout
+    ended = run("check", "--json", "--config", str(config), environ=environ, cwd=tmp_path)
+    assert json.loads(ended.stdout)["listener"] == "[::1]:9000"
+
+
 def test_a_path_with_brackets_is_shown_as_it_is(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "[x] [").mkdir()
     path = write(tmp_path / "[x] [" / "config.toml", CONFIG)

@@ -130,7 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
     "completion": {"config", "environment", "schema", "snippets"},
     "init_command": {"init", "rules"},
-    "live_command": {"live", "settings"},
+    "live_command": {"live", "settings", "tables"},
     "facade": {
         "answer",
         "callers",
@@ -197,9 +197,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reload",
         "settings",
     },
-    "status_command": {"config", "console", "environment", "errors", "settings"},
+    "status_command": {"config", "console", "environment", "errors", "origin", "settings", "tables"},
     # What people start
     "console": set(),
+    "tables": set(),
     "reading": {"config", "errors", "process", "secret", "settings"},
     "serving": {"__init__", "activation", "app", "console", "errors", "log", "notify", "project", "settings"},
     "start": {"activation", "process", "reading", "serving"},
@@ -224,6 +225,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "snippets",
         "start",
         "status_command",
+        "tables",
     },
     "sandbox_command": {
         "activation",

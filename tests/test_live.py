@@ -376,6 +376,10 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     def check(*options: str) -> Any:
         return run("check", "--live", "--config", str(served), *options, environ=environ, cwd=served.parent)
 
+    def in_words(ended: Any) -> str:
+        return " ".join(ended.stdout.split())
+
+    narrow = {**environ, "COLUMNS": "80"}
     ended = await asyncio.to_thread(check)
     assert (ended.returncode, "Next:" in ended.stdout) == (0, False), ended.stdout + ended.stderr
     assert ended.stdout.endswith(
@@ -396,6 +400,9 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert "Next:" in ended.stdout
     assert "1 failed." in ended.stdout
     assert "Traceback" not in ended.stderr
+    ended = await asyncio.to_thread(lambda: run(*ended.args[3:], environ=narrow, cwd=served.parent))
+    assert "Next: Compare client_id and client_secret with the Contentsquare console;" in in_words(ended)
+    assert "; they may be wrong, deleted, or over a year old." in in_words(ended)
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["ok"]) == (1, False)
