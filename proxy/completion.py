@@ -21,9 +21,9 @@ from proxy.snippets import FOR_CALLERS, FOR_OPERATORS
 def projects(config: Path | None, incomplete: str) -> list[str]:
     """The projects that begin so, those of accounts as ``acme/42``; ``config``: the file that is named."""
     tables = [environment.read(os.environ, schema()).values]
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, RecursionError, ValueError):
         path = find_config_file(config, os.environ)
-        tables += [tomllib.loads(path.read_text(encoding="utf-8"))] if path is not None else []
+        tables += [tomllib.loads(path.read_text(encoding="utf-8-sig"))] if path is not None else []
     return sorted({name for table in tables for name in _names(table) if name.startswith(incomplete)})
 
 

@@ -22,7 +22,7 @@ from proxy.faults import Fault, KeyPath, dotted, explain
 from proxy.layers import ValidationError, validated
 from proxy.schema import ANY_NAME, Leaf, Schema, schema
 from proxy.secret import Secret
-from proxy.settings import Settings
+from proxy.settings import ServerSettings, Settings
 
 Table: TypeAlias = dict[str, Any]
 
@@ -30,6 +30,7 @@ Table: TypeAlias = dict[str, Any]
 _MOST_ROUNDS = 5
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
+_LISTENER = ("host", "port", "tls_cert")
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 _ALTERNATIVES = {
     "client_secret": ("client_secret", "client_secret_file", "client_secret_command"),
@@ -45,9 +46,9 @@ def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path 
     """
     named = explicit or environ.get(environment.CONFIG)
     if named:
-        return _absolute(str(named), Path.cwd(), environ)
+        return _absolute(str(named), _working_folder(), environ)
     home = _home(environ)
-    places = [Path.cwd() / "config.toml", home and home / ".config/csq-proxy/config.toml", SYSTEM_FILE]
+    places = [_working_folder() / "config.toml", home and home / ".config/csq-proxy/config.toml", SYSTEM_FILE]
     return next((place for place in places if place is not None and _is_file(place)), None)
 
 
@@ -81,6 +82,33 @@ def load(
     return replace(settings, secrets_of_environment=tuple(loading.secret_variables()))
 
 
+def load_listener(config_file: Path | None, environ: Mapping[str, str]) -> ServerSettings:
+    """What ``[server]`` says of where the proxy listens, by `_LISTENER`; the rest is as by default.
+
+    For those who call a running proxy: nothing else of the configuration has to be good, no secret is read
+    and no command is run. Raises ConfigError.
+    """
+    path = find_config_file(config_file, environ)
+    faults: list[str] = []
+    file = _read_toml(path, faults) if path else {}
+    found = environment.read(environ, schema())
+    folder = path.parent if path else _working_folder()
+    env, file = (
+        _prepared(_listener_of(layer), schema(), base, environ)
+        for layer, base in ((found.values, _working_folder()), (file, folder))
+    )
+    settings = _Loading({}, env, {}, file, found.names, faults, set()).settings(path)
+    if faults:
+        raise ConfigError(*faults)
+    return settings.server
+
+
+def _listener_of(layer: Table) -> Table:
+    server = layer.get("server")
+    table = server if isinstance(server, dict) else {}
+    return {"server": {key: table[key] for key in _LISTENER if key in table}}
+
+
 class _Loading(NamedTuple):
     """One load on its way: where values came from, and what is wrong so far.
 
@@ -105,7 +133,8 @@ class _Loading(NamedTuple):
             faults.append(fault)
         faults += found.faults
         _refuse_sidecar_conflict(found, file, overrides, faults)
-        cwd, folder = Path.cwd(), path.parent if path else Path.cwd()
+        cwd = _working_folder()
+        folder = path.parent if path else cwd
         layers = [
             _prepared(layer, schema(), base, environ)
             for layer, base in ((overrides, cwd), (found.values, cwd), (file, folder))
@@ -214,6 +243,8 @@ def _read_toml(path: Path, faults: list[str]) -> Table:
         faults.append(f"{path}: isn't UTF-8 text")
     except tomllib.TOMLDecodeError as error:
         faults.append(_syntax_fault(path, text, str(error)))
+    except (RecursionError, ValueError):  # tables and lists within each other, and thousands of digits
+        faults.append(f"{path}: not usable TOML: nested too deeply, or a number with too many digits")
     return {}
 
 
@@ -330,6 +361,13 @@ def _absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:
     if home is not None and (path == "~" or path.startswith(("~/", "~\\"))):
         return home / path[2:]
     return base / path
+
+
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed meanwhile, and nothing is there
+        return Path()
 
 
 def _is_file(path: Path) -> bool:

@@ -91,7 +91,7 @@ def _parse(found: Environment, name: str, value: str) -> list[Any]:
     if value.lstrip().startswith("[") and not _IPV6_HOST.match(value.lstrip()):
         try:
             items = json.loads(value)
-        except ValueError:
+        except (RecursionError, ValueError):
             found.faults.append(f"{name}: must be a JSON list, or values with commas between them")
             return []
         return list(items)

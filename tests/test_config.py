@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import secret
-from proxy.config import find_config_file, load
+from proxy.config import SYSTEM_FILE, find_config_file, load
 from proxy.contentsquare import Api
 from proxy.errors import ConfigError
 from proxy.faults import dotted
@@ -349,6 +349,30 @@ def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load(path, environ=environ)
         assert caught.value.faults == (f"{missing}: there is no such file",)
+
+
+@pytest.mark.parametrize("text", ["[server]\nport = " + "9" * 5000, "port = " + "[" * 100_000])
+def test_what_no_parser_takes_is_one_line_too(text: str, write: Writer) -> None:
+    path = write(text)
+    (fault,) = faults_of(path)
+    assert fault.startswith(f"{path}: not usable TOML")
+    (fault,) = faults_of(write(SHOP), {"CSQ_PROXY_SERVER__ALLOWED_HOSTS": "[" * 100_000})
+    assert fault.startswith("CSQ_PROXY_SERVER__ALLOWED_HOSTS: must be a JSON list")
+
+
+@posix_only
+def test_a_working_folder_that_was_removed_does_no_harm(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(SHOP)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert list(load(path, environ={}).projects) == ["shop"]
+    assert list(load(environ={"HOME": str(tmp_path), "CSQ_PROXY_CONFIG": "~/config.toml"}).projects) == [
+        "shop"
+    ]
+    assert find_config_file(None, {"HOME": str(tmp_path)}) in (None, SYSTEM_FILE)
 
 
 @pytest.mark.parametrize(
