@@ -1,27 +1,29 @@
 """``csq-proxy status``: what a running proxy says of itself at ``/-/status``, as a table.
 
-Hides where the running proxy is found: by ``--url``, else by ``[server]`` of the configuration, of
-which nothing else is read (no secret, and no command that gets one). Speaks only HTTP with the
-proxy, and shows what it answers; must not know what is behind it.
+Hides where the running proxy is found: by ``--url``, else by ``[server]`` of the configuration. Speaks
+only HTTP with the proxy, and shows what it answers; must not know what is behind it.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
+import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
-from proxy.config import find_config_file
-from proxy.console import fail
+from proxy.config import load_listener
+from proxy.console import fail, say
 from proxy.environment import KEY
 from proxy.errors import ConfigError
+from proxy.origin import Origin
 from proxy.settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ TIMEOUT_S = 5.0
 MOST_ERRORS = 3
 """Of each project."""
 _COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - what to call where it listens
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where it listens
 
 
 class Unreachable(Exception):
@@ -61,10 +63,8 @@ class Source(NamedTuple):
             request.add_header("X-API-Key", self.key)
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
         if self.url.startswith("https:"):
-            context = ssl.create_default_context()
-            if self.cert is not None:
-                context.load_verify_locations(self.cert)
-            handlers.append(urllib.request.HTTPSHandler(context=context))
+            handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
+        status: object = None
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as answer:
                 status = json.load(answer)
@@ -73,11 +73,22 @@ class Source(NamedTuple):
             raise Unreachable(self._refused(error.code)) from None
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
-        except ValueError:
-            status = None
+        except (ValueError, RecursionError, http.client.HTTPException):
+            pass  # no JSON, or no HTTP
         if not isinstance(status, dict) or "projects" not in status:
             raise Unreachable(f"{self.url}: something else than csq-proxy answers there; give its --url")
         return status
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self.cert is not None:
+            try:
+                context.load_verify_locations(self.cert)
+            except OSError:
+                raise Unreachable(
+                    f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
+                ) from None
+        return context
 
     def _refused(self, code: int) -> str:
         if code == 401:
@@ -88,47 +99,53 @@ class Source(NamedTuple):
 
     def _silent(self, error: OSError) -> str:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
+        if isinstance(reason, ssl.SSLCertVerificationError):
             return (
                 f"{self.url}: its certificate isn't trusted here; give the --url with a name that it is for"
             )
+        if isinstance(reason, ssl.SSLError):
+            return f"{self.url}: no TLS is spoken there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
 
 
 def source(config: Path | None, url: str | None, key_file: Path | None) -> Source:
     """Where to ask, by flags, environment and configuration file. Raises ConfigError."""
-    environ = os.environ
-    try:
-        key = key_file.read_text("utf-8").strip() if key_file else environ.get(KEY)
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"--key-file: {key_file} can't be read") from None
+    key = _key(key_file)
     if url is not None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError("--url: must begin with http:// or https://, as http://127.0.0.1:8277")
-        return Source(url.rstrip("/"), None, key)
-    server, folder = _server(find_config_file(config, environ), environ)
-    host = str(server.get("host") or "")
-    host = _ANY.get(host, host)
+        return Source(_base_url(url), None, key)
+    server = load_listener(config, os.environ)
+    host = _ANY.get(server.host, server.host)
     shown = f"[{host}]" if ":" in host else host
-    cert = folder / Path(str(server["tls_cert"])).expanduser() if server.get("tls_cert") else None
-    scheme = "https" if cert else "http"
-    return Source(f"{scheme}://{shown}:{server.get('port') or DEFAULT_PORT}", cert, key)
+    scheme = "https" if server.tls_cert else "http"
+    return Source(f"{scheme}://{shown}:{server.port or DEFAULT_PORT}", server.tls_cert, key)
 
 
-def _server(path: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
-    """``[server]`` as far as it matters, and the folder that its paths start from."""
-    table: dict[str, Any] = {}
-    if path is not None:
+def _key(key_file: Path | None) -> str | None:
+    if key_file is None:
+        key, place = os.environ.get(KEY), KEY
+    else:
+        place = "--key-file"
         try:
-            found = tomllib.loads(path.read_bytes().decode("utf-8-sig")).get("server", {})
+            key = key_file.read_text("utf-8-sig").strip()
         except (OSError, ValueError):
-            raise ConfigError(f"{path}: can't be read; see csq-proxy check, or give --url") from None
-        table.update(found if isinstance(found, dict) else {})
-    for name in ("host", "port", "tls_cert"):
-        if value := environ.get(f"CSQ_PROXY_SERVER__{name.upper()}"):
-            table[name] = value
-    return table, Path.cwd() if path is None else path.parent
+            raise ConfigError(f"{place}: {key_file} can't be read") from None
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{place}: holds no key; that is one line of ASCII")
+    return key
+
+
+def _base_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("--url: must begin with http:// or https://, as http://127.0.0.1:8277")
+    try:
+        parts = urlsplit(url)
+        Origin.parse(f"{parts.scheme}://{parts.netloc}")
+    except ValueError as error:
+        raise ConfigError(f"--url: {error}") from None
+    if parts.query or parts.fragment or " " in url or not (url.isascii() and url.isprintable()):
+        raise ConfigError("--url: must be a base URL, as http://127.0.0.1:8277")
+    return url.rstrip("/")
 
 
 def show(place: Source, *, as_json: bool, watch: bool) -> None:
@@ -147,49 +164,60 @@ def show(place: Source, *, as_json: bool, watch: bool) -> None:
 
 def _print_json(place: Source, status: dict[str, Any], *, watch: bool) -> None:
     if not watch:
-        print(json.dumps(status, indent=2))  # noqa: T201 - the command's own output
+        say(json.dumps(status, indent=2))
         return
-    while True:  # a line each time
-        print(json.dumps(status), flush=True)  # noqa: T201 - the command's own output
+    say(json.dumps(status))
+    while sys.stdout is not None:  # somebody reads it; a line each time
         time.sleep(EVERY_S)
-        status = place.fetch()
+        say(json.dumps(place.fetch()))
 
 
 def _print_table(place: Source, status: dict[str, Any], *, watch: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
-    console = Console()
+    from proxy.tables import Terminal  # noqa: PLC0415
+
+    terminal = Terminal()
     shown = _drawn(place, status)
     if not watch:
-        console.print(shown)
-        return
-    with Live(shown, console=console, auto_refresh=False, screen=console.is_terminal) as live:
-        while True:
-            live.update(shown, refresh=True)
+        terminal.print(shown)
+    elif not terminal.is_terminal:
+        terminal.print(shown)
+        while sys.stdout is not None:  # somebody reads it
             time.sleep(EVERY_S)
-            try:
-                shown = _drawn(place, place.fetch())
-            except Unreachable as error:
-                shown = Text(str(error), "red")
+            terminal.print(_drawn_now(place))
+    else:
+        with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(shown, refresh=True)
+                time.sleep(EVERY_S)
+                shown = _drawn_now(place)
+
+
+def _drawn_now(place: Source) -> RenderableType:
+    from rich.text import Text  # noqa: PLC0415
+
+    try:
+        return _drawn(place, place.fetch())
+    except Unreachable as error:
+        return Text(str(error), "red")
 
 
 def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
-    from rich import box  # noqa: PLC0415
     from rich.console import Group  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
+
+    from proxy.tables import table  # noqa: PLC0415
 
     stopping = ", stopping" if status["stopping"] else ""
     title = Text(
         f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
     )
-    table = Table("project", "slots", "API", "token", "left", "requests", "cloud", box=box.SIMPLE)
+    drawn = table("project", "slots", "API", "token", "left", "requests", "cloud")
     for name, project in status["projects"].items():
         for number, row in enumerate(_rows(project)):
-            table.add_row(*([Text(name, "bold"), _slots(project)] if not number else ["", ""]), *row)
-    return Group(title, table, *_notes(status))
+            drawn.add_row(*([Text(name, "bold"), _slots(project)] if not number else ["", ""]), *row)
+    return Group(title, drawn, *_notes(status))
 
 
 def _rows(project: dict[str, Any]) -> Iterator[list[Text]]:

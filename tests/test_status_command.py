@@ -128,7 +128,128 @@ async def test_watching_goes_on_until_it_is_ended(tmp_path: Path) -> None:
         assert uptimes[1] > uptimes[0]
 
 
-async def test_bad_flags_are_told_at_once(tmp_path: Path) -> None:
-    for url, key_file in (("127.0.0.1:8277", None), (None, tmp_path / "nothing")):
-        with pytest.raises(ConfigError):
-            source(None, url, key_file)
+async def test_watching_without_a_terminal_is_a_table_each_time(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch"),
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(2):
+                await process.stdout.readuntil(b"csq-proxy ")
+            process.terminate()
+            await process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe's end is told otherwise there")
+@pytest.mark.parametrize("options", [["--json"], []])
+async def test_watching_ends_when_nobody_reads_it_any_longer(options: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch"),
+            *options,
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
+        os.close(writer)
+        os.close(reader)
+        async with asyncio.timeout(WAIT_S):
+            _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8277",
+        "http://",
+        "http://127.0.0.1:port",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http://a b",
+        "http://127.0.0.1/a b",
+        "http://me@127.0.0.1",
+        "http://127.0.0.1:8277/?hour=1",
+        "http://ex\u00e4mple..x",
+    ],
+)
+async def test_a_bad_url_is_told_at_once(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--url: "):
+        source(None, url, None)
+
+
+async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
+    for content in (b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
+        (tmp_path / "key").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^--key-file: "):
+            source(None, "http://127.0.0.1:8277", tmp_path / "key")
+    with pytest.raises(ConfigError, match=r"^--key-file: "):
+        source(None, "http://127.0.0.1:8277", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("", "http://127.0.0.1:8277"),
+        ('host = "[::1]"', "http://[::1]:8277"),
+        ('host = "::"', "http://[::1]:8277"),
+        ("port = 0", "http://127.0.0.1:8277"),
+        ('port = "9000"', "http://127.0.0.1:9000"),
+        ('tls_cert = "~/cert.pem"', "https://127.0.0.1:8277"),
+        ("unknown = 1\n[projects]\nshop = 5", "http://127.0.0.1:8277"),
+    ],
+)
+async def test_where_it_listens_is_read_as_serve_reads_it(
+    server: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = tmp_path / "config.toml"
+    path.write_text(f"[server]\n{server}\n")
+    found = source(path, None, None)
+    assert found.url == url
+    assert found.cert == (tmp_path / "cert.pem" if "cert" in server else None)
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ('host = "a b"', "server.host: "),
+        ('host = ["a"]', "server.host: must be text, in quotes"),
+        ('port = "abc"', "server.port: must be a whole number"),
+        ("port = 70000", "server.port: must be at most 65535"),
+        ("tls_cert = 5", "server.tls_cert: must be a path, in quotes"),
+        ("port = ", "not valid TOML"),
+    ],
+)
+async def test_a_faulty_place_in_the_configuration_is_told(server: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[server]\n{server}\n")
+    with pytest.raises(ConfigError) as fault:
+        source(path, None, None)
+    assert said in str(fault.value)
+
+
+async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)  # else its connection is reset
+        writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+
+    async with RawServer(greet) as server:
+        shown = await run("--url", server.url, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "something else than csq-proxy" in shown.stderr
+        shown = await run("--url", server.url.replace("http:", "https:"), cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "no TLS is spoken there" in shown.stderr
+        (tmp_path / "config.toml").write_text(
+            f'[server]\nport = {server.port}\ntls_cert = "no.pem"\ntls_key = "no.pem"\n'
+        )
+        shown = await run(cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "server.tls_cert: " in shown.stderr
