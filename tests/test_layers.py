@@ -13,7 +13,7 @@ import pytest
 import proxy
 
 PACKAGE = Path(proxy.__file__).parent
-README = Path(__file__).parent.parent / "README.md"
+GUIDE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 SANDBOX = "sandbox"
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -287,8 +287,8 @@ def test_every_module_has_its_place_in_the_table() -> None:
     assert not homeless, f"proxy.{homeless}: give each a row in MAY_IMPORT, next to those that it resembles"
 
 
-def test_the_readme_names_every_module() -> None:
-    told = set(re.findall(r"`(\w+)\.py`", README.read_text(encoding="utf-8")))
+def test_the_guide_names_every_module() -> None:
+    told = set(re.findall(r"`(\w+)\.py`", GUIDE.read_text(encoding="utf-8")))
     assert told == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
 
 
