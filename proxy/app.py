@@ -208,7 +208,7 @@ class App:
         self._spawn(self._see_out(old, step.leaving))
         try:
             self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
-        except OSError:  # it was good a moment ago, so it is about to be replaced once more
+        except (ConfigError, OSError):  # it was good a moment ago, so it is about to be replaced once more
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)

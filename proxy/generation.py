@@ -8,6 +8,7 @@ the same. Must not know listeners' sockets, files, or when a reload is due.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from proxy.lease import OnEvent
 from proxy.listeners import Listener, server_tls
 from proxy.log import redactor
 from proxy.oauth import Credentials, TokenEndpoint, make_session
+from proxy.origin import Origin
 from proxy.project import Grant, Project, Spawn
 from proxy.reload import is_same
 from proxy.route import Router
@@ -184,7 +186,10 @@ class Generations:
                 account_project=lambda account, number: self._of_account(settings, outward, account, number),
             ),
             callers=Callers(settings.callers),
-            guards=tuple(Guard(one.port, settings.server.allowed_hosts) for one in self._listeners),
+            guards=tuple(
+                Guard(one.port, (*_own_address(one), *settings.server.allowed_hosts))
+                for one in self._listeners
+            ),
             owners=tuple(projects.get(one.project) if one.project else None for one in self._listeners),
         )
         return Step(generation, fresh, leaving)
@@ -273,6 +278,14 @@ class Generations:
             f"{account}/{project_id}",
             lambda name: self._make(name, configured, outward, project_id, from_start=False),
         )
+
+
+def _own_address(listener: Listener) -> Iterator[str]:
+    """The Host of a listener on a loopback address, on 127.0.0.2, say: that is no name to be rebound."""
+    with contextlib.suppress(ValueError):  # a Unix socket, or a name, for which there is allowed_hosts
+        origin = Origin.parse(listener.url)
+        if origin.is_loopback:
+            yield origin.authority
 
 
 def _pair(configured: Pair) -> Credentials:

@@ -16,6 +16,8 @@ from proxy.http1 import RequestHead
 
 _AUTHORITY_END: Final = re.compile(rb"[/?]")
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+_DEFAULT_PORTS: Final = (80, 443)
+"""With these a Host has no port (RFC 9110, section 4.2)."""
 
 
 class Guard:
@@ -23,7 +25,7 @@ class Guard:
 
     def __init__(self, port: int, allowed_hosts: Iterable[str] = ()) -> None:
         names = {f"{name}:{port}" for name in LOOPBACK_NAMES}
-        if port == 80:
+        if port in _DEFAULT_PORTS:
             names.update(LOOPBACK_NAMES)
         self._hosts = frozenset(name.lower().encode() for name in (*names, *allowed_hosts))
 

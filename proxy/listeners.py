@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from proxy.activation import PassedSocket
 from proxy.door import BACKLOG, Door, most_connections
@@ -106,7 +107,7 @@ class Listeners:
         Check the files by `server_tls` first: OpenSSL may keep half of what doesn't fit.
         """
         if self._tls is not None and cert is not None:
-            self._tls.load_cert_chain(cert, key)
+            self._tls.load_cert_chain(cert, key, password=_no_pass_phrase)
 
     def connections(self) -> Iterator[CallerConnection]:
         """The callers' connections."""
@@ -186,8 +187,9 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
+        shown = f"[{host}]" if ":" in host else host
         raise ListenError(
-            f"{key}: can't listen on {host}:{port} ({exc.strerror}); is another csq-proxy running?"
+            f"{key}: can't listen on {shown}:{port} ({exc.strerror}); is another csq-proxy running?"
             f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"
         ) from None
     sock.setblocking(False)
@@ -225,7 +227,15 @@ def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(cert, key)
+        context.load_cert_chain(cert, key, password=_no_pass_phrase)
     except (OSError, ssl.SSLError):
         raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
     return context
+
+
+def _no_pass_phrase() -> NoReturn:
+    """OpenSSL would ask for it on the terminal, and a reload would wait for an answer."""
+    raise ConfigError(
+        "server.tls_key: is encrypted, and nobody is asked for a pass phrase; give the key without one:"
+        " openssl pkey -in KEY -out NEW_KEY"
+    )

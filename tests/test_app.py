@@ -9,6 +9,7 @@ import logging
 import socket
 import ssl
 import stat
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from harness import (
     OK,
     WAIT_S,
@@ -164,6 +166,32 @@ async def test_a_certificate_that_is_none_is_an_error_of_the_configuration(tmp_p
     with pytest.raises(ConfigError, match=r"contentsquare\.ca_file"):
         async with running(lone(contentsquare={"ca_file": str(broken)})):
             pass
+
+
+async def test_an_encrypted_key_is_an_error_and_nobody_is_asked_for_a_pass_phrase(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    private = serialization.load_pem_private_key(issued.private_key_pem.bytes(), password=None)
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"pass phrase"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"server\.tls_key: is encrypted"):
+        async with running(lone(server={"port": 0, "tls_cert": str(cert), "tls_key": str(key)})):
+            pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.0/8 is not all there elsewhere")
+async def test_on_another_loopback_address_it_is_called_by_that() -> None:
+    async with gateway(server={"host": "127.0.0.2", "port": 0}) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.2", proxy.port)
+        for host, status in (("127.0.0.2", 200), ("localhost", 200), ("127.0.0.3", 421)):
+            assert (await ask(reader, writer, f"{host}:{proxy.port}")).status == status
+        await close(writer)
 
 
 async def test_a_taken_port_is_a_listen_error_that_names_the_setting() -> None:

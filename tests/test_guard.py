@@ -191,3 +191,9 @@ def test_the_host_is_checked_before_the_target_and_the_origin() -> None:
         with pytest.raises(ProxyError) as caught:
             check(b"GET http://evil.example/", *lines, host=b"evil.example")
         assert caught.value.code == "PROXY_HOST_REFUSED"
+
+
+@pytest.mark.parametrize("port", [80, 443])
+def test_a_default_port_is_left_out_of_host(port: int) -> None:
+    for host in (b"localhost", b"127.0.0.1", b"[::1]", b"localhost:%d" % port):
+        assert check(host=host, guard=Guard(port)) == b"/v1/x"

@@ -154,6 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "listeners",
         "log",
         "oauth",
+        "origin",
         "project",
         "reload",
         "route",
