@@ -139,7 +139,10 @@ class Router(Generic[T]):
             what = "No project is named in the path, and none is the default"
         else:
             what = f"There is no project {shown!r}"
-        return UnknownProject(f"{what}. Try {', '.join(f'/{near}/v1/...' for near in nearest) or 'another'}")
+        paths = [
+            f"/{near}/42/v1/..." if near.encode() in self._accounts else f"/{near}/v1/..." for near in nearest
+        ]
+        return UnknownProject(f"{what}. Try {', '.join(paths) or 'another'}")
 
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:
