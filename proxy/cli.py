@@ -7,7 +7,10 @@ standard error, no traceback. Modules that a command doesn't need are not import
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -39,13 +42,16 @@ ConfigOption = Annotated[
 ]
 
 
-def _called_as() -> str:
-    """This command as the user can call it again: by its name alone where that finds it."""
+def _command(*words: str, config: Path | None) -> str:
+    """A command line of ours as the user can call it, by our name alone where that finds us."""
     path = Path(sys.argv[0])
     if path.stem != cli.info.name:
-        return f"{sys.executable} -m proxy"
-    found = shutil.which(path.stem)
-    return path.stem if found is not None and Path(found).resolve() == path.resolve() else str(path)
+        called_as = [sys.executable, "-m", "proxy"]
+    else:
+        found = shutil.which(path.stem)
+        called_as = [path.stem if found and Path(found).resolve() == path.resolve() else str(path)]
+    line = [*called_as, *words, *([] if config is None else ["--config", str(config)])]
+    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 def _version(*, wanted: bool) -> None:
@@ -126,9 +132,10 @@ def check(
     if not good:
         sys.exit(1)
     if not as_json:
-        given = "" if config is None else f" --config {config}"
-        what = "To run it" if live else "To ask Contentsquare, too"
-        say(f"{what}: {_called_as()} {'serve' if live else 'check --live'}{given}")
+        if live:
+            say(f"To run it: {_command('serve', config=config)}")
+        else:
+            say(f"To ask Contentsquare, too: {_command('check', '--live', config=config)}")
 
 
 @cli.command("status")
@@ -199,11 +206,11 @@ def snippets(
 @cli.command()
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""
-    from proxy.config import load  # noqa: PLC0415
+    from proxy.config import load, named_config_file  # noqa: PLC0415
     from proxy.init import text_of, write_new  # noqa: PLC0415
     from proxy.init_command import ask  # noqa: PLC0415
 
-    path = config or Path("config.toml")
+    path = named_config_file(config, os.environ) or Path("config.toml")
     if path.exists():
         raise ConfigError(f"{path}: is there already and is not overwritten; move it away first")
     answers = ask()
@@ -213,10 +220,9 @@ def init(*, config: ConfigOption = None) -> None:
     except ConfigError:
         path.unlink()
         raise
-    given = "" if config is None else f" --config {config}"
     say(
-        f"\nWrote {path}. Next: {_called_as()} check --live{given}\n"
-        f"       and then: {_called_as()} serve{given}"
+        f"\nWrote {path}. Next: {_command('check', '--live', config=config)}\n"
+        f"       and then: {_command('serve', config=config)}"
     )
 
 

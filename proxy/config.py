@@ -38,15 +38,20 @@ _ALTERNATIVES = {
 }
 
 
+def named_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file that a flag names, else ``$CSQ_PROXY_CONFIG``; None where neither does."""
+    named = explicit or environ.get(environment.CONFIG)
+    return _absolute(str(named), _working_folder(), environ) if named else None
+
+
 def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The configuration file to read, None where there is none.
 
     One that is named, by a flag or by ``$CSQ_PROXY_CONFIG``, is taken whether it exists or not; of the
     usual places, the first that exists.
     """
-    named = explicit or environ.get(environment.CONFIG)
-    if named:
-        return _absolute(str(named), _working_folder(), environ)
+    if (named := named_config_file(explicit, environ)) is not None:
+        return named
     home = _home(environ)
     places = [_working_folder() / "config.toml", home and home / ".config/csq-proxy/config.toml", SYSTEM_FILE]
     return next((place for place in places if place is not None and _is_file(place)), None)

@@ -49,10 +49,17 @@ def write_new(path: Path, text: str) -> None:
     """Write a file that isn't there yet, with mode 0600 from its first byte on. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{path.parent}: can't be made a folder ({exc.strerror})") from None
+    try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ConfigError(f"{path}: is there already and is not overwritten; move it away first") from None
     except OSError as exc:
         raise ConfigError(f"{path}: can't be written ({exc.strerror})") from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:  # the disk is full, say: half of it is of no use, and in the way
+        path.unlink()
+        raise ConfigError(f"{path}: can't be written ({exc.strerror})") from None

@@ -5,10 +5,16 @@ Hides the prompts. Must not know the file that is made of the answers (`proxy.in
 
 from __future__ import annotations
 
+import re
+
 import typer
 
 from proxy.init import Answers
 from proxy.rules import name_fault
+
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,17}\Z", re.ASCII)
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that it can't decode."""
 
 
 def ask() -> Answers:
@@ -37,7 +43,9 @@ def _name(question: str) -> str:
 def _text(question: str, *, hidden: bool = False) -> str:
     while True:
         answer = str(typer.prompt(question, hide_input=hidden)).strip()
-        if answer:
+        if _NO_TEXT.search(answer):
+            typer.echo("That isn't text in this terminal's encoding.")
+        elif answer:
             return answer
 
 
@@ -46,6 +54,6 @@ def _number(question: str) -> int | None:
         answer = str(typer.prompt(question, default="", show_default=False)).strip()
         if not answer:
             return None
-        if answer.isascii() and answer.isdigit() and int(answer):
+        if _NUMBER.match(answer):
             return int(answer)
         typer.echo("A number, please.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -76,3 +78,43 @@ def test_answers_that_make_no_good_configuration_leave_no_file(
     result = CliRunner().invoke(cli, ["init", "--config", str(path)], input="shop\nid\nsecret\n\n\n")
     assert isinstance(result.exception, ConfigError)
     assert not path.exists()
+
+
+def test_it_writes_what_the_other_commands_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSQ_PROXY_CONFIG", str(tmp_path / "folder" / "mine.toml"))
+    result = CliRunner().invoke(cli, ["init"], input="shop\nid\nsecret\n\n\n")
+    assert result.exit_code == 0, result.output
+    assert list(load().projects) == ["shop"]
+
+
+def test_what_is_no_text_or_no_id_is_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    given = b"shop\ni\xffd\nid\nsecret\n" + b"9" * 5000 + b"\n" + b"9" * 19 + b"\n\n\n"
+    result = subprocess.run(
+        [sys.executable, "-m", "proxy", "init", "--config", str(path)],
+        input=given,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"That isn't text" in result.stdout
+    assert result.stdout.count(b"A number, please.") == 2
+    assert load(path, environ={}).projects["shop"].client_id == "id"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+def test_what_can_t_be_written_is_told_and_not_left_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't be made a folder"):
+        write_new(tmp_path / "file" / "config.toml", "text")
+    opened = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: [opened(path, *rest), opened("/dev/full", os.O_WRONLY)][1]
+    )
+    with pytest.raises(ConfigError, match="can't be written"):
+        write_new(tmp_path / "config.toml", "text")
+    assert not (tmp_path / "config.toml").exists()
