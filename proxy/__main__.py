@@ -6,12 +6,13 @@ import sys
 from typing import NoReturn
 
 from proxy import start
-from proxy.console import fail
+from proxy.console import fail, show_all_characters
 from proxy.errors import ConfigError, ListenError
 
 
 def main() -> NoReturn:
     """Run the command that the arguments say."""
+    show_all_characters()
     try:
         options = start.usual(sys.argv[1:])
         if options is not None:

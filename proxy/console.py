@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
+
+
+def show_all_characters() -> None:
+    """What standard output's encoding lacks is shown escaped, as on standard error: it ends nothing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str = "") -> None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -445,6 +446,24 @@ def test_an_ipv6_listener_is_shown_in_brackets(environ: dict[str, str], tmp_path
     assert "[::1]:9000\n" in run("check", "--config", str(config), environ=environ, cwd=tmp_path).stdout
     ended = run("check", "--json", "--config", str(config), environ=environ, cwd=tmp_path)
     assert json.loads(ended.stdout)["listener"] == "[::1]:9000"
+
+
+def test_a_command_to_go_on_with_can_be_pasted(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "my files").mkdir()
+    config = write(tmp_path / "my files" / "shop's.toml", CONFIG)
+    ended = run("check", "--config", str(config), environ=environ, cwd=tmp_path)
+    said = ended.stdout.splitlines()[-1].partition(": ")[2]
+    if sys.platform != "win32":
+        assert shlex.split(said)[-1] == str(config)
+    assert said.endswith(('"', "'"))
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(environ: dict[str, str], tmp_path: Path) -> None:
+    config = write(tmp_path / "\u65e5\u672c.toml", CONFIG)
+    environ = {**environ, "PYTHONIOENCODING": "cp1252"}
+    ended = run("check", "--config", str(config), environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u65e5\u672c.toml: good" in ended.stdout
 
 
 def test_a_path_with_brackets_is_shown_as_it_is(environ: dict[str, str], tmp_path: Path) -> None:
