@@ -23,8 +23,9 @@ from proxy.expiry import days_left, utc_today
 from proxy.lease import LeaseStatus
 from proxy.measures import LoopLag, Minute
 from proxy.project import Project
-from proxy.reload import ReloadStatus, in_thread
+from proxy.reload import ReloadStatus
 from proxy.request import Request
+from proxy.threads import in_thread
 
 PREFIX = b"/-/"
 QUIT = b"/-/quit"

@@ -24,6 +24,7 @@ import aiohappyeyeballs
 
 from proxy.errors import ConfigError, ConnectFailed, ProtocolViolation
 from proxy.http1 import MAX_HEAD_BYTES, parse_response_head
+from proxy.names import Names
 from proxy.origin import Origin
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
@@ -99,6 +100,7 @@ class Dialer:
         self._context = context
         self._connect_timeout_s = connect_timeout_s
         self._find_proxy = find_proxy
+        self._names = Names()
 
     async def dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
         """Connect ``connection`` to ``origin``.
@@ -143,7 +145,7 @@ class Dialer:
         server_name = origin.host if origin.is_tls else None
         proxy = self._find_proxy(origin)
         if proxy is None:
-            sock = await _open_socket(origin.host, origin.port)
+            sock = await self._open_socket(origin.host, origin.port)
             way.is_open = True
             await loop.create_connection(
                 lambda: connection, sock=sock, ssl=context, server_hostname=server_name
@@ -166,7 +168,7 @@ class Dialer:
         parts = _parse_proxy(proxy)
         host, port = parts.hostname or "", parts.port or 80
         try:
-            sock = await _open_socket(host, port)
+            sock = await self._open_socket(host, port)
         except (socket.gaierror, UnicodeError):
             raise ConnectFailed(
                 f"the HTTP proxy's name {host} can't be resolved", proxy_status="dns_error"
@@ -183,6 +185,11 @@ class Dialer:
             transport.abort()
             raise
         return transport
+
+    async def _open_socket(self, host: str, port: int) -> socket.socket:
+        return await aiohappyeyeballs.start_connection(
+            await self._names.addresses(host, port), happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1
+        )
 
 
 class _Connect(asyncio.Protocol):
@@ -233,9 +240,3 @@ class _Connect(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         if not self.established.done():
             self.established.set_exception(ConnectFailed(why, proxy_status="proxy_internal_response"))
-
-
-async def _open_socket(host: str, port: int) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1)

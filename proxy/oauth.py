@@ -11,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from proxy import __version__
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.lease import SYSTEM_CLOCK, Clock, Lease
+from proxy.names import Names
 from proxy.origin import Origin
 from proxy.secret import Secret
 from proxy.token_answer import TokenAnswer, http_date, lease_of, refusal
@@ -101,13 +104,42 @@ def make_session(
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            ssl=ssl_context if ssl_context is not None else True, limit=MAX_CONNECTIONS, force_close=True
+            ssl=ssl_context if ssl_context is not None else True,
+            resolver=_Resolver(),
+            limit=MAX_CONNECTIONS,
+            force_close=True,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=total_timeout_s, sock_connect=connect_timeout_s),
         auto_decompress=False,
         trust_env=False,
     )
+
+
+class _Resolver(AbstractResolver):
+    """`Names`, as aiohttp wants them."""
+
+    def __init__(self) -> None:
+        self._names = Names()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=found,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found, _, proto, _, address in await self._names.addresses(host, port)
+            if family in (socket.AF_UNSPEC, found)
+        ]
+
+    async def close(self) -> None:
+        pass
 
 
 class TokenEndpoint:

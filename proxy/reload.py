@@ -16,16 +16,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
 
 from proxy.errors import ConfigError
 from proxy.settings import Access, Credentials, Settings
-
-T = TypeVar("T")
+from proxy.threads import in_thread
 
 WATCH_S = 1.0
 """Between two looks at the files."""
@@ -225,33 +222,3 @@ class Reloader:
                 "changed": list(changes.changed),
             },
         )
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """What ``work`` gives or raises, from a thread of its own.
-
-    Not the loop's executor: that one is waited for at exit, and ``work`` may hang on a dead network
-    mount or a command.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: Exception | None) -> None:
-        if outcome.done():
-            return
-        if error is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # a T, where there is no error
-
-    def run() -> None:
-        result = error = None
-        try:
-            result = work()
-        except Exception as caught:  # noqa: BLE001 - it comes out where it is awaited
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="csq-proxy-reload", daemon=True).start()
-    return await outcome

@@ -251,6 +251,27 @@ main()
 
 
 @needs_signals
+def test_a_name_server_that_does_not_answer_holds_no_stop_up(environ: dict[str, str], tmp_path: Path) -> None:
+    silent = """
+import socket, sys, time
+from proxy.__main__ import main
+look_up = socket.getaddrinfo
+def getaddrinfo(host, *args, flags=0, **options):
+    if not flags & socket.AI_NUMERICHOST:
+        print("asked", flush=True)
+        time.sleep(600)
+    return look_up(host, *args, flags=flags, **options)
+socket.getaddrinfo = getaddrinfo
+main()
+"""
+    path = write(tmp_path / "config.toml", CONFIG.replace("http://127.0.0.1:1", "https://tokens.example"))
+    with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=silent) as proxy:
+        proxy.wait_for("asked\n")
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.end()[0] == 0
+
+
+@needs_signals
 def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], config: Path) -> None:
     port = free_port()
     write(config, CONFIG.replace("port = 0", f"port = {port}"))

@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "peer": set(),
     "process": set(),
     "notify": set(),
+    "threads": set(),
+    "names": {"threads"},
     "activation": {"errors"},
     # The configuration
     "settings": {"contentsquare", "origin", "secret"},
@@ -43,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A refresh
     "lease": {"errors", "origin"},
     "token_answer": {"errors", "lease", "origin"},
-    "oauth": {"contentsquare", "errors", "lease", "origin", "secret", "token_answer", "__init__"},
+    "oauth": {"contentsquare", "errors", "lease", "names", "origin", "secret", "token_answer", "__init__"},
     "rotation": {"errors", "oauth"},
     # A request
     "http1": {"errors"},
@@ -60,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callers": {"errors", "http1", "settings"},
     "policy": {"callers", "contentsquare", "errors", "http1"},
     "route": {"contentsquare", "errors"},
-    "dial": {"errors", "http1", "origin"},
+    "dial": {"errors", "http1", "names", "origin"},
     "upstream": {"chunked", "dial", "errors", "http1", "origin"},
     "fields": {"http1", "lease"},
     "small_error": {"http1"},
@@ -112,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "token_answer",
     },
     "accounts": {"errors", "project"},
-    "reload": {"errors", "settings"},
+    "reload": {"errors", "settings", "threads"},
     "metrics": {"__init__", "contentsquare", "expiry", "measures", "project", "reload"},
     "admin": {
         "__init__",
@@ -125,6 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "project",
         "reload",
         "request",
+        "threads",
     },
     "snippets": {"__init__", "errors", "secret", "settings"},
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},

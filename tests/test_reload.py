@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ from proxy.errors import ConfigError
 from proxy.generation import plan
 from proxy.log import redactor
 from proxy.project import Project
-from proxy.reload import Changes, Reloader, differences, in_thread, signature
+from proxy.reload import Changes, Reloader, differences, signature
 from proxy.settings import Settings
 
 Sections = dict[str, dict[str, Any]]
@@ -626,20 +625,6 @@ async def test_what_cannot_be_read_for_reasons_nobody_foresaw_is_refused_too() -
     task.cancel()
     assert events == [("reload_refused", {"faults": ["the configuration can't be read (ZeroDivisionError)"]})]
     assert reloader.status.last_at is not None
-
-
-async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_left_alone() -> None:
-    assert await in_thread(lambda: 7) == 7
-    with pytest.raises(ConfigError, match="a fault"):
-        await in_thread(lambda: (_ for _ in ()).throw(ConfigError("a fault")))
-    go_on = threading.Event()
-    task = asyncio.create_task(in_thread(go_on.wait))
-    await asyncio.sleep(0.005)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    go_on.set()
-    await asyncio.sleep(0.005)
 
 
 def test_differences_name_keys_and_never_values() -> None:

@@ -139,10 +139,10 @@ async def test_nobody_listening_is_a_refused_connection() -> None:
 
 
 async def test_a_name_that_cant_be_resolved_is_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def getaddrinfo(*_args: object, **_options: object) -> None:
+    def getaddrinfo(*_args: object, **_options: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     error = await refusal(pool_of("https://api.contentsquare.example"))
     assert error.proxy_status == "dns_error"
     assert "api.contentsquare.example" in str(error)

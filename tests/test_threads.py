@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from proxy.errors import ConfigError
+from proxy.threads import in_thread
+
+
+async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_left_alone() -> None:
+    assert await in_thread(lambda: 7) == 7
+    with pytest.raises(ConfigError, match="a fault"):
+        await in_thread(lambda: (_ for _ in ()).throw(ConfigError("a fault")))
+    go_on = threading.Event()
+    left = in_thread(go_on.wait)
+    await asyncio.sleep(0.005)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    go_on.set()
+    await asyncio.sleep(0.005)
