@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from typing import NoReturn
 
 _PR_SET_DUMPABLE = 4
 
@@ -55,8 +56,23 @@ def descriptor_limit() -> int | None:
 
 def leave_on_signals() -> None:
     """A stop while we are still starting is a clean one, too; `StopSignals` takes over from here."""
+
+    def leave(*_: object) -> NoReturn:
+        ignore_signals()
+        sys.exit(0)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, leave)
+
+
+def ignore_signals() -> None:
+    """We are about to leave, and know our exit code: a further signal must not make it another one.
+
+    One more is usual: of a terminal's Ctrl-C and whoever passes it on, of a service manager's SendSIGHUP=.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ignore_hangup()
 
 
 def ignore_hangup() -> None:

@@ -17,6 +17,7 @@ from proxy.app import App
 from proxy.console import say
 from proxy.errors import ConfigError, ListenError
 from proxy.log import configure
+from proxy.process import ignore_signals
 from proxy.project import Project
 from proxy.settings import WILDCARDS, Settings
 
@@ -33,7 +34,18 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     except ImportError:
         loop_factory = None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(work())
+        runner.run(_until_its_end(work))
+
+
+async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await work()
+    finally:
+        # Else the loop would give them back their default meaning as it closes.
+        if sys.platform != "win32":
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().remove_signal_handler(number)
+        ignore_signals()
 
 
 class StopSignals:

@@ -250,6 +250,60 @@ main()
         assert proxy.end() == (0, "")
 
 
+LATE = """
+import asyncio, atexit, os, sys
+from proxy.__main__ import main
+again = int(sys.argv.pop())
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, again)
+sys.modules["last"] = Last()  # goes when hardly anything is left
+close = asyncio.Runner.close
+def closing(self):
+    os.kill(os.getpid(), again)
+    close(self)
+    os.kill(os.getpid(), again)
+asyncio.Runner.close = closing
+atexit.register(os.kill, os.getpid(), again)
+main()
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_that_come_while_it_is_leaving_change_nothing(
+    again: str, environ: dict[str, str], config: Path
+) -> None:
+    number = str(getattr(signal, again).value)
+    with started("serve", number, environ=environ, cwd=config.parent, code=LATE) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.process.send_signal(signal.SIGTERM)
+        code, errors = proxy.end()
+        assert code == 0
+        assert "Traceback" not in errors
+
+
+@needs_signals
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_come_while_it_leaves_before_it_served_change_nothing(
+    again: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    early = f"""
+import os, sys
+from proxy.__main__ import main
+from proxy.reading import Reading
+def end(*_, kill=os.kill, pid=os.getpid()):
+    kill(pid, {again.value})
+class Last:
+    __del__ = end
+sys.modules["last"] = Last()
+Reading.settings = Reading.__exit__ = end
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
+        assert proxy.end() == (0, "")
+
+
 @needs_signals
 def test_a_name_server_that_does_not_answer_holds_no_stop_up(environ: dict[str, str], tmp_path: Path) -> None:
     silent = """
