@@ -46,7 +46,9 @@ def write_answer(
     head = b"\r\n".join(lines) + b"\r\n\r\n"
     request.head_sent = True
     request.status = status
-    request.transport.write(head if request.head.method == b"HEAD" else head + content)
+    if request.head.method == b"HEAD":
+        content = b""
+    request.transport.write(head + content)
     request.answer_bytes = len(content)
     return keep
 

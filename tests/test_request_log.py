@@ -186,6 +186,14 @@ async def test_an_error_of_ours_is_in_the_line_and_what_reached_no_project_has_n
     assert not {"method", "route"} & {*malformed}
 
 
+async def test_an_error_of_ours_to_a_head_request_counts_no_content(logged: Logged) -> None:
+    async with gateway() as proxy:
+        answer = await proxy.call(b"HEAD /v1/x", b"X-CSQ-Project: nobody-17")
+    (line,) = logged()
+    assert answer.values(b"content-length") != [b"0"]
+    assert (line["status"], line["bytes_out"]) == (404, 0)
+
+
 async def test_a_caller_that_leaves_before_an_answer_abandoned_its_request(logged: Logged) -> None:
     came = asyncio.Event()
 
