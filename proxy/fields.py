@@ -146,7 +146,7 @@ def end_of_head(request: RequestHead, *, keep: bool) -> bytes:
 
 def interim_head(head: ResponseHead) -> bytes:
     """The head of an interim answer (1xx) to send to the caller."""
-    drop = _NOT_TO_CALLER | _nominated(head.connection)
+    drop = _NOT_TO_CALLER | _FRAMING_FIELD | _nominated(head.connection)  # RFC 9110, section 8.6
     lines = head.fields.without(drop)
     return b"\r\n".join((_status_line(head), *lines, b"\r\n"))
 

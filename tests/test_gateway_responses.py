@@ -143,7 +143,7 @@ async def test_interim_answers_come_through_in_order_and_without_hop_by_hop_fiel
     interim = (
         b"HTTP/1.1 102 Processing\r\n\r\n"
         b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\r\n"
-        b"HTTP/1.1 199 Odd\r\nX: 1\r\nX: 2\r\n\r\n"
+        b"HTTP/1.1 199 Odd\r\nX: 1\r\nContent-Length: 5\r\nX: 2\r\n\r\n"
     )
     async with gateway(answering(interim, OK)) as proxy:
         reader, writer = await proxy.connect()
