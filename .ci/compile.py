@@ -32,6 +32,7 @@ MODULES = (
     "http1",
     "measures",
     "policy",
+    "pool",
     "quick_log",
     "recording",
     "redact",

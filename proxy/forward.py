@@ -31,10 +31,11 @@ from proxy.errors import (
 )
 from proxy.fields import request_head
 from proxy.lease import Lease, LeaseKeeper
+from proxy.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 from proxy.request import Request
 from proxy.slots import Slots
 from proxy.uploads import Uploads
-from proxy.upstream import KEEP_ALIVE_S, SURE_REUSE_S, Connection, Upstreams
+from proxy.upstream import Connection
 
 TRY_AGAIN_S: Final = 5
 """Retry-After where a cloud could not be reached, or said nothing."""

@@ -26,6 +26,7 @@ from proxy.listeners import Listener, server_tls
 from proxy.log import redactor
 from proxy.oauth import Credentials, TokenEndpoint, make_session
 from proxy.origin import Origin
+from proxy.pool import Upstreams
 from proxy.project import Grant, Project, Spawn
 from proxy.reload import is_same
 from proxy.route import Router
@@ -34,7 +35,6 @@ from proxy.settings import Credentials as Pair
 from proxy.sharing import Sharing
 from proxy.slots import SharedSlots, Slots
 from proxy.stored import Store
-from proxy.upstream import Upstreams
 
 _WAY = ("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
 """The keys of [contentsquare] that need new connections; the others are numbers that can change."""

@@ -343,7 +343,7 @@ def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], confi
 
 
 BUG = """
-from proxy.upstream import Upstreams
+from proxy.pool import Upstreams
 from proxy.__main__ import main
 async def run(self):
     raise ZeroDivisionError("the bug, with canary-secret in its words")

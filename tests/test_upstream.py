@@ -26,7 +26,8 @@ from proxy.errors import (
 )
 from proxy.http1 import Field, ResponseHead
 from proxy.origin import Origin
-from proxy.upstream import FRESH, KEEP_ALIVE_S, MOST_READY, Connection, Pool, Upstreams
+from proxy.pool import FRESH, KEEP_ALIVE_S, MOST_READY, Pool, Upstreams
+from proxy.upstream import Connection
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -461,7 +462,7 @@ async def test_one_connection_is_held_ready_and_as_many_as_were_used_at_once_aft
             assert pool.lacks_ready()
             pool.give_back(await pool.connect())
         assert not pool.lacks_ready()
-        monkeypatch.setattr("proxy.upstream.RECENT_S", -1.0)
+        monkeypatch.setattr("proxy.pool.RECENT_S", -1.0)
         for connection in await busy(pool, 5):  # the last count that lasts no time
             pool.sweep(60)
             connection.close()
