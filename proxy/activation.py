@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.errors import ConfigError
+from proxy.origin import bracketed
 
 FIRST_DESCRIPTOR = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -40,7 +41,7 @@ class PassedSocket:
         where = self.sock.getsockname()
         if self.is_unix:
             return f"@{where[1:].decode(errors='replace')}" if isinstance(where, bytes) else str(where)
-        return f"[{where[0]}]:{where[1]}" if ":" in where[0] else f"{where[0]}:{where[1]}"
+        return f"{bracketed(where[0])}:{where[1]}"
 
     def exposure(self) -> str | None:
         """Why others than this user and its groups, or other machines, can connect; None if they can't."""

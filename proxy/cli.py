@@ -22,6 +22,7 @@ from proxy import __version__, start
 from proxy.activation import take
 from proxy.console import say
 from proxy.errors import ConfigError
+from proxy.origin import bracketed
 from proxy.process import harden, leave_on_signals, raise_descriptor_limit
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def _described(settings: Settings) -> dict[str, Any]:
 
 def _listener(settings: Settings) -> str:
     server = settings.server
-    return f"[{server.host}]:{server.port}" if ":" in server.host else f"{server.host}:{server.port}"
+    return f"{bracketed(server.host)}:{server.port}"
 
 
 def _live_findings(settings: Settings, *, shown: bool) -> list[Finding]:

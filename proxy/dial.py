@@ -25,7 +25,7 @@ import aiohappyeyeballs
 from proxy.errors import ConfigError, ConnectFailed, ProtocolViolation
 from proxy.http1 import MAX_HEAD_BYTES, parse_response_head
 from proxy.names import Names
-from proxy.origin import Origin
+from proxy.origin import Origin, bracketed
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
@@ -198,7 +198,7 @@ class _Connect(asyncio.Protocol):
     def __init__(self, origin: Origin, username: str | None, password: str | None) -> None:
         self._loop = asyncio.get_running_loop()
         self.established: asyncio.Future[None] = self._loop.create_future()
-        target = f"{'[' + origin.host + ']' if ':' in origin.host else origin.host}:{origin.port}".encode()
+        target = f"{bracketed(origin.host)}:{origin.port}".encode()
         head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target)
         if username is not None:
             pair = f"{unquote(username)}:{unquote(password or '')}".encode()

@@ -19,6 +19,7 @@ from typing import NoReturn
 from proxy.activation import PassedSocket
 from proxy.door import BACKLOG, Door, most_connections
 from proxy.errors import ConfigError, ListenError
+from proxy.origin import bracketed
 from proxy.server import CallerConnection, CallerServer, Handler
 from proxy.settings import WILDCARDS, Settings
 
@@ -147,7 +148,7 @@ class Listeners:
             (_bind(host, port, key), host)
         ]
         for sock, name in ways:
-            shown = "localhost" if name in WILDCARDS else f"[{name}]" if ":" in name else name
+            shown = "localhost" if name in WILDCARDS else bracketed(name)
             number = sock.getsockname()[1]
             self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{number}", number, project)
 
@@ -187,9 +188,8 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        shown = f"[{host}]" if ":" in host else host
         raise ListenError(
-            f"{key}: can't listen on {shown}:{port} ({exc.strerror}); is another csq-proxy running?"
+            f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); is another csq-proxy running?"
             f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"
         ) from None
     sock.setblocking(False)

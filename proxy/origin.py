@@ -59,7 +59,7 @@ class Origin(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether the host is this machine by its name or address, without asking DNS."""
-        return self.host == "localhost" or (_is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback)
+        return is_loopback(self.host)
 
     @property
     def is_ip(self) -> bool:
@@ -69,16 +69,23 @@ class Origin(NamedTuple):
     @property
     def authority(self) -> str:
         """The value for the ``Host`` field: the port only where it isn't the scheme's default."""
-        return self._bracketed() if self.port == _DEFAULT_PORTS[self.scheme] else self._host_port()
-
-    def _bracketed(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return bracketed(self.host) if self.port == _DEFAULT_PORTS[self.scheme] else self._host_port()
 
     def _host_port(self) -> str:
-        return f"{self._bracketed()}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port (RFC 3986, section 3.2.2): an IPv6 address needs brackets there."""
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name or address, without asking DNS."""
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_ip(host: str) -> bool:

@@ -6,7 +6,6 @@ single key may hold is the business of `proxy.settings`.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from proxy.contentsquare import Api
 from proxy.faults import Fault, KeyPath, did_you_mean
+from proxy.origin import is_loopback
 
 if TYPE_CHECKING:
     from proxy.settings import Access, AccountSettings, CallerSettings, Credentials, ProjectSettings, Settings
@@ -88,7 +88,7 @@ def _ports(settings: Settings) -> Iterator[Fault]:
 
 
 def _listeners(settings: Settings) -> Iterator[Fault]:
-    if not settings.callers and not _is_loopback(settings.server.host):
+    if not settings.callers and not is_loopback(settings.server.host):
         yield Fault(
             ("server", "host"),
             "not a loopback address, so all who reach it have your credentials' power; define [callers]"
@@ -108,13 +108,6 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, f"the path may have at most {_LONGEST_SOCKET} bytes; choose a shorter one")
     elif not server.unix_socket.parent.is_dir():
         yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, whose addresses others decide about
-        return False
 
 
 def _files(settings: Settings) -> Iterator[Fault]:

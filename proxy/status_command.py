@@ -23,7 +23,7 @@ from proxy.config import load_listener
 from proxy.console import fail, say
 from proxy.environment import KEY
 from proxy.errors import ConfigError
-from proxy.origin import Origin
+from proxy.origin import Origin, bracketed
 from proxy.settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -116,9 +116,8 @@ def source(config: Path | None, url: str | None, key_file: Path | None) -> Sourc
         return Source(_base_url(url), None, key)
     server = load_listener(config, os.environ)
     host = _ANY.get(server.host, server.host)
-    shown = f"[{host}]" if ":" in host else host
     scheme = "https" if server.tls_cert else "http"
-    return Source(f"{scheme}://{shown}:{server.port or DEFAULT_PORT}", server.tls_cert, key)
+    return Source(f"{scheme}://{bracketed(host)}:{server.port or DEFAULT_PORT}", server.tls_cert, key)
 
 
 def _key(key_file: Path | None) -> str | None:

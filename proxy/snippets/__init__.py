@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 from proxy import __version__
 from proxy.errors import ConfigError
+from proxy.origin import bracketed
 from proxy.settings import DEFAULT_PORT, WILDCARDS, Settings
 from proxy.snippets import dashboard, portable
 
@@ -122,8 +123,7 @@ def _origin(settings: Settings, port: int) -> str:
         if server.allowed_hosts and port == server.port:
             return f"{scheme}://{server.allowed_hosts[0]}"
         return f"{scheme}://localhost:{port}"
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"{scheme}://{host}:{port}"
+    return f"{scheme}://{bracketed(server.host)}:{port}"
 
 
 def _of_caller(project: Target, today: dt.date) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path
     """The socket unit for a port, and a Unix socket beside it; ``name`` is what we know them by."""
     host = settings.server.host
     try:
-        shown = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+        shown = bracketed(str(ipaddress.ip_address(host)))
     except ValueError:  # localhost: a unit needs an address
         shown = "127.0.0.1"
     also: tuple[str, ...] = ()
