@@ -8,10 +8,12 @@ from typing import NoReturn
 from proxy import start
 from proxy.console import fail, show_all_characters
 from proxy.errors import ConfigError, ListenError
+from proxy.process import fill_standard_streams
 
 
 def main() -> NoReturn:
     """Run the command that the arguments say."""
+    fill_standard_streams()
     show_all_characters()
     try:
         options = start.usual(sys.argv[1:])

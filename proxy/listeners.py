@@ -209,7 +209,10 @@ def _bind_unix(path: Path) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        raise ListenError(f"server.unix_socket: can't listen on {path} ({exc.strerror})") from None
+        raise ListenError(
+            f"server.unix_socket: can't listen on {path} ({exc.strerror}); is another csq-proxy running,"
+            " or something else in its place? Stop it, or choose another path"
+        ) from None
     sock.setblocking(False)
     return sock
 

@@ -7,11 +7,23 @@ Sources: setrlimit(2), prctl(2).
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from typing import NoReturn
 
 _PR_SET_DUMPABLE = 4
+
+
+def fill_standard_streams() -> None:
+    """Open what is closed of the first three descriptors, as a supervisor may leave them.
+
+    Else the next socket would be one of them: written to by whoever has something to say, and no good to
+    uvloop, which aborts the process where it finds one of its own there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def harden() -> None:

@@ -305,6 +305,23 @@ main()
 
 
 @needs_signals
+def test_it_runs_and_stops_with_closed_standard_streams(environ: dict[str, str], config: Path) -> None:
+    closed = """
+import os
+for descriptor in (0, 2):
+    os.close(descriptor)
+from proxy.__main__ import main
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=closed) as proxy:
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        assert get(f"{base}/-/status")[1]["log_lines_dropped"] == 0
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.end() == (0, "")
+
+
+@needs_signals
 def test_a_name_server_that_does_not_answer_holds_no_stop_up(environ: dict[str, str], tmp_path: Path) -> None:
     silent = """
 import socket, sys, time

@@ -255,7 +255,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "serving",
         "settings",
     },
-    "__main__": {"cli", "console", "errors", "start"},
+    "__main__": {"cli", "console", "errors", "process", "start"},
     "__init__": set(),
     # The simulated Contentsquare: knows the vendor, and nothing of the proxy
     SANDBOX: {"contentsquare"},
