@@ -110,6 +110,7 @@ class Project:
         self._keepers: dict[Api, LeaseKeeper] = {}
         self._wanted = (grant.apis or ()) if from_start else ()
         self._discovering = from_start and grant.apis is None
+        self._discovery: asyncio.Task[None] | None = None
         self._discovery_error: TokenFetchError | None = None
 
     @property
@@ -177,7 +178,7 @@ class Project:
     def start(self) -> None:
         """Begin to fetch what is wanted from the start; comes back at once."""
         if self._discovering:
-            self._spawn(self._discover())
+            self._discovery = self._spawn(self._discover())
         else:
             self._keep(self._wanted)
 
@@ -215,28 +216,26 @@ class Project:
 
     def retire(self) -> None:
         """No new requests come: fetch only what a running one still needs. `close` it when none is left."""
-        if self._discovering:
-            self._cancel_tasks()
+        if self._discovery is not None:
+            self._discovery.cancel()
         for keeper in self._keepers.values():
             keeper.retire()
 
     def close(self) -> None:
         """End its tasks. No request may be running."""
-        self._cancel_tasks()
+        for task in self._tasks:
+            task.cancel()
         self.forget_answers()
         for tokens in self._tokens.values():
             for token in tokens:
                 redactor.discard(token)
         self._tokens.clear()
 
-    def _cancel_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._spawn_in_app(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def keeper(self, api: Api) -> LeaseKeeper:
         """The keeper of this API's lease, made and started on first use. Raises Forbidden."""

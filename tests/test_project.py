@@ -276,6 +276,22 @@ async def test_what_was_used_before_discovery_keeps_its_keeper() -> None:
         assert host.scopes == ["metrics"]
 
 
+async def test_a_request_that_still_runs_gets_its_token_though_discovery_ends_with_the_project() -> None:
+    host = AuthHost([(503, {})])
+    async with living(host, Grant(CREDENTIALS)) as life:
+        project = life.project
+        project.start()
+        await until(lambda: project.is_settled)
+        keeper = project.keeper(Api.METRICS)
+        refused = await keeper.get(WAIT_S)
+        project.retire()
+        assert keeper.reject(refused)
+        assert await keeper.get(WAIT_S) is not refused
+        asked = len(host.questions)
+        await asyncio.sleep(0.02)
+        assert len(host.questions) == asked
+
+
 # Projects of an account, which come into being when somebody calls them
 
 
