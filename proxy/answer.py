@@ -7,6 +7,7 @@ Sources: RFC 9110 (fields), RFC 9209 (Proxy-Status).
 from __future__ import annotations
 
 import json
+from email.utils import formatdate
 from http import HTTPStatus
 
 from proxy.errors import ProxyError
@@ -35,6 +36,7 @@ def write_answer(
     if status != 204:  # RFC 9110, section 8.6
         lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
     lines += [
+        b"Date: " + formatdate(usegmt=True).encode(),  # RFC 9110, section 6.6.1
         b"Cache-Control: no-store",
         b"X-Content-Type-Options: nosniff",
         *(name + b": " + value for name, value in fields),

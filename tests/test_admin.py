@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -236,6 +238,15 @@ async def test_answers_keep_the_connection_and_are_not_cached_or_sniffed() -> No
             assert answer.values(b"cache-control") == [b"no-store"]
             assert answer.values(b"x-content-type-options") == [b"nosniff"]
             assert answer.values(b"connection") == []
+
+
+@pytest.mark.parametrize("start", [b"GET /-/healthy", b"GET /-/nothing", b"OPTIONS *", b"TRACE /v1/x"])
+async def test_answers_of_our_own_say_when_they_were_made(start: bytes) -> None:
+    async with gateway() as proxy:
+        [date] = (await proxy.call(start)).values(b"date")
+    made = parsedate_to_datetime(date.decode())
+    assert date.endswith(b" GMT")
+    assert abs(dt.datetime.now(dt.UTC) - made) < dt.timedelta(minutes=1)
 
 
 async def test_web_pages_of_other_sites_see_and_do_nothing() -> None:
