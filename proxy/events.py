@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+OnEvent = Callable[[str, Mapping[str, object]], None]
+"""Hears of an event, by its name (past-tense snake_case) and its values."""
+
 INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
 """From one line about equal failures to the next."""
 QUIET_S = 900.0

@@ -7,12 +7,12 @@ Contentsquare's credentials live one year, and nothing on the wire tells how muc
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+
+from proxy.events import OnEvent
 
 WARN_DAYS = (7, 14, 30)
 """So many days before the end it is said, once each; after the end once a day."""
-
-OnEvent = Callable[[str, Mapping[str, object]], None]
 
 
 def utc_today() -> dt.date:

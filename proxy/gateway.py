@@ -19,10 +19,10 @@ from proxy.admin import Admin, Overview
 from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, WrongKey, WrongKeys
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
+from proxy.events import OnEvent
 from proxy.facade import Facade
 from proxy.forward import Exchange
 from proxy.generation import Generation
-from proxy.lease import OnEvent
 from proxy.listeners import Listener
 from proxy.project import Project
 from proxy.request import Request

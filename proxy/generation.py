@@ -19,9 +19,9 @@ from proxy.accounts import AccountProjects
 from proxy.callers import Callers
 from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import ConfigError
+from proxy.events import OnEvent
 from proxy.forward import Forwarder
 from proxy.guard import Guard
-from proxy.lease import OnEvent
 from proxy.listeners import Listener, server_tls
 from proxy.log import redactor
 from proxy.oauth import Credentials, TokenEndpoint, make_session

@@ -14,13 +14,14 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from proxy.errors import TokenFetchError, TokenUnavailable
+from proxy.events import OnEvent
 from proxy.origin import Origin
 
 MARGIN_S = 30.0
@@ -105,7 +106,6 @@ class SystemClock:
 SYSTEM_CLOCK: Clock = SystemClock()
 
 Fetch = Callable[[], Awaitable[Lease]]
-OnEvent = Callable[[str, Mapping[str, object]], None]
 State = Literal["fetching", "fresh", "stale", "failing", "refused"]
 
 

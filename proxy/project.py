@@ -19,7 +19,8 @@ from types import MappingProxyType
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden, TokenFetchError
-from proxy.lease import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, OnEvent, retry_delay_s
+from proxy.events import OnEvent
+from proxy.lease import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, retry_delay_s
 from proxy.log import redactor
 from proxy.measures import ProjectMeasures
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, described

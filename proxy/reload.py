@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from proxy.errors import ConfigError
+from proxy.events import OnEvent
 from proxy.settings import Access, Credentials, Settings
 from proxy.threads import in_thread
 
@@ -35,7 +36,6 @@ _NO_CHANGE_OF_A_PROJECT = frozenset(
 
 Signature = tuple[int, ...] | None
 Apply = Callable[[], "Changes"]
-OnEvent = Callable[[str, Mapping[str, object]], None]
 
 
 @dataclass(frozen=True, slots=True)
