@@ -188,6 +188,10 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
+        if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
+            raise ListenError(
+                f"server.host: can't listen on {bracketed(host)} ({exc.strerror}); give an address of this computer"
+            ) from None
         raise ListenError(
             f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); is another csq-proxy running?"
             f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"

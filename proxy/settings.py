@@ -105,7 +105,7 @@ def _listen_host(value: str) -> str:
     is_ipv6 = host.count(":") > 1
     if not _HOST.match(host) or (":" in host and not is_ipv6):
         raise ValueError("must be a name or an address without a port; the port is server.port")
-    return host
+    return host.lower()
 
 
 def _host_value(value: str) -> str:

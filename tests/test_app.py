@@ -194,6 +194,14 @@ async def test_on_another_loopback_address_it_is_called_by_that() -> None:
         await close(writer)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the error has another number there")
+async def test_an_address_of_another_computer_is_told_as_such() -> None:
+    server = {"host": "192.0.2.1", "port": 0}  # RFC 5737: nobody's
+    with pytest.raises(ListenError, match=r"server\.host: .* give an address of this computer"):
+        async with running(lone(server=server, callers={"me": {"key": "a-callers-key"}})):
+            pass
+
+
 async def test_a_taken_port_is_a_listen_error_that_names_the_setting() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

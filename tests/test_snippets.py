@@ -61,6 +61,7 @@ FULL = settings_of(
     },
     accounts={"acme": {"client_id": "id-3", "client_secret": "canary-3", "projects": [43, 44]}},
     callers={"powerbi": {"key": KEY, "projects": ["shop-fr"], "read_only": True}},
+    log={"level": "debug"},
 )
 
 
@@ -104,6 +105,28 @@ def test_a_project_that_is_not_there_is_told_with_those_that_are() -> None:
         text("curl", FULL, "shop")
     with pytest.raises(ConfigError, match="acme/42"):
         text("curl", settings_of(accounts={"acme": {"client_id": "a", "client_secret": "b"}}), "acme")
+
+
+@pytest.mark.parametrize("name", ["acme/45", "acme/0", "acme/043", "acme/4x"])
+def test_an_account_s_project_that_would_be_refused_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        text("curl", FULL, name)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("10.1.2.3", "http://csq-proxy:9000/shop-fr"), ("127.0.0.1", "http://127.0.0.1:9000/shop-fr")],
+)
+def test_callers_from_elsewhere_use_a_name_that_is_accepted(host: str, url: str) -> None:
+    server = {"host": host, "port": 9000, "allowed_hosts": ["csq-proxy:9000"]}
+    assert url in text("curl", settings_of(server=server, callers={"bi": {"key": KEY}}))
+
+
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "windows"])
+def test_the_platform_waits_longer_than_a_drain_may_take(what: str) -> None:
+    assert "45" in text(what, settings_of())
+    shown = text(what, settings_of(server={"drain_timeout": 119.5}))
+    assert re.search(r"(?:Seconds: |stop_grace_period: |TimeoutStopSec=|<stoptimeout>)135s?\b", shown)
 
 
 # Run for real
@@ -266,6 +289,7 @@ def assert_same(settings: Settings) -> None:
     assert settings.accounts["acme"].projects == (43, 44)
     assert settings.callers["powerbi"].read_only
     assert (settings.server.port, settings.server.host) == (9000, "127.0.0.1")
+    assert settings.log.level == "debug"
 
 
 def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tmp_path: Path) -> None:
@@ -291,7 +315,12 @@ async def test_the_probes_of_the_kubernetes_snippet_work(with_callers: bool, tmp
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             command = sidecar[probe]["exec"]["command"]
             assert command[:2] == ["python", "-c"]
-            await executed(tmp_path, sys.executable, *command[1:], file="none", content="")
+            # Without a key they would get a 401, which says nothing of tokens.
+            assert ('"X-API-Key": key' in command[2]) is with_callers
+            script = command[2].replace("/run/secrets/csq-proxy/", "./")
+            await executed(
+                tmp_path, sys.executable, "-c", script, *command[3:], file="caller-bi", content=f"{KEY}\n"
+            )
 
 
 def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from xml.sax.saxutils import escape
 
 from proxy import __version__
 from proxy.errors import ConfigError
-from proxy.origin import bracketed
+from proxy.origin import bracketed, is_loopback
 from proxy.settings import DEFAULT_PORT, WILDCARDS, Settings
 from proxy.snippets import dashboard, portable
 
@@ -39,7 +40,10 @@ FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "grafana-dashboa
 DAYS = 7
 """How many whole days the example asks for, up to yesterday."""
 
+_GRACE_S = 15
+"""What a platform gives us to stop, beside ``drain_timeout``."""
 _PLACE = re.compile(r"<<(\w+)>>")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
 _CONTAINER_SECRETS = "/run/secrets"
 _HIDDEN = frozenset(("home", "root"))
 """The folders of the root that ``ProtectHome=`` hides (systemd.exec(5))."""
@@ -69,7 +73,12 @@ def text_of(what: str, settings: Settings, project: str | None, *, today: dt.dat
         "windows": functools.partial(_windows, python),
     }
     if what in operators:
-        values = {"port": str(_port(settings)), "version": __version__, **operators[what]()}
+        values = {
+            "port": str(_port(settings)),
+            "version": __version__,
+            "grace_s": str(math.ceil(settings.server.drain_timeout) + _GRACE_S),
+            **operators[what](),
+        }
     else:
         values = _of_caller(target(settings, project), today)
     return _fill(_template(what), values, "<<:key>>" if settings.callers else "<<:open>>")
@@ -102,8 +111,12 @@ def target(settings: Settings, name: str | None) -> Target:
         known = settings.accounts[account].projects
         if not number and known:
             number = str(known[0])
-        if not (number.isascii() and number.isdigit()):
+        if not _NUMBER.match(number):
             raise ConfigError(f"{name}: is an account; name one of its projects, too: {account}/42")
+        if known is not None and int(number) not in known:
+            raise ConfigError(
+                f"{name}: isn't among accounts.{account}.projects: {', '.join(map(str, known))}"
+            )
         name, found = f"{account}/{number}", int(number)
     else:
         names = ", ".join((*settings.projects, *settings.accounts))
@@ -119,9 +132,9 @@ def _port(settings: Settings) -> int:
 def _origin(settings: Settings, port: int) -> str:
     server = settings.server
     scheme = "https" if server.tls_cert is not None else "http"
+    if server.allowed_hosts and port == server.port and not is_loopback(server.host):
+        return f"{scheme}://{server.allowed_hosts[0]}"
     if server.host in WILDCARDS:
-        if server.allowed_hosts and port == server.port:
-            return f"{scheme}://{server.allowed_hosts[0]}"
         return f"{scheme}://localhost:{port}"
     return f"{scheme}://{bracketed(server.host)}:{port}"
 
@@ -155,6 +168,7 @@ def _kubernetes(settings: Settings) -> dict[str, str]:
     names = portable.secret_names(settings)
     return {
         "config_mounted": portable.config(settings, f"{_CONTAINER_SECRETS}/csq-proxy", indent=4),
+        "caller_secret": next((portable.secret_name("callers", name) for name in settings.callers), ""),
         "kubectl_secrets": " ".join(f"--from-file={name}=FILE" for name in names),
     }
 

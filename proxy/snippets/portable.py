@@ -26,15 +26,20 @@ _STAYS = ("host", "client_secret_command")
 def config(settings: Settings, secrets: str, *, indent: int) -> str:
     """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in."""
     lines = []
-    for section in ("server", "contentsquare"):
+    for section in ("server", "log", "contentsquare"):
         lines += _table(section, getattr(settings, section))
     for section in ("projects", "accounts", "callers"):
         for name, table in getattr(settings, section).items():
-            lines += _table(f"{section}.{name}", table, f"{secrets}/{_secret_name(section, name)}")
+            lines += _table(f"{section}.{name}", table, f"{secrets}/{secret_name(section, name)}")
             if (standby := getattr(table, "standby", None)) is not None:
-                path = f"{secrets}/{_secret_name(section, name)}-standby"
+                path = f"{secrets}/{secret_name(section, name)}-standby"
                 lines += _table(f"{section}.{name}.standby", standby, path)
     return "\n".join(f"{' ' * indent}{line}" for line in lines)
+
+
+def secret_name(section: str, name: str) -> str:
+    """The name of the file that a project's, an account's or a caller's secret is in."""
+    return f"caller-{name}" if section == "callers" else name
 
 
 def secret_names(settings: Settings) -> list[str]:
@@ -42,14 +47,10 @@ def secret_names(settings: Settings) -> list[str]:
     names = []
     for section in ("projects", "accounts", "callers"):
         for name, table in getattr(settings, section).items():
-            names.append(_secret_name(section, name))
+            names.append(secret_name(section, name))
             if getattr(table, "standby", None) is not None:
-                names.append(f"{_secret_name(section, name)}-standby")
+                names.append(f"{secret_name(section, name)}-standby")
     return names
-
-
-def _secret_name(section: str, name: str) -> str:
-    return f"caller-{name}" if section == "callers" else name
 
 
 def _table(title: str, table: DataclassInstance, secret: str | None = None) -> list[str]:
