@@ -7,8 +7,10 @@ Sources: RFC 9110 (fields), RFC 9209 (Proxy-Status).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from types import MappingProxyType
 
 from proxy.errors import ProxyError
 from proxy.request import Request
@@ -60,15 +62,25 @@ def write_json(request: Request, status: int, value: object, *, fields: Fields =
     return write_answer(request, status, json.dumps(value, indent=2).encode() + b"\n", fields=fields)
 
 
-def write_error(request: Request, error: ProxyError) -> bool:
-    """Answer with an error of ours, in Contentsquare's shape, so that its clients can read it."""
-    content = json.dumps({"success": False, "errorCode": error.code, "errorMessage": error.message})
+def write_error(
+    request: Request,
+    error: ProxyError,
+    *,
+    members: Mapping[str, str] = MappingProxyType({}),
+    fields: Fields = (),
+) -> bool:
+    """Answer with an error of ours, in Contentsquare's shape, so that its clients can read it.
+
+    ``members`` come first, for clients that know another shape.
+    """
+    shown = {**members, "success": False, "errorCode": error.code, "errorMessage": error.message}
     request.error_code = error.code
-    fields: Fields = (
+    fields = (
         (b"Proxy-Status", PSEUDONYM + b"; error=" + error.proxy_status.encode()),
         (b"X-Request-Id", request_id(request).encode()),
+        *fields,
         *error.fields,
     )
     if error.retry_after_s is not None:
         fields += ((b"Retry-After", b"%d" % max(1, error.retry_after_s)),)
-    return write_answer(request, error.status, content.encode() + b"\n", fields=fields)
+    return write_answer(request, error.status, json.dumps(shown).encode() + b"\n", fields=fields)

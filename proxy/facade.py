@@ -18,7 +18,7 @@ from typing import cast
 from urllib.parse import parse_qsl
 
 from proxy import policy
-from proxy.answer import write_answer, write_json
+from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, Callers, WrongKey, sent_keys
 from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, TOKEN_PATH, Api
 from proxy.errors import (
@@ -49,13 +49,12 @@ _OURS = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
 _TOKEN = TOKEN_PATH.encode()
 _SCOPES = {api.scope for api in Api}
 _NO_CACHE = ((b"Pragma", b"no-cache"),)  # RFC 6749, section 5.1; Cache-Control is always there
-_CHALLENGE = (*_NO_CACHE, (b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"'))
 
 
 class _Refused(ProxyError):
     """A request that can't be granted; ``error`` is a code of RFC 6749, section 5.2."""
 
-    status = 400
+    code, status, proxy_status = "PROXY_BAD_REQUEST", 400, "http_request_error"
 
     def __init__(self, error: str, message: str) -> None:
         super().__init__(message)
@@ -133,10 +132,10 @@ class Facade:
 
 
 def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
-    """Answer with an error as RFC 6749, section 5.2, has it."""
-    code, fields = (error.error, _NO_CACHE) if isinstance(error, _Refused) else ("invalid_client", _CHALLENGE)
-    content = {"error": code, "error_description": error.message}
-    return write_json(request, error.status, content, fields=fields)
+    """Answer with an error as RFC 6749, section 5.2, has it, beside Contentsquare's shape."""
+    code = error.error if isinstance(error, _Refused) else "invalid_client"
+    members = {"error": code, "error_description": error.message}
+    return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
 def _grant(request: Request, asked: _Asked, route: Route[Project], key: str | None) -> bool:

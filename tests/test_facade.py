@@ -134,7 +134,10 @@ async def test_what_contentsquare_would_refuse_is_refused_as_rfc_6749_says(
     async with gateway(projects={"shop": {**PROJECTS["shop"], "project_id": 42}}) as proxy:
         answer = await post(proxy, b"/shop/v1/oauth/token", {**ASKED, **change})
         assert (answer.status, of(answer)["error"]) == (400, error)
-        assert of(answer)["error_description"]
+        assert of(answer)["error_description"] == of(answer)["errorMessage"]
+        assert answer.error_code == "PROXY_BAD_REQUEST"
+        assert answer.values(b"proxy-status") == [b"csq-proxy; error=http_request_error"]
+        assert answer.values(b"x-request-id")
         good = await post(proxy, b"/v1/oauth/token", {**ASKED, "scope": "data-export metrics"})
         assert (of(good)["scope"], of(good)["project_id"]) == ("data-export metrics", 42)
         assert (await post(proxy, b"/v1/oauth/token", {**ASKED, "project_id": 42}, form=True)).status == 200
@@ -212,7 +215,9 @@ async def test_whose_secret_is_no_callers_key_is_an_invalid_client() -> None:
             for members in (ASKED, without, {**ASKED, "client_secret": "secret-canary-1"}):
                 answer = await post(proxy, target, members)
                 assert (answer.status, of(answer)["error"]) == (401, "invalid_client")
-                assert answer.values(b"www-authenticate")[0].startswith(b"Basic ")
+                assert answer.error_code == "PROXY_CALLER_UNKNOWN"
+                [challenge] = answer.values(b"www-authenticate")
+                assert challenge.startswith(b"Basic ")
         assert [project.name for project in proxy.app.projects()] == ["shop", "other"]
 
 
