@@ -128,8 +128,8 @@ CALLERS_OWN = {
     "PROXY_UNKNOWN_PROJECT",
 }
 """Codes for what only the caller can mend."""
-OTHERS = {"PROXY_INTERNAL_ERROR", "PROXY_ERROR"}
-"""A bug, which is a 500; and what `/v1/oauth/token` refuses, a 400 in the shape of RFC 6749."""
+OTHERS = {"PROXY_INTERNAL_ERROR"}
+"""A bug, which is a 500."""
 
 
 @pytest.mark.parametrize("name", TROUBLE)
