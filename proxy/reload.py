@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,6 +30,8 @@ WATCH_S = 1.0
 """Between two looks at the files."""
 MOST_NEIGHBOURS = 200
 """Of files beside a watched one, in each folder."""
+MOST_IN_VAIN = 3
+"""Changes of a file beside that may turn out to make no difference: a log, say, isn't what was missing."""
 _NEED_RESTART = ("host", "port", "unix_socket")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
     ("client_secret_file", "client_secret_command", "default", "expires", "port")
@@ -114,6 +117,10 @@ def signatures(paths: Iterable[Path]) -> dict[Path, Signature]:
     return {path: signature(path) for path in paths}
 
 
+def _differing(one: Mapping[Path, Signature], other: Mapping[Path, Signature]) -> set[Path]:
+    return {path for path in {*one, *other} if one.get(path) != other.get(path)}
+
+
 def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> Signature:
     """What a path was earlier: nothing, where its folder was looked at and did not hold it."""
     return earlier.get(path, None if path.parent in earlier else found)
@@ -152,6 +159,7 @@ class Reloader:
         self._on_event = on_event
         self._asked = asyncio.Event()
         self._known = signatures(files())
+        self._in_vain: Counter[Path] = Counter()
 
     def ask(self) -> None:
         """Reload soon, whether a file changed or not."""
@@ -163,14 +171,29 @@ class Reloader:
         while True:
             asked = await self._pause()
             now = await in_thread(lambda: signatures(self._watched()))
-            if asked or (now != self._known and now == before):
+            if asked or self._is_due(now, before):
+                changed, faults = _differing(now, self._known), self.status.last_faults
                 earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
                 await self._reload()
+                self._learn(changed, faults)
                 # As they were before they were read: what changed meanwhile is a change.
                 fresh = await in_thread(lambda: signatures(self._watched()))
                 now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
                 self._known = now
             before = now
+
+    def _is_due(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
+        """Whether files changed and stand still, or one beside them does: others there may never."""
+        changed, moving = _differing(now, self._known), _differing(now, before)
+        files = set(self._files())
+        return bool(changed & files and not moving & files) or bool(changed - files - moving)
+
+    def _learn(self, changed: set[Path], faults: tuple[str, ...]) -> None:
+        """Count what has changed beside the files and made no difference to the faults of before."""
+        if faults and faults == self.status.last_faults:
+            self._in_vain.update(changed - set(self._files()))
+        else:
+            self._in_vain.clear()
 
     def _watched(self) -> Iterator[Path]:
         """The files; after a refusal what lies beside them, too, since a file may be what was missing."""
@@ -179,9 +202,10 @@ class Reloader:
     def _files_and_neighbours(self) -> Iterator[Path]:
         yield from self._files()
         for folder in {path.parent for path in self._files()}:
-            yield folder
+            beside = [folder]
             with contextlib.suppress(OSError):
-                yield from itertools.islice(folder.iterdir(), MOST_NEIGHBOURS)
+                beside += itertools.islice(folder.iterdir(), MOST_NEIGHBOURS)
+            yield from (path for path in beside if self._in_vain[path] < MOST_IN_VAIN)
 
     async def _pause(self) -> bool:
         """Wait for the next look; whether a reload was asked for."""

@@ -44,7 +44,7 @@ from proxy.errors import ConfigError
 from proxy.generation import plan
 from proxy.log import redactor
 from proxy.project import Project
-from proxy.reload import Changes, Reloader, differences, signature
+from proxy.reload import MOST_IN_VAIN, Changes, Reloader, differences, signature
 from proxy.settings import Settings
 
 Sections = dict[str, dict[str, Any]]
@@ -837,4 +837,57 @@ async def test_a_file_that_comes_while_the_configuration_is_refused_for_the_lack
     task = asyncio.create_task(reloader.run())
     reloader.ask()
     await until(lambda: loads == 2)
+    task.cancel()
+
+
+async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_missing(tmp_path: Path) -> None:
+    config, written = tmp_path / "config.toml", tmp_path / "csq-proxy.log"
+    config.write_text("1")
+    loads = looks = 0
+
+    def load() -> Settings:
+        nonlocal loads
+        loads += 1
+        with written.open("a") as file:
+            file.write("reload_refused\n")
+        raise ConfigError("still the same")
+
+    def files() -> list[Path]:
+        nonlocal looks
+        looks += 1
+        return [config]
+
+    reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
+    task = asyncio.create_task(reloader.run())
+    reloader.ask()
+    await until(lambda: loads >= 1 + MOST_IN_VAIN)
+    begun = looks
+    await until(lambda: looks > begun + 100)
+    assert loads <= 2 + MOST_IN_VAIN  # and the folder, once, for the log was new in it
+    loads_before = loads
+    (tmp_path / "secret").write_text("comes late")
+    await until(lambda: loads > loads_before)
+    task.cancel()
+
+
+async def test_a_file_beside_that_never_stands_still_hides_no_change(tmp_path: Path) -> None:
+    config, busy = tmp_path / "config.toml", tmp_path / "busy.log"
+    config.write_text("faulty")
+    loads: list[str] = []
+
+    def load() -> Settings:
+        loads.append(config.read_text())
+        raise ConfigError("whatever it is")
+
+    def files() -> list[Path]:
+        with busy.open("a") as file:
+            file.write("a line between any two looks\n")
+        return [config]
+
+    reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
+    task = asyncio.create_task(reloader.run())
+    reloader.ask()
+    await until(lambda: bool(loads))
+    config.write_text("mended by now")
+    await until(lambda: "mended by now" in loads)
     task.cancel()
