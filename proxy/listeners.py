@@ -190,7 +190,8 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         sock.close()
         if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
             raise ListenError(
-                f"server.host: can't listen on {bracketed(host)} ({exc.strerror}); give an address of this computer"
+                f"server.host: can't listen on {bracketed(host)} ({exc.strerror});"
+                " give an address of this computer"
             ) from None
         raise ListenError(
             f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); is another csq-proxy running?"
