@@ -358,6 +358,45 @@ async def test_a_token_endpoint_that_is_back_is_found_by_itself(monkeypatch: pyt
             await proxy.aclose()
 
 
+@pytest.mark.parametrize("kind", ["silent", "reset", 403, 429, 500, 200])
+async def test_a_project_without_a_token_touches_no_other_project(kind: str | int) -> None:
+    token, asked = TokenServer(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        if b"id-2" not in request.body:
+            replay = asyncio.StreamReader()
+            replay.feed_data(request.head + b"\r\n\r\n" + request.body)
+            await token(replay, writer)
+            return
+        asked.set()
+        if kind == "silent":
+            await reader.read()
+        elif kind == "reset":
+            writer.transport.abort()
+        elif isinstance(kind, int):
+            writer.write(b"HTTP/1.1 %d X\r\nRetry-After: 60\r\nContent-Length: 2\r\n\r\n{]" % kind)
+
+    projects = {"shop": ONE, "dead": {**ONE, "client_id": "id-2"}}
+    async with RawServer(Upstream()) as upstream, RawServer(script) as token_server:
+        token.endpoint = upstream.url
+        async with running(settings_for(token_server.url, upstream.url, projects=projects)) as app:
+            proxy = Gateway(app, token, upstream)
+            await asked.wait()
+            waiting = [asyncio.create_task(proxy.call(b"GET /dead/v1/segments")) for _ in range(30)]
+            for _ in range(5):
+                assert (await proxy.call(b"GET /shop/v1/segments")).status == 200
+            assert (await proxy.call(b"POST /-/refresh/shop")).status == 202
+            answer = await proxy.call(b"GET /-/ready")
+            assert answer.status == 503
+            [reason] = json.loads(answer.body)["waiting_for"]
+            assert reason.startswith("dead/metrics: ")
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            await proxy.aclose()
+
+
 async def test_settling_ends_early_when_the_proxy_is_asked_to_stop() -> None:
     never, stop = asyncio.Event(), asyncio.Event()
 
