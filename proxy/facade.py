@@ -44,6 +44,8 @@ MOST_ME = 4
 """Of ``/v1/oauth/me`` at once: it goes where tokens are fetched, and must not keep those waiting."""
 
 FindRoute = Callable[[Caller | None, bytes], Route[Project]]
+Directory = Callable[[], tuple[Callers, FindRoute]]
+"""The callers and their routes, as they are when it is called; good until the next ``await``."""
 _HINT = b"/v1/oauth/"
 _OURS = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
 _TOKEN = TOKEN_PATH.encode()
@@ -91,22 +93,23 @@ class Facade:
         """Whether an origin-form target is answered here."""
         return target.find(_HINT) >= 0 and _OURS.match(target) is not None
 
-    async def answer(self, request: Request, target: bytes, callers: Callers, find_route: FindRoute) -> bool:
+    async def answer(self, request: Request, target: bytes, directory: Directory) -> bool:
         """Answer a request; gives back whether the connection can be kept. Raises ProxyError."""
         try:
-            return await self._answer(request, target, callers, find_route)
+            return await self._answer(request, target, directory)
         except (_Refused, CallerUnknown) as error:
             if isinstance(error, WrongKey):
                 await self._slow_down(request)
             return _refuse(request, error)
 
-    async def _answer(self, request: Request, target: bytes, callers: Callers, find_route: FindRoute) -> bool:
+    async def _answer(self, request: Request, target: bytes, directory: Directory) -> bool:
         if request.head.method != b"POST":
             raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
         keys, target = sent_keys(request.head, target)
         path = cast(re.Match[bytes], _OURS.match(target))
         members = _members(request, await _content(request))
         asked = _Asked(members, target[: path.start(1)], path[1], target[path.end(1) :])
+        callers, find_route = directory()
         caller, key = callers.of_keys([*_secrets(members), *keys])
         route = find_route(caller, asked.target)
         if route.target.partition(b"?")[0] != asked.path:
@@ -118,11 +121,14 @@ class Facade:
 
     async def _describe(self, request: Request, project: Project) -> bool:
         """What Contentsquare says about the real credentials; the caller's own go no further."""
+        project.running += 1  # so that a reload leaves it what it asks with
         try:
             async with self._room:
                 answer = await project.ask_me()
         except TokenFetchError as error:
             raise _unavailable(error) from None
+        finally:
+            project.running -= 1
         if project.credentials.client_secret.get_secret_value().encode() in answer.body:
             raise UpstreamUnreachable("Contentsquare's answer repeats the secret, so it is withheld.")
         content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")

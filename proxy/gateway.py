@@ -17,10 +17,10 @@ from pathlib import Path
 from proxy import admin, policy
 from proxy.admin import Admin, Overview
 from proxy.answer import write_answer, write_error, write_json
-from proxy.callers import Caller, WrongKey, WrongKeys
+from proxy.callers import Caller, Callers, WrongKey, WrongKeys
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.events import OnEvent
-from proxy.facade import Facade
+from proxy.facade import Facade, FindRoute
 from proxy.forward import Exchange
 from proxy.generation import Generation
 from proxy.listeners import Listener
@@ -158,8 +158,7 @@ class Gateway:
         if target == b"*":
             return write_answer(request, 204, b"")
         if Facade.is_for(target):
-            find = functools.partial(_route, request, generation)
-            return await self._facade.answer(request, target, generation.callers, find)
+            return await self._facade.answer(request, target, functools.partial(self._directory, request))
         if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
             policy.check_quit(caller)
             if request.head.method != b"POST":
@@ -171,6 +170,11 @@ class Gateway:
         if caller is None or caller.projects is None:
             return await self._admin.answer(request, target)
         return await self._admin.answer(request, target, caller.may_use)
+
+    def _directory(self, request: Request) -> tuple[Callers, FindRoute]:
+        """Who may call, and what for, now: a request's content may come a reload later than its head."""
+        generation = self.generation
+        return generation.callers, functools.partial(_route, request, generation)
 
     def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes, bool]:
         """Who calls, the target, and whether it is answered here, of a request that may be answered at all.

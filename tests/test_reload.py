@@ -415,6 +415,56 @@ async def test_accounts_keep_or_lose_their_projects_like_others(tmp_path: Path) 
         assert [project.name for project in running.app.projects()] == ["shop"]
 
 
+@pytest.mark.parametrize("way_too", [False, True])
+async def test_a_request_of_before_makes_no_project_of_before(tmp_path: Path, *, way_too: bool) -> None:
+    acme = {"client_id": "id-a", "client_secret": "secret-a"}
+    content = b'{"grant_type": "client_credentials", "scope": "metrics"}'
+    lines = (b"Expect: 100-continue", b"Content-Length: %d" % len(content))
+    async with rig(tmp_path, accounts={"acme": acme}) as running:
+        reader, writer = await running.connect()
+        writer.write(running.request(b"POST /acme/42/v1/oauth/token", *lines))
+        assert (await read_message(reader)).status == 100
+        vendor = running.sections["contentsquare"]
+        await running.change(
+            accounts={"acme": {**acme, "client_secret": "secret-b"}},
+            contentsquare={**vendor, "connect_timeout": 7} if way_too else vendor,
+        )
+        writer.write(content)
+        assert (await read_message(reader)).status == 200
+        assert await running.code(b"GET /acme/42/v1/segments") == 200
+        assert running.token.requests[-1]["client_secret"] == "secret-b"
+
+
+class Slow(TokenServer):
+    """Answers what it is asked when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.asked = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        await self.go_on.wait()
+        await super().__call__(reader, writer)
+
+
+async def test_what_credentials_are_for_is_still_told_to_who_asked_before(tmp_path: Path) -> None:
+    token = Slow()
+    async with rig(tmp_path, token=token) as running:
+        token.go_on.clear()
+        asked = token.asked
+        ask = b"POST /v1/oauth/me"
+        calls = [asyncio.create_task(running.call(ask, b"Content-Length: 2", body=b"{}")) for _ in range(8)]
+        await until(lambda: token.asked == asked + 4)
+        await asyncio.sleep(0.01)  # and the others wait for these
+        await running.change(contentsquare={**running.sections["contentsquare"], "connect_timeout": 7})
+        await asyncio.sleep(0.01)
+        token.go_on.set()
+        assert [(await call).status for call in calls] == [200] * 8
+
+
 # What changes at once
 
 
