@@ -178,8 +178,12 @@ class Attempt:
         if head.status == 401:
             self._refused = Outcome.REFUSED
             return
-        may_be_late = self._may_be_stale and self._request.body.replayable
-        if head.status == 408 and may_be_late and not head.keep_alive:
+        if (
+            head.status == 408
+            and not head.keep_alive
+            and self._may_be_stale
+            and self._request.body.replayable
+        ):
             # Sent to an idle connection, most likely (RFC 9110, section 15.5.9).
             self._refused = Outcome.STALE
             return
