@@ -40,7 +40,7 @@ def show(findings: Sequence[Finding]) -> None:
     """What was found as a table, and how much of it failed."""
     terminal = Terminal()
     longest = len("speed-analysis,") if terminal.is_narrow else None
-    short = (Column(name, max_width=longest) for name in ("API", "checks"))
+    short = (Column(name, max_width=longest, overflow="fold") for name in ("API", "checks"))
     drawn = table("project", *short, "", "")
     rows = list(_rows(findings))
     for one in rows:

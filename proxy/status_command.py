@@ -204,6 +204,7 @@ def _drawn_now(place: Source) -> RenderableType:
 
 def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     from proxy.tables import table  # noqa: PLC0415
@@ -212,7 +213,8 @@ def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
     title = Text(
         f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
     )
-    drawn = table("project", "slots", "API", "token", "left", "requests", "cloud")
+    cloud = Column("cloud", overflow="ellipsis")  # a line for each API is worth more
+    drawn = table("project", "slots", "API", "token", "left", "requests", cloud)
     for name, project in status["projects"].items():
         for number, row in enumerate(_rows(project)):
             drawn.add_row(*([Text(name, "bold"), _slots(project)] if not number else ["", ""]), *row)

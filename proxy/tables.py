@@ -29,8 +29,6 @@ class Terminal(Console):
 
 
 def table(*columns: Column | str) -> Table:
-    """An empty table."""
-    drawn = Table(*columns, box=box.SIMPLE)
-    for column in drawn.columns:
-        column.overflow = "fold"
-    return drawn
+    """An empty table. A `Column` is for one that is told otherwise how to be narrow."""
+    folding = (Column(one, overflow="fold") if isinstance(one, str) else one for one in columns)
+    return Table(*folding, box=box.SIMPLE)
