@@ -108,6 +108,23 @@ async def test_a_refused_token_is_replaced_and_the_request_replayed_with_its_bod
         assert len(proxy.token.requests) == 2
 
 
+async def test_what_is_too_long_to_be_replayed_is_the_callers_to_send_again_with_a_fresh_token() -> None:
+    def answer(request: Message) -> bytes:
+        if request.values(b"authorization") == [b"Bearer token-1"]:
+            return b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nlate"
+        return OK
+
+    upstream, length, content = Upstream(answer), b"Content-Length: 100000", b"x" * 100_000
+    async with gateway(upstream, projects={"shop": ONE}) as proxy:
+        refused = await proxy.call(b"POST /v1/exports", length, body=content)
+        assert (refused.status, refused.error_code) == (503, "PROXY_TOKEN_UNAVAILABLE")
+        assert refused.values(b"retry-after") == [b"2"]
+        assert len(upstream.requests) == 1
+        assert (await proxy.call(b"POST /v1/exports", length, body=content)).status == 200
+        assert upstream.requests[-1].values(b"authorization") == [b"Bearer token-2"]
+        assert len(proxy.token.requests) == 2
+
+
 async def test_an_upstream_that_always_says_401_gets_one_replay_and_a_clear_answer() -> None:
     upstream = Upstream(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
     async with gateway(upstream) as proxy:
