@@ -16,9 +16,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from proxy.contentsquare import METHOD_OVERRIDES
 from proxy.fields import fields_to_upstream
-from proxy.http1 import FieldLines, FieldSection, ResponseHead
+from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
 
 MAX_CONTENT_BYTES = 1 << 20
 """Of an answer that can be shared."""

@@ -8,9 +8,7 @@ Speed Analysis Lab, Voice of Customer), 2025-2026.
 from __future__ import annotations
 
 import enum
-import itertools
 import re
-from collections.abc import Iterator
 from typing import Final
 
 AUTH_URL: Final = "https://api.contentsquare.com"
@@ -64,21 +62,6 @@ _READ_BY_POST: Final = re.compile(
     rb"|speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
     rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list))(?:\?|\Z)"
 )
-
-
-def _spellings(name: bytes) -> Iterator[bytes]:
-    """With hyphens or underscores: to CGI and its heirs both are one."""
-    first, *others = name.split(b"-")
-    for marks in itertools.product((b"-", b"_"), repeat=len(others)):
-        yield first + b"".join(mark + word for mark, word in zip(marks, others, strict=True))
-
-
-METHOD_OVERRIDES: Final = frozenset(
-    spelling
-    for name in (b"x-http-method-override", b"x-http-method", b"x-method-override")
-    for spelling in _spellings(name)
-)
-"""Fields, in lower case, that make some servers take a request for one of another method."""
 
 _MAY_BE_STORED: Final = re.compile(
     rb"/v1/(?:exportable-fields|custom-vars|dynamic-var-keys"

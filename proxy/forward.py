@@ -121,7 +121,8 @@ class Exchange(Generic[P]):
         self._forwarder = forwarder
         self._ended = ended
         self._is_attended = False
-        self._changes = changes_data(request.head.method, target)
+        head = request.head
+        self._changes = changes_data(head.method, target) or head.overrides_method
         self._max_idle_s = SURE_REUSE_S if self._changes else KEEP_ALIVE_S
         self._slots: Slots | None = None
         self._began_in = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from functools import lru_cache
-from itertools import compress
+from itertools import compress, product
 from typing import Any, Final, NamedTuple
 
 from proxy.errors import (
@@ -45,7 +45,28 @@ _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
 _FRAMING: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"te")
 )
-_STEERING: Final = frozenset((b"origin", b"sec-fetch-site", b"x-csq-project", b"x-csq-api", b"max-forwards"))
+
+
+def _spellings(name: bytes) -> Iterator[bytes]:
+    """With hyphens or underscores: to CGI and its heirs both are one."""
+    first, *others = name.split(b"-")
+    for marks in product((b"-", b"_"), repeat=len(others)):
+        yield first + b"".join(mark + word for mark, word in zip(marks, others, strict=True))
+
+
+METHOD_OVERRIDES: Final = frozenset(
+    spelling
+    for name in (b"x-http-method-override", b"x-http-method", b"x-method-override")
+    for spelling in _spellings(name)
+)
+"""Fields, in lower case, that make some servers take a request for one of another method."""
+_STEERING: Final = METHOD_OVERRIDES | {
+    b"origin",
+    b"sec-fetch-site",
+    b"x-csq-project",
+    b"x-csq-api",
+    b"max-forwards",
+}
 _NOTABLE: Final = _FRAMING | _STEERING
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 
@@ -181,7 +202,7 @@ class FieldSection:
         self.minor = minor
         self.hosts: list[bytes] = []
         self.steering: list[Field] = []
-        """The fields that say who calls from where, and for which project and API."""
+        """The fields that say who calls from where, for which project and API, and by which method indeed."""
         self.connection: frozenset[bytes] = _NO_OPTIONS
         """The lower-case options of ``Connection`` (RFC 9110, section 7.6.1)."""
         self.content_length: int | None = None
@@ -229,6 +250,11 @@ class RequestHead:
         self.keep_alive = section.keep_alive
         self.expects_continue = section.expects_continue
         self.wants_trailers = section.wants_trailers
+
+    @property
+    def overrides_method(self) -> bool:
+        """Whether some servers would take it for a request of another method."""
+        return bool(self.steering) and any(field.name in METHOD_OVERRIDES for field in self.steering)
 
     @classmethod
     def unreadable(cls) -> RequestHead:

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from proxy.callers import Caller
-from proxy.contentsquare import METHOD_OVERRIDES, changes_data
+from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
-from proxy.http1 import RequestHead
+from proxy.http1 import METHOD_OVERRIDES, RequestHead
 
 _SEPARATOR: Final = re.compile(rb"[&;?]")
 _NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pool": {"dial", "errors", "origin", "upstream"},
     "fields": {"http1", "lease"},
     "small_error": {"http1"},
-    "caching": {"contentsquare", "fields", "http1"},
+    "caching": {"fields", "http1"},
     "stored": set(),
     "recording": {"caching", "contentsquare", "fields", "http1", "request", "stored"},
     "attempt": {
