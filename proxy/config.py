@@ -167,10 +167,12 @@ class _Loading(NamedTuple):
             try:
                 return Settings(**validated(self.layers), source=source)
             except ValidationError as invalid:
+                before = frozenset(self.broken)
                 for error in invalid.errors(include_url=False):
                     fault = explain(error, schema())
                     key = _key(fault.path)
-                    if self.stands(Fault(key, "")):
+                    # Of a list each item is told that is wrong, but not the list, which lacks them, too.
+                    if key not in (before if fault.path != key else self.broken):
                         self.faults.append(self.line(fault))
                     self.repair(key, is_missing=error["type"] == "missing")
         raise ConfigError(*self.faults)

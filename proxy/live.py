@@ -219,7 +219,8 @@ def _described(subject: _Subject, members: Mapping[str, object]) -> Finding:
         return subject.finding("project", "failed", message)
     if isinstance(scopes, list):
         scopes = " ".join(map(str, scopes))
-    return subject.finding("me", "ok", f"/v1/oauth/me names the scopes {str(scopes)[:200]}")
+    named = f"the scopes {str(scopes)[:200]}" if scopes else "no scopes"
+    return subject.finding("me", "ok", f"/v1/oauth/me names {named}")
 
 
 def _project_ids(members: Mapping[str, object]) -> set[int]:

@@ -351,6 +351,15 @@ def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
         assert caught.value.faults == (f"{missing}: there is no such file",)
 
 
+def test_every_item_of_a_list_that_is_wrong_is_told_at_once(write: Writer) -> None:
+    faults = faults_of(write(f'{SHOP}[server]\nallowed_hosts = ["a b", "good", "http://x", 5]\n'))
+    assert [fault.partition(":")[0] for fault in faults] == [
+        "server.allowed_hosts[0]",
+        "server.allowed_hosts[2]",
+        "server.allowed_hosts[3]",
+    ]
+
+
 @pytest.mark.parametrize("text", ["[server]\nport = " + "9" * 5000, "port = " + "[" * 100_000])
 def test_what_no_parser_takes_is_one_line_too(text: str, write: Writer) -> None:
     path = write(text)
