@@ -508,34 +508,33 @@ async def test_the_clouds_connection_is_used_again_where_it_may_be(raw: bytes, i
         assert proxy.upstream.connections == (1 if is_reused else 3)
 
 
-async def test_a_408_for_an_idle_connection_is_not_taken_for_the_answer() -> None:
+def an_upstream_with_a_408() -> Upstream:
+    """Its second answer is the one that a cloud sends to an idle connection."""
+
     def answer(_: Message) -> bytes:
         late = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         return late if len(upstream.requests) == 2 else OK
 
     upstream = Upstream(answer)
+    return upstream
+
+
+async def test_a_408_for_an_idle_connection_is_not_taken_for_the_answer() -> None:
+    upstream = an_upstream_with_a_408()
     async with gateway(upstream) as proxy:
         assert [(await proxy.call(b"GET /v1/x")).status for _ in range(2)] == [200, 200]
         assert proxy.upstream.connections == 2
 
 
 async def test_a_408_to_what_changes_data_is_passed_on() -> None:
-    def answer(_: Message) -> bytes:
-        late = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        return late if len(upstream.requests) == 2 else OK
-
-    upstream = Upstream(answer)
+    upstream = an_upstream_with_a_408()
     async with gateway(upstream) as proxy:
         assert [(await proxy.call(b"POST /v1/exports")).status for _ in range(2)] == [200, 408]
         assert len(upstream.requests) == 2
 
 
 async def test_a_408_to_more_content_than_is_held_is_passed_on() -> None:
-    def answer(_: Message) -> bytes:
-        late = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        return late if len(upstream.requests) == 2 else OK
-
-    upstream = Upstream(answer)
+    upstream = an_upstream_with_a_408()
     async with gateway(upstream) as proxy:
         content = bytes(100_000)
         calls = [await proxy.call(b"GET /v1/x", b"Content-Length: 100000", body=content) for _ in range(2)]
