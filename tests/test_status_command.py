@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import WAIT_S, RawServer, TokenServer, gateway, read_message
+from harness import WAIT_S, RawServer, free_port, gateway, read_message
 
 from proxy import config as configuration
 from proxy.errors import ConfigError
@@ -85,13 +85,10 @@ async def test_the_key_s_variable_is_no_unknown_setting() -> None:
 
 
 async def test_what_can_t_be_reached_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    async with RawServer(TokenServer()) as gone:
-        pass
-    shown = await run("--url", gone.url, cwd=tmp_path)
+    url = f"http://127.0.0.1:{free_port()}"
+    shown = await run("--url", url, cwd=tmp_path)
     assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
-    assert shown.stderr.startswith(
-        f"csq-proxy: {gone.url}: can't be reached (Connection refused); is it running?"
-    )
+    assert shown.stderr.startswith(f"csq-proxy: {url}: can't be reached (Connection refused); is it running?")
 
 
 async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(tmp_path: Path) -> None:
