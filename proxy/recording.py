@@ -185,7 +185,7 @@ class Recording:
             parts[0] if len(parts) == 1 else b"".join(parts),
             asked_at=sent_at,
             age_s=verdict.age_s,
-            fresh_until=sent_at + min(self._keep_s, verdict.lifetime_s) - (verdict.age_s or 0.0),
+            lifetime_s=min(self._keep_s, verdict.lifetime_s),
         )
         self._end()
 

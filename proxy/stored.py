@@ -19,21 +19,21 @@ OVERHEAD_BYTES = 1024
 class Answer:
     """One whole answer.
 
-    ``age_s`` is what the cloud said when it was asked, None for nothing; ``asked_at`` and
-    ``fresh_until`` are by the event loop's clock. ``head`` are its lines for a caller, each with its end,
-    but for Age and those of the connection.
+    ``age_s`` is what the cloud said when it was asked, None for nothing, and ``lifetime_s`` how old it
+    may become; ``asked_at`` and ``fresh_until`` are by the event loop's clock. ``head`` are its lines for
+    a caller, each with its end, but for Age and those of the connection.
     """
 
     __slots__ = ("age_s", "asked_at", "content", "fresh_until", "head", "key", "shelf", "size")
 
     def __init__(
-        self, head: bytes, content: bytes, *, asked_at: float, age_s: float | None, fresh_until: float
+        self, head: bytes, content: bytes, *, asked_at: float, age_s: float | None, lifetime_s: float
     ) -> None:
         self.head = head
         self.content = content
         self.asked_at = asked_at
         self.age_s = age_s
-        self.fresh_until = fresh_until
+        self.fresh_until = asked_at + (lifetime_s - (age_s or 0.0))  # so nothing is won by rounding
         self.shelf: Shelf | None = None
         """Where it is stored, by ``key``, and takes ``size`` bytes."""
         self.key: Hashable = None

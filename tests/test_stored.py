@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from proxy.stored import OVERHEAD_BYTES, Answer, Store
 
 
-def answer(content: bytes = b"{}", fresh_until: float = 10.0) -> Answer:
-    return Answer(b"", content, asked_at=0.0, age_s=None, fresh_until=fresh_until)
+def answer(content: bytes = b"{}", lifetime_s: float = 10.0) -> Answer:
+    return Answer(b"", content, asked_at=0.0, age_s=None, lifetime_s=lifetime_s)
+
+
+@given(asked_at=st.floats(0, 1e9), age_s=st.floats(0, 1e6))
+@example(asked_at=32752.373558690186, age_s=60.0)  # + 60 - 60 is 4e-12 more
+def test_what_came_as_old_as_it_may_become_is_never_fresh(asked_at: float, age_s: float) -> None:
+    stored = Answer(b"", b"{}", asked_at=asked_at, age_s=age_s, lifetime_s=age_s)
+    assert not stored.is_fresh_at(asked_at)
 
 
 def test_each_shelf_finds_its_own_only() -> None:
@@ -53,8 +63,8 @@ def test_what_is_larger_than_the_bound_is_not_kept() -> None:
 def test_what_is_stale_is_swept() -> None:
     store = Store()
     shelf = store.shelf()
-    shelf.put("a", answer(fresh_until=5.0), 1)
-    shelf.put("b", answer(fresh_until=6.0), 1)
+    shelf.put("a", answer(lifetime_s=5.0), 1)
+    shelf.put("b", answer(lifetime_s=6.0), 1)
     store.sweep(5.0)
     assert [*shelf.answers] == ["b"]
     assert store.bytes == shelf.bytes == OVERHEAD_BYTES + 3
