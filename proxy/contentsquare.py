@@ -40,22 +40,15 @@ class Api(enum.Enum):
         return self.value
 
 
-_PATHS: Final = re.compile(
-    rb"/v1/(?:"
-    rb"(?P<data_export>exports|exportable-fields|custom-vars|dynamic-var-keys)"
-    rb"|(?P<metrics>segments|goals|mappings|page-groups|zonings|metrics)"
-    rb"|(?P<enrichment>enrichments)"
-    rb"|(?P<speed_analysis>speed-analysis)"
-    rb"|(?P<surveys>public/projects/[^/?]+/surveys)"
-    rb")(?=[/?]|\Z)"
-)
-_GROUPS: Final = {
-    "data_export": Api.DATA_EXPORT,
-    "metrics": Api.METRICS,
-    "enrichment": Api.ENRICHMENT,
-    "speed_analysis": Api.SPEED_ANALYSIS,
-    "surveys": Api.SURVEYS,
+_VERSION: Final = b"/v1/"
+_ROWS: Final = {
+    Api.DATA_EXPORT: (b"exports", b"exportable-fields", b"custom-vars", b"dynamic-var-keys"),
+    Api.METRICS: (b"segments", b"goals", b"mappings", b"page-groups", b"zonings", b"metrics"),
+    Api.ENRICHMENT: (b"enrichments",),
+    Api.SPEED_ANALYSIS: (b"speed-analysis",),
 }
+_BY_SEGMENT: Final = {segment: api for api, segments in _ROWS.items() for segment in segments}
+_SURVEYS: Final = re.compile(rb"/v1/public/projects/[^/?]+/surveys(?=[/?]|\Z)")
 SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _READ_BY_POST: Final = re.compile(
     rb"/v1/(?:oauth/(?:token|me)"
@@ -70,6 +63,12 @@ _MAY_BE_STORED: Final = re.compile(
 )
 """What every server reads in the same way: no codings, parameters, empty or dot segments."""
 _OAUTH: Final = b"/v1/oauth/"
+_TOKEN_OR_ME: Final = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
+
+
+def oauth_path(target: bytes) -> re.Match[bytes] | None:
+    """Where in a target, below at most two segments, `TOKEN_PATH` or `ME_PATH` stands: group 1."""
+    return _TOKEN_OR_ME.match(target) if target.find(_OAUTH) >= 0 else None
 
 
 def may_be_shared(target: bytes) -> bool:
@@ -92,8 +91,14 @@ def api_of(target: bytes) -> Api | None:
 
     New APIs appear, so None doesn't mean that the target is wrong.
     """
-    match = _PATHS.match(target)
-    return _GROUPS[match.lastgroup] if match and match.lastgroup else None
+    if not target.startswith(_VERSION):
+        return None
+    slash = target.find(b"/", len(_VERSION))
+    segment = target[len(_VERSION) : slash] if slash >= 0 else target[len(_VERSION) :]
+    api = _BY_SEGMENT.get(segment) or _BY_SEGMENT.get(segment.partition(b"?")[0])
+    if api is None and _SURVEYS.match(target):
+        return Api.SURVEYS
+    return api
 
 
 def changes_data(method: bytes, target: bytes) -> bool:

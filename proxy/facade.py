@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from proxy import policy
 from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, Callers, WrongKey, sent_keys
-from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, TOKEN_PATH, Api
+from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, TOKEN_PATH, Api, oauth_path
 from proxy.errors import (
     CallerUnknown,
     MethodRefused,
@@ -46,8 +46,6 @@ MOST_ME = 4
 FindRoute = Callable[[Caller | None, bytes], Route[Project]]
 Directory = Callable[[], tuple[Callers, FindRoute]]
 """The callers and their routes, as they are when it is called; good until the next ``await``."""
-_HINT = b"/v1/oauth/"
-_OURS = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
 _TOKEN = TOKEN_PATH.encode()
 _SCOPES = {api.scope for api in Api}
 _NO_CACHE = ((b"Pragma", b"no-cache"),)  # RFC 6749, section 5.1; Cache-Control is always there
@@ -78,7 +76,7 @@ class _Asked:
 
 
 class Facade:
-    """Answers both paths, below any prefix.
+    """Answers what `oauth_path` finds, below any prefix.
 
     It authenticates by itself, because these programs send their key as ``client_secret``;
     ``slow_down`` makes who sent a wrong one wait.
@@ -87,11 +85,6 @@ class Facade:
     def __init__(self, slow_down: Callable[[Request], Awaitable[None]]) -> None:
         self._slow_down = slow_down
         self._room = asyncio.Semaphore(MOST_ME)
-
-    @staticmethod
-    def is_for(target: bytes) -> bool:
-        """Whether an origin-form target is answered here."""
-        return target.find(_HINT) >= 0 and _OURS.match(target) is not None
 
     async def answer(self, request: Request, target: bytes, directory: Directory) -> bool:
         """Answer a request; gives back whether the connection can be kept. Raises ProxyError."""
@@ -106,7 +99,7 @@ class Facade:
         if request.head.method != b"POST":
             raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
         keys, target = sent_keys(request.head, target)
-        path = cast(re.Match[bytes], _OURS.match(target))
+        path = cast(re.Match[bytes], oauth_path(target))
         members = _members(request, await _content(request))
         asked = _Asked(members, target[: path.start(1)], path[1], target[path.end(1) :])
         callers, find_route = directory()

@@ -18,6 +18,7 @@ from proxy import admin, policy
 from proxy.admin import Admin, Overview
 from proxy.answer import write_answer, write_error, write_json
 from proxy.callers import Caller, Callers, WrongKey, WrongKeys
+from proxy.contentsquare import oauth_path
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.events import OnEvent
 from proxy.facade import Facade, FindRoute
@@ -116,8 +117,9 @@ class Gateway:
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
     ) -> Exchange[Project]:
         """The way that a request may go. Raises ProxyError for one that must not go anywhere."""
-        project, api, target = _route(request, generation, caller, target)
-        api = api or project.first_api
+        route = _route(request, generation, caller, target)
+        project, target = route.project, route.target
+        api = route.api or project.first_api
         exchange = Exchange(generation.forwarder, request, project, api, target, ended=self._ended)
         request.exchange = exchange
         policy.check(request.head, target, project, caller)
@@ -157,7 +159,7 @@ class Gateway:
         """What is not forwarded. Raises ProxyError."""
         if target == b"*":
             return write_answer(request, 204, b"")
-        if Facade.is_for(target):
+        if oauth_path(target) is not None:
             return await self._facade.answer(request, target, functools.partial(self._directory, request))
         if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
             policy.check_quit(caller)
@@ -186,7 +188,7 @@ class Gateway:
         listener: Listener = request.connection.listener
         guard = generation.guards[listener.index]
         caller, target = None, guard.check(request.head)
-        is_own = Facade.is_for(target)
+        is_own = oauth_path(target) is not None
         if not is_own:
             caller, target = generation.callers.identify(request.head, target)
             is_own = target.startswith(admin.PREFIX) or target in (b"/-", b"*")

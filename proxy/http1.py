@@ -9,7 +9,7 @@ as the bytes that came, so that they can be sent on unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, product
 from typing import Any, Final, NamedTuple
@@ -37,7 +37,7 @@ _TARGET_BYTES: Final = bytes({*range(0x21, 0x100)} - {0x7F})
 _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _VERSIONS: Final = {b"HTTP/1.0": 0, b"HTTP/1.1": 1}
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
-_DIGITS: Final = re.compile(rb"[0-9]{1,18}\Z")
+_MOST_DIGITS: Final = 18
 BARE_BREAK: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _STATUS_LINE_START: Final = b"HTTP/1."
 _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
@@ -91,16 +91,28 @@ class FieldNames:
     """The names of a section's fields, in lower case and their order, and where each of them stands.
 
     Heads mostly have the names of one before, so they share them, and what was found out about them.
+    ``spelt`` are the names as they came, each of them a token.
     """
 
-    __slots__ = ("_kept", "_places", "names")
+    __slots__ = ("_kept", "_places", "_starts", "names")
 
-    def __init__(self, names: list[bytes]) -> None:
-        self.names = names
+    def __init__(self, spelt: Sequence[bytes]) -> None:
+        self.names = [name.lower() for name in spelt]
+        self._starts = [name + b":" for name in spelt]
         self._places: dict[bytes, list[int]] = {}
-        for place, name in enumerate(names):
+        for place, name in enumerate(self.names):
             self._places.setdefault(name, []).append(place)
         self._kept: dict[frozenset[bytes], list[bool]] = {}
+
+    def are_of(self, lines: list[bytes]) -> bool:
+        """Whether these field lines have the same names, spelt in the same way."""
+        starts = self._starts
+        if len(lines) != len(starts):
+            return False
+        for place in range(len(lines)):  # noqa: SIM110 - compiled, a loop takes a fifth of a generator
+            if not lines[place].startswith(starts[place]):
+                return False
+        return True
 
     def places(self, name: bytes) -> list[int]:
         """Where the fields with this name stand."""
@@ -135,17 +147,17 @@ def _is_small(drop: frozenset[bytes]) -> bool:
 class FieldLines:
     """The field lines of a head, in their order: as they came, and with their lower-case names to compare."""
 
-    __slots__ = ("_lines", "_names")
+    __slots__ = ("_lines", "names")
 
     def __init__(self, names: FieldNames, lines: list[bytes]) -> None:
-        self._names = names
+        self.names = names
         self._lines = lines
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __iter__(self) -> Iterator[Field]:
-        for name, line in zip(self._names.names, self._lines, strict=True):
+        for name, line in zip(self.names.names, self._lines, strict=True):
             yield _field(name, line)
 
     def __eq__(self, other: object) -> bool:
@@ -155,26 +167,26 @@ class FieldLines:
 
     def without(self, drop: frozenset[bytes]) -> list[bytes]:
         """The lines whose names are not in ``drop``."""
-        return list(compress(self._lines, self._names.kept(drop)))
+        return list(compress(self._lines, self.names.kept(drop)))
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of all fields with this lower-case name, without outer blanks."""
-        places = self._names.places(name)
+        places = self.names.places(name)
         return [_value(name, self._lines[place]) for place in places] if places else []
 
     def only(self, name: bytes) -> bytes | None:
         """The value of the one field with this lower-case name; None where there is none, or several."""
-        places = self._names.places(name)
+        places = self.names.places(name)
         return _value(name, self._lines[places[0]]) if len(places) == 1 else None
 
     def among(self, names: Container[bytes]) -> list[Field]:
         """The fields with one of these lower-case names."""
-        pairs = zip(self._names.names, self._lines, strict=True)
+        pairs = zip(self.names.names, self._lines, strict=True)
         return [_field(name, line) for name, line in pairs if name in names]
 
     def has_any(self, names: frozenset[bytes]) -> bool:
         """Whether there is a field with one of these lower-case names."""
-        return self._names.has_any(names)
+        return self.names.has_any(names)
 
 
 class FieldSection:
@@ -307,7 +319,7 @@ _LONGEST_NAMES: Final = 2048
 
 
 def _learn(names: tuple[bytes, ...]) -> FieldNames:
-    learnt = FieldNames([name.lower() for name in names])
+    learnt = FieldNames(names)
     if sum(map(len, names)) <= _LONGEST_NAMES:
         if len(_names) >= _NAMES_LIMIT:
             _names.clear()  # so that nobody can fill it for good; what is common is soon back
@@ -315,9 +327,14 @@ def _learn(names: tuple[bytes, ...]) -> FieldNames:
     return learnt
 
 
-def _parse_fields(head: bytes, lines: list[bytes]) -> FieldLines:
-    """The field lines after the first line of ``head``, which `_split_lines` has taken apart."""
+def _parse_fields(head: bytes, lines: list[bytes], before: FieldNames | None) -> FieldLines:
+    """The field lines after the first line of ``head``, which `_split_lines` has taken apart.
+
+    ``before`` are those of the head before on the same connection: they are tried first.
+    """
     del lines[0]
+    if before is not None and before.are_of(lines):
+        return FieldLines(before, lines)
     names = tuple(_FIELD_NAME.findall(head))
     if len(names) != len(lines):
         raise _Syntax(_name_fault(lines))
@@ -402,7 +419,7 @@ def _content_length(values: list[bytes]) -> int | None:
         return None
     if len(values) > 1:
         raise _Syntax("more than one Content-Length")
-    if not _DIGITS.match(values[0]):
+    if not values[0].isdigit() or len(values[0]) > _MOST_DIGITS:
         raise _Syntax("a Content-Length that is not a number")
     return int(values[0])
 
@@ -411,15 +428,17 @@ def parse_request_head(head: bytes, before: FieldSection | None = None) -> Reque
     """Parse a request head, given without its final empty line.
 
     ``before`` is a section that was parsed before, such as that of the connection's last request: if the
-    same bytes come again, it is shared. Raises BadRequest (or TargetTooLong, FieldsTooLarge,
-    NotImplementedCoding, VersionNotSupported) on whatever RFC 9112 forbids, sections 2.2, 3, 5 and 6.
+    same bytes come again, it is shared, and if the same names come, they are. Raises BadRequest (or
+    TargetTooLong, FieldsTooLarge, NotImplementedCoding, VersionNotSupported) on whatever RFC 9112 forbids,
+    sections 2.2, 3, 5 and 6.
     """
     try:
         line, _, raw = head.partition(b"\r\n")
         method, target, minor = _parse_request_line(line)
         if before is not None and before.raw == raw and before.minor == minor:
             return RequestHead(method, target, before)
-        return RequestHead(method, target, _field_section(head, raw, minor))
+        names = None if before is None else before.fields.names
+        return RequestHead(method, target, _field_section(head, raw, minor, names))
     except _Syntax as exc:
         raise _bad_request(exc) from None
 
@@ -449,7 +468,7 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     return method, target, minor
 
 
-def _field_section(head: bytes, raw: bytes, minor: int) -> FieldSection:
+def _field_section(head: bytes, raw: bytes, minor: int, before: FieldNames | None) -> FieldSection:
     lines = _split_lines(head)
     if len(head) > MAX_HEAD_BYTES:
         raise FieldsTooLarge(f"The request head is longer than {MAX_HEAD_BYTES} bytes.")
@@ -457,7 +476,7 @@ def _field_section(head: bytes, raw: bytes, minor: int) -> FieldSection:
         raise FieldsTooLarge(f"The request has more than {MAX_FIELDS} fields.")
     if len(raw) > MAX_LINE_BYTES and max(map(len, lines[1:])) > MAX_LINE_BYTES:
         raise FieldsTooLarge(f"A request field is longer than {MAX_LINE_BYTES} bytes.")
-    parsed = FieldSection(raw, _parse_fields(head, lines), minor)
+    parsed = FieldSection(raw, _parse_fields(head, lines, before), minor)
     fields = parsed.fields
     parsed.hosts = fields.values(b"host")
     parsed.content_length = _content_length(fields.values(b"content-length"))
@@ -489,25 +508,26 @@ def _is_chunked_request(parsed: FieldSection, codings: list[bytes]) -> bool:
     raise NotImplementedCoding("The only transfer coding spoken here is chunked.")
 
 
-def parse_response_head(head: bytes) -> ResponseHead:
+def parse_response_head(head: bytes, before: FieldNames | None = None) -> ResponseHead:
     """Parse a response head, given without its final empty line.
 
+    ``before`` are the names in one that was parsed before: if the same come again, they are shared.
     Raises ProtocolViolation on whatever RFC 9112 forbids or could be read in two ways: its message
     names the reason and holds nothing of what came.
     """
     try:
-        return _response_head(head)
+        return _response_head(head, before)
     except _Syntax as exc:
         raise ProtocolViolation(f"the answer holds {exc}") from None
 
 
-def _response_head(head: bytes) -> ResponseHead:
+def _response_head(head: bytes, before: FieldNames | None) -> ResponseHead:
     lines = _split_lines(head)
     if len(lines) > MAX_FIELDS:
         raise _Syntax(f"more than {MAX_FIELDS} fields")
     minor, status = _status_lines.get(lines[0]) or _parse_status_line(lines[0])
     status_line = lines[0][9:]
-    fields = _parse_fields(head, lines)
+    fields = _parse_fields(head, lines, before)
     parsed = ResponseHead(status, status_line, minor, fields)
     parsed.content_length = _content_length(fields.values(b"content-length"))
     transfer_codings = fields.values(b"transfer-encoding")
@@ -547,7 +567,7 @@ def parse_trailers(lines: list[bytes]) -> list[Field]:
     """The fields of a trailer section (RFC 9110, section 6.5). Raises ProtocolViolation."""
     try:
         section = b"\r\n" + b"\r\n".join(lines)
-        fields = _parse_fields(section, _split_lines(section))
+        fields = _parse_fields(section, _split_lines(section), None)
     except _Syntax as exc:
         raise ProtocolViolation(f"the trailer section holds {exc}") from None
     if fields.has_any(_NOTABLE):

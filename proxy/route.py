@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
@@ -30,17 +30,20 @@ _DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
 _DOT: Final = ord(".")
 _PERCENT: Final = ord("%")
 _QUESTION_MARK: Final = ord("?")
-_VERSION: Final = re.compile(rb"v[0-9]+\Z")
+_VERSION: Final = re.compile(rb"/v[0-9]+(?=[/?]|\Z)")
 _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
 
 
-class Route(NamedTuple, Generic[T]):
+class Route(Generic[T]):
     """``api`` is None where the path is in no row of the vendor's table; ``target`` lacks the prefix."""
 
-    project: T
-    api: Api | None
-    target: bytes
+    __slots__ = ("api", "project", "target")
+
+    def __init__(self, project: T, api: Api | None, target: bytes) -> None:
+        self.project = project
+        self.api = api
+        self.target = target
 
 
 class Router(Generic[T]):
@@ -82,15 +85,14 @@ class Router(Generic[T]):
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
         # No dot segment is spelt without one of these two.
-        path = target.partition(b"?")[0] if _DOT in target or _PERCENT in target else b""
-        has_dots = _DOTS.search(path) is not None
-        if has_dots:
-            _refuse_escape(path, 0)
+        dotted = _dotted_path(target) if _DOT in target or _PERCENT in target else None
+        if dotted is not None:
+            _refuse_escape(dotted, 0)
         chosen, rest, depth = (
             (own, target, 0) if own is not None else self._by_prefix(target, project, may_use)
         )
-        if has_dots and depth:
-            _refuse_escape(path, depth)
+        if dotted is not None and depth:
+            _refuse_escape(dotted, depth)
         return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
 
     def _by_prefix(
@@ -106,7 +108,7 @@ class Router(Generic[T]):
             return self._of_account(first, project_id, may_use), rest, 2
         if field is not None:
             return self._by_field(field, may_use), target, 0
-        if self._default is None or (first and _VERSION.match(_cut(rest)[0])):
+        if self._default is None or (first and rest.startswith(b"/v") and _VERSION.match(rest)):
             raise self._unknown(first, may_use)
         return self._default, target, 0
 
@@ -135,7 +137,7 @@ class Router(Generic[T]):
         known = [near for near in known if may_use is None or may_use(near)]
         shown = name[:64].decode("ascii", "replace")
         nearest = difflib.get_close_matches(shown, known, n=3, cutoff=0.5) or known[:10]
-        if _VERSION.match(name):
+        if _VERSION.fullmatch(b"/" + name):
             what = "No project is named in the path, and none is the default"
         else:
             what = f"There is no project {shown!r}"
@@ -153,6 +155,12 @@ def _cut(target: bytes) -> tuple[bytes, bytes]:
         return first, target[slash:]
     first, mark, query = target[1:].partition(b"?")
     return first, b"/" + mark + query
+
+
+def _dotted_path(target: bytes) -> bytes | None:
+    """The path of a target where it has dot segments, in any spelling."""
+    path = target.partition(b"?")[0]
+    return path if _DOTS.search(path) else None
 
 
 def _refuse_escape(path: bytes, prefix: int) -> None:

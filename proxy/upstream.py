@@ -33,6 +33,7 @@ from proxy.errors import (
 from proxy.http1 import (
     MAX_HEAD_BYTES,
     Field,
+    FieldNames,
     ResponseHead,
     check_response_start,
     parse_response_head,
@@ -107,6 +108,7 @@ class Connection(asyncio.Protocol):
         "_left",
         "_loop",
         "_mode",
+        "_names",
         "_paused",
         "_request_done",
         "_sink",
@@ -123,6 +125,8 @@ class Connection(asyncio.Protocol):
         self._sink: ResponseSink | None = None
         self._buffer = b""
         self._mode = _HEAD
+        self._names: FieldNames | None = None
+        """Of the last answer's fields: a cloud's answers mostly have the same."""
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._is_head_request = False
@@ -342,7 +346,9 @@ class Connection(asyncio.Protocol):
             self._buffer = data
             return None, b""
         self._buffer = b""
-        return parse_response_head(data[:end]), data[end + 4 :]
+        head = parse_response_head(data[:end], self._names)
+        self._names = head.fields.names
+        return head, data[end + 4 :]
 
     def _interim(self, head: ResponseHead, sink: ResponseSink) -> None:
         self._informational += 1

@@ -539,4 +539,43 @@ def test_names_that_come_after_many_others_are_learnt_all_the_same() -> None:
         request(b"X-%d: 1" % number)
     first, second = (request(b"Late: %d" % number).fields for number in (1, 2))
     assert first != second
-    assert first._names is second._names
+    assert first.names is second.names
+
+
+LINES = [
+    b"Date: 1",
+    b"date: 2",
+    b"Date:",
+    b"Dat: x",
+    b"Dates: x",
+    b"A: b",
+    b"a",
+    b": a",
+    b" A: b",
+    b"D ate: x",
+]
+
+
+@given(
+    before=st.lists(st.sampled_from([b"Date", b"date", b"Dates", b"A", b"a"]), max_size=4),
+    lines=st.lists(st.sampled_from(LINES), max_size=4),
+)
+def test_a_head_is_read_alike_whatever_came_before_it(before: list[bytes], lines: list[bytes]) -> None:
+    def read(names: FieldNames | None) -> object:
+        try:
+            head = parse_response_head(b"\r\n".join((OK, *lines)), names)
+        except ProtocolViolation as exc:
+            return str(exc)
+        return [(field.name, field.value, field.line) for field in head.fields]
+
+    assert read(FieldNames(before)) == read(None)
+
+
+def test_names_are_shared_with_the_head_before_where_they_are_spelt_alike() -> None:
+    def names(line: bytes, before: FieldNames | None = None) -> FieldNames:
+        return parse_response_head(OK + b"\r\nDate: 1\r\n" + line, before).fields.names
+
+    first = names(b"ETag: " + b"1" * 5000)
+    assert names(b"ETag: 2", first) is first
+    for other in (b"etag: 2", b"ETags: 2", b"ETag: 2\r\nAge: 1", b"Age: 2"):
+        assert names(other, first) is not first

@@ -370,9 +370,10 @@ def test_tenant_crossing_no_spelling_of_a_path_below_a_is_decided_for_b_or_leave
     router: Router[str] = Router({"a": "A", "b": "B"})
     target = (start + "".join(parts)).encode()
     try:
-        found, _, rest = router.route(target)
+        route = router.route(target)
     except ProxyError:
         return
+    found, rest = route.project, route.target
     first = target.partition(b"?")[0].split(b"/")[1]
     assert found == {b"a": "A", b"b": "B"}[first]
     depth, path = 0, rest.partition(b"?")[0].lower()
