@@ -197,7 +197,7 @@ class LeaseKeeper:
     ) -> None:
         self.name = name
         self._fetch = fetch
-        self._clock = clock
+        self._monotonic, self._wall, self._sleep = clock.monotonic, clock.time, clock.sleep
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._on_event = on_event
         self._lease: Lease | None = None
@@ -226,9 +226,9 @@ class LeaseKeeper:
 
     def current(self) -> Lease | None:
         """The lease to use now, or None: none yet, expired (less a margin), or rejected."""
-        if self._lease is None or self._rejected or self._clock.monotonic() >= self._usable_until:
+        if self._lease is None or self._rejected or self._monotonic() >= self._usable_until:
             return None
-        if self._clock.time() >= self._usable_until_wall:
+        if self._wall() >= self._usable_until_wall:
             self._look_at_clocks()
             return None
         return self._lease
@@ -263,7 +263,7 @@ class LeaseKeeper:
         """
         if lease is not self._lease or self._rejected:
             return True
-        now = self._clock.monotonic()
+        now = self._monotonic()
         forced = now - self._forced_at >= FORCED_REFRESH_GAP_S
         self._emit("token_rejected", refresh=forced, age_s=round(now - lease.received_at, 1))
         if forced:
@@ -292,7 +292,7 @@ class LeaseKeeper:
 
     async def _attempt(self) -> None:
         self._fetching = True
-        self._tried_at = self._clock.monotonic()
+        self._tried_at = self._monotonic()
         self._wall_ahead_s = self._wall_minus_monotonic()
         try:
             self._accept(await self._fetch())
@@ -304,7 +304,7 @@ class LeaseKeeper:
         done.set()
 
     def _accept(self, lease: Lease) -> None:
-        now = self._clock.monotonic()
+        now = self._monotonic()
         if _usable_until(lease) <= now:
             message = f"the token lives {lease.lifetime_s:g} s, and its request took longer than that"
             raise TokenFetchError(message, cause="expired_on_arrival")
@@ -338,11 +338,11 @@ class LeaseKeeper:
             self._emit("token_endpoint_changed", endpoint=endpoint, before=str(before.origin))
 
     def _fail(self, error: TokenFetchError) -> None:
-        now = self._clock.monotonic()
+        now = self._monotonic()
         self._error = error
         self._failures += 1
         self._last_error = str(error)
-        self._last_error_at = datetime.fromtimestamp(self._clock.time(), UTC)
+        self._last_error_at = datetime.fromtimestamp(self._wall(), UTC)
         usable_for_s = 0.0 if self._rejected else max(0.0, self._usable_until - now)
         delay = retry_delay_s(error, self._failures, usable_for_s, self._rng)
         self._due_at = now + delay
@@ -358,11 +358,11 @@ class LeaseKeeper:
         )
 
     async def _sleep_until_due(self) -> None:
-        while (left := self._due_at - self._clock.monotonic()) > 0:
+        while (left := self._due_at - self._monotonic()) > 0:
             # No task and no queue for waking up: the deadline of this sleep is moved to now.
             try:
                 async with asyncio.timeout(None) as self._nap:
-                    await self._clock.sleep(min(left, SLICE_S))
+                    await self._sleep(min(left, SLICE_S))
             except TimeoutError:
                 pass
             finally:
@@ -370,7 +370,7 @@ class LeaseKeeper:
             self._look_at_clocks()
 
     def _hurry(self, *, gap_s: float = MIN_GAP_S) -> None:
-        earliest = max(self._clock.monotonic(), self._tried_at + gap_s, self._hold_until)
+        earliest = max(self._monotonic(), self._tried_at + gap_s, self._hold_until)
         self._due_at = min(self._due_at, earliest)
         if self._nap is not None:
             self._nap.reschedule(0)
@@ -379,7 +379,7 @@ class LeaseKeeper:
     # The clocks
 
     def _wall_minus_monotonic(self) -> float:
-        return self._clock.time() - self._clock.monotonic()
+        return self._wall() - self._monotonic()
 
     def _look_at_clocks(self) -> None:
         """Refresh at once if the machine slept, or the wall clock was put forward."""
@@ -398,7 +398,7 @@ class LeaseKeeper:
     def _may_come_within(self, wait_s: float) -> bool:
         if self._fetching:
             return True
-        due_in = self._due_at - self._clock.monotonic()
+        due_in = self._due_at - self._monotonic()
         permanent = self._error is not None and self._error.permanent
         return due_in <= (min(wait_s, MIN_GAP_S) if permanent else wait_s)
 
@@ -423,10 +423,10 @@ class LeaseKeeper:
         return "the last token expired, and its replacement isn't here yet"
 
     def _next_try_in_s(self) -> float | None:
-        return None if self._fetching else max(0.0, self._due_at - self._clock.monotonic())
+        return None if self._fetching else max(0.0, self._due_at - self._monotonic())
 
     def _seconds_left(self, lease: Lease) -> float:
-        return max(0.0, lease.received_at + lease.lifetime_s - self._clock.monotonic())
+        return max(0.0, lease.received_at + lease.lifetime_s - self._monotonic())
 
     def _state(self, *, usable: bool) -> State:
         if usable:

@@ -91,6 +91,8 @@ class Project:
         self.slots = slots
         self.read_only = read_only
         self.grant = grant
+        self.project_id = grant.project_id
+        """The Contentsquare project that tokens are asked for, None where the credentials say it."""
         self.expires = expires
         self.sharing = sharing
         self.running = 0
@@ -118,11 +120,6 @@ class Project:
     def keepers(self) -> Mapping[Api, LeaseKeeper]:
         """The keepers that exist, by API."""
         return MappingProxyType(self._keepers)
-
-    @property
-    def project_id(self) -> int | None:
-        """The Contentsquare project that tokens are asked for, None where the credentials say it."""
-        return self.grant.project_id
 
     @property
     def contentsquare_id(self) -> int | None:

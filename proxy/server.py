@@ -231,13 +231,14 @@ class CallerConnection(RequestHandler):
     # One request after the other: begun as it comes where it can be, and the task's business where not.
 
     def data_received(self, data: bytes) -> None:
-        if self._force_close or self._close or self._parser is None:
+        parser = self._parser
+        if self._force_close or self._close or parser is None:
             return
-        requests = self._parser.feed_data(data)
+        requests = parser.feed_data(data)
         if not requests:
             return
         if self._waiter is not None and len(requests) == 1 and not self._messages:
-            self._parser.message_consumed()
+            parser.message_consumed()
             self._take_up(requests[0])
             return
         self._messages.extend(requests)

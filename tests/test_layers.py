@@ -176,6 +176,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "admin",
         "answer",
         "callers",
+        "contentsquare",
         "errors",
         "events",
         "facade",
