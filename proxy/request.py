@@ -228,7 +228,7 @@ class RequestParser:
             data = self._feed_body(data)
         elif self._buffer:
             data = self._buffer + data
-        elif self._section is not None and self._may_begin() and self._begin_again(data, requests):
+        elif self._begin_again(data, requests):
             return requests
         self._buffer = b""
         while data and self._may_begin():
@@ -256,7 +256,8 @@ class RequestParser:
     def _begin_again(self, data: bytes, requests: list[Request]) -> bool:
         """Whether ``data`` is one more request with the fields of the last one, and nothing else."""
         section = self._section
-        assert section is not None  # noqa: S101 - looked at by who calls
+        if section is None or not self._may_begin():
+            return False
         try:
             parsed = parse_repeated_head(data, section)
         except ProxyError as exc:
