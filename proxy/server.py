@@ -339,7 +339,7 @@ class CallerConnection(RequestHandler):
 
     async def _linger(self, request: Request) -> None:
         """Read and drop what the caller still sends, so that the answer isn't lost to a reset."""
-        if self._force_close or self.transport is None:
+        if self._force_close or self.transport is None or self.is_half_closed:
             return
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it was reset already

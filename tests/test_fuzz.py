@@ -262,6 +262,12 @@ class Caller(asyncio.Protocol):
             if part is not parts[-1]:
                 await asyncio.sleep(0)
 
+    def finish(self) -> None:
+        """Send nothing more."""
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # it was reset meanwhile
+                self.transport.write_eof()
+
 
 @contextlib.asynccontextmanager
 async def caller_of(port: int) -> AsyncIterator[Caller]:
@@ -303,8 +309,16 @@ class Cloud:
     answer: Callable[[Parsed, asyncio.StreamWriter], Any]
     requests: list[Parsed] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    open: int = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        try:
+            await self._serve(reader, writer)
+        finally:
+            self.open -= 1
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         buffer, continued = b"", False
         while True:
             try:
@@ -343,9 +357,19 @@ class Bench:
     async def quiet(self) -> None:
         """Wait until no request is under way, and all that was sent has arrived."""
         async with asyncio.timeout(WAIT_S):
+            # What the proxy hasn't read yet comes before the end of the connection.
+            while any(True for _ in self.proxy.app._listeners.connections()):
+                await asyncio.sleep(0)
             while any(project.slots.in_use for project in self.proxy.app.projects()):
                 await asyncio.sleep(0)
+            # A request whose caller has left may still lie at the cloud, on a connection that we gave up.
+            while self.shop.open + self.other.open > self._held():
+                await asyncio.sleep(0)
         await settle()
+
+    def _held(self) -> int:
+        pools = self.proxy.app._generation.outward.upstreams._pools.values()
+        return sum(len(pool._idle) + len(pool._busy) for pool in pools)
 
     def check(self) -> None:
         """No bug was met, and what reached the clouds is theirs."""
@@ -551,33 +575,38 @@ LAST: list[object] = []
 
 
 async def fuzz_requests(rng: random.Random, place: Bench, echo: Echo, number: int) -> str:
-    """One example; what kind it was."""
+    """One example; what kind it was.
+
+    Some are sent to a connection that has answered the like before: its parser remembers fields.
+    """
     host = place.proxy.host
     raws = [rng.choice(REQUESTS) for _ in range(rng.choice((1, 1, 2)))]
+    known = raws[-1].replace(b"@HOST@", host) if rng.random() < 0.4 else b""
     raws[-1] = mutate(rng, raws[-1], WORDS, REQUESTS)
     raw = b"".join(raws).replace(b"@HOST@", host)
     mark = b"GET /shop/v1/mark?n=%d HTTP/1.1\r\nHost: %b\r\n\r\n" % (number, host)
     in_one_go = rng.random() < 0.5
-    sent, rest = split_requests(raw + mark if in_one_go else raw)
-    LAST[:] = [raw, "in one go" if in_one_go else "in turn", rest]
+    before, _ = split_requests(known)
+    sent, rest = split_requests(known + raw + mark if in_one_go else known + raw)
+    LAST[:] = [known, raw, "in one go" if in_one_go else "in turn", rest]
     async with caller_of(place.proxy.port) as caller:
+        await caller.send([known])
+        await caller.until(lambda: caller.has_ended or len(split_answers(caller, before)) >= len(before))
         if in_one_go:
             await caller.send(pieces(rng, raw + mark))
-            if not caller.transport.is_closing():
-                caller.transport.write_eof()
+            caller.finish()
             await caller.until(lambda: caller.has_ended)
         else:
             await caller.send(pieces(rng, raw))
             if rest == "nothing":
                 await caller.until(lambda: caller.has_ended or len(split_answers(caller, sent)) >= len(sent))
             elif rest == "malformed":
-                if not caller.transport.is_closing():
-                    caller.transport.write_eof()
+                caller.finish()
                 await caller.until(lambda: caller.has_ended)
             else:
                 await settle()
             if rest == "nothing" and not caller.has_ended and split_answers(caller, sent)[-1:] != []:
-                sent, rest = split_requests(raw + mark)
+                sent, rest = split_requests(known + raw + mark)
                 await caller.send([mark])
                 await caller.until(lambda: caller.has_ended or len(split_answers(caller, sent)) >= len(sent))
         answers = check_answers(echo, sent, rest, caller)

@@ -726,6 +726,22 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
         writer.transport.abort()
 
 
+async def test_a_malformed_request_before_the_end_leaves_no_connection_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.server.LINGER_S", 10 * WAIT_S)
+    async with gateway() as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x") + b"G E T\r\n\r\n")
+        writer.write_eof()
+        assert (await read_message(reader)).status == 200
+        assert (await read_message(reader)).status == 400
+        assert await reader.read() == b""
+        async with asyncio.timeout(WAIT_S):
+            while list(proxy.app._listeners.connections()):
+                await asyncio.sleep(0.005)
+
+
 @pytest.mark.parametrize("body", [b"", b"hello"], ids=["bodyless", "with-body"])
 async def test_a_caller_that_half_closes_is_answered_even_late(
     body: bytes, monkeypatch: pytest.MonkeyPatch
