@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from harness import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -88,8 +88,13 @@ async def _call(session: aiohttp.ClientSession, method: str, url: str, body: obj
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
     """A browser with an empty profile of its own."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, _driver(Path(profile)) as driver:
-        port = await _port(Path(profile) / "driver.log", driver)
+    # Not port 0: the driver asks IPv6 for one, and gives up where IPv4's of the same number is taken.
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        _driver(Path(profile), port) as driver,
+    ):
+        await _started(Path(profile) / "driver.log", driver)
         timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
             options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}/user"]}
@@ -108,11 +113,11 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @contextlib.contextmanager
-def _driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _driver(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     assert CHROMEDRIVER is not None
     environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     with (folder / "driver.log").open("wb") as log:
-        driver = subprocess.Popen([CHROMEDRIVER, "--port=0"], stdout=log, stderr=log, env=environ)
+        driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=log, stderr=log, env=environ)
     try:
         yield driver
     finally:
@@ -120,11 +125,11 @@ def _driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         driver.wait(30)
 
 
-async def _port(log: Path, driver: subprocess.Popen[bytes]) -> int:
+async def _started(log: Path, driver: subprocess.Popen[bytes]) -> None:
     for _ in range(int(START_S / 0.05)):
         said = await asyncio.to_thread(log.read_text)
-        if found := re.search(r"started successfully on port (\d+)", said):
-            return int(found[1])
+        if "started successfully on port" in said:
+            return
         assert driver.poll() is None, said
         await asyncio.sleep(0.05)
     raise AssertionError("chromedriver did not start")
