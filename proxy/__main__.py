@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from proxy import start
-from proxy.console import fail, show_all_characters
-from proxy.errors import ConfigError, ListenError
-from proxy.process import fill_standard_streams
+from proxy.process import fill_standard_streams, leave_on_signals
 
 
 def main() -> NoReturn:
     """Run the command that the arguments say."""
+    if sys.argv[1:2] in (["serve"], ["sandbox"]):
+        leave_on_signals()  # first of all: what is imported below takes a while
+    from proxy import start  # noqa: PLC0415
+    from proxy.console import fail, show_all_characters  # noqa: PLC0415
+    from proxy.errors import ConfigError, ListenError  # noqa: PLC0415
+
     fill_standard_streams()
     show_all_characters()
     try:

@@ -23,7 +23,7 @@ from proxy.activation import take
 from proxy.console import say
 from proxy.errors import ConfigError
 from proxy.origin import bracketed
-from proxy.process import harden, leave_on_signals, raise_descriptor_limit
+from proxy.process import harden, raise_descriptor_limit
 
 if TYPE_CHECKING:
     from proxy.live import Finding
@@ -93,7 +93,6 @@ def serve(
         return
     if config is not None:
         raise ConfigError("--sandbox: brings its own projects; leave --config out")
-    leave_on_signals()
     passed = take()
     harden()
     raise_descriptor_limit()
@@ -252,7 +251,6 @@ def sandbox(
     public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
 ) -> None:
     """Run the simulated Contentsquare alone."""
-    leave_on_signals()
     from proxy.listeners import server_tls  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
     from proxy.sandbox_command import run_alone  # noqa: PLC0415

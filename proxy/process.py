@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
 
 _PR_SET_DUMPABLE = 4
 
@@ -66,15 +66,49 @@ def descriptor_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def leave_on_signals() -> None:
-    """A stop while we are still starting is a clean one, too; `StopSignals` takes over from here."""
+class _EarlyStop:
+    """What is known of a stop that came while we were starting."""
 
-    def leave(*_: object) -> NoReturn:
+    asked = False
+    interrupts = False
+
+    def on_signal(self, *_: object) -> None:
+        """Take note of it, and leave if we only wait."""
+        self.asked = True
+        if self.interrupts:
+            leave_if_asked()
+
+
+_early_stop = _EarlyStop()
+
+
+def leave_on_signals() -> None:
+    """A stop while we are still starting is a clean one, too; `StopSignals` takes over from here.
+
+    It isn't raised where it happens to find us: within an import, say, Python swallows that now and then.
+    So it is taken note of, and whoever starts looks by `leave_if_asked`, or waits `interruptibly`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _early_stop.on_signal)
+
+
+def leave_if_asked() -> None:
+    """Raise SystemExit where a stop was asked for."""
+    if _early_stop.asked:
         ignore_signals()
         sys.exit(0)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+
+@contextlib.contextmanager
+def interruptibly() -> Iterator[None]:
+    """A stop ends what is waited for within: it raises SystemExit."""
+    _early_stop.interrupts = True
+    try:
+        leave_if_asked()
+        yield
+    finally:
+        _early_stop.interrupts = False
+    leave_if_asked()
 
 
 def ignore_signals() -> None:

@@ -17,7 +17,7 @@ from proxy.app import App
 from proxy.console import say
 from proxy.errors import ConfigError, ListenError
 from proxy.log import configure
-from proxy.process import ignore_signals
+from proxy.process import ignore_signals, leave_if_asked
 from proxy.project import Project
 from proxy.settings import WILDCARDS, Settings
 
@@ -49,7 +49,10 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM: the first asks to stop, the second to stop at once."""
+    """SIGINT and SIGTERM: the first asks to stop, the second to stop at once.
+
+    Made within `run`. Raises SystemExit where the first came before it was made.
+    """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -60,6 +63,7 @@ class StopSignals:
                 loop.add_signal_handler(number, self._on_signal)
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
+        leave_if_asked()
 
     def _on_signal(self) -> None:
         (self.kill if self.stop.is_set() else self.stop).set()

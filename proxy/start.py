@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from proxy.activation import take
-from proxy.process import harden, ignore_hangup, leave_on_signals, raise_descriptor_limit
+from proxy.process import harden, ignore_hangup, interruptibly, raise_descriptor_limit
 from proxy.reading import Reading, read
 
 
@@ -46,7 +46,6 @@ def usual(arguments: Sequence[str]) -> Options | None:
 
 def serve(options: Options) -> None:
     """Read the configuration and serve until stopped. Raises ConfigError, ListenError, SystemExit."""
-    leave_on_signals()
     ignore_hangup()
     passed = take()  # before there are children, which must not inherit them
     harden()  # before there is a secret to protect
@@ -55,7 +54,8 @@ def serve(options: Options) -> None:
     with Reading(options.config, flags) as reading:
         with _no_garbage(), _no_certificates():
             from proxy import serving  # noqa: PLC0415 - meanwhile, for it takes as long
-        settings = reading.settings()
+        with interruptibly():
+            settings = reading.settings()
     serving.run(lambda: serving.serve(settings, reload=lambda: read(options.config, flags), passed=passed))
 
 

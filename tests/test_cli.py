@@ -250,6 +250,40 @@ main()
         assert proxy.end() == (0, "")
 
 
+UNHEARD = """
+import asyncio, os, sys
+from proxy.__main__ import main
+class Kills:
+    def __del__(self, number={number}):
+        os.kill(os.getpid(), number)  # Python ignores what is raised in here, as in importlib's callbacks
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "proxy.serving" and "{moment}" == "while importing":
+            Kills()
+sys.meta_path.insert(0, Finder)
+class Runner(asyncio.Runner):
+    def __enter__(self):
+        if "{moment}" == "before the loop runs":
+            Kills()
+        return super().__enter__()
+asyncio.Runner = Runner
+main()
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["while importing", "before the loop runs"])
+def test_a_signal_that_comes_where_python_swallows_what_it_raises_is_a_clean_stop_too(
+    moment: str, number: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    code = UNHEARD.format(number=number.value, moment=moment)
+    with started("serve", environ=environ, cwd=config.parent, code=code) as proxy:
+        assert proxy.end() == (0, "")
+        assert proxy.printed == ""
+
+
 LATE = """
 import asyncio, atexit, os, sys
 from proxy.__main__ import main
