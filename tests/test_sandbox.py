@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 import trustme
+from aiohttp import web
 from harness import WAIT_S, free_port
 
 from proxy.sandbox import Sandbox, SandboxOptions, bytes_sha256
@@ -88,6 +89,22 @@ def error_of(content: dict[str, Any]) -> Any:
     assert content["success"] is False
     assert content["errorMessage"]
     return content["errorCode"]
+
+
+# Where it listens
+
+
+async def test_ports_after_the_last_one_are_any_free_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Site(web.TCPSite):
+        def __init__(self, runner: Any, host: str, port: int, **options: Any) -> None:
+            asked.append(port)
+            super().__init__(runner, host, 0, **options)
+
+    monkeypatch.setattr(web, "TCPSite", Site)
+    async with running(port=65_534):
+        assert asked == [65_534, 65_535, 0, 0, 0, 0]
 
 
 # The authentication host

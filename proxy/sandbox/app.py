@@ -39,6 +39,7 @@ from proxy.sandbox.wire import (
 SHUTDOWN_TIMEOUT_S = 0.2
 """How long requests in flight may still run at exit; then they are cancelled."""
 
+_LAST_PORT = 65_535
 _log = logging.getLogger(__name__)
 _Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -86,9 +87,9 @@ class Sandbox:
         try:
             self.auth_url = await self._listen(self._answer_auth, port)
             for name in (*CLOUDS, *(f"enrichment-{cloud}" for cloud in CLOUDS)):
-                port = port and port + 1
+                port = _after(port)
                 self.endpoints[name] = await self._listen(self._api_host(name), port, or_any_port=True)
-            self.storage_url = await self._listen(self._storage.answer, port and port + 1, or_any_port=True)
+            self.storage_url = await self._listen(self._storage.answer, _after(port), or_any_port=True)
         except BaseException:
             await self._close()
             raise
@@ -256,6 +257,11 @@ class Sandbox:
             else:
                 self.counters.unauthorized += 1
             raise
+
+
+def _after(port: int) -> int:
+    """The next port; 0, for any free one, after the last of all and after 0."""
+    return port + 1 if 0 < port < _LAST_PORT else 0
 
 
 def _bearer_token(request: web.BaseRequest) -> str:
