@@ -6,6 +6,7 @@ Hides how a proxy is told of the sandbox, by settings and by text for people. Mu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,8 @@ from proxy.activation import PassedSocket
 from proxy.config import load
 from proxy.console import say
 from proxy.contentsquare import Api
-from proxy.errors import ListenError
+from proxy.errors import ConfigError, ListenError
+from proxy.origin import Origin, bracketed
 from proxy.sandbox import Sandbox, SandboxOptions
 from proxy.serving import StopSignals, serve
 from proxy.settings import Settings
@@ -49,7 +51,8 @@ def _settings(sandbox: Sandbox, server: Mapping[str, object]) -> Settings:
 
 
 async def run_alone(options: SandboxOptions) -> None:
-    """Run the sandbox until stopped. Raises ListenError."""
+    """Run the sandbox until stopped. Raises ConfigError, ListenError."""
+    options = dataclasses.replace(options, public_host=_host(options.public_host))
     signals = StopSignals()
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -64,6 +67,19 @@ async def run_alone(options: SandboxOptions) -> None:
         await signals.stop.wait()
     counters = sandbox.counters
     say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
+
+
+def _host(name: str) -> str:
+    """What ``--public-host`` names, lower-case and without brackets; "" stays. Raises ConfigError."""
+    if not name:
+        return name
+    given_as_in_urls = name.startswith("[") and name.endswith("]")
+    try:
+        return Origin.parse(f"http://{name if given_as_in_urls else bracketed(name)}").host
+    except ValueError:
+        raise ConfigError(
+            f"--public-host: must be a host name or an address, without a port; {name!r} is none"
+        ) from None
 
 
 def _configuration(sandbox: Sandbox) -> str:

@@ -489,6 +489,27 @@ def test_the_sandboxs_certificate_and_key_come_together(environ: dict[str, str],
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "name", ["a b", "a/b", "a:80", "http://a", "[::1", "[::1]:80", "[a]", "me@a", "a..b", "-"]
+)
+def test_a_public_host_of_the_sandbox_that_is_none_is_refused(
+    name: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    ended = run("sandbox", f"--public-host={name}", environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
+    assert ended.stderr.startswith("csq-proxy: --public-host: must be a host name")
+
+
+@pytest.mark.parametrize(
+    ("name", "host"), [("::1", r"\[::1\]"), ("[::1]", r"\[::1\]"), ("LocalHost", "localhost")]
+)
+def test_a_public_host_of_the_sandbox_stands_in_its_urls(
+    name: str, host: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("sandbox", "--public-host", name, environ=environ, cwd=tmp_path) as sandbox:
+        sandbox.wait_for(rf'auth_url = "http://{host}:\d+"\n')
+
+
 def test_the_version_is_told(environ: dict[str, str], tmp_path: Path) -> None:
     ended = run("--version", environ=environ, cwd=tmp_path)
     assert ended.returncode == 0

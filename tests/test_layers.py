@@ -253,6 +253,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console",
         "contentsquare",
         "errors",
+        "origin",
         "sandbox",
         "serving",
         "settings",
