@@ -30,6 +30,11 @@ def main() -> NoReturn:
         fail(exc.faults, 2)
     except ListenError as exc:
         fail((str(exc),), 1)
+    except OSError as exc:
+        if sys.argv[1:2] != ["--install-completion"]:
+            raise
+        # Typer writes into the home folder, and leaves what goes wrong there to us.
+        fail((f"--install-completion: can't write {exc.filename} ({exc.strerror})",), 1)
     sys.exit(0)
 
 

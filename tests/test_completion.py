@@ -101,3 +101,22 @@ def test_there_is_a_script_for_each_shell(
         check=True,
     )
     assert registers in ended.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_a_home_that_nothing_can_be_written_to_is_one_line_and_ends_it_with_1(
+    shell: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    ended = subprocess.run(
+        ["bash", "-c", "csq-proxy --install-completion; exit $?"],  # the shell is told by who calls
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        env={**shell, "HOME": str(home)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"csq-proxy: --install-completion: can't write {home} (File exists)\n"
