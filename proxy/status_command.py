@@ -23,8 +23,7 @@ from proxy.config import load_listener
 from proxy.console import fail, say
 from proxy.environment import KEY
 from proxy.errors import ConfigError
-from proxy.origin import Origin, bracketed
-from proxy.settings import DEFAULT_PORT
+from proxy.origin import Origin, bracketed, is_loopback
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +34,8 @@ TIMEOUT_S = 5.0
 MOST_ERRORS = 3
 """Of each project."""
 _COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
+_NAME_MISMATCHES = (62, 64)
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where it listens
 
 
@@ -84,6 +85,7 @@ class Source(NamedTuple):
         if self.cert is not None:
             try:
                 context.load_verify_locations(self.cert)
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be without its issuer's
             except OSError:
                 raise Unreachable(
                     f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
@@ -94,30 +96,57 @@ class Source(NamedTuple):
         if code == 401:
             what = "is nobody's" if self.key else "is needed"
             return f"{self.url}: a caller's key {what}; give --key-file, or set {KEY}"
-        hint = "; call it by a name in server.allowed_hosts" if code == 421 else ""
+        hint = ""
+        if code == 421:
+            hint = "; call it by a name in server.allowed_hosts"
+        elif code == 404 or code // 100 == 3:
+            hint = "; is that a csq-proxy?"
         return f"{self.url}: it answered {code}{hint}"
 
     def _silent(self, error: OSError) -> str:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            return (
-                f"{self.url}: its certificate isn't trusted here; give the --url with a name that it is for"
-            )
+            return f"{self.url}: {self._distrusted(reason)}"
         if isinstance(reason, ssl.SSLError):
             return f"{self.url}: no TLS is spoken there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
+
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        if error.verify_code in _NAME_MISMATCHES:
+            return "give the --url with a name that its certificate is for"
+        hint = "; give the --config that names it in server.tls_cert" if self.cert is None else ""
+        return f"its certificate isn't trusted here ({error.verify_message}){hint}"
 
 
 def source(config: Path | None, url: str | None, key_file: Path | None) -> Source:
     """Where to ask, by flags, environment and configuration file. Raises ConfigError."""
     key = _key(key_file)
     if url is not None:
-        return Source(_base_url(url), None, key)
+        base = _base_url(url)
+        return Source(base, _cert_for(_origin_of(base), config), key)
     server = load_listener(config, os.environ)
+    if not server.port:
+        raise ConfigError(
+            "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
+        )
     host = _ANY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
-    return Source(f"{scheme}://{bracketed(host)}:{server.port or DEFAULT_PORT}", server.tls_cert, key)
+    return Source(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
+
+
+def _cert_for(origin: Origin, config: Path | None) -> Path | None:
+    """The configured certificate if ``origin`` is the configured listener; none of a faulty configuration."""
+    if not origin.is_tls:
+        return None
+    try:
+        server = load_listener(config, os.environ)
+    except ConfigError:
+        return None
+    is_host = server.host in (*_ANY, origin.host) or (origin.is_loopback and is_loopback(server.host))
+    is_port = server.port in (0, origin.port)
+    cert = server.tls_cert
+    return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
 
 
 def _key(key_file: Path | None) -> str | None:
@@ -138,13 +167,17 @@ def _base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ConfigError("--url: must begin with http:// or https://, as http://127.0.0.1:8277")
     try:
-        parts = urlsplit(url)
-        Origin.parse(f"{parts.scheme}://{parts.netloc}")
+        _origin_of(url)
     except ValueError as error:
         raise ConfigError(f"--url: {error}") from None
-    if parts.query or parts.fragment or " " in url or not (url.isascii() and url.isprintable()):
+    if "?" in url or "#" in url or " " in url or not (url.isascii() and url.isprintable()):
         raise ConfigError("--url: must be a base URL, as http://127.0.0.1:8277")
     return url.rstrip("/")
+
+
+def _origin_of(url: str) -> Origin:
+    parts = urlsplit(url)
+    return Origin.parse(f"{parts.scheme}://{parts.netloc}")
 
 
 def show(place: Source, *, as_json: bool, watch: bool) -> None:
@@ -255,7 +288,8 @@ def _notes(status: dict[str, Any]) -> Iterator[Text]:
             yield Text(f"missing: {why}", "red")
         credentials = project["credentials"]
         if credentials["days_left"] is not None and credentials["days_left"] <= 30:
-            yield Text(f"{name}: credentials end on {credentials['expires']}: renew them", "yellow")
+            end = "ended" if credentials["days_left"] < 0 else "end"
+            yield Text(f"{name}: credentials {end} on {credentials['expires']}: renew them", "yellow")
         for error in project["last_errors"][:MOST_ERRORS]:
             yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
 

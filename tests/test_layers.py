@@ -205,7 +205,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reload",
         "settings",
     },
-    "status_command": {"config", "console", "environment", "errors", "origin", "settings", "tables"},
+    "status_command": {"config", "console", "environment", "errors", "origin", "tables"},
     # What people start
     "console": set(),
     "tables": set(),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trustme
 from harness import WAIT_S, RawServer, free_port, gateway, read_message
 
 from proxy import config as configuration
 from proxy.errors import ConfigError
+from proxy.expiry import utc_today
 from proxy.status_command import source
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
@@ -48,8 +53,18 @@ async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     for text in ("shop", "0/10", "metrics", "fresh", "60 min", proxy.upstream.url.partition("://")[2]):
         assert text in shown.stdout
-    assert "credentials end on 2020-01-01" in shown.stdout
+    assert "shop: credentials ended on 2020-01-01: renew them" in shown.stdout
     assert "PROXY_QUEUE_TIMEOUT: all slots [b]were[/] busy" in shown.stdout
+
+
+@pytest.mark.parametrize(("days", "word"), [(-1, "ended"), (0, "end"), (30, "end")])
+async def test_credentials_that_end_soon_are_told_from_those_that_have_ended(
+    days: int, word: str, tmp_path: Path
+) -> None:
+    on = str(utc_today() + dt.timedelta(days=days))
+    async with gateway(projects={"shop": {**PROJECTS["shop"], "expires": on}}) as proxy:
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
+    assert f"shop: credentials {word} on {on}: renew them" in shown.stdout
 
 
 async def test_it_finds_the_proxy_by_the_configuration_without_reading_a_secret(tmp_path: Path) -> None:
@@ -96,6 +111,8 @@ async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff",
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
     ]
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,7 +120,13 @@ async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(
         writer.write(answers.pop(0))
 
     async with RawServer(script) as server:
-        for said in ("something else", "something else", "it answered 302"):
+        for said in (
+            "something else",
+            "something else",
+            "it answered 302; is that a csq-proxy?",
+            "it answered 404; is that a csq-proxy?",
+            "it answered 503\n",
+        ):
             shown = await run("--url", server.url, cwd=tmp_path)
             assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
             assert said in shown.stderr
@@ -195,7 +218,6 @@ async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
         ("", "http://127.0.0.1:8277"),
         ('host = "[::1]"', "http://[::1]:8277"),
         ('host = "::"', "http://[::1]:8277"),
-        ("port = 0", "http://127.0.0.1:8277"),
         ('port = "9000"', "http://127.0.0.1:9000"),
         ('tls_cert = "~/cert.pem"', "https://127.0.0.1:8277"),
         ("unknown = 1\n[projects]\nshop = 5", "http://127.0.0.1:8277"),
@@ -222,6 +244,10 @@ async def test_where_it_listens_is_read_as_serve_reads_it(
         ("port = 70000", "server.port: must be at most 65535"),
         ("tls_cert = 5", "server.tls_cert: must be a path, in quotes"),
         ("port = ", "not valid TOML"),
+        (
+            "port = 0",
+            "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start",
+        ),
     ],
 )
 async def test_a_faulty_place_in_the_configuration_is_told(server: str, said: str, tmp_path: Path) -> None:
@@ -230,6 +256,62 @@ async def test_a_faulty_place_in_the_configuration_is_told(server: str, said: st
     with pytest.raises(ConfigError) as fault:
         source(path, None, None)
     assert said in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("configured", "url", "trusted"),
+    [
+        ('host = "127.0.0.1"', "https://127.0.0.1:{port}", True),
+        ('host = "127.0.0.1"', "https://localhost:{port}/", True),
+        ('host = "0.0.0.0"', "https://localhost:{port}", True),
+        ("port = 0", "https://localhost:{port}", True),
+        ("port = 1", "https://localhost:{port}", False),
+        ('host = "10.0.0.1"', "https://localhost:{port}", False),
+        ("port = 99999", "https://localhost:{port}", False),
+    ],
+)
+async def test_the_configured_certificate_is_trusted_where_the_url_is_the_configured_listener(
+    configured: str, url: str, trusted: bool, tmp_path: Path
+) -> None:
+    async with served_over_tls(tmp_path, "localhost", "127.0.0.1") as port:
+        if "port" not in configured:
+            configured += f"\nport = {port}"
+        (tmp_path / "config.toml").write_text(f'[server]\n{configured}\ntls_cert = "cert.pem"\n')
+        shown = await run("--url", url.format(port=port), cwd=tmp_path)
+        if trusted:
+            assert (shown.returncode, shown.stderr) == (0, "")
+        else:
+            assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+            assert "its certificate isn't trusted here (" in shown.stderr
+            assert "give the --config" in shown.stderr
+
+
+async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
+    async with served_over_tls(tmp_path, "proxy.corp") as port:
+        (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
+        shown = await run(cwd=tmp_path)
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    assert "give the --url with a name that its certificate is for" in shown.stderr
+
+
+async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_beside_a_url(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[server]\nport = 9000\ntls_cert = "none.pem"\n')
+    assert source(path, "https://127.0.0.1:9000", None).cert is None
+
+
+@contextlib.asynccontextmanager
+async def served_over_tls(folder: Path, *names: str) -> AsyncIterator[int]:
+    """A proxy with a certificate for these names, ``cert.pem`` in the folder; comes with its port."""
+    issued = trustme.CA().issue_cert(*names)
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "key.pem").chmod(0o600)
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    server = {"port": 0, "tls_cert": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
+    async with gateway(projects=PROJECTS, server=server) as proxy:
+        yield proxy.port
 
 
 async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) -> None:
