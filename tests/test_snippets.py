@@ -304,7 +304,7 @@ def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tm
     secret = next(volume["secret"] for volume in pod["volumes"] if "secret" in volume)
     assert secret["defaultMode"] == 0o400
     names = re.findall(r"--from-file=(\S+)=FILE", text("kubernetes", FULL))
-    assert names == ["shop-fr", "shop-fr-standby", "own", "acme", "caller-powerbi"]
+    assert names == ["shop-fr", "shop-fr.standby", "own", "acme", "caller_powerbi"]
 
 
 @with_and_without_callers
@@ -319,7 +319,7 @@ async def test_the_probes_of_the_kubernetes_snippet_work(with_callers: bool, tmp
             assert ('"X-API-Key": key' in command[2]) is with_callers
             script = command[2].replace("/run/secrets/csq-proxy/", "./")
             await executed(
-                tmp_path, sys.executable, "-c", script, *command[3:], file="caller-bi", content=f"{KEY}\n"
+                tmp_path, sys.executable, "-c", script, *command[3:], file="caller_bi", content=f"{KEY}\n"
             )
 
 
@@ -331,6 +331,30 @@ def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Pa
     assert service["configs"][0]["source"] in compose["configs"]
     content = compose["configs"]["csq-proxy"]["content"].replace("$$", "$")
     assert_same(mounted(tmp_path, content, "/run/secrets"))
+
+
+def test_no_two_secrets_share_a_file() -> None:
+    standby = {"client_id": "id-2", "client_secret": "canary-2"}
+    settings = settings_of(
+        projects={
+            "shop": {**PROJECT, "standby": standby},
+            "shop-standby": PROJECT,
+            "caller": {**PROJECT, "standby": standby},
+            "caller-x": PROJECT,
+        },
+        accounts={"x": {**PROJECT, "standby": standby}},
+        callers={"x": {"key": KEY}, "standby": {"key": KEY + "2"}},
+    )
+    kubernetes, compose, systemd = (text(what, settings) for what in ("kubernetes", "compose", "systemd"))
+    files = yaml.safe_load(compose)["services"]["csq-proxy"]["secrets"]
+    assert len({*files}) == len(files) == 10
+    assert len(re.findall(r"^  \S+:\n    file: ", compose, re.MULTILINE)) == 10
+    assert re.findall(r"--from-file=(\S+)=FILE", kubernetes) == files
+    assert re.findall(r"^LoadCredential=(.+):/etc/csq-proxy/\1$", systemd, re.MULTILINE) == files
+    for shown in (kubernetes, compose, systemd):
+        assert re.findall(r'_file = ".+/(.+)"', shown) == files
+    # Compose's schema for a secret's name, and Kubernetes' for a key.
+    assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", name) for name in files)
 
 
 @pytest.mark.skipif(

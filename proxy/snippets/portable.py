@@ -32,14 +32,18 @@ def config(settings: Settings, secrets: str, *, indent: int) -> str:
         for name, table in getattr(settings, section).items():
             lines += _table(f"{section}.{name}", table, f"{secrets}/{secret_name(section, name)}")
             if (standby := getattr(table, "standby", None)) is not None:
-                path = f"{secrets}/{secret_name(section, name)}-standby"
+                path = f"{secrets}/{_standby_name(name)}"
                 lines += _table(f"{section}.{name}.standby", standby, path)
     return "\n".join(f"{' ' * indent}{line}" for line in lines)
 
 
 def secret_name(section: str, name: str) -> str:
-    """The name of the file that a project's, an account's or a caller's secret is in."""
-    return f"caller-{name}" if section == "callers" else name
+    """The name of the file that a project's, an account's or a caller's secret is in.
+
+    No name that is configured holds a ``_`` or ``.``, so that no two files can have one name. Compose,
+    Kubernetes and systemd take both.
+    """
+    return f"caller_{name}" if section == "callers" else name
 
 
 def secret_names(settings: Settings) -> list[str]:
@@ -49,8 +53,12 @@ def secret_names(settings: Settings) -> list[str]:
         for name, table in getattr(settings, section).items():
             names.append(secret_name(section, name))
             if getattr(table, "standby", None) is not None:
-                names.append(f"{secret_name(section, name)}-standby")
+                names.append(_standby_name(name))
     return names
+
+
+def _standby_name(owner: str) -> str:
+    return f"{owner}.standby"
 
 
 def _table(title: str, table: DataclassInstance, secret: str | None = None) -> list[str]:
