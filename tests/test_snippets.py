@@ -78,6 +78,8 @@ def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Setti
     assert "canary" not in shown
     if what in FOR_CALLERS:
         url = "http://csq-proxy:9000/shop-fr" if settings is FULL else "http://127.0.0.1:8277/shop-fr"
+        if settings is FULL and what == "looker":
+            url = url.replace("http:", "https:")
         assert url in shown
         keys = ("X-API-Key", "Basic", "basicAuth") if settings is FULL or what == "looker" else ()
         assert any(word in shown for word in ("X-API-Key", "Basic", "basicAuth")) == bool(keys)
@@ -120,6 +122,19 @@ def test_an_account_s_project_that_would_be_refused_is_told(name: str) -> None:
 def test_callers_from_elsewhere_use_a_name_that_is_accepted(host: str, url: str) -> None:
     server = {"host": host, "port": 9000, "allowed_hosts": ["csq-proxy:9000"]}
     assert url in text("curl", settings_of(server=server, callers={"bi": {"key": KEY}}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("own_port", [0, 9001])
+def test_a_vendor_s_cloud_calls_an_accepted_name_by_https(host: str, own_port: int) -> None:
+    settings = settings_of(
+        server={"host": host, "allowed_hosts": ["proxy.corp", "other.corp"]},
+        projects={"shop-us": {**PROJECT, "port": own_port}},
+        accounts={"acme": {"client_id": "id-3", "client_secret": "canary-3"}},
+        callers={"looker": {"key": KEY}},
+    )
+    assert "const URL_OF_PROXY = 'https://proxy.corp/shop-us';\n" in text("looker", settings)
+    assert "'https://proxy.corp/acme/42'" in text("looker", settings, "acme/42")
 
 
 @pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "windows"])

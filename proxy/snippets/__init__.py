@@ -37,6 +37,8 @@ FOR_CALLERS = (
     "powershell",
 )
 FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "grafana-dashboard")
+_IN_CLOUDS = ("looker",)
+"""The tools that call from their vendor's computers."""
 DAYS = 7
 """How many whole days the example asks for, up to yesterday."""
 
@@ -80,7 +82,7 @@ def text_of(what: str, settings: Settings, project: str | None, *, today: dt.dat
             **operators[what](),
         }
     else:
-        values = _of_caller(target(settings, project), today)
+        values = _of_caller(target(settings, project, in_cloud=what in _IN_CLOUDS), today)
     return _fill(_template(what), values, "<<:key>>" if settings.callers else "<<:open>>")
 
 
@@ -97,13 +99,17 @@ def _fill(template: str, values: Mapping[str, str], condition: str) -> str:
 # Callers
 
 
-def target(settings: Settings, name: str | None) -> Target:
-    """The project of that name (``acme/42`` below an account). Raises ConfigError."""
+def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> Target:
+    """The project of that name (``acme/42`` below an account), as a caller here or ``in_cloud`` reaches it.
+
+    Raises ConfigError.
+    """
+    from_cloud = _from_cloud(settings) if in_cloud else None
     name = name or settings.default_project or next(iter((*settings.projects, *settings.accounts)))
     account, _, number = name.partition("/")
     if name in settings.projects:
         project = settings.projects[name]
-        if project.port:
+        if project.port and from_cloud is None:
             origin = _origin(settings, project.port)
             return Target(name, origin, origin, project.project_id)
         found = project.project_id
@@ -121,7 +127,7 @@ def target(settings: Settings, name: str | None) -> Target:
     else:
         names = ", ".join((*settings.projects, *settings.accounts))
         raise ConfigError(f"{name}: there is no such project; there are {names}")
-    origin = _origin(settings, _port(settings))
+    origin = from_cloud or _origin(settings, _port(settings))
     return Target(name, f"{origin}/{name}", origin, found)
 
 
@@ -137,6 +143,15 @@ def _origin(settings: Settings, port: int) -> str:
     if server.host in WILDCARDS:
         return f"{scheme}://localhost:{port}"
     return f"{scheme}://{bracketed(server.host)}:{port}"
+
+
+def _from_cloud(settings: Settings) -> str | None:
+    """The origin that a vendor's cloud reaches, None where no name is configured.
+
+    Something in front may end TLS for us, so that it is https whatever we speak ourselves.
+    """
+    names = settings.server.allowed_hosts
+    return f"https://{names[0]}" if names else None
 
 
 def _of_caller(project: Target, today: dt.date) -> dict[str, str]:
