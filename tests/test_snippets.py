@@ -137,6 +137,33 @@ def test_a_vendor_s_cloud_calls_an_accepted_name_by_https(host: str, own_port: i
     assert "'https://proxy.corp/acme/42'" in text("looker", settings, "acme/42")
 
 
+@pytest.mark.parametrize("what", FOR_CALLERS)
+def test_a_port_that_is_any_free_one_is_left_to_the_reader(what: str) -> None:
+    settings = settings_of(
+        server={"port": 0}, projects={"shop-fr": PROJECT, "own": {**PROJECT, "port": 9001}}
+    )
+    first, _, rest = text(what, settings).partition("\n")
+    mark = "//" if what in ("powerbi", "powerbi-pages", "excel", "looker", "javascript") else "#"
+    assert first == f"{mark} PORT: server.port is 0, any free one; csq-proxy prints it at its start."
+    assert "http://127.0.0.1:PORT/shop-fr" in rest
+    assert "8277" not in rest
+    assert "PORT:" not in text(what, settings, "own")
+    assert "http://127.0.0.1:9001" in text(what, settings, "own")
+
+
+@pytest.mark.parametrize("what", FOR_CALLERS)
+def test_a_name_has_its_own_port_whatever_ours_is(what: str) -> None:
+    server = {"port": 0, "host": "0.0.0.0", "allowed_hosts": ["proxy.corp"]}
+    shown = text(what, settings_of(server=server, callers={"bi": {"key": KEY}}))
+    assert re.search(r"https?://proxy\.corp/shop-fr", shown)
+    assert "PORT:" not in shown
+
+
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd"])
+def test_operators_have_the_default_port_where_it_is_any_free_one(what: str) -> None:
+    assert text(what, settings_of(server={"port": 0})) == text(what, settings_of())
+
+
 @pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "windows"])
 def test_the_platform_waits_longer_than_a_drain_may_take(what: str) -> None:
     assert "45" in text(what, settings_of())
@@ -511,7 +538,7 @@ def fetch(settings: Settings, path: str) -> str:
 def test_the_command_prints_one_or_all(environ: dict[str, str], config: Path) -> None:
     ended = run("snippets", "--for", "curl", environ=environ, cwd=config.parent)
     assert ended.returncode == 0
-    assert ended.stdout.startswith('curl "http://127.0.0.1:')
+    assert '\ncurl "http://127.0.0.1:PORT/shop/v1/' in ended.stdout
     ended = run("snippets", "shop", environ=environ, cwd=config.parent)
     assert ended.returncode == 0
     assert all(f"--- {what}\n" in ended.stdout for what in FOR_CALLERS)

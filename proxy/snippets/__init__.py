@@ -13,7 +13,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
@@ -42,6 +42,10 @@ _IN_CLOUDS = ("looker",)
 DAYS = 7
 """How many whole days the example asks for, up to yesterday."""
 
+_PORT = "PORT"
+"""In a URL: the reader has to know better than we do."""
+_SLASHES = ("powerbi", "powerbi-pages", "excel", "looker", "javascript")
+"""The tools whose comments begin with two slashes; those of others, with a number sign."""
 _GRACE_S = 15
 """What a platform gives us to stop, beside ``drain_timeout``."""
 _PLACE = re.compile(r"<<(\w+)>>")
@@ -68,6 +72,8 @@ def text_of(what: str, settings: Settings, project: str | None, *, today: dt.dat
     """
     if what == "grafana-dashboard":
         return dashboard.text()
+    if what in FOR_OPERATORS and not settings.server.port:  # who calls has to know it
+        settings = replace(settings, server=replace(settings.server, port=DEFAULT_PORT))
     operators: dict[str, Callable[[], Mapping[str, str]]] = {
         "kubernetes": functools.partial(_kubernetes, settings),
         "compose": functools.partial(_compose, settings),
@@ -76,14 +82,18 @@ def text_of(what: str, settings: Settings, project: str | None, *, today: dt.dat
     }
     if what in operators:
         values = {
-            "port": str(_port(settings)),
+            "port": str(settings.server.port),
             "version": __version__,
             "grace_s": str(math.ceil(settings.server.drain_timeout) + _GRACE_S),
             **operators[what](),
         }
     else:
         values = _of_caller(target(settings, project, in_cloud=what in _IN_CLOUDS), today)
-    return _fill(_template(what), values, "<<:key>>" if settings.callers else "<<:open>>")
+    text = _fill(_template(what), values, "<<:key>>" if settings.callers else "<<:open>>")
+    if values.get("origin", "").endswith(f":{_PORT}"):
+        mark = "//" if what in _SLASHES else "#"
+        text = f"{mark} {_PORT}: server.port is 0, any free one; csq-proxy prints it at its start.\n{text}"
+    return text
 
 
 def _template(what: str) -> str:
@@ -127,22 +137,18 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
     else:
         names = ", ".join((*settings.projects, *settings.accounts))
         raise ConfigError(f"{name}: there is no such project; there are {names}")
-    origin = from_cloud or _origin(settings, _port(settings))
+    origin = from_cloud or _origin(settings)
     return Target(name, f"{origin}/{name}", origin, found)
 
 
-def _port(settings: Settings) -> int:
-    return settings.server.port or DEFAULT_PORT
-
-
-def _origin(settings: Settings, port: int) -> str:
+def _origin(settings: Settings, own_port: int | None = None) -> str:
+    """Where the projects are called, or one that has a port of its own."""
     server = settings.server
     scheme = "https" if server.tls_cert is not None else "http"
-    if server.allowed_hosts and port == server.port and not is_loopback(server.host):
+    if server.allowed_hosts and own_port is None and not is_loopback(server.host):
         return f"{scheme}://{server.allowed_hosts[0]}"
-    if server.host in WILDCARDS:
-        return f"{scheme}://localhost:{port}"
-    return f"{scheme}://{bracketed(server.host)}:{port}"
+    host = "localhost" if server.host in WILDCARDS else bracketed(server.host)
+    return f"{scheme}://{host}:{own_port or server.port or _PORT}"
 
 
 def _from_cloud(settings: Settings) -> str | None:
@@ -202,7 +208,9 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
     config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", indent=0)
     names = portable.secret_names(settings)
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
-    sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, _port(settings), settings.server.unix_socket)]
+    sockets = [
+        _socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, settings.server.unix_socket)
+    ]
     sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]
     return {
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
