@@ -188,7 +188,9 @@ def _of_caller(project: Target, today: dt.date) -> dict[str, str]:
 def _kubernetes(settings: Settings) -> dict[str, str]:
     names = portable.secret_names(settings)
     return {
-        "config_mounted": portable.config(settings, f"{_CONTAINER_SECRETS}/csq-proxy", indent=4),
+        "config_mounted": portable.config(
+            settings, f"{_CONTAINER_SECRETS}/csq-proxy", portable.IN_CONTAINER, indent=4
+        ),
         "caller_secret": next((portable.secret_name("callers", name) for name in settings.callers), ""),
         "kubectl_secrets": " ".join(f"--from-file={name}=FILE" for name in names),
     }
@@ -196,7 +198,7 @@ def _kubernetes(settings: Settings) -> dict[str, str]:
 
 def _compose(settings: Settings) -> dict[str, str]:
     names = portable.secret_names(settings)
-    config = portable.config(settings, _CONTAINER_SECRETS, indent=6)
+    config = portable.config(settings, _CONTAINER_SECRETS, portable.IN_CONTAINER, indent=6)
     return {
         "config_compose": config.replace("$", "$$"),  # else it would be a variable
         "compose_secret_names": "\n".join(f"      - {name}" for name in names),
@@ -205,7 +207,7 @@ def _compose(settings: Settings) -> dict[str, str]:
 
 
 def _systemd(settings: Settings, python: str) -> dict[str, str]:
-    config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", indent=0)
+    config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", portable.UNDER_SYSTEMD, indent=0)
     names = portable.secret_names(settings)
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
     sockets = [

@@ -1,6 +1,6 @@
 """The configuration as text for another place: without secrets, which come from files there.
 
-Hides which keys can travel: paths of this computer can't. Pure.
+Hides which keys can travel: paths of this computer can't, and a comment stands in their place. Pure.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,21 +19,41 @@ from proxy.settings import Settings
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_STAYS = ("host", "client_secret_command")
-"""What is said of this computer alone, beside paths."""
+IN_CONTAINER = {
+    "server.host": "left out, as the app calls 127.0.0.1",
+    "server.unix_socket": "give its path here, and mount its folder",
+    "server.tls_cert": "give its path here, and mount the file; the app and the probes must then speak TLS",
+    "server.tls_key": "give its path here, and mount the file",
+    "contentsquare.ca_file": "give its path here, and mount the file",
+}
+"""What is said in a comment in place of a key, in a container that shares its app's loopback."""
+UNDER_SYSTEMD = {
+    "server.host": "left out, for this computer alone; give the address here, once TLS is there",
+    "server.unix_socket": "give its path here, in a RuntimeDirectory=, or take csq-proxy.socket below",
+    "server.tls_cert": "give its path here, or hand it over by LoadCredential",
+    "server.tls_key": "give its path here, or hand it over by LoadCredential",
+    "contentsquare.ca_file": "give its path here, or hand it over by LoadCredential",
+}
+"""The same for a service of systemd's."""
+_OTHER_PATH = "give its path here"
+_WHERE_SECRETS_WERE = ("client_secret_file", "client_secret_command", "key_file")
 
 
-def config(settings: Settings, secrets: str, *, indent: int) -> str:
-    """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in."""
+def config(settings: Settings, secrets: str, notes: Mapping[str, str], *, indent: int) -> str:
+    """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in.
+
+    ``notes`` is `IN_CONTAINER` or `UNDER_SYSTEMD`.
+    """
     lines = []
     for section in ("server", "log", "contentsquare"):
-        lines += _table(section, getattr(settings, section))
+        lines += _table(section, getattr(settings, section), notes)
     for section in ("projects", "accounts", "callers"):
         for name, table in getattr(settings, section).items():
-            lines += _table(f"{section}.{name}", table, f"{secrets}/{secret_name(section, name)}")
+            path = f"{secrets}/{secret_name(section, name)}"
+            lines += _table(f"{section}.{name}", table, notes, path)
             if (standby := getattr(table, "standby", None)) is not None:
                 path = f"{secrets}/{_standby_name(name)}"
-                lines += _table(f"{section}.{name}.standby", standby, path)
+                lines += _table(f"{section}.{name}.standby", standby, notes, path)
     return "\n".join(f"{' ' * indent}{line}" for line in lines)
 
 
@@ -61,23 +81,28 @@ def _standby_name(owner: str) -> str:
     return f"{owner}.standby"
 
 
-def _table(title: str, table: DataclassInstance, secret: str | None = None) -> list[str]:
-    lines = list(_lines(table))
+def _table(
+    title: str, table: DataclassInstance, notes: Mapping[str, str], secret: str | None = None
+) -> list[str]:
+    lines = list(_lines(title, table, notes))
     if secret is not None:
         key = "key_file" if title.startswith("callers.") else "client_secret_file"
         lines.append(f"{key} = {json.dumps(secret)}")
     return [f"[{title}]", *lines] if lines else []
 
 
-def _lines(table: DataclassInstance) -> Iterator[str]:
+def _lines(title: str, table: DataclassInstance, notes: Mapping[str, str]) -> Iterator[str]:
     for field in fields(table):
         value = getattr(table, field.name)
-        if value != field.default and field.name not in _STAYS and _travels(value):
+        key = f"{title}.{field.name}"
+        if value in (None, field.default) or isinstance(value, Secret) or is_dataclass(value):
+            continue
+        if field.name in _WHERE_SECRETS_WERE:
+            continue
+        if key in notes or isinstance(value, Path):
+            yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
+        else:
             yield f"{field.name} = {_written(value)}"
-
-
-def _travels(value: object) -> bool:
-    return value is not None and not isinstance(value, (Secret, Path)) and not is_dataclass(value)
 
 
 def _written(value: object) -> str:
