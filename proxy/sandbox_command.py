@@ -94,6 +94,14 @@ def _configuration(sandbox: Sandbox) -> str:
             f"project_id = {project.project_id}",
             f"integration_id = {project.integration_id}",
         ]
+    account = sandbox.account
+    lines += [
+        "",
+        "[accounts.acme]",
+        f'client_id = "{account.client_id}"',
+        f'client_secret = "{account.client_secret}"',
+        f"projects = {list(account.project_ids)}",
+    ]
     return "\n".join(lines)
 
 

@@ -626,7 +626,7 @@ def test_a_path_with_brackets_is_shown_as_it_is(environ: dict[str, str], tmp_pat
 
 def sandbox_config(sandbox: Running) -> str:
     """The configuration that the command ``sandbox`` prints."""
-    sandbox.wait_for(r"\[projects\.demo-us\](?s:.*)integration_id = \d+\n")
+    sandbox.wait_for(r"\[accounts\.acme\](?s:.*)projects = \[42, 43\]\n")
     return sandbox.printed
 
 
@@ -641,6 +641,9 @@ def test_the_sandbox_prints_a_configuration_that_serve_accepts(
             assert "token until" in proxy.printed
             status, answer = get(f"{base}/demo-eu/v1/segments")
             assert (status, answer["success"]) == (200, True)
+            for number in (42, 43):
+                status, answer = get(f"{base}/acme/{number}/v1/segments")
+                assert (status, answer["success"]) == (200, True)
             status, answer = get(f"{base}/demo-us/v1/enrichments", method="POST", body="{}")
             assert status == 400
             assert not str(answer["errorCode"]).startswith("PROXY_")
