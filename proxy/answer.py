@@ -33,7 +33,7 @@ def write_answer(
     fields: Fields = (),
 ) -> bool:
     """Answer with our own content; gives back whether the connection can be kept."""
-    keep = request.head.keep_alive and request.body.complete and request.error is None
+    keep = request.may_keep and request.body.complete and request.error is None
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
     if status != 204:  # RFC 9110, section 8.6
         lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
@@ -52,7 +52,7 @@ def write_answer(
     request.status = status
     if request.head.method == b"HEAD":
         content = b""
-    request.transport.write(head + content)
+    request.write(head + content)
     request.answer_bytes = len(content)
     return keep
 

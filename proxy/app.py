@@ -198,7 +198,6 @@ class App:
         old, step = self._generation, self._generations.next(planned, self._generation)
         new = self._generation = self._gateway.generation = step.generation
         new.redact()
-        new.forwarder.stopping = self.is_stopping
         for project in step.leaving:
             project.retire()
         for project in step.fresh:
@@ -266,7 +265,7 @@ class App:
 
     async def drain(self, kill: asyncio.Event) -> None:
         """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
-        self._gateway.is_stopping = self._generation.forwarder.stopping = True
+        self._gateway.is_stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)

@@ -49,7 +49,6 @@ class Attempt:
     __slots__ = (
         "_caller_chunked",
         "_caller_transport",
-        "_close_after",
         "_connection",
         "_ended",
         "_held",
@@ -72,14 +71,12 @@ class Attempt:
         ended: Callable[[Attempt], None],
         *,
         may_be_stale: bool,
-        close_after: bool,
     ) -> None:
         self._request = request
         self._connection = connection
         self._ended = ended
         self._caller_transport = request.transport
         self._may_be_stale = may_be_stale
-        self._close_after = close_after
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
         self._refused: Outcome | None = None
@@ -191,9 +188,8 @@ class Attempt:
         bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
         self._caller_chunked = not bodyless and head.content_length is None and request.head.minor == 1
         self.keep = (
-            request.head.keep_alive
+            request.may_keep
             and request.body.complete
-            and not self._close_after
             and (bodyless or head.content_length is not None or self._caller_chunked)
         )
         if 400 <= head.status < 500 and not bodyless:

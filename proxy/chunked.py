@@ -88,7 +88,7 @@ class ChunkedDecoder:
             self.rest = data[pos:]
         elif pos < size:
             self._pending = data[pos:]
-            if len(self._pending) > MAX_CHUNK_LINE_BYTES:
+            if len(self._pending) > (MAX_TRAILER_BYTES if self._state == _TRAILER else MAX_CHUNK_LINE_BYTES):
                 raise ProtocolViolation("a chunk-size or trailer line is too long")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

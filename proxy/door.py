@@ -1,8 +1,8 @@
 """How many callers' connections a listener has at once, and what happens when it is full.
 
-Full, it closes connections that carry no request, the oldest first, and accepts no new ones until
-there is room: they wait in the kernel's queue, where they cost us nothing. So there are always file
-descriptors left for tokens and for the clouds. Must not know requests.
+Full, it closes connections that carry no request, those that are idle longest first, and accepts no new
+ones until there is room: they wait in the kernel's queue, where they cost us nothing. So there are always
+file descriptors left for tokens and for the clouds. Must not know requests.
 
 An `asyncio.Server` can't pause. It is closed and made anew on the same listening socket, of which a
 duplicate is kept open; where that can't be (Windows, whose event loop doesn't let go of a socket)
@@ -118,7 +118,7 @@ class Door:
         self.listening.close()
 
     def _make_room(self) -> None:
-        """Close some connections that carry no request: those that are idle longest."""
+        """Close some connections that carry no request: first those without an answer's end on its way."""
         idle_by = asyncio.get_running_loop().time() - IDLE_S
         idle = [
             connection
@@ -127,9 +127,9 @@ class Door:
             and not connection.is_answering
             and connection.idle_since <= idle_by
         ]
-        idle.sort(key=lambda connection: connection.idle_since)
+        idle.sort(key=lambda connection: (connection.has_unsent, connection.idle_since))
         for connection in idle[: max(1, self.limit // 8)]:
-            connection.force_close()
+            connection.make_way()
 
     def close(self) -> None:
         """Accept no more; connections stay."""

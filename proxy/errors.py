@@ -177,9 +177,12 @@ class VersionNotSupported(BadRequest):
 
 
 class RequestTimeout(ProxyError):
-    """The caller's content stopped coming (RFC 9110, section 15.5.9)."""
+    """What the caller sends stopped coming (RFC 9110, section 15.5.9); it may be sent again at once."""
 
     code, status, proxy_status = "PROXY_REQUEST_TIMEOUT", 408, "http_request_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=1)
 
 
 class MethodRefused(ProxyError):
@@ -221,7 +224,7 @@ class TokenUnavailable(ProxyError):
 class TokenRefused(ProxyError):
     """Contentsquare answers 401 even to a fresh token."""
 
-    code, status, proxy_status = "PROXY_TOKEN_REFUSED", 502, "http_response_incomplete"
+    code, status, proxy_status = "PROXY_TOKEN_REFUSED", 502, "proxy_configuration_error"
 
 
 class QueueTimeout(ProxyError):

@@ -185,7 +185,7 @@ def _endpoint(request: Request, prefix: bytes, project: Project) -> str:
 
 async def _content(request: Request) -> bytes:
     if request.head.expects_continue and not request.body.complete:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(CONTENT_TIMEOUT_S):
             return await request.body.read(MAX_CONTENT_BYTES)

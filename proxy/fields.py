@@ -110,7 +110,7 @@ def response_head(
         drop = drop | _FRAMING_FIELD
     lines = [_status_line(head)]
     lines += head.fields.without(drop)
-    if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1):
+    if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1 and head.status != 204):
         lines.append(b"Transfer-Encoding: chunked")
     if added:
         lines.append(added)

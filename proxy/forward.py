@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 from proxy.attempt import Attempt, Outcome
 from proxy.contentsquare import Api, changes_data
@@ -34,7 +33,6 @@ from proxy.lease import Lease, LeaseKeeper
 from proxy.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 from proxy.request import Request
 from proxy.slots import Slots
-from proxy.uploads import Uploads
 from proxy.upstream import Connection
 
 TRY_AGAIN_S: Final = 5
@@ -58,17 +56,11 @@ P = TypeVar("P", bound=Project)
 
 
 class Forwarder:
-    """Where requests go. ``stopping`` makes callers' connections close after their answer."""
+    """Where requests go."""
 
     def __init__(self, upstreams: Upstreams, *, queue_timeout_s: float) -> None:
         self.upstreams = upstreams
         self.queue_timeout_s = queue_timeout_s
-        self.stopping = False
-        self._uploads: WeakKeyDictionary[Slots, Uploads] = WeakKeyDictionary()
-
-    def uploads(self, slots: Slots) -> Uploads:
-        """The room for content that is still coming, of the project that has these slots."""
-        return self._uploads.setdefault(slots, Uploads())
 
 
 class Exchange(Generic[P]):
@@ -140,7 +132,7 @@ class Exchange(Generic[P]):
         if lease is None or not slots.try_acquire(self.request.caller):
             return False
         pool = self._forwarder.upstreams.pool(lease.origin)
-        connection = pool.take_idle(self._max_idle_s, surely=self._changes)
+        connection = pool.take_idle(self._max_idle_s)
         if connection is None:
             slots.release()
             return False
@@ -196,11 +188,17 @@ class Exchange(Generic[P]):
         if body.complete:
             return await self._in_turn()
         slots = self.project.slots
-        uploads = self._forwarder.uploads(slots)
+        uploads = slots.uploads
         try:
             room = max(1, slots.limit // 2)
             holds_place = await uploads.enter(body, room, self._forwarder.queue_timeout_s)
         except TimeoutError:
+            if body.is_paused:  # it is we who didn't read on
+                raise QueueTimeout(
+                    "Requests whose content is still coming use half of this project's slots already:"
+                    " send the request again.",
+                    retry_after_s=2,
+                ) from None
             raise RequestTimeout("The request's content did not come in time; send it again.") from None
         try:
             return await self._in_turn()
@@ -214,6 +212,7 @@ class Exchange(Generic[P]):
         deadline = asyncio.get_running_loop().time() + wait_s
         try:
             if self._slots is None:
+                await self._token(self.project.keeper(self.api))  # it may tell whose slots these are
                 await self._take_slot(wait_s, first=False)
             while True:
                 attempt = await self._deliver()
@@ -274,9 +273,10 @@ class Exchange(Generic[P]):
     async def _deliver(self) -> Attempt:
         """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""
         keeper = self.project.keeper(self.api)
-        lease = self._lease or keeper.current() or await keeper.get(TOKEN_WAIT_S)
         while True:
-            attempt = self._attempt or await self._try(lease)
+            attempt = self._attempt or await self._try(keeper)
+            lease = self._lease
+            assert lease is not None  # noqa: S101 - there was an attempt with it
             if attempt.error is not None:
                 raise _as_answer(attempt.error, lease, changes=self._changes) from None
             outcome = attempt.outcome
@@ -284,7 +284,6 @@ class Exchange(Generic[P]):
                 self._repeat_stale(lease)
             elif outcome is Outcome.REFUSED:
                 self._repeat_refused(keeper, lease)
-                lease = await keeper.get(TOKEN_WAIT_S)
             else:
                 return attempt
 
@@ -312,17 +311,32 @@ class Exchange(Generic[P]):
         self._replayed = True
         self._repeat("token")
 
-    async def _try(self, lease: Lease) -> Attempt:
-        pool = self._forwarder.upstreams.pool(lease.origin)
-        connection = pool.take_idle(self._max_idle_s, surely=self._changes)
-        reused = connection is not None
-        if connection is None:
+    async def _token(self, keeper: LeaseKeeper) -> Lease:
+        return keeper.current() or await keeper.get(TOKEN_WAIT_S)
+
+    async def _way(self, keeper: LeaseKeeper) -> tuple[Connection, bool]:
+        """A connection for the lease that is set then, and whether it was used before."""
+        while True:
+            self._lease = lease = await self._token(keeper)
+            pool = self._forwarder.upstreams.pool(lease.origin)
+            connection = pool.take_idle(self._max_idle_s)
+            if connection is not None:
+                return connection, True
             try:
                 connection = await pool.connect()
             except UpstreamError as exc:
                 raise _as_answer(exc, lease, changes=self._changes) from None
+            fresh = keeper.current()  # connecting takes a while
+            if fresh is not None and fresh.origin == lease.origin:
+                self._lease = fresh
+                return connection, False
+            pool.give_back(connection)
+
+    async def _try(self, keeper: LeaseKeeper) -> Attempt:
+        connection, reused = await self._way(keeper)
+        assert self._lease is not None  # noqa: S101 - the way's
         self._over = asyncio.get_running_loop().create_future()
-        attempt = self._send(connection, lease, reused=reused)
+        attempt = self._send(connection, self._lease, reused=reused)
         try:
             await self._over
         finally:
@@ -336,7 +350,6 @@ class Exchange(Generic[P]):
             connection,
             self._attempt_ended,
             may_be_stale=reused and not self._changes,
-            close_after=self._forwarder.stopping,
         )
         attempt.begin(request_head(self.request.head, self.target, lease))
         return attempt
@@ -347,15 +360,21 @@ def _as_answer(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool
     if isinstance(error, ProxyError):
         return error
     host = lease.origin.authority
-    retry_after_s = None if changes and not isinstance(error, ConnectFailed) else TRY_AGAIN_S
+    may_be_done = changes and not isinstance(error, ConnectFailed)
+    retry_after_s = None if may_be_done else TRY_AGAIN_S
     if isinstance(error, UpstreamSilent):
+        what = (
+            "It may be done all the same: look before you send it again, " if may_be_done else "Try again, "
+        )
         return UpstreamTimeout(
-            f"Contentsquare ({host}) did not answer: {error}. Try again, ask for less,"
+            f"Contentsquare ({host}) did not answer: {error}. {what}ask for less,"
             " or raise contentsquare.idle_timeout.",
             retry_after_s=retry_after_s,
         )
+    what = "It may be done all the same: look before you send it again" if may_be_done else "Try again"
     return UpstreamUnreachable(
-        f"No answer from Contentsquare ({host}): {error}. Try again; `csq-proxy check` helps to find why.",
+        f"No answer from Contentsquare ({host}): {error}. {what};"
+        " `csq-proxy check --live` helps to find why.",
         proxy_status=error.proxy_status,
         retry_after_s=retry_after_s,
     )

@@ -118,14 +118,16 @@ class Listeners:
                     yield connection
 
     def close_idle(self) -> bool:
-        """Close callers' connections that carry no request; whether others are left."""
-        busy = False
-        for connection in self.connections():
-            if connection.is_answering:
-                busy = True
-            else:
+        """Close callers' connections: now, or after the answer that they wait for. Whether any is left.
+
+        One is, as long as its caller has not taken all of an answer.
+        """
+        connections = tuple(self.connections())
+        for connection in connections:
+            connection.is_ending = True
+            if not connection.is_answering:
                 connection.force_close()
-        return busy
+        return bool(connections)
 
     def close(self) -> None:
         """Accept no more; connections stay."""

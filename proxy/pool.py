@@ -59,11 +59,8 @@ class Pool(Home):
     def __repr__(self) -> str:
         return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
 
-    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S, *, surely: bool = False) -> Connection | None:
-        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds.
-
-        ``surely``: for what can't be sent twice, so that one that is ending this moment won't do.
-        """
+    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
+        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
         if not max_idle_s:
             return None
         oldest = self.loop.time() - max_idle_s
@@ -71,7 +68,7 @@ class Pool(Home):
             connection = self._idle.pop()
             if not connection.is_usable:
                 continue
-            if surely and connection.has_news():
+            if connection.has_news():  # it is ending, or has an answer that nobody asked for
                 connection.close()
                 continue
             if connection.last_activity >= oldest:

@@ -57,7 +57,7 @@ class Note:
 
 
 class Change(Note):
-    """Of a request that may change data: ``forget`` is called when it ends, before its caller knows."""
+    """Of a request that may change data: ``forget`` is called before its caller knows how it ended."""
 
     __slots__ = ("_forget",)
 
@@ -65,8 +65,13 @@ class Change(Note):
         super().__init__(members)
         self._forget = forget
 
-    def on_end(self, trailers: list[Field]) -> None:  # noqa: ARG002 - a recorder's interface
+    def on_head(self, head: ResponseHead) -> bytes:
         """It was carried out, or refused."""
+        self._forget()
+        return super().on_head(head)
+
+    def on_end(self, trailers: list[Field]) -> None:  # noqa: ARG002 - a recorder's interface
+        """It took until now, perhaps."""
         self._forget()
 
     def on_over(self) -> None:

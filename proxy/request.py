@@ -72,6 +72,8 @@ class Connection(Source, Protocol):
     """Who is told when the caller's side can't take more, or can again."""
     unanswered: int
     """Requests whose heads have come and whose answers aren't written yet."""
+    is_ending: bool
+    """Whether it is closed after the answer that is on its way, which has to say so."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -170,6 +172,16 @@ class Request:
                 return field.value
         return None
 
+    @property
+    def may_keep(self) -> bool:
+        """Whether the connection can go on after the answer, for all that the request and we want."""
+        return self.head.keep_alive and not self.connection.is_ending
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the answer, unless the connection is ending already."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def _cancel(self, _exc: BaseException) -> None:
         """RequestHandler's word that the connection is lost; the handler's task is cancelled as well."""
         if self.exchange is not None:
@@ -234,6 +246,7 @@ class RequestParser:
         while data and self._may_begin():
             if data[0] == 0x0D and (blank := _EMPTY_LINES.match(data)):  # RFC 9112, section 2.2
                 data, self._seen = data[blank.end() :], 0
+                self.stop_timer()
                 continue
             end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
             if end < 0:

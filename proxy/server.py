@@ -33,7 +33,7 @@ HALF_CLOSE_GRACE_S = 0.8
 LOOK_S = 0.2
 """How often it is looked whether a caller that can't be heard (after FIN, or paused) is still there."""
 WRITE_STALL_S = 300.0
-"""How long a caller may take for what is left of an answer before the next one is begun."""
+"""How long a caller may take for what is left of an answer before the next one is begun, or the end."""
 UNSENT_BYTES = 128 * 1024
 """What the kernel holds of an answer that a slow caller doesn't take, beside what is on its way to it:
 without this, megabytes for each."""
@@ -61,12 +61,16 @@ class CallerConnection(RequestHandler):
     """One caller's connection. ``peer`` gets told when the caller's side can't take more, or can again."""
 
     __slots__ = (
+        "_end_timer",
         "_handler",
         "_holds",
+        "_is_lingering",
         "_keep",
         "_look_timer",
         "_turn",
+        "_wire",
         "answered",
+        "is_ending",
         "is_half_closed",
         "listener",
         "peer",
@@ -95,6 +99,8 @@ class CallerConnection(RequestHandler):
         self.unanswered = 0
         """Requests whose heads have come and whose answers aren't written yet."""
         self.is_half_closed = False
+        self.is_ending = False
+        """Whether it is closed after the answer that is on its way, which has to say so."""
         self._handler = manager.handler
         self._turn: asyncio.Future[None] | None = None
         """What the task waits on while it isn't needed."""
@@ -102,9 +108,14 @@ class CallerConnection(RequestHandler):
         """Of a request that was answered without the task and is the task's to finish; None: of no such."""
         self._holds = 0
         self._look_timer: asyncio.TimerHandle | None = None
+        self._wire: asyncio.Transport | None = None
+        """The transport until it is gone: aiohttp forgets it once it was asked to close."""
+        self._end_timer: asyncio.TimerHandle | None = None
+        self._is_lingering = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._wire = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
         if (
             _NOTSENT_LOWAT is not None
@@ -166,8 +177,10 @@ class CallerConnection(RequestHandler):
         parser = self._parser
         if parser is not None:
             parser.stop_timer()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
+        for timer in (self._look_timer, self._end_timer):
+            if timer is not None:
+                timer.cancel()
+        self._wire = None
         super().connection_lost(exc)
 
     def _look_later(self) -> None:
@@ -209,7 +222,7 @@ class CallerConnection(RequestHandler):
 
     def abort(self) -> None:
         """Reset the connection: what was sent so far must not look whole, not even to who reads until EOF."""
-        transport = self.transport
+        transport = self._wire
         if transport is None:
             return
         sock = transport.get_extra_info("socket")
@@ -219,14 +232,35 @@ class CallerConnection(RequestHandler):
         transport.abort()
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether a part of what was written to it has not been taken by the kernel yet."""
+        return self._wire is not None and self._wire.get_write_buffer_size() > 0
+
+    def force_close(self) -> None:
+        """Close it as soon as the caller has taken what was written; one that doesn't is reset in the end."""
+        self._end_in_time()
+        super().force_close()
+
+    def _end_in_time(self) -> None:
+        if self.has_unsent and self._end_timer is None:
+            self._end_timer = self._loop.call_later(WRITE_STALL_S, self.abort)
+
+    def make_way(self) -> None:
+        """Close it now, for others to have room."""
+        if self.has_unsent:
+            self.abort()
+        else:
+            self.force_close()
+
+    @property
     def idle_since(self) -> float:
         """When it was made, or the last answer was written, by the loop's clock."""
         return self._next_keepalive_close_time - KEEP_ALIVE_S
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being handled, or waits to be."""
-        return self.unanswered > 0
+        """Whether a request is being handled, or waits to be, or its answer waits to be seen."""
+        return self.unanswered > 0 or self._is_lingering
 
     # One request after the other: begun as it comes where it can be, and the task's business where not.
 
@@ -311,6 +345,7 @@ class CallerConnection(RequestHandler):
             request.body.release()
         if self.transport is not None:
             self._task_handler = None
+            self._end_in_time()
             self.transport.close()
 
     async def _needed(self) -> None:
@@ -342,12 +377,16 @@ class CallerConnection(RequestHandler):
         if self._force_close or self.transport is None or self.is_half_closed:
             return
         if self.transport.can_write_eof():
-            with contextlib.suppress(OSError):  # it was reset already
+            with contextlib.suppress(OSError, RuntimeError):  # it was reset already
                 self.transport.write_eof()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while not request.body.complete:
-                    await request.body.discard()
+        self._is_lingering = True
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while not request.body.complete:
+                        await request.body.discard()
+        finally:
+            self._is_lingering = False
 
     async def drained(self) -> None:
         """Wait until the caller has taken most of what was written, ``WRITE_STALL_S`` at most."""

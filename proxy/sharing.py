@@ -55,8 +55,7 @@ class Sharing:
             return False
         if connection.writing_paused or connection.unanswered > 1:
             return False  # answered one within the other, a long row of requests would be a deep stack
-        _write_start(request, found, "hit")
-        exchange.answered(keep=request.head.keep_alive)
+        exchange.answered(keep=_write_start(request, found, "hit"))
         return True
 
     async def run(self, exchange: Exchange[P]) -> bool:
@@ -146,10 +145,10 @@ def _is_fit(stored: Answer, terms: Terms, now: float) -> bool:
     return stored.age_at(now) <= terms.max_age_s and now + terms.min_fresh_s < stored.fresh_until
 
 
-def _write_start(request: Request, answer: Answer, shared: str) -> None:
-    """Write the head and the first piece of another request's answer."""
+def _write_start(request: Request, answer: Answer, shared: str) -> bool:
+    """Write the head and the first piece of another request's answer; whether it says to keep."""
     request.shared, request.status, request.head_sent = shared, 200, True
-    now, keep = _now(), request.head.keep_alive
+    now, keep = _now(), request.may_keep
     lines = [answer.head]
     if shared == "hit":
         lines.append(cache_status(b"hit; ttl=%d\r\n" % (answer.fresh_until - now)))
@@ -158,14 +157,14 @@ def _write_start(request: Request, answer: Answer, shared: str) -> None:
     if shared == "hit" or answer.age_s is not None:  # RFC 9111, section 5.1
         lines.append(b"Age: %d\r\n" % answer.age_at(now))
     lines += (end_of_head(request.head, keep=keep), answer.content[:PIECE_BYTES])
-    if not request.transport.is_closing():
-        request.transport.write(b"".join(lines))
+    request.write(b"".join(lines))
     request.answer_bytes = min(len(answer.content), PIECE_BYTES)
+    return keep
 
 
 async def _write(request: Request, answer: Answer, shared: str) -> bool:
     """Write another request's answer, as fast as the caller takes it; whether the connection can be kept."""
-    _write_start(request, answer, shared)
+    keep = _write_start(request, answer, shared)
     connection, content = request.connection, memoryview(answer.content)
     for start in range(PIECE_BYTES, len(content), PIECE_BYTES):
         if connection.writing_paused:
@@ -175,4 +174,4 @@ async def _write(request: Request, answer: Answer, shared: str) -> bool:
         piece = content[start : start + PIECE_BYTES]
         request.transport.write(piece)
         request.answer_bytes += len(piece)
-    return request.head.keep_alive
+    return keep

@@ -18,6 +18,7 @@ from collections.abc import Hashable
 from weakref import WeakValueDictionary
 
 from proxy.errors import QueueTimeout
+from proxy.uploads import Uploads
 
 RETRY_AFTER_CAP_S = 120
 """Callers that honour ``Retry-After`` at all (Power Query) honour no more than this."""
@@ -53,6 +54,8 @@ class Slots:
         self._release_every_s: float | None = None  # smoothed, and only counted while someone waits
         self._released_at = 0.0
         self._successor: Slots | None = None
+        self.uploads = Uploads()
+        """The room for those whose content is still coming."""
         self.limit = limit
 
     def move_to(self, successor: Slots) -> None:

@@ -14,10 +14,15 @@ from typing import Protocol
 
 
 class Content(Protocol):
-    """What is still coming. ``on_end`` is called once it is complete, or never will be."""
+    """What is still coming. ``on_end`` is called once it is complete, or ``broken`` and never will be."""
 
     complete: bool
     on_end: Callable[[], None] | None
+
+    @property
+    def broken(self) -> object:
+        """Why it never will be complete; None otherwise."""
+        ...
 
 
 class Uploads:
@@ -33,11 +38,11 @@ class Uploads:
         return len(self._waiting)
 
     async def enter(self, content: Content, limit: int, wait_s: float) -> bool:
-        """Wait for a place among ``limit``; False where none is needed any more: all content is here.
+        """Wait for a place among ``limit``; False where none is needed any more: no content is to come.
 
         Raises TimeoutError after ``wait_s`` seconds.
         """
-        if content.complete:
+        if content.complete or content.broken is not None:
             return False
         if self.running < limit:
             self.running += 1
@@ -58,12 +63,13 @@ class Uploads:
 
     def leave(self) -> None:
         """Give a place back; who waits longest takes it."""
-        if self._waiting:
+        while self._waiting:
             turn, _ = self._waiting.popitem(last=False)
-            turn.set_result(True)
-        else:
-            self.running -= 1
+            if not turn.done():  # who waited may have left a moment ago
+                turn.set_result(True)
+                return
+        self.running -= 1
 
     def _settle(self, turn: asyncio.Future[bool]) -> None:
-        if self._waiting.pop(turn, turn) is None:
+        if self._waiting.pop(turn, turn) is None and not turn.done():
             turn.set_result(False)

@@ -21,6 +21,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.chunked import ChunkedDecoder
@@ -110,6 +111,7 @@ class Connection(asyncio.Protocol):
         "_mode",
         "_names",
         "_paused",
+        "_poller",
         "_request_done",
         "_sink",
         "_transport",
@@ -135,6 +137,7 @@ class Connection(asyncio.Protocol):
         self._informational = 0
         self._paused = False
         self._is_writing_held = False
+        self._poller: Callable[[int], object] | None = None
         self.answered = False
         """Whether a byte of an answer to the current request has arrived."""
         self.exchanges = 0
@@ -151,14 +154,23 @@ class Connection(asyncio.Protocol):
 
     def has_news(self) -> bool:
         """Whether bytes or an end have arrived that the event loop hasn't told of yet. A system call."""
+        if self._poller is None:
+            self._poller = self._new_poller()
+            if self._poller is None:
+                return True
+        return bool(self._poller(0))
+
+    def _new_poller(self) -> Callable[[int], object] | None:
+        """Asks for what can be read, by `select.poll.poll` where it exists; None: the socket is gone."""
         sock = None if self._transport is None else self._transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
-            return True
+            return None
         if not hasattr(select, "poll"):  # Windows
-            return bool(select.select([sock.fileno()], [], [], 0)[0])
+            fileno = sock.fileno()
+            return lambda _: select.select([fileno], [], [], 0)[0]
         poller = select.poll()
         poller.register(sock.fileno(), select.POLLIN)
-        return bool(poller.poll(0))
+        return poller.poll
 
     # The exchange, as its user drives it.
 

@@ -199,8 +199,9 @@ class Upstream:
 
 @dataclass
 class Held:
-    """A cloud that answers half, and the rest when it is let go; then it answers at once."""
+    """A cloud that answers in part, and the rest when it is let go; then it answers at once."""
 
+    first: bytes = OK[:-1]
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     tokens: list[bytes] = field(default_factory=list)
@@ -209,10 +210,10 @@ class Held:
         while True:
             request = await read_message(reader)
             self.tokens += request.values(b"authorization")
-            writer.write(OK[:-1])
+            writer.write(self.first)
             self.started.set()
             await self.go_on.wait()
-            writer.write(OK[-1:])
+            writer.write(OK[len(self.first) :])
             await writer.drain()
 
 

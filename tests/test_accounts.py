@@ -289,7 +289,7 @@ async def test_two_names_of_one_project_share_its_slots_once_an_answer_tells(nam
     assert same.slots.in_use == 0
 
 
-async def test_requests_that_ran_before_the_number_was_known_are_counted_with_the_others() -> None:
+async def test_requests_that_came_before_the_number_was_known_are_counted_with_the_others() -> None:
     held = Held()
     release = asyncio.Event()
     token = ById()
@@ -312,14 +312,15 @@ async def test_requests_that_ran_before_the_number_was_known_are_counted_with_th
                 for name in (b"a", b"a", b"b", b"b")
             ]
             a, b = (one for one in app.projects() if one.name != "shop")
-            await until(lambda: a.slots.in_use + b.slots.in_use == 4)
+            await until(lambda: a.running + b.running == 4)
             assert a.slots is not b.slots
             release.set()
             await until(lambda: a.slots is b.slots)
             shared = a.slots
-            assert shared.in_use == 4
+            await until(lambda: (shared.in_use, shared.waiting) == (3, 1))
             fifth = asyncio.create_task(running.call(b"GET /a/v1/segments"))
-            await until(lambda: shared.waiting == 1)
+            await until(lambda: shared.waiting == 2)
+            assert shared.in_use == 3
             held.go_on.set()
             assert [(await call).status for call in (*calls, fifth)] == [200] * 5
             assert (shared.in_use, shared.waiting) == (0, 0)

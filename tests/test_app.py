@@ -32,6 +32,7 @@ from harness import (
     gateway,
     read_message,
     settings_for,
+    until,
 )
 
 from proxy.app import App
@@ -412,8 +413,9 @@ async def test_settling_ends_early_when_the_proxy_is_asked_to_stop() -> None:
 # Draining
 
 
-async def test_a_running_request_finishes_while_the_proxy_stops() -> None:
-    held = Held()
+@pytest.mark.parametrize("first", [OK[:-1], b""])
+async def test_a_running_request_finishes_while_the_proxy_stops(first: bytes) -> None:
+    held = Held(first)
     async with gateway(held) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
@@ -423,7 +425,8 @@ async def test_a_running_request_finishes_while_the_proxy_stops() -> None:
         assert not draining.done()
         assert proxy.app.is_stopping
         held.go_on.set()
-        assert (await read_message(reader)).body == b"ok"
+        answer = await read_message(reader)
+        assert (answer.body, answer.values(b"connection")) == (b"ok", [] if first else [b"close"])
         assert await reader.read() == b""
         await asyncio.wait_for(draining, WAIT_S)
 
@@ -445,8 +448,9 @@ async def test_while_stopping_idle_connections_are_closed_and_new_ones_are_not_a
         await asyncio.wait_for(draining, WAIT_S)
 
 
-async def test_a_request_that_comes_after_another_on_a_kept_connection_is_told_to_try_again() -> None:
-    held = Held()
+@pytest.mark.parametrize("first", [OK[:-1], b""])
+async def test_a_request_that_comes_after_another_on_a_kept_connection_isnt_begun(first: bytes) -> None:
+    held = Held(first)
     async with gateway(held) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
@@ -456,9 +460,26 @@ async def test_a_request_that_comes_after_another_on_a_kept_connection_is_told_t
         writer.write(proxy.request(b"GET /v1/x"))
         await asyncio.sleep(0.02)
         held.go_on.set()
-        assert (await read_message(reader)).body == b"ok"
-        rest = await reader.read()
-        assert not rest or b"PROXY_STOPPING" in rest
+        answer = await read_message(reader)
+        assert (answer.body, answer.values(b"connection")) == (b"ok", [] if first else [b"close"])
+        rest = await reader.read()  # RFC 9112, section 9.6: nothing after "close" is answered
+        assert not rest or (first and b"PROXY_STOPPING" in rest)
+        await asyncio.wait_for(draining, WAIT_S)
+
+
+async def test_our_own_answers_say_that_the_connection_ends_too() -> None:
+    async with gateway() as proxy:
+        reader, writer = await proxy.connect()
+        start = proxy.request(b"POST /v1/oauth/token", b"Content-Length: 2")
+        writer.write(start + b"{")
+        await until(lambda: any(one.is_answering for one in proxy.app._listeners.connections()))
+        draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
+        await asyncio.sleep(0.02)
+        writer.write(b"}")
+        answer = await read_message(reader)
+        assert answer.status in (400, 503)
+        assert answer.values(b"connection") == [b"close"]
+        assert await reader.read() == b""
         await asyncio.wait_for(draining, WAIT_S)
 
 
@@ -600,3 +621,22 @@ async def test_the_log_says_whose_answer_a_request_got(capsys: pytest.CaptureFix
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     answered = [line for line in lines if line["event"] == "request_answered"]
     assert [(line.get("shared"), line["bytes_out"]) for line in answered] == [(None, 2), ("hit", 2)]
+
+
+async def test_an_early_answer_reaches_a_caller_that_still_sends_while_the_proxy_stops() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        await reader.read()
+
+    async with gateway(script) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"POST /v1/exports", b"Content-Length: 3000000", body=b"x" * 100_000))
+        await until(lambda: any(one.answered for one in proxy.app._listeners.connections()))
+        draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
+        await asyncio.sleep(0.05)
+        writer.write(b"x" * 1_000_000)
+        await writer.drain()
+        assert (await read_message(reader)).status == 413
+        writer.close()
+        await asyncio.wait_for(draining, WAIT_S)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import threading
+import time
+from pathlib import Path
 
 import pytest
-from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns
+from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns, until
+from test_reload import rig
 
+from proxy.dial import Dialer
 from proxy.gateway import Gateway
+from proxy.origin import Origin
 from proxy.server import CallerConnection
+from proxy.upstream import Connection
 
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["data-export"]}
 
@@ -334,3 +343,106 @@ async def test_max_forwards_of_any_length_is_counted_down(given: bytes, sent: by
         answer = await proxy.call(b"OPTIONS /v1/x", b"Max-Forwards: " + given)
         assert answer.status == 200
         assert cloud.requests[-1].values(b"max-forwards") == [sent]
+
+
+async def test_a_token_that_ends_while_a_connection_is_made_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    issued: dict[bytes, float] = {}
+    ages: list[float] = []
+
+    class Token(TokenServer):
+        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await super().__call__(reader, writer)
+            issued[b"Bearer token-%d" % len(self.requests)] = time.monotonic()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            [token] = (await read_message(reader)).values(b"authorization")
+            ages.append(time.monotonic() - issued[token])
+            writer.write(OK)
+            await writer.drain()
+
+    dial = Dialer.dial
+
+    async def slowly(self: Dialer, origin: Origin, connection: Connection) -> None:
+        await asyncio.sleep(1.2)
+        await dial(self, origin, connection)
+
+    monkeypatch.setattr(Dialer, "dial", slowly)
+    async with gateway(script, token=Token(expires_in=1)) as proxy:
+        assert (await proxy.call(b"GET /v1/x")).status == 200
+    assert len(ages) == 1
+    assert ages[0] < 1
+
+
+@pytest.mark.parametrize("change", [{"client_id": "id-2"}, {"integration_id": 7}])
+async def test_ten_run_at_once_and_no_more_after_a_rotation_either(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    now = most = 0
+    go_on = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now, most
+        while True:
+            await read_message(reader)
+            now += 1
+            most = max(most, now)
+            await go_on.wait()
+            now -= 1
+            writer.write(OK)
+            await writer.drain()
+
+    class Token(TokenServer):
+        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if self.requests:
+                await asyncio.sleep(0.2)
+            await super().__call__(reader, writer)
+
+    token = Token(extra={"project_id": 42})
+    async with rig(tmp_path, script, token=token, projects={"shop": ONE}) as running:
+        before = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
+        await until(lambda: now == 10)
+        await running.change(projects={"shop": {**ONE, **change}})
+        after = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
+        await until(lambda: len(token.requests) > 1 and running.project().slots.waiting == 14)
+        assert now == 10
+        go_on.set()
+        await asyncio.gather(*before, *after)
+    assert most == 10
+
+
+async def test_an_answer_that_nobody_asked_for_is_never_the_next_requests() -> None:
+    # Threads, so that the event loop finds the request and the stray answer at once.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken: list[socket.socket] = []
+
+        def serve(cloud: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while request := cloud.recv(65_536):
+                    content = request.split(b" ")[1]
+                    cloud.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(listener.accept()[0])
+                    threading.Thread(target=serve, args=(taken[-1],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        vendor = {"allowed_endpoints": [url.removeprefix("http://")]}
+        async with gateway(token=TokenServer(endpoint=url), contentsquare=vendor) as proxy:
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /v1/1"))
+            assert (await read_message(reader)).body == b"/v1/1"
+            sock = writer.get_extra_info("socket")
+            os.write(sock.fileno(), proxy.request(b"GET /v1/2"))
+            time.sleep(0.02)  # noqa: ASYNC251 - the loop has to be busy
+            taken[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")
+            time.sleep(0.02)  # noqa: ASYNC251
+            assert (await read_message(reader)).body == b"/v1/2"
+        listener.shutdown(socket.SHUT_RDWR)
+        for cloud in taken:
+            cloud.close()

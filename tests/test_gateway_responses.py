@@ -450,7 +450,7 @@ async def test_an_invalid_answer_is_a_502_that_names_the_reason_and_ends_its_con
             id="trailer-NUL",
         ),
         pytest.param(
-            [HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n", b"A: " + b"b" * 9000],
+            [HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n", b"A: " + b"b" * 17_000],
             id="trailer-long",
         ),
         pytest.param(
@@ -549,3 +549,10 @@ async def test_a_cloud_that_closes_at_once_is_a_502_not_a_wait() -> None:
         for method in (b"GET", b"POST"):
             answer = await proxy.call(method + b" /v1/x")
             assert (answer.status, answer.error_code) == (502, "PROXY_UPSTREAM_UNREACHABLE")
+
+
+async def test_a_204_to_head_says_nothing_of_framing() -> None:
+    async with gateway(Upstream(b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n")) as proxy:
+        answer = await proxy.call(b"HEAD /v1/x")
+        assert answer.status == 204
+        assert not answer.values(b"transfer-encoding")  # RFC 9112, section 6.1

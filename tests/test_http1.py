@@ -645,3 +645,17 @@ def test_names_are_shared_with_the_head_before_where_they_are_spelt_alike() -> N
     assert names(b"ETag: 2", first) is first
     for other in (b"etag: 2", b"ETags: 2", b"ETag: 2\r\nAge: 1", b"Age: 2"):
         assert names(other, first) is not first
+
+
+@pytest.mark.parametrize("cut", [0, 5, 1000, 5000])
+def test_a_long_trailer_line_is_read_however_it_is_cut(cut: int) -> None:
+    raw = b"0\r\nX-Long: " + b"y" * 6000 + b"\r\n\r\n"
+    decoder = ChunkedDecoder()
+    assert decoder.feed(raw[: len(raw) - cut]) + decoder.feed(raw[len(raw) - cut :]) == b""
+    assert (decoder.done, [field.name for field in decoder.trailers]) == (True, [b"x-long"])
+
+
+@pytest.mark.parametrize("raw", [b"1" * 5000, b"0\r\nX-Long: " + b"y" * 17_000])
+def test_a_line_that_does_not_end_is_not_kept(raw: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="too long"):
+        ChunkedDecoder().feed(raw)

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rotation": {"errors", "oauth"},
     # A request
     "http1": {"errors"},
-    "slots": {"errors"},
+    "slots": {"errors", "uploads"},
     "uploads": set(),
     "chunked": {"errors", "http1"},
     "body": {"errors", "http1"},
@@ -91,7 +91,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "request",
         "slots",
         "upstream",
-        "uploads",
     },
     "sharing": {
         "caching",

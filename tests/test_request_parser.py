@@ -93,3 +93,11 @@ def test_what_is_not_consumed_holds_the_next_ones_back() -> None:
     assert len(requests) == 8
     parser.message_consumed()
     assert len(parser.feed_data(b"")) == 1
+
+
+def test_an_empty_line_that_comes_in_two_is_no_head_that_is_late() -> None:
+    parser = RequestParser(cast(Connection, Silent()))
+    assert not parser.feed_data(b"\r")
+    assert parser.in_head
+    assert not parser.feed_data(b"\n")
+    assert not parser.in_head

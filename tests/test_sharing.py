@@ -782,3 +782,33 @@ async def test_whatever_callers_do_everybody_gets_a_right_answer_and_every_slot_
         await until(lambda: project_of(gate).running == 0)
         assert seen["200"] > 20
         assert project_of(gate).measures.shared["collapsed"] > 0
+
+
+async def test_who_saw_a_change_answered_reads_nothing_older() -> None:
+    head, end = asyncio.Event(), asyncio.Event()
+    begun, version = asyncio.Event(), 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal version
+        while True:
+            request = await read_message(reader)
+            if request.start_line.startswith(b"POST"):
+                begun.set()
+                await head.wait()
+                version += 1
+                writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n[")
+                await end.wait()
+                writer.write(b"]")
+            else:
+                writer.write(json_answer(b"[%d]" % version))
+            await writer.drain()
+
+    async with gateway(script, projects={"shop": {**SHOP, "default": True, "cache": "60s"}}) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"POST /v1/segments", b"Content-Length: 0"))
+        await begun.wait()
+        assert (await proxy.call(b"GET /v1/segments")).body == b"[0]"
+        head.set()
+        await reader.readuntil(b"\r\n\r\n")
+        assert (await proxy.call(b"GET /v1/segments")).body == b"[1]"
+        end.set()

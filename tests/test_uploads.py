@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from harness import WAIT_S, Upstream, gateway
+from test_reload import ONE, rig
 
 from proxy.uploads import Uploads
 
@@ -15,6 +17,7 @@ from proxy.uploads import Uploads
 @dataclass
 class Content:
     complete: bool = False
+    broken: object = None
     on_end: Callable[[], None] | None = None
 
     def end(self) -> None:
@@ -56,17 +59,21 @@ async def test_who_has_sent_all_while_waiting_goes_on_without_a_place() -> None:
     assert uploads.running == 0
 
 
-@pytest.mark.parametrize("at", ["before its turn", "at its turn"])
+@pytest.mark.parametrize("at", ["before its turn", "at its turn", "as its turn comes", "as its content ends"])
 async def test_who_leaves_while_waiting_takes_no_place_along(at: str) -> None:
-    uploads = Uploads()
+    uploads, content = Uploads(), Content()
     assert await uploads.enter(Content(), 1, WAIT_S)
-    task = asyncio.create_task(uploads.enter(Content(), 1, WAIT_S))
+    task = asyncio.create_task(uploads.enter(content, 1, WAIT_S))
     await asyncio.sleep(0)
     if at == "at its turn":
         uploads.leave()
     task.cancel()
+    if at == "as its turn comes":
+        uploads.leave()
+    if at == "as its content ends":
+        content.end()
     await asyncio.gather(task, return_exceptions=True)
-    if at == "before its turn":
+    if at in ("before its turn", "as its content ends"):
         uploads.leave()
     assert (uploads.running, uploads.waiting) == (0, 0)
 
@@ -128,3 +135,57 @@ async def test_a_content_that_stays_away_while_it_waits_is_a_408() -> None:
                 await asyncio.sleep(0.01)
         answer = await proxy.call(b"POST /v1/exports", *SLOW, body=b"a")
         assert (answer.status, answer.error_code) == (408, "PROXY_REQUEST_TIMEOUT")
+        assert answer.values(b"retry-after") == [b"1"]
+
+
+async def test_who_is_passed_over_because_he_left_keeps_the_next_from_nothing() -> None:
+    uploads = Uploads()
+    assert await uploads.enter(Content(), 1, WAIT_S)
+    gone, next_one = (asyncio.create_task(uploads.enter(Content(), 1, WAIT_S)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    uploads.leave()
+    assert await asyncio.wait_for(next_one, WAIT_S)
+    assert (uploads.running, uploads.waiting) == (1, 0)
+
+
+async def test_a_malformed_content_waits_for_no_place() -> None:
+    async with gateway(Upstream(), contentsquare={"max_concurrency": 2, "queue_timeout": 60}) as proxy:
+        [project] = proxy.app.projects()
+        _, slow = await proxy.connect()
+        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
+        async with asyncio.timeout(WAIT_S):
+            while not project.slots.in_use:
+                await asyncio.sleep(0.01)
+            answer = await proxy.call(b"POST /v1/exports", b"Transfer-Encoding: chunked", body=b"zz\r\n")
+        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+
+
+async def test_who_waits_in_vain_for_a_place_and_isnt_read_from_is_not_blamed() -> None:
+    settings = {"max_concurrency": 2, "queue_timeout": 0.2}
+    async with gateway(Upstream(), contentsquare=settings) as proxy:
+        [project] = proxy.app.projects()
+        _, slow = await proxy.connect()
+        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
+        async with asyncio.timeout(WAIT_S):
+            while not project.slots.in_use:
+                await asyncio.sleep(0.01)
+        content = b"y" * 200_000
+        answer = await proxy.call(b"POST /v1/exports", b"Content-Length: %d" % len(content), body=content)
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
+        assert answer.values(b"retry-after") == [b"2"]
+
+
+async def test_a_reload_gives_no_further_places(tmp_path: Path) -> None:
+    async with rig(tmp_path, Upstream(), projects={"shop": {**ONE, "default": True}}) as running:
+        slots = running.project().slots
+        for drain_timeout in (1, 2):
+            for _ in range(8):
+                _, writer = await running.connect()
+                writer.write(running.request(b"POST /v1/exports", *SLOW, body=b"a"))
+            async with asyncio.timeout(WAIT_S):
+                while slots.in_use + slots.uploads.waiting != 8 * drain_timeout:
+                    await asyncio.sleep(0.01)
+            assert slots.in_use == 5
+            await running.change(server={"port": 0, "drain_timeout": drain_timeout + 5})
+            assert running.project().slots is slots
