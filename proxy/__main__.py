@@ -13,11 +13,11 @@ def main() -> NoReturn:
     if sys.argv[1:2] in (["serve"], ["sandbox"]):
         leave_on_signals()  # first of all: what is imported below takes a while
     from proxy import start  # noqa: PLC0415
-    from proxy.console import fail, show_all_characters  # noqa: PLC0415
-    from proxy.errors import ConfigError, ListenError  # noqa: PLC0415
+    from proxy.console import fail, open_output  # noqa: PLC0415
+    from proxy.errors import ConfigError, ListenError, OutputLost  # noqa: PLC0415
 
     fill_standard_streams()
-    show_all_characters()
+    open_output()
     try:
         options = start.usual(sys.argv[1:])
         if options is not None:
@@ -28,7 +28,7 @@ def main() -> NoReturn:
             cli()
     except ConfigError as exc:
         fail(exc.faults, 2)
-    except ListenError as exc:
+    except (ListenError, OutputLost) as exc:
         fail((str(exc),), 1)
     except OSError as exc:
         if sys.argv[1:2] != ["--install-completion"]:

@@ -5,6 +5,7 @@ Hides nothing, imports nothing of ours. The tree::
     CsqProxyError
     |- ConfigError                     the configuration can't be used; exit code 2
     |- ListenError                     a listener can't be opened; exit code 1
+    |- OutputLost                      what a command prints can't be written; exit code 1
     |- TokenFetchError                 one token request failed: transient or permanent
     |- UpstreamError                   an upstream connection or its answer failed
     |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
@@ -37,6 +38,10 @@ class ConfigError(CsqProxyError):
 
 class ListenError(CsqProxyError):
     """A listener can't be opened: the port is taken, or the address isn't ours."""
+
+
+class OutputLost(CsqProxyError):
+    """What a command prints can't be written: the disk is full, say."""
 
 
 class TokenFetchError(CsqProxyError):

@@ -6,6 +6,7 @@ Started by `proxy.start`. Typer and pydantic stay out, for they would stay in me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,7 +16,7 @@ from proxy import __version__, notify
 from proxy.activation import PassedSocket
 from proxy.app import App
 from proxy.console import say
-from proxy.errors import ConfigError, ListenError
+from proxy.errors import ConfigError, ListenError, OutputLost
 from proxy.log import configure
 from proxy.process import ignore_signals, leave_if_asked
 from proxy.project import Project
@@ -88,7 +89,8 @@ async def serve(
             if reload is not None and sys.platform != "win32":
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
             await app.settled(SUMMARY_WAIT_S, signals.stop)
-            say(_summary(app, settings))
+            with contextlib.suppress(OutputLost):  # the disk is full, say: no reason to end what serves
+                say(_summary(app, settings))
             notify.ready()
             await signals.stop.wait()
             await app.drain(signals.kill)

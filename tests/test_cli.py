@@ -577,6 +577,62 @@ def test_who_reads_only_some_of_what_is_printed_sees_the_same_exit_code(
     assert ended.returncode == code
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [
+        ("check", ""),
+        ("check --json", ""),
+        ("check --live", "1"),
+        ("snippets", "1"),
+        ("--version", ""),
+        ("--help", "1"),
+        ("init", ""),
+        ("sandbox", ""),
+    ],
+)
+def test_what_is_printed_and_can_not_be_written_is_one_line_and_ends_it_with_1(
+    command: str, unbuffered: str, environ: dict[str, str], config: Path
+) -> None:
+    if command == "init":
+        config.unlink()
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "proxy", *command.split()],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=STARTUP_S,
+            env={**environ, "PYTHONUNBUFFERED": unbuffered},
+            cwd=config.parent,
+            check=False,
+        )
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("csq-proxy: standard output: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+def test_it_serves_on_where_its_summary_can_not_be_written(environ: dict[str, str], config: Path) -> None:
+    full = """
+import os
+from proxy.__main__ import main
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+main()
+"""
+    port = free_port()
+    with started("serve", "--port", str(port), environ=environ, cwd=config.parent, code=full) as proxy:
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionError):
+                if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
+                    break
+            time.sleep(0.02)
+        time.sleep(0.05)
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(STARTUP_S) == 0
+
+
 def test_names_that_are_too_long_for_the_terminal_are_shown_whole(
     environ: dict[str, str], tmp_path: Path
 ) -> None:

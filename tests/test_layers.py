@@ -206,7 +206,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "status_command": {"config", "console", "environment", "errors", "origin", "tables"},
     # What people start
-    "console": set(),
+    "console": {"errors"},
     "tables": set(),
     "reading": {"config", "errors", "process", "secret", "settings"},
     "serving": {
