@@ -23,9 +23,9 @@ def main() -> NoReturn:
         if options is not None:
             start.serve(options)
         else:
-            from proxy.cli import cli  # noqa: PLC0415 - not for `serve`
+            from proxy import cli  # noqa: PLC0415 - not for `serve`
 
-            cli()
+            cli.main()
     except ConfigError as exc:
         fail(exc.faults, 2)
     except (ListenError, OutputLost) as exc:

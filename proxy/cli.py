@@ -7,20 +7,22 @@ standard error, no traceback. Modules that a command doesn't need are not import
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from proxy import __version__, start
 from proxy.activation import take
-from proxy.console import say
+from proxy.console import fail, say
 from proxy.errors import ConfigError
 from proxy.origin import bracketed
 from proxy.process import harden, raise_descriptor_limit
@@ -37,10 +39,62 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 
+# Files are looked at by what reads them, which says more, and in one line.
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The configuration file (TOML).", show_default=False),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        readable=False,
+        help="The configuration file (TOML).",
+        show_default=False,
+    ),
 ]
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+"""Click's, which is in Typer or a package of its own, by Typer's version."""
+
+
+def main() -> NoReturn:
+    """Do what the arguments say, and end. Raises ConfigError, ListenError, OutputLost, SystemExit.
+
+    Wrong usage is a line, too, in place of Typer's four.
+    """
+    try:
+        code = cli(standalone_mode=False)
+    except typer.BadParameter as error:
+        option = max(error.param.opts, key=len) if error.param else "the command line"
+        fail((f"{option}: {error.message}",), 2)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(error.exit_code)
+        words = error.ctx.command_path if error.ctx else cli.info.name
+        message = " ".join(error.format_message().split())
+        fail((f"{message}{'' if message[-1] in '.?' else '.'} See: {words} --help",), 2)
+    except typer.Abort:  # Ctrl-C at a question
+        fail(("Aborted!",), 1)
+    sys.exit(code or 0)
+
+
+def _number(kind: type[int | float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """What reads a number within bounds, and names them where it is none."""
+    within = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+    fault = f"must be a {'whole ' if kind is int else ''}number {within}"
+
+    def parsed(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise typer.BadParameter(fault) from None
+        if not low <= value <= high or value == math.inf:
+            raise typer.BadParameter(fault)
+        return value
+
+    return parsed
+
+
+_port = _number(int, 0, 65_535)
+_share = _number(float, 0, 1)
 
 
 def _command(*words: str, config: Path | None) -> str:
@@ -83,7 +137,10 @@ def serve(
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="The port to listen on, 0 for any free one.", show_default="8277"
+            parser=_port,
+            metavar="PORT",
+            help="The port to listen on, 0 for any free one.",
+            show_default="8277",
         ),
     ] = None,
 ) -> None:
@@ -146,7 +203,8 @@ def show_status(
         str | None, typer.Option(help="Where it listens.", show_default="as in the configuration")
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A caller's key, where callers are defined.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="A caller's key, where callers are defined."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Every 2 seconds, until Ctrl-C.")] = False,
@@ -230,24 +288,30 @@ def init(*, config: ConfigOption = None) -> None:
 def sandbox(
     *,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of the authentication host; others follow it.")
+        int, typer.Option(parser=_port, metavar="PORT", help="Of the authentication host; others follow it.")
     ] = 0,
-    token_lifetime: Annotated[int, typer.Option(min=1, help="Seconds that a token lives.")] = 3600,
-    latency: Annotated[float, typer.Option(min=0, help="Seconds added to each API answer.")] = 0.0,
+    token_lifetime: Annotated[
+        int, typer.Option(parser=_number(int, 1), metavar="S", help="Seconds that a token lives.")
+    ] = 3600,
+    latency: Annotated[
+        float, typer.Option(parser=_number(float, 0), metavar="S", help="Seconds added to each API answer.")
+    ] = 0.0,
     failure_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of API answers that are 503.")
+        float, typer.Option(parser=_share, metavar="SHARE", help="Share of API answers that are 503.")
     ] = 0.0,
     token_failure_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of token requests that fail.")
+        float, typer.Option(parser=_share, metavar="SHARE", help="Share of token requests that fail.")
     ] = 0.0,
     reset_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of API connections that are reset.")
+        float, typer.Option(parser=_share, metavar="SHARE", help="Share of API connections that are reset.")
     ] = 0.0,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests at once per project.")] = 10,
+    max_concurrency: Annotated[
+        int, typer.Option(parser=_number(int, 1), metavar="N", help="Requests at once per project.")
+    ] = 10,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Speak HTTPS with this certificate chain (PEM).")
+        Path | None, typer.Option(readable=False, help="Speak HTTPS with this certificate chain (PEM).")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(readable=False, help="The certificate's key (PEM).")] = None,
     public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
 ) -> None:
     """Run the simulated Contentsquare alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -21,6 +22,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from harness import free_port
+from typer.testing import CliRunner
+
+from proxy.cli import cli
+from proxy.errors import ConfigError
 
 STARTUP_S = 60.0
 """The bound of every wait; only a failing test gets there."""
@@ -433,19 +438,45 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "fault"),
     [
-        ["serve", "--port", "x"],
-        ["serve", "--port", "70000"],
-        ["sreve"],
-        ["serve", "--nope"],
-        ["sandbox", "--port", "-1"],
+        (["serve", "--port", "x"], "--port: must be a whole number from 0 to 65535"),
+        (["serve", "--port", "70000"], "--port: must be a whole number from 0 to 65535"),
+        (["sandbox", "--port", "-1"], "--port: must be a whole number from 0 to 65535"),
+        (["sandbox", "--latency", "inf"], "--latency: must be a number of at least 0"),
+        (["sandbox", "--failure-rate", "nan"], "--failure-rate: must be a number from 0 to 1"),
+        (["sreve"], "No such command 'sreve'"),
+        (["snippets", "a", "b\nc"], "Got unexpected extra argument"),
+        (["serve", "--nope"], "No such option: --nope. See: "),
+        (["snippets", "--for"], "Option '--for' requires an argument. See: "),
     ],
 )
-def test_wrong_usage_ends_it_with_2(arguments: list[str], environ: dict[str, str], tmp_path: Path) -> None:
+def test_wrong_usage_is_one_line_and_ends_it_with_2(
+    arguments: list[str], fault: str, environ: dict[str, str], tmp_path: Path
+) -> None:
     ended = run(*arguments, environ=environ, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"csq-proxy: {fault}")
+
+
+def test_without_a_command_it_shows_which_there_are(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run(environ=environ, cwd=tmp_path)
+    assert "snippets  Print ready text" in ended.stderr + ended.stdout
+
+
+def test_a_named_file_that_is_not_readable_is_a_fault_of_ours(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what Typer would ask, for four lines of its own
+
+    def refused(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    error = CliRunner().invoke(cli, ["check", "--config", str(config)]).exception
+    assert isinstance(error, ConfigError)
+    assert error.faults == (f"{config}: can't read it: Permission denied",)
 
 
 def test_without_any_project_it_says_what_to_do(environ: dict[str, str], tmp_path: Path) -> None:
