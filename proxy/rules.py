@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from proxy.contentsquare import Api
 from proxy.faults import Fault, KeyPath, did_you_mean
 from proxy.origin import is_loopback
+from proxy.secret import exposure
 
 if TYPE_CHECKING:
     from proxy.settings import Access, AccountSettings, CallerSettings, Credentials, ProjectSettings, Settings
@@ -120,6 +121,8 @@ def _files(settings: Settings) -> Iterator[Fault]:
         if path is not None and not os.access(path, os.R_OK):
             what = "can't read" if path.exists() else "there is no file"
             yield Fault((section, key), f"{what} {path}")
+        elif path is not None and key == "tls_key" and (fault := exposure(path)):
+            yield Fault((section, key), fault)
 
 
 def _project(path: KeyPath, project: ProjectSettings) -> Iterator[Fault]:

@@ -142,6 +142,7 @@ async def test_a_listener_can_speak_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     pair = authority.issue_cert("localhost", "127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    key.touch(mode=0o600)
     pair.private_key_pem.write_to_path(str(key))
     cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
     context = ssl.create_default_context()
@@ -160,6 +161,7 @@ async def test_a_listener_can_speak_tls(tmp_path: Path) -> None:
 
 async def test_a_certificate_that_is_none_is_an_error_of_the_configuration(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pem"
+    broken.touch(mode=0o600)
     broken.write_text("not a certificate")
     with pytest.raises(ConfigError, match=r"server\.tls_cert"):
         async with running(lone(server={"port": 0, "tls_cert": str(broken), "tls_key": str(broken)})):
@@ -173,6 +175,7 @@ async def test_an_encrypted_key_is_an_error_and_nobody_is_asked_for_a_pass_phras
     issued = trustme.CA().issue_cert("localhost")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     issued.cert_chain_pems[0].write_to_path(cert)
+    key.touch(mode=0o600)
     private = serialization.load_pem_private_key(issued.private_key_pem.bytes(), password=None)
     key.write_bytes(
         private.private_bytes(

@@ -832,6 +832,23 @@ def test_a_secret_file_that_others_can_read_is_refused(write: Writer) -> None:
 
 
 @posix_only
+def test_a_listener_s_private_key_that_others_can_read_is_refused(
+    write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("certificate", "cert.pem", mode=0o644)
+    key = write("key", "key.pem", mode=0o640)
+    path = write('[server]\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n' + SHOP)
+    assert faults_of(path) == [
+        f"server.tls_key: others can read or change {key} (mode 0640); run: chmod 600 {key}"
+    ]
+    key.chmod(0o400)
+    assert load(path, environ={}).server.tls_key == key
+    key.chmod(0o644)
+    monkeypatch.setattr(secret, "_is_in_memory", lambda *_: True)
+    assert load(path, environ={}).server.tls_key == key
+
+
+@posix_only
 def test_memory_file_systems_are_exempt_from_modes(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(SHOP, mode=0o644)
     device = path.stat().st_dev

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"settings"},
     "environment": {"schema"},
     "faults": {"schema"},
-    "rules": {"contentsquare", "faults", "origin", "settings"},
+    "rules": {"contentsquare", "faults", "origin", "secret", "settings"},
     "config": {"environment", "errors", "faults", "layers", "rules", "schema", "secret", "settings"},
     # A refresh
     "lease": {"errors", "events", "origin"},
