@@ -11,9 +11,11 @@ import shlex
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 COMMAND_TIMEOUT_S = 10.0
 _LONGEST = 65_536
@@ -102,25 +104,38 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
         reason = getattr(error, "strerror", None) or "not a valid command"
         raise SecretUnusable(f"can't run {shown}: {reason}") from None
     content = _output(process, shown)
-    if process.returncode:
+    if process.returncode and len(content) <= _LONGEST:
         raise SecretUnusable(f"{shown} ended with exit code {process.returncode}; run it by hand to see why")
     return _only_line(content, f"what {shown} prints")
 
 
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
+    """All that it prints, or, of what is too long for a secret, just so much. It has ended then."""
+    printed: list[bytes] = []
+    ends_at = time.monotonic() + COMMAND_TIMEOUT_S
+    # A thread, for a grandchild may hold the pipe open for longer than we wait.
+    reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
+    in_time = False
     try:
-        return process.communicate(timeout=COMMAND_TIMEOUT_S)[0]
+        reader.start()
+        reader.join(COMMAND_TIMEOUT_S)
+        if not reader.is_alive():
+            if len(printed[0]) <= _LONGEST:
+                process.wait(max(0.0, ends_at - time.monotonic()))
+            in_time = True
     except subprocess.TimeoutExpired:
+        pass
+    finally:  # also where we are being stopped
         process.kill()
-        process.wait()
-        # A grandchild may hold the pipe open, so nothing more is read from it. On Windows the
-        # reading thread of subprocess closes it.
-        if sys.platform != "win32" and process.stdout is not None:
-            process.stdout.close()
-        raise SecretUnusable(f"{shown} took longer than {COMMAND_TIMEOUT_S:g} s") from None
-    except BaseException:  # we are being stopped
-        process.kill()
-        raise
+    process.wait()
+    if not in_time:
+        raise SecretUnusable(f"{shown} took longer than {COMMAND_TIMEOUT_S:g} s")
+    return printed[0]
+
+
+def _read(pipe: BinaryIO, printed: list[bytes]) -> None:
+    with pipe:
+        printed.append(pipe.read(_LONGEST + 1))
 
 
 def _only_line(content: bytes, where: str) -> str:

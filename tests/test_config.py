@@ -792,6 +792,8 @@ def test_a_command_is_run_without_a_shell_in_the_file_s_folder(write: Writer) ->
         (command("-c", ""), "prints is empty"),
         (command("-c", f"print('{CANARY}\\n2')"), "prints holds more than one line"),
         (command("-c", "import time; time.sleep(9)"), "took longer than 0.05 s"),
+        (command("-c", "import os, time; os.close(1); time.sleep(9)"), "took longer than 0.05 s"),
+        (command("-c", "while True: print('c' * 9999)"), "prints is too long for a secret"),
         (
             "[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['no-such-program-here', 'x']",
             "there is no program no-such-program-here; give its full path",
