@@ -136,8 +136,10 @@ class _Loading(NamedTuple):
         file = _read_toml(path, faults) if path else {}
         if path and (fault := _exposed(path, file)):
             faults.append(fault)
+        sidecar = ("projects", environment.SIDECAR_PROJECT)
+        if _get(file, sidecar) is not None or _get(overrides, sidecar) is not None:
+            environment.withdraw_sidecar(found)
         faults += found.faults
-        _refuse_sidecar_conflict(found, file, overrides, faults)
         cwd = _working_folder()
         folder = path.parent if path else cwd
         layers = [
@@ -146,6 +148,8 @@ class _Loading(NamedTuple):
         ]
         loading = cls(layers[0], layers[1], {}, layers[2], found.names, faults, set())
         loading.resolve_secrets(folder)
+        for key in found.refused:
+            loading.excuse(key)
         return loading
 
     @property
@@ -187,6 +191,11 @@ class _Loading(NamedTuple):
             parent = _get(layer, path[:-1])
             if isinstance(parent, dict):
                 parent.pop(str(path[-1]), None)
+
+    def excuse(self, path: KeyPath) -> None:
+        """Lets a key be missing, for it was given in a place that was refused already."""
+        if all(_get(layer, path) is None for layer in self.layers):
+            self.repair(path, is_missing=path[-1] in ("client_id", "client_secret"))
 
     def resolve_secrets(self, folder: Path) -> None:
         """Fills the layer of secrets from the files and commands that the other layers name."""
@@ -247,7 +256,7 @@ def _read_toml(path: Path, faults: list[str]) -> Table:
     except OSError as error:
         faults.append(f"{path}: can't read it: {error.strerror}")
     except UnicodeDecodeError:
-        faults.append(f"{path}: isn't UTF-8 text")
+        faults.append(f"{path}: isn't UTF-8 text; save it as UTF-8")
     except tomllib.TOMLDecodeError as error:
         faults.append(_syntax_fault(path, text, str(error)))
     except (RecursionError, ValueError):  # tables and lists within each other, and thousands of digits
@@ -273,16 +282,6 @@ def _exposed(path: Path, file: Table) -> str | None:
         return None
     fault = secret.exposure(path)
     return f"{path}: holds a secret, and {fault}" if fault else None
-
-
-def _refuse_sidecar_conflict(
-    found: environment.Environment, file: Table, overrides: Mapping[str, Any], faults: list[str]
-) -> None:
-    path = ("projects", environment.SIDECAR_PROJECT)
-    names = [name for key, name in found.names.items() if key[:2] == path and name in environment.SIDECAR]
-    if names and (_get(file, path) is not None or _get(overrides, path) is not None):
-        faults.append(environment.sidecar_conflict(names[0]))
-        del found.values["projects"][environment.SIDECAR_PROJECT]
 
 
 def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapping[str, str]) -> Table:

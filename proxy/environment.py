@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from proxy.schema import ANY_NAME, Leaf, Schema
@@ -38,16 +38,20 @@ _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 
 class Environment(NamedTuple):
-    """``names`` has the variable behind each key, ``faults`` whole lines for people."""
+    """``names`` has the variable behind each key, ``faults`` whole lines for people.
+
+    ``refused`` are the keys of the sidecar's project where it isn't one, as a line says already.
+    """
 
     values: dict[str, Any]
     names: dict[tuple[str, ...], str]
     faults: list[str]
+    refused: list[tuple[str, ...]]
 
 
 def read(environ: Mapping[str, str], schema: Schema) -> Environment:
     """Everything that the environment says. Variables of others are none of our business."""
-    found = Environment({}, {}, [])
+    found = Environment({}, {}, [], [])
     for name, value in sorted(environ.items()):
         if not name.startswith(PREFIX) or name in (CONFIG, KEY) or _is_service_link(name, value):
             continue
@@ -123,7 +127,7 @@ def _read_sidecar(environ: Mapping[str, str], found: Environment) -> None:
     if not given:
         return
     if SIDECAR_PROJECT in found.values.get("projects", {}):
-        found.faults.append(sidecar_conflict(next(iter(given))))
+        _refuse_sidecar(found, given)
         return
     missing = ["CONTENTSQUARE_CLIENT_ID"] if "CONTENTSQUARE_CLIENT_ID" not in given else []
     if not any(name in given for name in _SECRETS):
@@ -135,9 +139,20 @@ def _read_sidecar(environ: Mapping[str, str], found: Environment) -> None:
             _put(found, ("projects", SIDECAR_PROJECT, SIDECAR[name]), name, value)
 
 
-def sidecar_conflict(name: str) -> str:
-    """The line for a sidecar variable beside a configured project of the same name."""
-    return (
-        f"{name}: makes a project named {SIDECAR_PROJECT}, but [projects.{SIDECAR_PROJECT}] is configured "
-        "too; unset the variable, or rename the project"
+def withdraw_sidecar(found: Environment) -> None:
+    """Take the sidecar's project out, for another place has one of its name, and say so."""
+    given = {name: key for key, name in found.names.items() if name in SIDECAR}
+    if given:
+        for key in given.values():
+            del found.names[key]
+        del found.values["projects"][SIDECAR_PROJECT]
+        _refuse_sidecar(found, given)
+
+
+def _refuse_sidecar(found: Environment, given: Iterable[str]) -> None:
+    found.faults.append(
+        f"{next(iter(given))}: makes a project named {SIDECAR_PROJECT}, but [projects.{SIDECAR_PROJECT}] is "
+        "configured too; unset the variable, or rename the project"
     )
+    # Whichever way a secret was given, it is the secret that would be missing.
+    found.refused.extend(("projects", SIDECAR_PROJECT, SIDECAR[name].removesuffix("_file")) for name in given)

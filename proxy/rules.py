@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from proxy.contentsquare import Api
 from proxy.faults import Fault, KeyPath, did_you_mean
 from proxy.origin import is_loopback
-from proxy.secret import exposure
+from proxy.secret import absence, exposure
 
 if TYPE_CHECKING:
     from proxy.settings import Access, AccountSettings, CallerSettings, Credentials, ProjectSettings, Settings
@@ -119,8 +119,7 @@ def _files(settings: Settings) -> Iterator[Fault]:
     )
     for section, key, path in files:
         if path is not None and not os.access(path, os.R_OK):
-            what = "can't read" if path.exists() else "there is no file"
-            yield Fault((section, key), f"{what} {path}")
+            yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))
         elif path is not None and key == "tls_key" and (fault := exposure(path)):
             yield Fault((section, key), fault)
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 COMMAND_TIMEOUT_S = 10.0
 _LONGEST = 65_536
+_CREDENTIALS = frozenset(("$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"))  # systemd.exec(5)
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # Memory on some systems and disk on others, but everybody's on all of them.
@@ -74,7 +75,7 @@ def read_file(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_LONGEST + 1)
     except FileNotFoundError:
-        raise SecretUnusable(f"there is no file {path}") from None
+        raise SecretUnusable(absence(path)) from None
     except OSError as error:
         raise SecretUnusable(f"can't read {path}: {error.strerror}") from None
     except ValueError:  # a NUL character
@@ -82,6 +83,16 @@ def read_file(path: Path) -> str:
     if fault := exposure(path):
         raise SecretUnusable(fault)
     return _only_line(content, str(path))
+
+
+def absence(path: Path) -> str:
+    """What to say of a file that isn't there."""
+    if not _CREDENTIALS.isdisjoint(path.parts):  # it stands for itself where the variable isn't set
+        return (
+            f"there is no file {path}: the variable CREDENTIALS_DIRECTORY isn't set;"
+            " systemd sets it for a service that has LoadCredential="
+        )
+    return f"there is no file {path}"
 
 
 def run_command(command: Sequence[str], folder: Path | None = None) -> str:

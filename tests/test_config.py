@@ -87,6 +87,19 @@ def test_a_secret_file_can_be_a_credential_of_systemd(name: str, write: Writer, 
     assert fault.startswith("projects.shop.client_secret_file: there is no file ")
 
 
+@pytest.mark.parametrize("name", ["$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"])
+def test_without_the_variable_of_systemd_s_credentials_that_is_what_is_told(name: str, write: Writer) -> None:
+    text = f"[projects.shop]\nclient_id = 'id'\nclient_secret_file = '{name}/shop'\n"
+    files = f"[contentsquare]\nca_file = '{name}/ca.pem'\n"
+    faults = faults_of(write(text + files))
+    assert [fault.partition(":")[0] for fault in faults] == [
+        "projects.shop.client_secret_file",
+        "contentsquare.ca_file",
+    ]
+    for fault in faults:
+        assert "the variable CREDENTIALS_DIRECTORY isn't set; systemd sets it" in fault
+
+
 def test_secrets_of_the_environment_are_known_by_their_variables(write: Writer) -> None:
     sidecar = {"CONTENTSQUARE_CLIENT_ID": "id", "CONTENTSQUARE_CLIENT_SECRET": CANARY}
     assert load(environ=sidecar, search=False).secrets_of_environment == ("CONTENTSQUARE_CLIENT_SECRET",)
@@ -257,16 +270,22 @@ def test_half_a_sidecar_is_refused(environ: dict[str, str], fault: str) -> None:
     assert faults_of(environ=environ) == [fault]
 
 
-@pytest.mark.parametrize("place", ["file", "environment", "overrides"])
+@pytest.mark.parametrize("place", ["file", "half a file", "environment", "overrides"])
 def test_the_lone_sidecar_does_not_mix_with_a_project_of_its_name(place: str, write: Writer) -> None:
-    environ = {"CONTENTSQUARE_CLIENT_ID": "id", "CONTENTSQUARE_CLIENT_SECRET": CANARY}
+    environ = {
+        "CONTENTSQUARE_CLIENT_ID": "id",
+        "CONTENTSQUARE_CLIENT_SECRET_FILE": str(write(CANARY, "s")),
+        "CONTENTSQUARE_INTEGRATION_ID": "7",
+    }
     path = write(SHOP.replace("shop", "default")) if place == "file" else None
+    if place == "half a file":
+        path = write("[projects.default]\napis = ['enrichment']\n")
     if place == "environment":
         environ |= {"CSQ_PROXY_PROJECTS__DEFAULT__READ_ONLY": "true"}
     overrides = (
         {"projects": {"default": {"client_id": "a", "client_secret": "b"}}} if place == "overrides" else {}
     )
-    (fault, *_) = faults_of(path, environ, overrides)
+    (fault,) = faults_of(path, environ, overrides)
     assert fault.startswith("CONTENTSQUARE_CLIENT_ID: makes a project named default, but [projects.default]")
 
 
@@ -404,7 +423,7 @@ def test_a_syntax_error_names_its_line_and_column(text: str, place: str, hint: s
 def test_a_file_that_is_not_text_is_refused(write: Writer) -> None:
     path = write("")
     path.write_bytes(b"\xff\xfe\x00")
-    assert faults_of(path) == [f"{path}: isn't UTF-8 text"]
+    assert faults_of(path) == [f"{path}: isn't UTF-8 text; save it as UTF-8"]
     path.write_bytes(b"\xef\xbb\xbf" + SHOP.encode())
     assert load(path, environ={}).default_project == "shop"
     assert len(faults_of(write.folder)) == 1
