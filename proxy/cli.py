@@ -265,12 +265,11 @@ def snippets(
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""
     from proxy.config import load, named_config_file  # noqa: PLC0415
-    from proxy.init import text_of, write_new  # noqa: PLC0415
+    from proxy.init import check_place, text_of, write_new  # noqa: PLC0415
     from proxy.init_command import ask  # noqa: PLC0415
 
     path = named_config_file(config, os.environ) or Path("config.toml")
-    if path.exists():
-        raise ConfigError(f"{path}: is there already and is not overwritten; move it away first")
+    check_place(path)
     answers = ask()
     write_new(path, text_of(answers))
     try:

@@ -45,6 +45,20 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def check_place(path: Path) -> None:
+    """Raise ConfigError where `write_new` would, as far as that can be told without writing."""
+    try:
+        if path.exists():
+            raise _there_already(path)
+        folder = next(folder for folder in path.parents if folder.exists())
+    except OSError as exc:  # a folder on the way to it is somebody else's
+        raise _not_writable(path, exc.strerror) from None
+    if not folder.is_dir():
+        raise _not_writable(path, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(path, "its folder isn't yours to write to")
+
+
 def write_new(path: Path, text: str) -> None:
     """Write a file that isn't there yet, with mode 0600 from its first byte on. Raises ConfigError."""
     try:
@@ -54,12 +68,20 @@ def write_new(path: Path, text: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise ConfigError(f"{path}: is there already and is not overwritten; move it away first") from None
+        raise _there_already(path) from None
     except OSError as exc:
-        raise ConfigError(f"{path}: can't be written ({exc.strerror})") from None
+        raise _not_writable(path, exc.strerror) from None
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as exc:  # the disk is full, say: half of it is of no use, and in the way
         path.unlink()
-        raise ConfigError(f"{path}: can't be written ({exc.strerror})") from None
+        raise _not_writable(path, exc.strerror) from None
+
+
+def _there_already(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: is there already and is not overwritten; move it away first")
+
+
+def _not_writable(path: Path, why: str | None) -> ConfigError:
+    return ConfigError(f"{path}: can't be written ({why}); name another place with --config FILE")

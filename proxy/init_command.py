@@ -9,6 +9,7 @@ import re
 
 import typer
 
+from proxy.errors import ConfigError
 from proxy.init import Answers
 from proxy.rules import name_fault
 
@@ -18,7 +19,23 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 def ask() -> Answers:
-    """Put the questions, on a terminal or to whatever standard input is."""
+    """Put the questions, on a terminal or to whatever standard input is.
+
+    Raises ConfigError where the answers end too soon, and Typer's Abort at Ctrl-C.
+    """
+    try:
+        return _answers()
+    except typer.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        typer.echo()  # the question has no end of its line
+        raise ConfigError(
+            "init: needs answers, and standard input has no more; without a terminal start from "
+            "config.example.toml instead"
+        ) from None
+
+
+def _answers() -> Answers:
     typer.echo(
         "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
     )
@@ -37,7 +54,7 @@ def _name(question: str) -> str:
         fault = name_fault(name)
         if fault is None:
             return name
-        typer.echo(f"{fault[0].upper()}{fault[1:]}.")
+        typer.echo(f"{fault[0].upper()}{fault[1:]}{'' if fault.endswith('?') else '.'}")
 
 
 def _text(question: str, *, hidden: bool = False) -> str:
@@ -56,4 +73,4 @@ def _number(question: str) -> int | None:
             return None
         if _NUMBER.match(answer):
             return int(answer)
-        typer.echo("A number, please.")
+        typer.echo("A whole number above 0, of at most 18 digits, please.")

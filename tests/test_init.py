@@ -65,9 +65,40 @@ def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given)
     assert result.exit_code == 0, result.output
     assert "Contentsquare's own paths" in result.output
-    assert "did you mean shop-fr?" in result.output
-    assert "A number, please." in result.output
+    assert "did you mean shop-fr?\n" in result.output
+    assert "A whole number above 0, of at most 18 digits, please." in result.output
     assert load(path, environ={}).projects["shop-fr"].project_id == 42
+
+
+@pytest.mark.parametrize("given", ["", "shop\nid\n"])
+def test_answers_that_end_too_soon_are_a_line_that_says_what_else_to_do(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    error = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given).exception
+    assert isinstance(error, ConfigError)
+    assert len(error.faults) == 1
+    assert "config.example.toml" in error.faults[0]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "locked", "below"])
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_asked(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "config.toml" if place == "locked" else tmp_path / "file" / "x" / "config.toml"
+    if place == "locked":
+        monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    if place == "below":
+
+        def refused(_: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "exists", refused)
+    result = CliRunner().invoke(cli, ["init", "--config", str(path)])
+    assert isinstance(result.exception, ConfigError)
+    assert result.output == ""
+    assert f"{path}: can't be written (" in result.exception.faults[0]
+    assert result.exception.faults[0].endswith("; name another place with --config FILE")
 
 
 def test_answers_that_make_no_good_configuration_leave_no_file(
@@ -100,7 +131,7 @@ def test_what_is_no_text_or_no_id_is_asked_for_again(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert b"That isn't text" in result.stdout
-    assert result.stdout.count(b"A number, please.") == 2
+    assert result.stdout.count(b"A whole number above 0, of at most 18 digits, please.") == 2
     assert load(path, environ={}).projects["shop"].client_id == "id"
 
 

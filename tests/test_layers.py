@@ -135,7 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "snippets": {"__init__", "errors", "origin", "secret", "settings"},
     "live": {"contentsquare", "dial", "errors", "lease", "oauth", "origin", "settings"},
     "completion": {"config", "environment", "schema", "snippets"},
-    "init_command": {"init", "rules"},
+    "init_command": {"errors", "init", "rules"},
     "live_command": {"live", "settings", "tables"},
     "facade": {
         "answer",
