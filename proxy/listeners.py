@@ -11,6 +11,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,9 +196,13 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
                 f"server.host: can't listen on {bracketed(host)} ({exc.strerror});"
                 " give an address of this computer"
             ) from None
+        remedy = f"choose another port{' with --port' if key == 'server.port' else ''}"
+        if isinstance(exc, PermissionError) and sys.platform != "win32":  # where it may mean a taken one
+            remedy = f"ports below 1024 are often for administrators alone; {remedy}"
+        else:
+            remedy = f"is another csq-proxy running? Stop it, or {remedy}"
         raise ListenError(
-            f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); is another csq-proxy running?"
-            f" Stop it, or choose another port{' with --port' if key == 'server.port' else ''}"
+            f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); {remedy}"
         ) from None
     sock.setblocking(False)
     return sock
@@ -216,6 +221,11 @@ def _bind_unix(path: Path) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
+        if isinstance(exc, PermissionError):
+            raise ListenError(
+                f"server.unix_socket: can't listen on {path} ({exc.strerror}); let this user write to"
+                f" {path.parent}, or choose another path"
+            ) from None
         raise ListenError(
             f"server.unix_socket: can't listen on {path} ({exc.strerror}); is another csq-proxy running,"
             " or something else in its place? Stop it, or choose another path"

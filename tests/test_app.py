@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -136,6 +138,32 @@ async def test_a_unix_socket_that_is_somebody_elses_is_left_alone(folder: Path, 
             async with running(lone(server={"port": 0, "unix_socket": str(path)})):
                 pass
         assert path.stat().st_ino == before
+
+
+@needs_unix
+@pytest.mark.parametrize(
+    ("server", "says"),
+    [
+        ({"port": 80}, "server.port: can't listen on 127.0.0.1:80 .*; choose another port with --port$"),
+        ({"port": 0, "unix_socket": "FOLDER/proxy.sock"}, "server.unix_socket: .*; let this user write to "),
+    ],
+)
+async def test_where_it_may_not_listen_it_does_not_blame_another_proxy(
+    server: dict[str, Any], says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(socket.socket):
+        def bind(self, address: Any, /) -> None:
+            if self.family == socket.AF_UNIX or address[1]:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            super().bind(address)
+
+    settings = lone(
+        server={k: v.replace("FOLDER", str(folder)) if isinstance(v, str) else v for k, v in server.items()}
+    )
+    monkeypatch.setattr(socket, "socket", Refused)
+    with pytest.raises(ListenError, match=says):
+        async with running(settings):
+            pass
 
 
 async def test_a_listener_can_speak_tls(tmp_path: Path) -> None:
