@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -181,18 +181,20 @@ def check(
         raise
     if not as_json:
         _show(settings)
-    findings = _live_findings(settings, shown=not as_json) if live else []
-    good = all(finding.result != "failed" for finding in findings)
+    findings = _findings(settings, live=live)
+    results = {finding.result for finding in findings}
+    good = results <= {"ok"}  # a warning says that not all is well, and only then is it 0
     if as_json:
-        checks = {"checks": [asdict(finding) for finding in findings]} if live else {}
-        say(json.dumps({"ok": good, **_described(settings), **checks}, indent=2, default=str))
+        checks = [asdict(finding) for finding in findings]
+        say(json.dumps({"ok": good, **_described(settings), "checks": checks}, indent=2, default=str))
+    else:
+        _show_findings(findings, all_of_them=live)
+        if live and "failed" not in results:
+            say(f"To run it: {_command('serve', config=config)}")
+        elif not live:
+            say(f"To ask Contentsquare, too: {_command('check', '--live', config=config)}")
     if not good:
         sys.exit(1)
-    if not as_json:
-        if live:
-            say(f"To run it: {_command('serve', config=config)}")
-        else:
-            say(f"To ask Contentsquare, too: {_command('check', '--live', config=config)}")
 
 
 @cli.command("status")
@@ -376,13 +378,20 @@ def _listener(settings: Settings) -> str:
     return f"{bracketed(server.host)}:{server.port}"
 
 
-def _live_findings(settings: Settings, *, shown: bool) -> list[Finding]:
-    from proxy.live_command import collect, show  # noqa: PLC0415
+def _findings(settings: Settings, *, live: bool) -> list[Finding]:
+    from proxy.expiry import utc_today  # noqa: PLC0415
+    from proxy.live import expiries  # noqa: PLC0415
+    from proxy.live_command import collect  # noqa: PLC0415
 
-    findings = collect(settings)
-    if shown:
-        show(findings)
-    return findings
+    return [*expiries(settings, utc_today()), *(collect(settings) if live else ())]
+
+
+def _show_findings(findings: Sequence[Finding], *, all_of_them: bool) -> None:
+    from proxy.live_command import show  # noqa: PLC0415
+
+    told = [finding for finding in findings if all_of_them or finding.result != "ok"]
+    if told:
+        show(told)
 
 
 def _show(settings: Settings) -> None:

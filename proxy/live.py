@@ -8,13 +8,16 @@ Works with the same parts as the running proxy, and starts none of it. Must not 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from proxy.contentsquare import Api
 from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import ConnectFailed, TokenFetchError
+from proxy.expiry import days_left, step_of
 from proxy.lease import Lease
 from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, apis_of, make_session
 from proxy.origin import Origin
@@ -38,7 +41,9 @@ _NEXT = {
     "project": "Compare project_id with the Contentsquare console; account-level credentials need it.",
     "integration": "Compare integration_id with the Contentsquare console: it is for this project alone.",
     "endpoint": "If the host is Contentsquare's, add it to contentsquare.allowed_endpoints.",
-    "me": "Nothing, if all else is well: name the project's apis in the configuration.",
+    "me": "Try again later. The proxy doesn't need it where apis are named; a caller that asks for it does.",
+    "expires": "Have new credentials made in the Contentsquare console; put them into the configuration, and"
+    " their date into expires.",
     "answer": "Check contentsquare.auth_url, and for a network's login page in between, or try again later.",
 }
 _LINK_OF_STATUS = {
@@ -84,9 +89,29 @@ class _Subject:
     def finding(self, check: str, result: Result, message: str, api: Api | None = None) -> Finding:
         return _finding(check, result, message, self.name, "" if api is None else api.value)
 
+    def fault(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
+        """A failed token request; a warning of ``check`` where that is given."""
+        result: Result = "failed" if check is None else "warning"
+        found = self.finding(check or _link(error), result, str(error), api)
+        return replace(found, next_step=_wait(error)) if error.cause == "rate_limited" else found
+
 
 def _finding(check: str, result: Result, message: str, project: str = "", api: str = "") -> Finding:
     return Finding(project, api, check, result, message, "" if result == "ok" else _NEXT[check])
+
+
+def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
+    """For each ``expires`` of the configuration, whether it is near or past. Asks nobody."""
+    for name, access in (*settings.projects.items(), *settings.accounts.items()):
+        if access.expires is None:
+            continue
+        left = days_left(access.expires, today)
+        if left < 0:
+            yield _finding("expires", "failed", f"the credentials expired on {access.expires}", name)
+        else:
+            result: Result = "ok" if step_of(left) is None else "warning"
+            days = f"{left} day{'' if left == 1 else 's'}"
+            yield _finding("expires", result, f"the credentials expire in {days}, on {access.expires}", name)
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -191,9 +216,9 @@ async def _ask(
         members = await endpoint.me(subject.credentials)
     except TokenFetchError as error:
         if not apis:
-            yield subject.finding(_link(error), "failed", str(error))
+            yield subject.fault(error)
             return
-        yield subject.finding("me", "warning", str(error))
+        yield subject.fault(error, check="me")
     else:
         yield _described(subject, members)
         if apis is None:
@@ -238,7 +263,7 @@ async def _grant(
     try:
         lease = await endpoint.fetch(request)
     except TokenFetchError as error:
-        return [subject.finding(_link(error), "failed", str(error), api)]
+        return [subject.fault(error, api)]
     found = list(_granted(subject, api, lease))
     if lease.origin not in known:
         links = [finding async for finding in _reach(dialer, lease.origin)]
@@ -276,3 +301,8 @@ def _link(error: TokenFetchError) -> str:
             return "integration"
         return "project" if "project" in said else "credentials"
     return "credentials" if error.status == 500 else "answer"
+
+
+def _wait(error: TokenFetchError) -> str:
+    pause = f" {math.ceil(error.retry_after_s)} s" if error.retry_after_s else ""
+    return f"Wait{pause}, then try again."

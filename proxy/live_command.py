@@ -37,7 +37,7 @@ def collect(settings: Settings) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """What was found as a table, and how much of it failed."""
+    """What was found as a table, and how much of it isn't well."""
     terminal = Terminal()
     longest = len("speed-analysis,") if terminal.is_narrow else None
     short = (Column(name, max_width=longest, overflow="fold") for name in ("API", "checks"))
@@ -49,9 +49,16 @@ def show(findings: Sequence[Finding]) -> None:
         drawn.add_row(
             escape(one.project or "(all)"), one.api or "-", one.check, colour, escape(one.message) + step
         )
-    failed = sum(one.result == "failed" for one in rows)
     terminal.print(drawn)
-    terminal.print(f"[bold red]{failed} failed.[/]" if failed else "[green]All is well.[/]")
+    terminal.print(_summary(rows))
+
+
+def _summary(rows: Sequence[Finding]) -> str:
+    failed, warned = (sum(one.result == result for one in rows) for result in ("failed", "warning"))
+    warnings = f"{warned} warning{'' if warned == 1 else 's'}"
+    if failed:
+        return f"[bold red]{failed} failed{f', {warnings}' if warned else ''}.[/]"
+    return f"[yellow]{warnings}.[/]" if warned else "[green]All is well.[/]"
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from test_cli import environ as environ  # noqa: PLC0414
 from test_cli import run, write
 
 from proxy.config import load
-from proxy.live import Finding, examine
+from proxy.live import Finding, examine, expiries
 from proxy.sandbox import Sandbox, SandboxOptions
 from proxy.settings import Settings
 
@@ -254,6 +254,57 @@ async def test_a_wrong_clock_is_a_warning(ahead_s: float, result: str) -> None:
         assert ("ahead" if ahead_s > 0 else "behind") in clock.message
 
 
+def test_credentials_that_are_about_to_expire_are_a_warning_and_expired_ones_have_failed() -> None:
+    values = told_values("http://127.0.0.1:1", expires="2026-03-01")
+    values["projects"]["other"] = {"client_id": "id-2", "client_secret": "canary-2"}
+    values["accounts"] = {"acme": {"client_id": "id-3", "client_secret": "canary-3", "expires": "2027-03-01"}}
+    settings = settings_of(values)
+
+    def told(year: int, month: int, day: int) -> list[tuple[str, str, str]]:
+        found = list(expiries(settings, date(year, month, day)))
+        assert {one.check for one in found} == {"expires"}
+        assert all("console" in one.next_step for one in found if one.result != "ok")
+        return [(one.project, one.result, one.message) for one in found]
+
+    well = ("acme", "ok", "the credentials expire in 395 days, on 2027-03-01")
+    assert told(2026, 1, 30) == [
+        ("shop", "warning", "the credentials expire in 30 days, on 2026-03-01"),
+        well,
+    ]
+    assert [result for _, result, _ in told(2026, 1, 29)] == ["ok", "ok"]
+    assert told(2026, 2, 28)[0][1:] == ("warning", "the credentials expire in 1 day, on 2026-03-01")
+    assert told(2026, 3, 1)[0][1] == "warning"
+    assert told(2026, 3, 2)[0] == ("shop", "failed", "the credentials expired on 2026-03-01")
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "todo"),
+    [(b"", "Wait, then try again."), (b"Retry-After: 30\r\n", "Wait 30 s, then try again.")],
+)
+async def test_too_many_token_requests_are_to_be_waited_for(retry_after: bytes, todo: str) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 429 X\r\n%bContent-Length: 0\r\n\r\n" % retry_after)
+        await writer.drain()
+
+    async with RawServer(refuse) as server:
+        findings = await findings_of(told_values(server.url, apis=["metrics"]))
+        assert [one.next_step for one in findings if one.result != "ok"] == [todo, todo]
+        [finding] = failed(await findings_of(told_values(server.url)))
+        assert finding.next_step == todo
+
+
+async def test_me_asks_for_no_apis_where_they_are_named() -> None:
+    told = Told()
+    told.me = (503, {})
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        findings = await findings_of(told_values(server.url, apis=["metrics"]))
+    [finding] = [one for one in findings if one.result != "ok"]
+    assert (finding.check, finding.result) == ("me", "warning")
+    assert "name the project's apis" not in finding.next_step
+
+
 async def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
     told = Told()
     async with RawServer(told) as server:
@@ -409,3 +460,44 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     [one] = [check for check in told["checks"] if check["result"] == "failed"]
     assert (one["check"], one["project"]) == ("credentials", "shop")
     assert "canary" not in ended.stdout + ended.stderr
+
+
+async def test_a_warning_is_counted_and_not_called_well(environ: dict[str, str], tmp_path: Path) -> None:
+    told = Told(date=time.time() - 172_800)
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+        text = f"""
+[contentsquare]
+auth_url = "{server.url}"
+allowed_endpoints = ["{server.url.partition("://")[2]}"]
+[projects.shop]
+client_id = "id"
+client_secret = "canary-1"
+"""
+
+        async def check(*options: str, expires: date | None = None) -> tuple[int, str, set[str]]:
+            path = write(tmp_path / "told.toml", text + (f"expires = {expires}\n" if expires else ""))
+            command = ("check", "--config", str(path), *options)
+            ended = await asyncio.to_thread(run, *command, environ=environ, cwd=tmp_path)
+            coded = await asyncio.to_thread(run, *command, "--json", environ=environ, cwd=tmp_path)
+            status = json.loads(coded.stdout)
+            assert (coded.returncode, status["ok"]) == (ended.returncode, ended.returncode == 0)
+            assert "All is well" not in ended.stdout
+            return ended.returncode, ended.stdout, {one["result"] for one in status["checks"]}
+
+        code, shown, results = await check("--live")
+        assert (code, results) == (1, {"ok", "warning"})
+        assert "\n1 warning.\nTo run it: " in shown
+        code, shown, results = await check("--live", expires=tomorrow)
+        assert (code, results) == (1, {"ok", "warning"})
+        assert "\n2 warnings.\nTo run it: " in shown
+        code, shown, results = await check("--live", expires=date(2020, 1, 1))
+        assert (code, results) == (1, {"ok", "warning", "failed"})
+        assert shown.endswith("\n1 failed, 1 warning.\n")
+        code, shown, results = await check(expires=date(2020, 1, 1))
+        assert (code, results) == (1, {"failed"})
+        assert "expired on 2020-01-01" in shown
+        assert "1 failed.\n" in shown
+        assert (await check(expires=tomorrow))[::2] == (1, {"warning"})
+        assert (await check(expires=date(2999, 1, 1)))[::2] == (0, {"ok"})
