@@ -73,10 +73,19 @@ def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["", "shop\nid\n"])
 def test_answers_that_end_too_soon_are_a_line_that_says_what_else_to_do(given: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    error = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given).exception
-    assert isinstance(error, ConfigError)
-    assert len(error.faults) == 1
-    assert "config.example.toml" in error.faults[0]
+    result = subprocess.run(
+        [sys.executable, "-m", "proxy", "init", "--config", str(path)],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1].lstrip()  # behind what Python says where no terminal is
+    assert line.startswith("csq-proxy: init: needs answers, ")
+    assert "config.example.toml" in line
+    assert "Abort" not in result.stderr
     assert not path.exists()
 
 
