@@ -124,7 +124,7 @@ class Door:
             connection
             for connection in self.server.connections
             if isinstance(connection, CallerConnection)
-            and not connection.is_answering
+            and connection.is_idle
             and connection.idle_since <= idle_by
         ]
         idle.sort(key=lambda connection: (connection.has_unsent, connection.idle_since))

@@ -126,7 +126,7 @@ class Listeners:
         connections = tuple(self.connections())
         for connection in connections:
             connection.is_ending = True
-            if not connection.is_answering:
+            if connection.is_idle:
                 connection.force_close()
         return bool(connections)
 

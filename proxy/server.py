@@ -259,8 +259,13 @@ class CallerConnection(RequestHandler):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being handled, or waits to be, or its answer waits to be seen."""
-        return self.unanswered > 0 or self._is_lingering
+        """Whether a request is being handled, or waits to be."""
+        return self.unanswered > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be closed: no request waits for an answer, nor an early answer to be seen."""
+        return not (self.is_answering or self._is_lingering)
 
     # One request after the other: begun as it comes where it can be, and the task's business where not.
 
