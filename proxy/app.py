@@ -19,7 +19,7 @@ from proxy.errors import ConfigError, ListenError
 from proxy.events import EventLog
 from proxy.expiry import ExpiryWatch
 from proxy.gateway import Gateway
-from proxy.generation import Generation, Generations, Plan, plan
+from proxy.generation import Generation, Generations, Outward, Plan, plan
 from proxy.listeners import Listener, Listeners
 from proxy.measures import LoopLag
 from proxy.process import descriptor_limit
@@ -61,6 +61,7 @@ class App:
         self._loop_lag = LoopLag(self._on_slow_loop)
         self._generation: Generation
         self._generations: Generations
+        self._old_ways: list[Outward] = []  # one for each generation that is being seen out
 
     # Overview, for `Admin` and the start-up summary
 
@@ -204,6 +205,7 @@ class App:
             project.start()
         for project in self.projects():
             project.forget_answers()
+        self._old_ways.append(old.outward)
         self._spawn(self._see_out(old, step.leaving))
         try:
             self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
@@ -225,7 +227,9 @@ class App:
             for project in leaving:
                 project.close()
             old.unredact()
-            if old.outward is not self._generation.outward:
+            self._old_ways.remove(old.outward)
+            # What left in another reload may still be on the same way: who is last to go closes it.
+            if old.outward not in (self._generation.outward, *self._old_ways):
                 await old.outward.close()
 
     async def _keep_house(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import trustme
 from harness import (
+    OK,
     WAIT_S,
     Gateway,
     Held,
@@ -346,6 +347,56 @@ async def test_a_running_request_finishes_on_what_it_began_with(tmp_path: Path, 
             assert await running.code() == 200
             assert len(held.tokens) == 2
             assert not running.app._generation.outward._session.closed
+
+
+@dataclass
+class Late(Held):
+    """A cloud that answers its first request 401, when it is let go; others at once."""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await read_message(reader)
+            self.tokens += request.values(b"authorization")
+            answer = b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n" if len(self.tokens) == 1 else OK
+            self.started.set()
+            await self.go_on.wait()
+            writer.write(answer)
+            await writer.drain()
+
+
+async def reload_twice(running: Rig) -> None:
+    """First the project is another one, then the way out is."""
+    await running.change(projects={"shop": {**ONE, "client_secret": "secret-2"}})
+    await running.change(contentsquare={**running.sections["contentsquare"], "connect_timeout": 7})
+    await asyncio.sleep(0.02)  # time enough to close what is still needed
+    assert running.status[1] == 0
+
+
+async def test_a_request_of_two_reloads_ago_keeps_its_way_out_and_the_last_one_closes_it(
+    tmp_path: Path,
+) -> None:
+    late = Late()
+    async with rig(tmp_path, late) as running:
+        outward = running.app._generation.outward
+        slow = asyncio.create_task(running.call(b"GET /v1/segments"))
+        await late.started.wait()
+        await reload_twice(running)
+        late.go_on.set()
+        assert (await slow).status == 200  # with a token that was fetched on the way of then
+        assert await running.code() == 200
+        await until(lambda: outward._session.closed)
+        assert not running.app._generation.outward._session.closed
+
+
+async def test_silence_is_bounded_for_a_request_of_two_reloads_ago(tmp_path: Path) -> None:
+    late = Late()
+    async with rig(tmp_path, late) as running:
+        await running.change(contentsquare={**running.sections["contentsquare"], "idle_timeout": 0.2})
+        slow = asyncio.create_task(running.code())
+        await late.started.wait()
+        await reload_twice(running)
+        async with asyncio.timeout(5):
+            assert await slow == "PROXY_UPSTREAM_TIMEOUT"
 
 
 async def test_what_goes_fetches_nothing_more(tmp_path: Path) -> None:
