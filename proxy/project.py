@@ -102,7 +102,7 @@ class Project:
         self._rotation = Rotation(pairs, self._on_switch)
         self._slots_of = slots_of
         self._learnt_id: int | None = None
-        self._inherited: dict[Api, Lease] = {}
+        self._inherited: dict[Api, Lease] = {}  # until somebody asks for them
         self._tokens: dict[Api, deque[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._endpoint = endpoint
@@ -111,8 +111,9 @@ class Project:
         self._on_lease = on_lease
         self._clock = clock
         self._keepers: dict[Api, LeaseKeeper] = {}
-        self._wanted = (grant.apis or ()) if from_start else ()
-        self._discovering = from_start and grant.apis is None
+        self._discovers = from_start and grant.apis is None
+        # What is to be kept from the start; None: not known yet.
+        self._wanted = None if self._discovers else (grant.apis or ()) if from_start else ()
         self._discovery: asyncio.Task[None] | None = None
         self._discovery_error: TokenFetchError | None = None
 
@@ -154,7 +155,7 @@ class Project:
     @property
     def is_settled(self) -> bool:
         """Whether every token wanted from the start was fetched, or failed to be, at least once."""
-        if self._discovering:
+        if self._wanted is None:
             return self._discovery_error is not None
         statuses = [self._keepers[api].status() for api in self._wanted if api in self._keepers]
         tried = [status for status in statuses if status.usable or status.failures_in_a_row]
@@ -162,7 +163,7 @@ class Project:
 
     def missing(self) -> list[str]:
         """What is wanted from the start and not usable now, each with the reason, for people."""
-        if self._discovering:
+        if self._wanted is None:
             return [
                 f"{self.name}: {self._discovery_error or 'what its credentials are for is not known yet'}"
             ]
@@ -175,10 +176,9 @@ class Project:
 
     def start(self) -> None:
         """Begin to fetch what is wanted from the start; comes back at once."""
-        if self._discovering:
+        self._keep(self._wanted or ())
+        if self._discovers:
             self._discovery = self._spawn(self._discover())
-        else:
-            self._keep(self._wanted)
 
     async def ask_me(self) -> TokenAnswer:
         """What Contentsquare says about the pair of credentials in use. Raises `TokenFetchError`."""
@@ -191,14 +191,17 @@ class Project:
     def inherit(self, before: Project) -> None:
         """Take over from a project of the same name, which is about to be retired, what is still good.
 
-        Its numbers and, where they are for the same data, its slots and leases: until our own tokens
-        are here, callers needn't wait.
+        Its numbers and, where they are for the same data, its slots, its leases and what it discovered:
+        until our own tokens are here, callers needn't wait.
         """
         self.requests.update(before.requests)
         self.measures = before.measures
         if not self.grant.is_for_the_same_data(before.grant):
             return
         self.slots, self._learnt_id = before.slots, before._learnt_id
+        if self._discovers:
+            self._wanted = before._wanted
+        self._inherited.update(before._inherited)
         for api, keeper in before.keepers.items():
             lease = keeper.current()
             if lease is not None:
@@ -256,12 +259,16 @@ class Project:
             self.keeper(api)
 
     async def _discover(self) -> None:
-        """Learn what the credentials are for, and keep that fresh; nothing where it can't be learnt."""
-        found = await self._described() or frozenset()
-        usable = found if self.grant.integration_id is not None else found - {Api.ENRICHMENT}
-        self._wanted = tuple(api for api in Api if api in usable)
+        """Learn what the credentials are for, and keep that fresh.
+
+        Where it can't be learnt, what was known before, else nothing.
+        """
+        found = await self._described()
+        if found is not None:
+            usable = found if self.grant.integration_id is not None else found - {Api.ENRICHMENT}
+            self._wanted = tuple(api for api in Api if api in usable)
+        self._wanted = self._wanted or ()
         self._keep(self._wanted)
-        self._discovering = False
         self._emit("apis_discovered", apis=[api.value for api in self._wanted])
 
     async def _described(self) -> frozenset[Api] | None:

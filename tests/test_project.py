@@ -265,6 +265,21 @@ async def test_while_discovery_fails_the_project_is_settled_not_ready_and_serves
         assert not project.is_ready
 
 
+async def test_what_was_discovered_before_is_wanted_until_discovery_says_otherwise() -> None:
+    host = AuthHost([(200, {"scopes": "metrics"}), (503, {}), (200, {"scopes": "surveys"})])
+    async with living(host, Grant(CREDENTIALS)) as life, living(host, Grant(CREDENTIALS)) as next_life:
+        project = next_life.project
+        life.project.start()
+        await until(lambda: life.project.is_ready)
+        project.inherit(life.project)
+        project.start()
+        assert project.is_ready
+        assert project.first_api is Api.METRICS
+        await until(lambda: project.first_api is Api.SURVEYS)
+        assert len(host.questions) == 3
+        await until(lambda: project.is_ready)
+
+
 async def test_what_was_used_before_discovery_keeps_its_keeper() -> None:
     host = AuthHost([(503, {}), (200, {"scopes": "metrics"})])
     async with living(host, Grant(CREDENTIALS)) as life:

@@ -434,6 +434,30 @@ async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_d
         assert upstream.requests[-1].values(b"authorization") != [b"Bearer token-1"]
 
 
+@pytest.mark.parametrize("status", [503, 401])
+async def test_a_changed_secret_leaves_a_project_ready_whose_apis_were_discovered(
+    tmp_path: Path, status: int
+) -> None:
+    shop = {key: value for key, value in ONE.items() if key != "apis"}
+    async with rig(tmp_path, projects={"shop": shop}) as running:
+        running.token.status = status
+        for number in (2, 3):
+            await running.change(projects={"shop": {**shop, "client_secret": f"secret-{number}"}})
+            await until(lambda: running.token.requests[-1]["client_secret"] == f"secret-{number}")  # noqa: B023 - awaited within
+            assert (await running.call(b"GET /-/ready")).status == 200
+        assert await running.code() == 200
+
+
+async def test_two_changes_in_a_row_lose_no_token_that_nobody_asked_for_in_between(tmp_path: Path) -> None:
+    shop = {**ONE, "apis": []}
+    async with rig(tmp_path, projects={"shop": shop}) as running:
+        assert await running.code() == 200
+        running.token.status = 503
+        for number in (2, 3):
+            await running.change(projects={"shop": {**shop, "client_secret": f"secret-{number}"}})
+        assert await running.code() == 200
+
+
 @pytest.mark.parametrize("other", [{"client_id": "id-2"}, {"project_id": 43}])
 async def test_a_token_for_other_data_is_never_taken_over(tmp_path: Path, other: dict[str, object]) -> None:
     upstream = Upstream()
