@@ -214,7 +214,8 @@ class TokenEndpoint:
                 return await self._exchange(path, members)
             except ConnectFailed as error:
                 raise TokenFetchError(f"{self._who}: {error}", cause="http_proxy") from None
-            except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and ssl.SSLError too
+            # OSError: TimeoutError and ssl.SSLError too. UnicodeError: not even a name.
+            except (aiohttp.ClientError, OSError, UnicodeError) as error:
                 raise self._failure(error) from None
 
     def _refusal(self, answer: TokenAnswer, credentials: Credentials) -> TokenFetchError | None:
@@ -290,6 +291,7 @@ def apis_of(members: Mapping[str, object]) -> frozenset[Api] | None:
     return frozenset(api for api in Api if api.scope in names)
 
 
+_NO_NAME = ("dns", "its name can't be resolved; check DNS, or contentsquare.auth_url")
 _WIRE_FAULTS: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
     (TimeoutError, "timeout", "no answer in time"),
     (
@@ -299,11 +301,8 @@ _WIRE_FAULTS: tuple[tuple[type[Exception], str, str], ...] = (  # the first that
     ),
     (aiohttp.ClientProxyConnectionError, "http_proxy", "the HTTP proxy on the way to it can't be reached"),
     (aiohttp.ClientHttpProxyError, "http_proxy", "the HTTP proxy on the way to it refused to connect"),
-    (
-        aiohttp.ClientConnectorDNSError,
-        "dns",
-        "its name can't be resolved; check DNS, or contentsquare.auth_url",
-    ),
+    (aiohttp.ClientConnectorDNSError, *_NO_NAME),
+    (UnicodeError, *_NO_NAME),
     (ConnectionRefusedError, "connection_refused", "nobody listens there; check contentsquare.auth_url"),
     (aiohttp.ClientConnectorError, "connection_failed", "no connection can be made; check the network"),
     (aiohttp.ClientResponseError, "malformed", "its answer isn't valid HTTP"),

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MOST_OF_LABEL, _MOST_OF_NAME = 63, 253
+"""Characters, by RFC 1035, section 2.3.4: nothing can look a longer name up."""
 _REG_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*\Z")
 
 
@@ -40,6 +42,11 @@ class Origin(NamedTuple):
         host = parts.hostname or ""
         if not (_REG_NAME.match(host) or _is_ip(host)):
             raise ValueError("must name a host")
+        if len(host) > _MOST_OF_NAME or max(map(len, host.split("."))) > _MOST_OF_LABEL:
+            raise ValueError(
+                f"must name a host: at most {_MOST_OF_LABEL} characters between two dots,"
+                f" and {_MOST_OF_NAME} in all"
+            )
         try:
             port = parts.port
         except ValueError:

@@ -494,6 +494,10 @@ def test_paths_in_the_file_are_relative_to_its_folder(write: Writer, tmp_path: P
             "[contentsquare]\nauth_url = 'http://api.contentsquare.com'",
             "contentsquare.auth_url: must start with https://",
         ),
+        (
+            f"[contentsquare]\nauth_url = 'https://{64 * 'a'}.example'",
+            "contentsquare.auth_url: must name a host: at most 63 characters between two dots",
+        ),
         ("[contentsquare]\nauth_url = 'https://a.example/v1'", "contentsquare.auth_url: must be a base URL"),
         ("[contentsquare]\nallowed_endpoints = []", "contentsquare.allowed_endpoints: must not be empty"),
         *(

@@ -450,8 +450,9 @@ async def test_nobody_listening_is_said_so() -> None:
         (OSError(24, f"text of a library {SECRET}"), "connection_lost"),
         (ssl.SSLError(f"text of a library {SECRET}"), "tls"),
         (TimeoutError(f"text of a library {SECRET}"), "timeout"),
+        (UnicodeError(f"text of a library {SECRET}"), "dns"),
     ],
-    ids=["dns", "connector", "client", "os", "ssl", "timeout"],
+    ids=["dns", "connector", "client", "os", "ssl", "timeout", "no name"],
 )
 async def test_a_librarys_exception_becomes_words_of_our_own(
     answers: fake_answers, exception: Exception, cause: str

@@ -40,6 +40,8 @@ from proxy.origin import Origin
         ("http://127.0.0.1:9000", ("http", "127.0.0.1", 9000), "http://127.0.0.1:9000"),
         ("https://[::1]:9000", ("https", "::1", 9000), "https://[::1]:9000"),
         ("https://[2001:DB8::1]", ("https", "2001:db8::1", 443), "https://[2001:db8::1]"),
+        (f"https://{63 * 'a'}.example", ("https", f"{63 * 'a'}.example", 443), f"https://{63 * 'a'}.example"),
+        (f"https://{126 * 'a.'}a", ("https", f"{126 * 'a.'}a", 443), f"https://{126 * 'a.'}a"),
     ],
 )
 def test_a_base_url_is_scheme_host_and_port(url: str, origin: tuple[str, str, int], text: str) -> None:
@@ -85,6 +87,8 @@ def test_a_base_url_is_scheme_host_and_port(url: str, origin: tuple[str, str, in
         "https://::1",
         "https://[v1.x]",
         "https://a.example//",
+        f"https://{64 * 'a'}.example",
+        f"https://{127 * 'a.'}a.a",
     ],
 )
 def test_what_isnt_a_plain_base_url_is_refused(url: str) -> None:
