@@ -64,10 +64,19 @@ class AccountProjects:
                 gone.append(name)
         return gone
 
-    def take_out(self, account: str) -> list[Project]:
-        """The account's projects, which are no longer kept here; whoever takes them closes them."""
-        names = [name for name in self._projects if name.partition("/")[0] == account]
-        return [self._remove(name) for name in names]
+    def replace(self, account: str, successor: Callable[[Project], Project | None]) -> list[Project]:
+        """Put its successor in the place of each of the account's projects; None: nothing.
+
+        Gives back those of before; whoever gets them closes them.
+        """
+        old = [project for name, project in self._projects.items() if name.partition("/")[0] == account]
+        for project in old:
+            new = successor(project)
+            if new is None:
+                self._remove(project.name)
+            else:
+                self._projects[project.name] = new
+        return old
 
     def _make_room(self) -> None:
         for name, project in self._projects.items():

@@ -9,6 +9,7 @@ the same. Must not know listeners' sockets, files, or when a reload is due.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -223,7 +224,8 @@ class Generations:
         for name, configured in before.settings.accounts.items():
             now = settings.accounts.get(name)
             if now is None or outward is not before.outward or not is_same(configured, now):
-                leaving += self.accounts.take_out(name)
+                make = functools.partial(self._successor, settings, outward, before)
+                leaving += self.accounts.replace(name, make)
         for project in self.accounts:
             project.expires = settings.accounts[project.name.partition("/")[0]].expires
             project.start_over()
@@ -272,12 +274,30 @@ class Generations:
         self, settings: Settings, outward: Outward, account: str, project_id: int
     ) -> Project | None:
         configured = settings.accounts[account]
-        if configured.projects is not None and project_id not in configured.projects:
+        if not _is_of(configured, project_id):
             return None
         return self.accounts.get(
             f"{account}/{project_id}",
             lambda name: self._make(name, configured, outward, project_id, from_start=False),
         )
+
+    def _successor(
+        self, settings: Settings, outward: Outward, before: Generation, old: Project
+    ) -> Project | None:
+        """What an account's project becomes when the account changes; None: nothing, or made anew on use."""
+        configured = settings.accounts.get(old.name.partition("/")[0])
+        if configured is None or not _is_of(configured, old.project_id):
+            return None
+        if not before.outward.trusts_like(outward):
+            return None
+        project = self._make(old.name, configured, outward, old.project_id, from_start=False)
+        project.inherit(old)
+        return project
+
+
+def _is_of(account: AccountSettings, project_id: int | None) -> bool:
+    """Whether callers may use the account's credentials for a project."""
+    return account.projects is None or project_id in account.projects
 
 
 def _own_address(listener: Listener) -> Iterator[str]:

@@ -144,8 +144,8 @@ class Project:
 
     @property
     def has_lease(self) -> bool:
-        """Whether any API has a usable token now."""
-        return any(keeper.current() is not None for keeper in self._keepers.values())
+        """Whether any API has a usable token now, or may have one that was taken over."""
+        return bool(self._inherited) or any(keeper.current() is not None for keeper in self._keepers.values())
 
     @property
     def is_ready(self) -> bool:

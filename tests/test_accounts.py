@@ -129,13 +129,21 @@ def test_with_all_of_them_in_use_a_new_one_is_told_to_try_again() -> None:
     assert shelf.get("acme/1").running == 1
 
 
-def test_an_accounts_projects_are_taken_out_and_those_of_others_stay() -> None:
+def test_an_accounts_projects_go_or_are_replaced_and_those_of_others_stay() -> None:
     shelf = Shelf()
     for name in ("acme/1", "acme-eu/1", "acme/2"):
         shelf.get(name)
-    assert [project.name for project in shelf.projects.take_out("acme")] == ["acme/1", "acme/2"]
-    assert shelf.names == ["acme-eu/1"]
+    shelf.now += IDLE_S - 1
+    new = Stub("acme/2")
+    old = shelf.projects.replace(
+        "acme", lambda project: cast(Project, new) if project.name == new.name else None
+    )
+    assert [project.name for project in old] == ["acme/1", "acme/2"]
+    assert shelf.names == ["acme-eu/1", "acme/2"]
     assert not any(stub.closed for stub in shelf.made)
+    shelf.now += 1
+    assert shelf.projects.sweep() == ["acme-eu/1", "acme/2"]  # a successor's hour began with its first one
+    assert new.closed
 
 
 @given(

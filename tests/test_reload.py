@@ -491,6 +491,29 @@ async def test_accounts_keep_or_lose_their_projects_like_others(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("way_too", [False, True])
+async def test_an_accounts_new_secret_costs_no_token_and_no_count(tmp_path: Path, *, way_too: bool) -> None:
+    acme = {"client_id": "id-a", "client_secret": "secret-a"}
+    async with rig(tmp_path, accounts={"acme": acme}) as running:
+        assert await running.code(b"GET /acme/42/v1/segments") == 200
+        old = running.project("acme/42")
+        running.token.status = 503
+        vendor = running.sections["contentsquare"]
+        for number in (2, 3):
+            await running.change(
+                accounts={"acme": {**acme, "client_secret": f"secret-{number}"}},
+                contentsquare={**vendor, "connect_timeout": number} if way_too else vendor,
+            )
+        await until(lambda: not old._tasks)
+        assert await running.code(b"GET /acme/42/v1/segments") == 200
+        [project] = [project for project in running.app.projects() if project.name == "acme/42"]
+        assert sum(project.requests.values()) == 2
+        await until(lambda: running.token.requests[-1]["client_secret"] == "secret-3")
+        running.token.status = 401
+        await running.change(accounts={"acme": {**acme, "client_id": "id-b"}})
+        assert await running.code(b"GET /acme/42/v1/segments") == "PROXY_TOKEN_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("way_too", [False, True])
 async def test_a_request_of_before_makes_no_project_of_before(tmp_path: Path, *, way_too: bool) -> None:
     acme = {"client_id": "id-a", "client_secret": "secret-a"}
     content = b'{"grant_type": "client_credentials", "scope": "metrics"}'
