@@ -167,6 +167,8 @@ class Generations:
         vendor = settings.contentsquare
         if planned.context is not None:
             outward = Outward(vendor, planned.ca, planned.context, self._spawn)
+            if before is not None:
+                outward.endpoint.take_over(before.outward.endpoint)
         elif before is not None:
             outward = before.outward
         else:

@@ -170,7 +170,13 @@ class TokenEndpoint:
         self._find_proxy = find_proxy
         self._clock = clock
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._held_until: dict[str, float] = {}  # by client_id, monotonic: a 429 is meant for all its APIs
+        # By client_id, for a 429 is meant for all its APIs; monotonic and wall: see `proxy.lease`.
+        self._held_until: dict[str, tuple[float, float]] = {}
+
+    def take_over(self, before: TokenEndpoint) -> None:
+        """Keep the pauses that another one was asked for, where both ask the same endpoint; it keeps ours."""
+        if before.origin == self.origin:
+            self._held_until = before._held_until
 
     async def fetch(self, request: TokenRequest) -> Lease:
         """One token request. Raises `TokenFetchError`, with a message for people and no secret in it."""
@@ -222,7 +228,10 @@ class TokenEndpoint:
         """Why it is no good answer; a pause that it asks for is kept from now on."""
         fault = refusal(answer, self._who, credentials.private())
         if fault is not None and fault.cause == "rate_limited" and fault.retry_after_s:
-            self._held_until[credentials.client_id] = self._clock.monotonic() + fault.retry_after_s
+            self._held_until[credentials.client_id] = (
+                self._clock.monotonic() + fault.retry_after_s,
+                self._clock.time() + fault.retry_after_s,
+            )
         return fault
 
     async def _exchange(self, path: str, members: Mapping[str, str | int]) -> TokenAnswer:
@@ -252,7 +261,8 @@ class TokenEndpoint:
             self.clock_skew_s = self._clock.time() - (theirs + 0.5)  # `Date` cuts the second off
 
     def _raise_if_held(self, client_id: str) -> None:
-        left_s = self._held_until.get(client_id, -math.inf) - self._clock.monotonic()
+        until, until_wall = self._held_until.get(client_id, (-math.inf, -math.inf))
+        left_s = min(until - self._clock.monotonic(), until_wall - self._clock.time())
         if left_s > 0:
             message = f"{self._who} asked for a pause (429): too many token requests for these credentials"
             raise TokenFetchError(message, cause="rate_limited", retry_after_s=left_s)

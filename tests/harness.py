@@ -226,6 +226,7 @@ class TokenServer:
     status: int = 200
     requests: list[dict[str, Any]] = field(default_factory=list)
     extra: Mapping[str, object] = field(default_factory=dict)
+    fields: bytes = b""
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await read_message(reader)
@@ -242,7 +243,7 @@ class TokenServer:
             }
         content = json.dumps(answer).encode()
         head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close"
-        writer.write(head % (self.status, len(content)) + b"\r\n\r\n" + content)
+        writer.write(head % (self.status, len(content)) + b"\r\n" + self.fields + b"\r\n" + content)
         await writer.drain()
 
 

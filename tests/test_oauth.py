@@ -619,6 +619,31 @@ async def test_a_429_holds_back_all_requests_of_that_pair_and_no_others(answers:
     assert sum(len(calls) for calls in answers.requests.values()) == 3
 
 
+async def test_a_pause_ends_while_the_machine_sleeps(answers: fake_answers) -> None:
+    clock = FakeClock()
+    answers.post(TOKEN_URL, status=429, headers={"Retry-After": "120"})
+    answers.post(TOKEN_URL, payload=GOOD)
+    async with endpoint_at(AUTH_URL, clock=clock) as endpoint:
+        await failure(endpoint.fetch(METRICS))
+        clock.wall -= 3600  # the clock was set: nobody slept
+        assert (await failure(endpoint.fetch(METRICS))).retry_after_s == 120
+        clock.wall += 3600 + 8 * 3600  # the monotonic clock stood still
+        assert (await endpoint.fetch(METRICS)).project_id == 42
+
+
+@pytest.mark.parametrize(("url", "is_asked"), [(AUTH_URL, False), ("https://another.example", True)])
+async def test_a_pause_is_taken_over_where_the_same_endpoint_is_asked(
+    answers: fake_answers, url: str, *, is_asked: bool
+) -> None:
+    answers.post(TOKEN_URL, status=429, headers={"Retry-After": "120"})
+    answers.post(f"{url}/v1/oauth/token", status=503)
+    async with endpoint_at(AUTH_URL) as before, endpoint_at(url) as endpoint:
+        endpoint.take_over(before)
+        await failure(before.fetch(METRICS))  # of a request that runs on: it counts for both
+        error = await failure(endpoint.fetch(METRICS))
+    assert error.cause == ("server_error" if is_asked else "rate_limited")
+
+
 async def test_a_503_holds_nobody_else_back(answers: fake_answers) -> None:
     answers.post(TOKEN_URL, status=503, headers={"Retry-After": "120"})
     answers.post(TOKEN_URL, payload=GOOD)

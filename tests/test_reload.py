@@ -448,6 +448,19 @@ async def test_a_changed_secret_leaves_a_project_ready_whose_apis_were_discovere
         assert await running.code() == 200
 
 
+async def test_a_pause_that_the_token_endpoint_asked_for_outlasts_reloads(tmp_path: Path) -> None:
+    token = TokenServer(status=429, fields=b"Retry-After: 300\r\n")
+    async with rig(tmp_path, token=token) as running:
+        vendor = running.sections["contentsquare"]
+        for number in (2, 3):
+            await running.change(
+                contentsquare={**vendor, "connect_timeout": number},
+                projects={"shop": {**ONE, "client_secret": f"secret-{number}"}},
+            )
+            await running.app.settled(WAIT_S)
+        assert len(token.requests) == 1
+
+
 async def test_two_changes_in_a_row_lose_no_token_that_nobody_asked_for_in_between(tmp_path: Path) -> None:
     shop = {**ONE, "apis": []}
     async with rig(tmp_path, projects={"shop": shop}) as running:
