@@ -7,6 +7,7 @@ not how it came to be; the application gives it an `Overview`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import json
@@ -25,7 +26,7 @@ from proxy.measures import LoopLag, Minute
 from proxy.project import Project
 from proxy.reload import ReloadStatus
 from proxy.request import Request
-from proxy.threads import in_thread
+from proxy.threads import NoThread, in_thread
 
 PREFIX = b"/-/"
 QUIT = b"/-/quit"
@@ -161,7 +162,8 @@ class Admin:
 
     async def _metrics(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         # At the first scrape: in a thread, because the library takes a tenth of a second to load.
-        await in_thread(lambda: importlib.import_module("proxy.metrics"))
+        with contextlib.suppress(NoThread):
+            await in_thread(lambda: importlib.import_module("proxy.metrics"))
         from proxy import metrics  # noqa: PLC0415
 
         content = await metrics.exposition(self._overview, [*self._overview.projects()])

@@ -24,7 +24,7 @@ from pathlib import Path
 from proxy.errors import ConfigError
 from proxy.events import OnEvent
 from proxy.settings import Access, Credentials, Settings
-from proxy.threads import in_thread
+from proxy.threads import NoThread, in_thread
 
 WATCH_S = 1.0
 """Between two looks at the files."""
@@ -167,20 +167,28 @@ class Reloader:
 
     async def run(self) -> None:
         """Watch, until cancelled."""
-        before = self._known
+        before, asked = self._known, False
         while True:
-            asked = await self._pause()
-            now = await in_thread(lambda: signatures(self._watched()))
-            if asked or self._is_due(now, before):
-                changed, faults = _differing(now, self._known), self.status.last_faults
-                earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
-                await self._reload()
-                self._learn(changed, faults)
-                # As they were before they were read: what changed meanwhile is a change.
-                fresh = await in_thread(lambda: signatures(self._watched()))
-                now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
-                self._known = now
-            before = now
+            asked = await self._pause() or asked
+            try:
+                before = await self._look(before, asked=asked)
+            except NoThread:  # the next look makes up for this one
+                continue
+            asked = False
+
+    async def _look(self, before: Mapping[Path, Signature], *, asked: bool) -> dict[Path, Signature]:
+        """Reload where that is due; gives back the files as they were found. Raises `NoThread`."""
+        now = await in_thread(lambda: signatures(self._watched()))
+        if asked or self._is_due(now, before):
+            changed, faults = _differing(now, self._known), self.status.last_faults
+            earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
+            await self._reload()
+            self._learn(changed, faults)
+            # As they were before they were read: what changed meanwhile is a change.
+            fresh = await in_thread(lambda: signatures(self._watched()))
+            now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
+            self._known = now
+        return now
 
     def _is_due(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
         """Whether files changed and stand still, or one beside them does: others there may never."""
@@ -220,6 +228,8 @@ class Reloader:
         self.status.last_at = dt.datetime.now(dt.UTC)
         try:
             apply = await in_thread(lambda: self._prepare(self._load()))
+        except NoThread:
+            raise
         except ConfigError as error:
             self._refuse(error.faults)
         except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on running

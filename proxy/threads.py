@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,8 +16,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class NoThread(OSError):
+    """The system starts no more threads now."""
+
+
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """What ``work`` gives or raises, from a thread of its own."""
+    """What ``work`` gives or raises, from a thread of its own; `NoThread` where there is none to be had."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 
@@ -37,5 +42,8 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, result, error)
 
-    threading.Thread(target=run, name="csq-proxy-aside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="csq-proxy-aside", daemon=True).start()
+    except RuntimeError as error:
+        outcome.set_exception(NoThread(errno.EAGAIN, str(error)))
     return outcome

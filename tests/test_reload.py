@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -294,6 +295,34 @@ def test_sighup_reloads_a_running_proxy_and_a_stop_stays_a_clean_one(tmp_path: P
             assert process.wait(WAIT_S) == 0
         finally:
             process.kill()
+
+
+async def test_a_while_without_threads_puts_a_reload_off_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    allowed: list[Callable[[threading.Thread], None]] = []
+    refused = []
+
+    def start_some(thread: threading.Thread) -> None:
+        if allowed:
+            allowed.pop()(thread)
+            return
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    async with rig(tmp_path) as running:
+        for after in range(4):  # threads that a reload takes
+            allowed[:] = [start] * after
+            refused.clear()
+            before = running.status[0]
+            running.app.reload()
+            monkeypatch.setattr(threading.Thread, "start", start_some)
+            await until(lambda: len(refused) >= 3)
+            monkeypatch.setattr(threading.Thread, "start", start)
+            await until(lambda: running.status[0] > before)  # noqa: B023 - awaited within
+        assert running.status[1] == 0
+        assert await running.code() == 200
 
 
 # What stays, and what goes

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.threads import in_thread
+from proxy.threads import NoThread, in_thread
 
 
 async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_left_alone() -> None:
@@ -21,3 +21,16 @@ async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_le
         await left
     go_on.set()
     await asyncio.sleep(0.005)
+
+
+async def test_a_thread_that_cannot_be_started_is_an_error_of_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    outcome = in_thread(lambda: 7)
+    with pytest.raises(OSError, match="can't start new thread") as caught:
+        await outcome
+    assert isinstance(caught.value, NoThread)
