@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -37,15 +38,16 @@ SWEEP_S = 60.0
 class App:
     """A proxy, from its first configuration on: `started` is its life, and `drain` ends it gently.
 
-    ``load`` reads the configuration again; None for one that stays as it is. ``quit_`` ends the process
-    soon, and is called where a caller may ask for that. ``passed`` are sockets to listen on, in place of
-    those of our own.
+    ``load`` reads the configuration again, from the file that the running one came from, where it came
+    from one: what else a search would find isn't what was started. None for one that stays as it is.
+    ``quit_`` ends the process soon, and is called where a caller may ask for that. ``passed`` are sockets
+    to listen on, in place of those of our own.
     """
 
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[], Settings] | None = None,
+        load: Callable[[Path | None], Settings] | None = None,
         quit_: Callable[[], None] | None = None,
         passed: Sequence[PassedSocket] = (),
     ) -> None:
@@ -157,8 +159,12 @@ class App:
         self._spawn(self._keep_house())
         self._spawn(self._loop_lag.run())
         if self._load is not None:
+            load = self._load
             self._reloader = Reloader(
-                self._load, self._prepare, lambda: self._generation.settings.files, self._log_event
+                lambda: load(self._generation.settings.source),
+                self._prepare,
+                lambda: self._generation.settings.files,
+                self._log_event,
             )
             self._spawn(self._reloader.run())
 

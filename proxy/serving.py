@@ -10,6 +10,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from proxy import __version__, notify
@@ -74,11 +75,12 @@ async def serve(
     settings: Settings,
     signals: StopSignals | None = None,
     *,
-    reload: Callable[[], Settings] | None = None,
+    reload: Callable[[Path | None], Settings] | None = None,
     passed: Sequence[PassedSocket] = (),
 ) -> None:
-    """Be the proxy until it is told to stop. ``reload`` reads the settings again, None: they stay.
+    """Be the proxy until it is told to stop.
 
+    ``reload`` reads the settings again, from the file that they came from; None: they stay.
     Raises ConfigError, ListenError, and SystemExit after a bug.
     """
     signals = signals or StopSignals()

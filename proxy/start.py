@@ -56,7 +56,7 @@ def serve(options: Options) -> None:
             from proxy import serving  # noqa: PLC0415 - meanwhile, for it takes as long
         with interruptibly():
             settings = reading.settings()
-    serving.run(lambda: serving.serve(settings, reload=lambda: read(options.config, flags), passed=passed))
+    serving.run(lambda: serving.serve(settings, reload=lambda file: read(file, flags), passed=passed))
 
 
 @contextlib.contextmanager

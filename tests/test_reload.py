@@ -38,6 +38,7 @@ from harness import (
     until,
 )
 
+import proxy
 import proxy.app
 from proxy import log
 from proxy.app import App
@@ -139,8 +140,14 @@ ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 
 @contextlib.asynccontextmanager
 async def rig(
-    folder: Path, script: Any = None, *, token: TokenServer | None = None, **sections: Mapping[str, object]
+    folder: Path,
+    script: Any = None,
+    *,
+    token: TokenServer | None = None,
+    environ: Mapping[str, str] | None = None,
+    **sections: Mapping[str, object],
 ) -> AsyncIterator[Rig]:
+    """``environ``: the file is to be found by a search in it, and in the working folder."""
     token = token or TokenServer()
     async with RawServer(script or Upstream()) as upstream, RawServer(token) as token_server:
         token.endpoint = token.endpoint or upstream.url
@@ -156,10 +163,10 @@ async def rig(
         file = folder / "config.toml"
         replace(file, toml(merged))
 
-        def again() -> Settings:
-            return load(file, None, {})
+        def read(source: Path | None) -> Settings:
+            return load(source, None, environ or {})
 
-        app = App(again(), again)
+        app = App(read(None if environ else file), read)
         async with app.started():
             await app.settled(WAIT_S)
             running = Rig(app, token, upstream, file=file, sections=merged)
@@ -259,7 +266,7 @@ async def test_a_secret_command_is_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
-def test_sighup_reloads_a_running_proxy_and_a_stop_stays_a_clean_one(tmp_path: Path) -> None:
+def test_sighup_reads_the_file_that_was_found_again_and_a_stop_stays_a_clean_one(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     write(
         file,
@@ -277,10 +284,12 @@ def test_sighup_reloads_a_running_proxy_and_a_stop_stays_a_clean_one(tmp_path: P
         """),
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "proxy", "serve", "--config", str(file)],
+        [sys.executable, "-P", "-m", "proxy", "serve"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(proxy.__file__).parents[1]), "HOME": str(tmp_path)},
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -291,6 +300,11 @@ def test_sighup_reloads_a_running_proxy_and_a_stop_stays_a_clean_one(tmp_path: P
             process.send_signal(signal.SIGHUP)
             while json.loads(line := process.stderr.readline())["event"] != "reloaded":
                 assert line
+            file.unlink()
+            process.send_signal(signal.SIGHUP)
+            while (event := json.loads(process.stderr.readline()))["event"] != "reload_refused":
+                assert event["event"] != "reloaded"
+            assert event["faults"] == [f"{file}: there is no such file"]
             process.send_signal(signal.SIGTERM)
             assert process.wait(WAIT_S) == 0
         finally:
@@ -782,6 +796,53 @@ async def test_a_file_that_is_gone_is_a_bad_one(tmp_path: Path) -> None:
         assert await running.code() == 200
         await running.change()
         assert running.status == (1, 1)
+
+
+@pytest.mark.parametrize("fallback", ["environment", "another file"])
+async def test_a_file_that_was_found_and_is_gone_gives_way_to_no_other_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fallback: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"HOME": str(tmp_path / "home")}
+    projects = {"shop": ONE}
+    if fallback == "environment":
+        projects = {}
+        environ |= {"CONTENTSQUARE_CLIENT_ID": "id-1", "CONTENTSQUARE_CLIENT_SECRET": "secret-1"}
+    else:
+        other = tmp_path / "home/.config/csq-proxy/config.toml"
+        other.parent.mkdir(parents=True)
+        write(other, toml({"projects": {"shop": ONE}}))
+    callers = {"bi": {"key": "key-of-bi"}}
+    async with rig(tmp_path, environ=environ, projects=projects, callers=callers) as running:
+        for refusals in (1, 2):
+            running.file.unlink()
+            await until(lambda: running.status[1] == refusals)  # noqa: B023 - awaited within
+            assert running.app.reload_status.last_faults == (f"{running.file}: there is no such file",)
+            assert await running.code() == "PROXY_CALLER_UNKNOWN"
+            write(running.file, toml(running.sections))
+            await until(lambda: running.status == (refusals, refusals))  # noqa: B023 - awaited within
+        assert await running.code(b"GET /v1/segments", b"X-API-Key: key-of-bi") == 200
+
+
+async def test_where_no_file_was_found_one_is_looked_for_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = load(None, {"server": {"port": 0}, "projects": {"shop": ONE}}, {}, search=False)
+    read: list[Path | None] = []
+
+    def again(source: Path | None) -> Settings:
+        read.append(source)
+        return load(source, {"server": {"port": 0}, "projects": {"shop": ONE}}, {"HOME": "/nowhere"})
+
+    app = App(first, again)
+    async with app.started():
+        file = tmp_path / "config.toml"
+        write(file, "[server]\ndrain_timeout = 7\n")
+        for count in (1, 2):
+            app.reload()
+            await until(lambda: app.reload_status.count == count)  # noqa: B023 - awaited within
+    assert read == [None, file]
 
 
 async def test_a_secret_file_that_comes_later_than_the_configuration_that_names_it_is_noticed(
