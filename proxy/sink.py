@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import io
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +53,7 @@ class Sink:
         self._retried_in: asyncio.AbstractEventLoop | None = None
         self._stream: IO[str] | None = None
         self._raw: Any = None
+        self._terminal: io.FileIO | None = None
         self._poll: select.poll | None = None
         atexit.register(self.flush, EXIT_WAIT_S)
 
@@ -70,6 +73,11 @@ class Sink:
             binary = getattr(stream, "buffer", None)
             # Past the buffers, so that a line that failed doesn't stay in one and come out in pieces.
             self._raw = getattr(binary, "raw", binary)
+            if self._terminal is not None:
+                self._terminal.close()
+            self._terminal = _terminal_of(self._raw)
+            if self._terminal is not None:
+                self._raw = self._terminal
             self._poll = _poll_of(self._raw)
 
     def write(self, line: str) -> None:
@@ -172,6 +180,21 @@ class Sink:
         self.dropped += self._unwritten.count(b"\n")
         self._unwritten.clear()
         self._is_cut, self._is_in_line = self._is_cut or self._is_in_line, False
+
+
+def _terminal_of(raw: Any) -> io.FileIO | None:
+    """A description of our own of the terminal that ``raw`` is, None where there is none to be had.
+
+    Of a terminal poll(2) says that one byte has room, and not `_PIECE_BYTES`: only a write that can't block
+    doesn't. O_NONBLOCK on the description that we were given would be our parent's, too.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        name = os.ttyname(raw.fileno())
+        return io.FileIO(os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK), "w")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _poll_of(raw: Any) -> select.poll | None:

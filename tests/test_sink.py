@@ -45,6 +45,20 @@ def pipe() -> Iterator[tuple[int, IO[str]]]:
         os.close(reader)
 
 
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, IO[str]]]:
+    """Its other end, which nobody reads unless told to, and the one that programs have."""
+    import pty  # noqa: PLC0415 - not on Windows
+
+    reader, writer = pty.openpty()
+    os.set_blocking(reader, False)
+    try:
+        with os.fdopen(writer, "w", encoding="utf-8") as stream:
+            yield reader, stream
+    finally:
+        os.close(reader)
+
+
 async def eventually(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not is_true():
@@ -179,6 +193,50 @@ async def test_a_reader_that_does_not_read_holds_nothing_up_and_gets_it_all_late
 
 
 @on_posix
+@on_posix
+def test_a_terminal_that_nobody_reads_holds_nothing_up_and_shows_it_all_later() -> None:
+    one = Sink(unchanged)
+    lines = [f"line {number:04d} of a long log" for number in range(4000)]
+
+    def write_all() -> None:
+        for line in lines:
+            one.write(line)
+
+    with terminal() as (reader, stream):
+        one.stream = stream
+        writing = threading.Thread(target=write_all, daemon=True)
+        writing.start()
+        writing.join(WAIT_S / 3)
+        assert not writing.is_alive()
+        assert one._unwritten
+        seen = b""
+        for _ in range(1000):
+            with contextlib.suppress(BlockingIOError):
+                seen += os.read(reader, 1 << 16)
+            one.flush()
+            if not one._unwritten and seen.endswith(lines[-1].encode() + b"\r\n"):
+                break
+        assert seen.decode().split("\r\n") == [*lines, ""]
+        assert one.dropped == 0
+        assert os.get_blocking(stream.fileno())  # it is the shell's as well
+        one.stream = None
+
+
+@on_posix
+def test_a_terminal_that_cannot_be_opened_again_is_written_to_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    one = Sink(unchanged)
+    with terminal() as (reader, stream):
+        monkeypatch.setattr(os, "open", refuse)
+        one.stream = stream
+        one.write("a line")
+        assert os.read(reader, 100) == b"a line\r\n"
+
+
 async def test_what_waits_for_a_reader_is_bounded_and_the_rest_is_counted() -> None:
     one = Sink(unchanged)
     with pipe() as (_, stream):
