@@ -26,6 +26,7 @@ from proxy.measures import LoopLag, Minute
 from proxy.project import Project
 from proxy.reload import ReloadStatus
 from proxy.request import Request
+from proxy.route import nearest
 from proxy.threads import NoThread, in_thread
 
 PREFIX = b"/-/"
@@ -93,6 +94,11 @@ class Overview(Protocol):
         ...
 
     @property
+    def can_quit(self) -> bool:
+        """Whether ``/-/quit`` is there."""
+        ...
+
+    @property
     def needs_key(self) -> bool:
         """Whether callers are defined."""
         ...
@@ -142,10 +148,9 @@ class Admin:
             return await page(request, target, sees)
         if (name := refreshed_project(target)) is not None:
             _require(request, b"POST")
-            return self._refresh(request, name)
-        raise _NotFound(
-            f"There are {', '.join(p.decode() for p in self._pages)} and /-/refresh/PROJECT here."
-        )
+            return self._refresh(request, name, sees)
+        pages = [*self._pages, QUIT] if self._overview.can_quit else [*self._pages]
+        raise _NotFound(f"There are {', '.join(p.decode() for p in pages)} and /-/refresh/PROJECT here.")
 
     async def _healthy(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")
@@ -154,10 +159,16 @@ class Admin:
         missing = [(project.name, project.missing()) for project in self._overview.projects()]
         ready = not self._overview.is_stopping and not any(reasons for _, reasons in missing)
         waiting = [reason for name, reasons in missing if sees(name) for reason in reasons]
+        others = sum(bool(reasons) for name, reasons in missing if not sees(name))
         return write_json(
             request,
             200 if ready else 503,
-            {"ready": ready, "stopping": self._overview.is_stopping, "waiting_for": waiting},
+            {
+                "ready": ready,
+                "stopping": self._overview.is_stopping,
+                "waiting_for": waiting,
+                **({"others": others} if others else {}),  # projects that this caller may not know
+            },
         )
 
     async def _metrics(self, request: Request, _target: bytes, _sees: Sees) -> bool:
@@ -228,7 +239,7 @@ class Admin:
             **({"hour": [_of_minute(one) for one in measures.hour()]} if with_hour else {}),
         }
 
-    def _refresh(self, request: Request, name: str) -> bool:
+    def _refresh(self, request: Request, name: str, sees: Sees) -> bool:
         for project in self._overview.projects():
             if project.name == name:
                 for keeper in project.keepers.values():
@@ -237,7 +248,14 @@ class Admin:
                 return write_json(
                     request, 202, {"project": name, "refreshing": [api.value for api in project.keepers]}
                 )
-        return write_error(request, UnknownProject(f"There is no project {name!r}; see /-/status."))
+        return write_error(request, self._unknown(name[:64], sees))
+
+    def _unknown(self, name: str, sees: Sees) -> UnknownProject:
+        projects = (project.name for project in self._overview.projects() if "/" not in project.name)
+        known = [*projects, *(f"{account}/42" for account in self._overview.accounts)]
+        near = nearest(name, [one for one in known if sees(one)])
+        paths = ", ".join(f"/-/refresh/{one}" for one in near)
+        return UnknownProject(f"There is no project {name!r}. Try {paths or 'another'}")
 
 
 def _require(request: Request, *methods: bytes) -> None:

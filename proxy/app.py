@@ -60,6 +60,7 @@ class App:
         self._events = EventLog(self._log)
         self._expiry = ExpiryWatch(self._log_event)
         self._gateway = Gateway(self, quit_, self._log_event)
+        self._has_quit = quit_ is not None
         self._loop_lag = LoopLag(self._on_slow_loop)
         self._generation: Generation
         self._generations: Generations
@@ -96,6 +97,11 @@ class App:
     def log_lines_dropped(self) -> int:
         """Lines that couldn't be written."""
         return log.dropped_lines()
+
+    @property
+    def can_quit(self) -> bool:
+        """Whether a caller may end it."""
+        return self._has_quit and self._generation.settings.server.allow_quit
 
     @property
     def needs_key(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, Generic, TypeVar
 
 from proxy.contentsquare import Api, api_of
@@ -133,18 +133,22 @@ class Router(Generic[T]):
         return found
 
     def _unknown(self, name: bytes, may_use: Callable[[str], bool] | None) -> UnknownProject:
-        known = sorted(n.decode() for n in (*self._projects, *self._accounts))
-        known = [near for near in known if may_use is None or may_use(near)]
+        known = (n.decode() for n in (*self._projects, *self._accounts))
         shown = name[:64].decode("ascii", "replace")
-        nearest = difflib.get_close_matches(shown, known, n=3, cutoff=0.5) or known[:10]
         if _VERSION.fullmatch(b"/" + name):
             what = "No project is named in the path, and none is the default"
         else:
             what = f"There is no project {shown!r}"
         paths = [
-            f"/{near}/42/v1/..." if near.encode() in self._accounts else f"/{near}/v1/..." for near in nearest
+            f"/{near}/42/v1/..." if near.encode() in self._accounts else f"/{near}/v1/..."
+            for near in nearest(shown, [near for near in known if may_use is None or may_use(near)])
         ]
         return UnknownProject(f"{what}. Try {', '.join(paths) or 'another'}")
+
+
+def nearest(name: str, known: Collection[str]) -> list[str]:
+    """Which of the known names may have been meant; where none is like it, the first ten."""
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) or sorted(known)[:10]
 
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:

@@ -193,6 +193,33 @@ async def test_refresh_of_an_unknown_project_is_a_404() -> None:
         assert len(proxy.token.requests) == 1
 
 
+async def test_a_404_of_refresh_names_the_nearest() -> None:
+    account: dict[str, object] = {"client_id": "id-2", "client_secret": SECRET}
+    projects = {name: {**account, "apis": []} for name in ("shop-fr", "shop-de", "blog")}
+    async with gateway(projects=projects, accounts={"acme": account}) as proxy:
+        for name, nearest in (
+            (b"shop-rf", "/-/refresh/shop-fr, /-/refresh/shop, /-/refresh/shop-de"),
+            (b"acme", "/-/refresh/acme/42"),
+            (b"acme/7", "/-/refresh/acme/42"),
+            (
+                b"zz",
+                ", ".join(f"/-/refresh/{one}" for one in ("acme/42", "blog", "shop", "shop-de", "shop-fr")),
+            ),
+        ):
+            answer = await proxy.call(b"POST /-/refresh/" + name)
+            assert said(answer)["errorMessage"] == f"There is no project {name.decode()!r}. Try {nearest}"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_404_names_quit_only_where_it_is_allowed(*, allowed: bool) -> None:
+    nowhere = "http://127.0.0.1:1"
+    app = App(settings_for(nowhere, nowhere, server={"allow_quit": allowed}), quit_=lambda: None)
+    async with app.started():
+        answer = await Gateway(app, TokenServer(), RawServer(Upstream())).call(b"GET /-/nothing")
+        assert (b"/-/quit" in answer.content) is allowed
+        assert b"/-/refresh/PROJECT" in answer.content
+
+
 async def test_an_accounts_project_is_refreshed_by_its_name() -> None:
     accounts = {"acme": {"client_id": "id-2", "client_secret": SECRET}}
     async with gateway(accounts=accounts) as proxy:

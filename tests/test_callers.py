@@ -130,6 +130,10 @@ async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
             assert b"shop" not in answer.content.replace(b"'shopp'", b"")
             assert b"other" in answer.content
             assert b"shop" in (await proxy.call(b"GET " + target, unlimited)).content.replace(b"'shopp'", b"")
+        ready = json.loads((await proxy.call(b"GET /-/ready", key)).content)
+        assert [reason.partition(":")[0] for reason in ready["waiting_for"]] == ["other/metrics"]
+        assert ready["others"] == 1
+        assert "others" not in json.loads((await proxy.call(b"GET /-/ready", unlimited)).content)
         told = json.loads((await proxy.call(b"GET /-/status", key)).content)
         assert set(told["projects"]) == {"other", "mine/42"}
         assert set(told["accounts"]) == {"mine"}

@@ -130,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "project",
         "reload",
         "request",
+        "route",
         "threads",
     },
     "snippets": {"__init__", "errors", "origin", "secret", "settings"},
