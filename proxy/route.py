@@ -133,7 +133,7 @@ class Router(Generic[T]):
         return found
 
     def _unknown(self, name: bytes, may_use: Callable[[str], bool] | None) -> UnknownProject:
-        known = (n.decode() for n in (*self._projects, *self._accounts))
+        known = [n.decode() for n in (*self._projects, *self._accounts)]
         shown = name[:64].decode("ascii", "replace")
         if _VERSION.fullmatch(b"/" + name):
             what = "No project is named in the path, and none is the default"
