@@ -26,7 +26,6 @@ def open_output() -> None:
             sys.stdout.detach(),
             encoding,
             "backslashreplace",
-            newline="\n",
             line_buffering=buffering,
             write_through=unbuffered,
         )
