@@ -137,9 +137,9 @@ class Slots:
         if self._successor is not None:
             self._successor.answered()
             return
+        self._refusals_in_a_row = 0
         if self._allowance == self._limit:
             return
-        self._refusals_in_a_row = 0
         self._answers += 1
         if self._answers >= ANSWERS_PER_GROWTH * self._allowance:
             self._grow()

@@ -370,6 +370,21 @@ async def test_who_was_refused_goes_before_all_who_wait() -> None:
     await asyncio.gather(*queue.tasks.values())
 
 
+async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either() -> None:
+    loop, slots = asyncio.get_running_loop(), Slots(1)
+    pauses = []
+    for _ in range(6):
+        await slots.acquire("a", 10)
+        slots.refused(slots.round)
+        slots.release()
+        begun_at = loop.time()
+        await slots.acquire("a", 10)
+        pauses.append(loop.time() - begun_at)
+        slots.answered()
+        slots.release()
+    assert max(pauses) < 0.5  # in a row, the last would be 1.6 s
+
+
 async def test_who_waits_during_a_pause_is_served_after_it() -> None:
     slots = taken(3)
     slots.refused(slots.round)
