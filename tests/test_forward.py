@@ -8,11 +8,9 @@ import os
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns, until
-from test_reload import rig
+from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns
 
 from proxy.dial import Dialer
 from proxy.gateway import Gateway
@@ -374,43 +372,6 @@ async def test_a_token_that_ends_while_a_connection_is_made_is_not_sent(
         assert (await proxy.call(b"GET /v1/x")).status == 200
     assert len(ages) == 1
     assert ages[0] < 1
-
-
-@pytest.mark.parametrize("change", [{"client_id": "id-2"}, {"integration_id": 7}])
-async def test_ten_run_at_once_and_no_more_after_a_rotation_either(
-    change: dict[str, object], tmp_path: Path
-) -> None:
-    now = most = 0
-    go_on = asyncio.Event()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal now, most
-        while True:
-            await read_message(reader)
-            now += 1
-            most = max(most, now)
-            await go_on.wait()
-            now -= 1
-            writer.write(OK)
-            await writer.drain()
-
-    class Token(TokenServer):
-        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if self.requests:
-                await asyncio.sleep(0.2)
-            await super().__call__(reader, writer)
-
-    token = Token(extra={"project_id": 42})
-    async with rig(tmp_path, script, token=token, projects={"shop": ONE}) as running:
-        before = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
-        await until(lambda: now == 10)
-        await running.change(projects={"shop": {**ONE, **change}})
-        after = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
-        await until(lambda: len(token.requests) > 1 and running.project().slots.waiting == 14)
-        assert now == 10
-        go_on.set()
-        await asyncio.gather(*before, *after)
-    assert most == 10
 
 
 async def test_an_answer_that_nobody_asked_for_is_never_the_next_requests() -> None:

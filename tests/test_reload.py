@@ -1142,3 +1142,58 @@ async def test_a_file_beside_that_never_stands_still_hides_no_change(tmp_path: P
     config.write_text("mended by now")
     await until(lambda: "mended by now" in loads)
     task.cancel()
+
+
+# Slots
+
+
+async def test_a_reload_gives_no_further_places(tmp_path: Path) -> None:
+    async with rig(tmp_path, Upstream(), projects={"shop": {**ONE, "default": True}}) as running:
+        slots = running.project().slots
+        for drain_timeout in (1, 2):
+            for _ in range(8):
+                _, writer = await running.connect()
+                writer.write(running.request(b"POST /v1/exports", b"Content-Length: 9", body=b"a"))
+            async with asyncio.timeout(WAIT_S):
+                while slots.in_use + slots.uploads.waiting != 8 * drain_timeout:
+                    await asyncio.sleep(0.01)
+            assert slots.in_use == 5
+            await running.change(server={"port": 0, "drain_timeout": drain_timeout + 5})
+            assert running.project().slots is slots
+
+
+@pytest.mark.parametrize("change", [{"client_id": "id-2"}, {"integration_id": 7}])
+async def test_ten_run_at_once_and_no_more_after_a_rotation_either(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    now = most = 0
+    go_on = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now, most
+        while True:
+            await read_message(reader)
+            now += 1
+            most = max(most, now)
+            await go_on.wait()
+            now -= 1
+            writer.write(OK)
+            await writer.drain()
+
+    class Token(TokenServer):
+        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if self.requests:
+                await asyncio.sleep(0.2)
+            await super().__call__(reader, writer)
+
+    token = Token(extra={"project_id": 42})
+    async with rig(tmp_path, script, token=token, projects={"shop": ONE}) as running:
+        before = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
+        await until(lambda: now == 10)
+        await running.change(projects={"shop": {**ONE, **change}})
+        after = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(12)]
+        await until(lambda: len(token.requests) > 1 and running.project().slots.waiting == 14)
+        assert now == 10
+        go_on.set()
+        await asyncio.gather(*before, *after)
+    assert most == 10

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from harness import WAIT_S, Upstream, gateway
-from test_reload import ONE, rig
 
 from proxy.uploads import Uploads
 
@@ -174,18 +172,3 @@ async def test_who_waits_in_vain_for_a_place_and_isnt_read_from_is_not_blamed() 
         answer = await proxy.call(b"POST /v1/exports", b"Content-Length: %d" % len(content), body=content)
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
         assert answer.values(b"retry-after") == [b"2"]
-
-
-async def test_a_reload_gives_no_further_places(tmp_path: Path) -> None:
-    async with rig(tmp_path, Upstream(), projects={"shop": {**ONE, "default": True}}) as running:
-        slots = running.project().slots
-        for drain_timeout in (1, 2):
-            for _ in range(8):
-                _, writer = await running.connect()
-                writer.write(running.request(b"POST /v1/exports", *SLOW, body=b"a"))
-            async with asyncio.timeout(WAIT_S):
-                while slots.in_use + slots.uploads.waiting != 8 * drain_timeout:
-                    await asyncio.sleep(0.01)
-            assert slots.in_use == 5
-            await running.change(server={"port": 0, "drain_timeout": drain_timeout + 5})
-            assert running.project().slots is slots
