@@ -96,7 +96,7 @@ async def test_who_does_not_read_until_the_proxy_has_to_end_is_cut_visibly() -> 
 async def test_who_never_reads_the_end_of_an_answer_is_let_go(
     line: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.8)
     monkeypatch.setattr(server, "WRITE_STALL_S", 0.2)
     upstream = Upstream()
     async with gateway(upstream) as proxy, reader(proxy, upstream, line) as caller:
