@@ -48,7 +48,6 @@ class Attempt:
 
     __slots__ = (
         "_caller_chunked",
-        "_caller_transport",
         "_connection",
         "_ended",
         "_held",
@@ -75,7 +74,6 @@ class Attempt:
         self._request = request
         self._connection = connection
         self._ended = ended
-        self._caller_transport = request.transport
         self._may_be_stale = may_be_stale
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
@@ -168,7 +166,7 @@ class Attempt:
     def on_informational(self, head: ResponseHead) -> None:
         """Pass an interim answer on (RFC 9110, section 15.2)."""
         if self._request.head.minor == 1:
-            self._write(interim_head(head))
+            self._request.write(interim_head(head))
 
     def on_head(self, head: ResponseHead) -> None:
         """The final answer's head: hold it until its first bytes are here."""
@@ -222,7 +220,7 @@ class Attempt:
         elif self._out and self._held is None:
             out, self._out = self._out, []
             self._request.head_sent = True
-            self._write(out[0] if len(out) == 1 else b"".join(out))
+            self._request.write(out[0] if len(out) == 1 else b"".join(out))
 
     def on_end(self, trailers: list[Field]) -> None:
         """The answer is complete."""
@@ -275,7 +273,3 @@ class Attempt:
         self.keep = False
         self._request.connection.abort()
         self._settle(Outcome.ABORTED)
-
-    def _write(self, data: bytes) -> None:
-        if not self._caller_transport.is_closing():
-            self._caller_transport.write(data)
