@@ -149,6 +149,18 @@ def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int,
         connection.close()
 
 
+def serves_and_stops(proxy: Running, port: int) -> None:
+    """Wait until it answers, whatever it can print, and end it."""
+    for _ in range(1000):
+        with contextlib.suppress(ConnectionError):
+            if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
+                break
+        time.sleep(0.02)
+    time.sleep(0.05)
+    proxy.process.send_signal(signal.SIGTERM)
+    assert proxy.process.wait(STARTUP_S) == 0
+
+
 def test_the_sandbox_is_served_without_a_file_and_its_summary_says_what_to_try(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -388,14 +400,7 @@ def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], confi
     with started("serve", "--config", str(config), environ=environ, cwd=config.parent) as proxy:
         assert proxy.process.stdout is not None
         proxy.process.stdout.close()
-        for _ in range(1000):
-            with contextlib.suppress(ConnectionError):
-                if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
-                    break
-            time.sleep(0.02)
-        time.sleep(0.05)
-        proxy.process.send_signal(signal.SIGTERM)
-        assert proxy.process.wait(STARTUP_S) == 0
+        serves_and_stops(proxy, port)
 
 
 BUG = """
@@ -654,14 +659,7 @@ main()
 """
     port = free_port()
     with started("serve", "--port", str(port), environ=environ, cwd=config.parent, code=full) as proxy:
-        for _ in range(1000):
-            with contextlib.suppress(ConnectionError):
-                if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
-                    break
-            time.sleep(0.02)
-        time.sleep(0.05)
-        proxy.process.send_signal(signal.SIGTERM)
-        assert proxy.process.wait(STARTUP_S) == 0
+        serves_and_stops(proxy, port)
 
 
 def test_names_that_are_too_long_for_the_terminal_are_shown_whole(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import IO, Any
 
 import pytest
@@ -33,24 +34,20 @@ class Counting(io.StringIO):
         return super().write(text)
 
 
-@contextlib.contextmanager
-def pipe() -> Iterator[tuple[int, IO[str]]]:
+def pipe() -> AbstractContextManager[tuple[int, IO[str]]]:
     """Its reading end, which nobody reads unless told to, and its writing end."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    try:
-        with os.fdopen(writer, "w", encoding="utf-8") as stream:
-            yield reader, stream
-    finally:
-        os.close(reader)
+    return _ends(*os.pipe())
 
 
-@contextlib.contextmanager
-def terminal() -> Iterator[tuple[int, IO[str]]]:
+def terminal() -> AbstractContextManager[tuple[int, IO[str]]]:
     """Its other end, which nobody reads unless told to, and the one that programs have."""
     import pty  # noqa: PLC0415 - not on Windows
 
-    reader, writer = pty.openpty()
+    return _ends(*pty.openpty())
+
+
+@contextlib.contextmanager
+def _ends(reader: int, writer: int) -> Iterator[tuple[int, IO[str]]]:
     os.set_blocking(reader, False)
     try:
         with os.fdopen(writer, "w", encoding="utf-8") as stream:

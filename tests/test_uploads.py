@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from harness import WAIT_S, Upstream, gateway
+from harness import WAIT_S, Gateway, Upstream, gateway, until
 
 from proxy.uploads import Uploads
 
@@ -87,6 +87,14 @@ async def test_waiting_for_a_place_has_an_end() -> None:
 SLOW = (b"Content-Length: 9",)
 
 
+async def upload_for_ever(proxy: Gateway) -> None:
+    """Hold a slot by a content of which the rest never comes."""
+    [project] = proxy.app.projects()
+    _, slow = await proxy.connect()
+    slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
+    await until(lambda: project.slots.in_use)
+
+
 async def test_contents_that_never_end_leave_half_of_the_slots_to_others() -> None:
     upstream = Upstream()
     async with gateway(upstream, contentsquare={"max_concurrency": 4}) as proxy:
@@ -106,12 +114,7 @@ async def test_contents_that_never_end_leave_half_of_the_slots_to_others() -> No
 async def test_a_content_that_ends_while_it_waits_goes_on_at_once() -> None:
     upstream = Upstream()
     async with gateway(upstream, contentsquare={"max_concurrency": 2}) as proxy:
-        [project] = proxy.app.projects()
-        _, slow = await proxy.connect()
-        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
-        async with asyncio.timeout(WAIT_S):
-            while not project.slots.in_use:
-                await asyncio.sleep(0.01)
+        await upload_for_ever(proxy)
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"1234"))
         await asyncio.sleep(0.02)
@@ -125,12 +128,7 @@ async def test_a_content_that_ends_while_it_waits_goes_on_at_once() -> None:
 async def test_a_content_that_stays_away_while_it_waits_is_a_408() -> None:
     settings = {"max_concurrency": 2, "queue_timeout": 0.05}
     async with gateway(Upstream(), contentsquare=settings) as proxy:
-        [project] = proxy.app.projects()
-        _, slow = await proxy.connect()
-        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
-        async with asyncio.timeout(WAIT_S):
-            while not project.slots.in_use:
-                await asyncio.sleep(0.01)
+        await upload_for_ever(proxy)
         answer = await proxy.call(b"POST /v1/exports", *SLOW, body=b"a")
         assert (answer.status, answer.error_code) == (408, "PROXY_REQUEST_TIMEOUT")
         assert answer.values(b"retry-after") == [b"1"]
@@ -149,12 +147,8 @@ async def test_who_is_passed_over_because_he_left_keeps_the_next_from_nothing() 
 
 async def test_a_malformed_content_waits_for_no_place() -> None:
     async with gateway(Upstream(), contentsquare={"max_concurrency": 2, "queue_timeout": 60}) as proxy:
-        [project] = proxy.app.projects()
-        _, slow = await proxy.connect()
-        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
+        await upload_for_ever(proxy)
         async with asyncio.timeout(WAIT_S):
-            while not project.slots.in_use:
-                await asyncio.sleep(0.01)
             answer = await proxy.call(b"POST /v1/exports", b"Transfer-Encoding: chunked", body=b"zz\r\n")
         assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
 
@@ -162,12 +156,7 @@ async def test_a_malformed_content_waits_for_no_place() -> None:
 async def test_who_waits_in_vain_for_a_place_and_isnt_read_from_is_not_blamed() -> None:
     settings = {"max_concurrency": 2, "queue_timeout": 0.2}
     async with gateway(Upstream(), contentsquare=settings) as proxy:
-        [project] = proxy.app.projects()
-        _, slow = await proxy.connect()
-        slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))
-        async with asyncio.timeout(WAIT_S):
-            while not project.slots.in_use:
-                await asyncio.sleep(0.01)
+        await upload_for_ever(proxy)
         content = b"y" * 200_000
         answer = await proxy.call(b"POST /v1/exports", b"Content-Length: %d" % len(content), body=content)
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
