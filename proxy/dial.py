@@ -212,7 +212,7 @@ class _Connect(asyncio.Protocol):
         self._transport.write(self._head)  # type: ignore[union-attr]
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        self._buffer += data  # bytes also where Windows' event loop gives a bytearray
         head, found, rest = self._buffer.partition(b"\r\n\r\n")
         if not found:
             if len(self._buffer) > MAX_HEAD_BYTES:

@@ -27,6 +27,8 @@ from proxy.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser,
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+ABORT_SHUTS_DOWN = sys.platform == "win32"
+"""Whether the event loop shuts an aborted socket down before it closes it, so that a FIN goes out."""
 KEEP_ALIVE_S = 75.0
 HALF_CLOSE_GRACE_S = 0.8
 """A caller that sent FIN left, or waits. Where `has_left` can't tell, it has left after this."""
@@ -230,6 +232,8 @@ class CallerConnection(RequestHandler):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
         transport.abort()
+        if ABORT_SHUTS_DOWN and sock is not None:  # closed at once, the socket sends a reset
+            sock._sock.close()  # noqa: SLF001 - asyncio's own object for it can't be closed
 
     @property
     def has_unsent(self) -> bool:

@@ -245,6 +245,8 @@ class Connection(asyncio.Protocol):
         self._receive(data, sink)
 
     def _receive(self, data: bytes, sink: ResponseSink) -> None:
+        if type(data) is not bytes:  # a bytearray, from Windows' event loop
+            data = bytes(data)
         try:
             ended = self._take(data, sink)
         except ProtocolViolation as exc:
