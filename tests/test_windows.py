@@ -1,4 +1,4 @@
-"""Windows' Proactor loop, imitated: it hands over a bytearray, and shuts a socket down before it closes it."""
+"""Windows' event loop, imitated: it hands over a bytearray, and shuts a socket down before it closes it."""
 
 from __future__ import annotations
 
