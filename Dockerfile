@@ -19,7 +19,7 @@ COPY --from=build /opt/csq-proxy /opt/csq-proxy
 ENV PATH=/opt/csq-proxy/bin:$PATH PYTHONUNBUFFERED=1
 # The base has no bytecode of the standard library, and none can be written later. With it a start takes less
 # than half of the time, and a health check a quarter.
-RUN python -c "import encodings.idna, http.client, proxy.cli, proxy.config, proxy.metrics, proxy.serving"
+RUN python -c "import encodings.idna, http.client, proxy.admin.metrics, proxy.app.run, proxy.cli.main, proxy.config.load"
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 EXPOSE 8277

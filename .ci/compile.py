@@ -19,31 +19,31 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES = (
-    "attempt",
-    "body",
-    "caching",
-    "callers",
-    "chunked",
     "contentsquare",
-    "fields",
-    "forward",
-    "gateway",
-    "guard",
-    "http1",
-    "measures",
-    "policy",
-    "pool",
-    "quick_log",
-    "recording",
-    "redact",
-    "request",
-    "request_id",
-    "request_log",
-    "route",
-    "sharing",
-    "sink",
-    "stored",
-    "upstream",
+    "gateway/attempt",
+    "gateway/callers",
+    "gateway/exchange",
+    "gateway/gateway",
+    "gateway/guard",
+    "gateway/policy",
+    "gateway/request_log",
+    "gateway/rewrite",
+    "gateway/route",
+    "gateway/sharing/cache_rules",
+    "gateway/sharing/recording",
+    "gateway/sharing/sharing",
+    "http1/chunked",
+    "http1/heads",
+    "logs/quick_log",
+    "logs/redact",
+    "logs/sink",
+    "projects/measures",
+    "projects/stored",
+    "server/body",
+    "server/request",
+    "server/request_id",
+    "upstream/connection",
+    "upstream/pool",
 )
 SETUP = """
 from mypyc.build import mypycify
@@ -107,4 +107,4 @@ def compiled(root: Path, folder: Path) -> list[Path]:
             f"The modules can't be compiled; leave CSQ_PROXY_COMPILE out for a wheel without.\n{made.stdout}"
         )
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return [*folder.glob(f"*{suffix}"), *folder.glob(f"proxy/*{suffix}")]
+    return [*folder.glob(f"*{suffix}"), *folder.glob(f"proxy/**/*{suffix}")]

@@ -12,8 +12,8 @@ def main() -> NoReturn:
     """Run the command that the arguments say."""
     if sys.argv[1:2] in (["serve"], ["sandbox"]):
         leave_on_signals()  # first of all: what is imported below takes a while
-    from proxy import start  # noqa: PLC0415
-    from proxy.console import fail, open_output  # noqa: PLC0415
+    from proxy.cli import serve as start  # noqa: PLC0415
+    from proxy.cli.console import fail, open_output  # noqa: PLC0415
     from proxy.errors import ConfigError, ListenError, OutputLost  # noqa: PLC0415
 
     fill_standard_streams()
@@ -23,7 +23,7 @@ def main() -> NoReturn:
         if options is not None:
             start.serve(options)
         else:
-            from proxy import cli  # noqa: PLC0415 - not for `serve`
+            from proxy.cli import main as cli  # noqa: PLC0415 - not for `serve`
 
             cli.main()
     except ConfigError as exc:

@@ -40,6 +40,6 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     # Connections opened ahead would make the clouds' count of them a matter of luck.
-    monkeypatch.setattr("proxy.pool.WARM_S", -1.0)
+    monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
     yield
     structlog.reset_defaults()

@@ -18,11 +18,10 @@ from typing import Any, Self
 
 import pytest
 
-import proxy.app
-from proxy.activation import PassedSocket
-from proxy.app import App
-from proxy.config import load
-from proxy.settings import Settings
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.config.settings import Settings
+from proxy.server.passed_sockets import PassedSocket
 
 WAIT_S = 15.0
 """The bound of every wait in the tests; only a failing test gets there."""
@@ -342,4 +341,4 @@ def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """For test files that start hundreds of gateways (import it there): no system store, no coarse polls."""
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
-    monkeypatch.setattr(proxy.app, "_POLL_S", 0.001)
+    monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)

@@ -23,12 +23,12 @@ from harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-import proxy.app
-from proxy import accounts
-from proxy.accounts import IDLE_S, USELESS_S, AccountProjects
+from proxy.app.app import App
 from proxy.errors import TokenUnavailable
-from proxy.log import redactor
-from proxy.project import Project
+from proxy.logs.setup import redactor
+from proxy.projects import accounts
+from proxy.projects.accounts import IDLE_S, USELESS_S, AccountProjects
+from proxy.projects.project import Project
 
 ACME = {"client_id": "id-2", "client_secret": "secret-2"}
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
@@ -178,7 +178,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle projects go after 0.4 s, which the tests' own steps don't take; it is looked every 2 ms."""
     monkeypatch.setattr(accounts, "IDLE_S", 0.4)
     monkeypatch.setattr(accounts, "USELESS_S", 0.4)
-    monkeypatch.setattr(proxy.app, "SWEEP_S", 0.002)
+    monkeypatch.setattr("proxy.app.app.SWEEP_S", 0.002)
 
 
 def names(running: Gateway) -> list[str]:
@@ -312,7 +312,7 @@ async def test_requests_that_came_before_the_number_was_known_are_counted_with_t
         settings = settings_for(
             token_server.url, upstream.url, projects=projects, contentsquare={"max_concurrency": 3}
         )
-        app = proxy.app.App(settings)
+        app = App(settings)
         async with app.started():
             running = Gateway(app, cast(TokenServer, token), upstream)
             calls = [
@@ -395,7 +395,7 @@ async def test_a_valid_token_stays_in_use_while_both_pairs_are_refused() -> None
 
 
 async def test_the_generic_500_leads_to_the_standby_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.001, 0.002, 0.002))
+    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.001, 0.002, 0.002))
     token = Picky(refused={"id-1": 500})
     projects = {"shop": {**ONE, "standby": STANDBY}}
     async with gateway(token=cast(TokenServer, token), projects=projects) as running:

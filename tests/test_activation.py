@@ -19,11 +19,11 @@ from test_cli import STARTUP_S, Running, get, started
 from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
 
-from proxy import activation
-from proxy.activation import PassedSocket, take
+from proxy.config.settings import Settings
 from proxy.errors import ConfigError
-from proxy.listeners import Listeners
-from proxy.settings import Settings
+from proxy.server import passed_sockets as activation
+from proxy.server.listeners import Listeners
+from proxy.server.passed_sockets import PassedSocket, take
 
 if sys.platform == "win32":
     pytest.skip("no socket activation on Windows", allow_module_level=True)

@@ -21,8 +21,8 @@ from harness import (
     settings_for,
 )
 
-from proxy.app import App
-from proxy.lease import LeaseKeeper
+from proxy.app.app import App
+from proxy.tokens.lease import LeaseKeeper
 
 SECRET = "canary-secret-5f1c"
 PROJECTS = {

@@ -9,7 +9,7 @@ import json
 import pytest
 from harness import WAIT_S, TokenServer, Upstream, gateway
 
-from proxy.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
+from proxy.gateway.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
 
 KEY = "a-key%with&signs=1"
 CALLERS = {
@@ -171,8 +171,8 @@ def test_who_sends_wrong_keys_from_everywhere_takes_no_more_memory() -> None:
 async def test_guessing_keys_is_slow_and_a_right_key_is_never_kept_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.callers.DELAY_STEP_S", 10 * DELAY_STEP_S)  # so that a busy machine
-    monkeypatch.setattr("proxy.callers.LONGEST_DELAY_S", 10 * LONGEST_DELAY_S)  # is not slower yet
+    monkeypatch.setattr("proxy.gateway.callers.DELAY_STEP_S", 10 * DELAY_STEP_S)  # so that a busy machine
+    monkeypatch.setattr("proxy.gateway.callers.LONGEST_DELAY_S", 10 * LONGEST_DELAY_S)  # is not slower yet
     async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
         for number in range(FREE_TRIES + int(LONGEST_DELAY_S / DELAY_STEP_S) - 1):
             reader, writer = await proxy.connect()

@@ -32,7 +32,7 @@ SECRETS = {
     "token": "eyJhbGciOiJub25lIn0.Canary-of-an-access-token",
 }
 BUG = """
-from proxy.admin import Admin
+from proxy.admin.admin import Admin
 
 async def fail(self, *_):
     settings = self._overview._generation.settings
@@ -283,7 +283,7 @@ def test_the_search_finds_every_canary(spelling: str) -> None:
 
 
 async def test_the_same_session_without_redaction_is_full_of_canaries(tmp_path: Path) -> None:
-    bug = BUG + "\nfrom proxy import log\nlog._sink._redact = lambda text: text\n"
+    bug = BUG + "\nfrom proxy.logs import setup as log\nlog._sink._redact = lambda text: text\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "BUG", bug)
         async with session(tmp_path) as (seen, _, _):

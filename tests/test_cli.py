@@ -24,7 +24,7 @@ import pytest
 from harness import free_port
 from typer.testing import CliRunner
 
-from proxy.cli import cli
+from proxy.cli.main import cli
 from proxy.errors import ConfigError
 
 STARTUP_S = 60.0
@@ -236,9 +236,9 @@ def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
         text = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
         path = write(tmp_path / "config.toml", text)
         patient = """
-import proxy.serving
+import proxy.app.run
 from proxy.__main__ import main
-proxy.serving.SUMMARY_WAIT_S = 600.0
+proxy.app.run.SUMMARY_WAIT_S = 600.0
 main()
 """
         with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=patient) as proxy:
@@ -256,7 +256,7 @@ def test_a_signal_that_comes_while_it_is_still_starting_is_a_clean_stop_too(
     early = f"""
 import os
 from proxy.__main__ import main
-from proxy.reading import Reading
+from proxy.config.reading import Reading
 def settings(_):
     os.kill(os.getpid(), {number.value})
     raise AssertionError("it goes on")
@@ -276,7 +276,7 @@ class Kills:
 class Finder:
     @staticmethod
     def find_spec(name, *_):
-        if name == "proxy.serving" and "{moment}" == "while importing":
+        if name == "proxy.app.run" and "{moment}" == "while importing":
             Kills()
 sys.meta_path.insert(0, Finder)
 class Runner(asyncio.Runner):
@@ -342,7 +342,7 @@ def test_signals_that_come_while_it_leaves_before_it_served_change_nothing(
     early = f"""
 import os, sys
 from proxy.__main__ import main
-from proxy.reading import Reading
+from proxy.config.reading import Reading
 def end(*_, kill=os.kill, pid=os.getpid()):
     kill(pid, {again.value})
 class Last:
@@ -404,7 +404,7 @@ def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], confi
 
 
 BUG = """
-from proxy.pool import Upstreams
+from proxy.upstream.pool import Upstreams
 from proxy.__main__ import main
 async def run(self):
     raise ZeroDivisionError("the bug, with canary-secret in its words")

@@ -13,7 +13,7 @@ from harness import WAIT_S
 from test_cli import environ as environ  # noqa: PLC0414 - a fixture
 from test_cli import write
 
-from proxy.snippets import FOR_CALLERS, FOR_OPERATORS
+from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS
 
 NAMES = """
 [projects.shop-fr]

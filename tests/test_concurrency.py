@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from harness import OK, WAIT_S, Message, Upstream, gateway, read_message
 
-from proxy.small_error import LIMIT_BYTES, SmallError
+from proxy.gateway.held_error import LIMIT_BYTES, SmallError
 
 CROWDED = json.dumps(
     {"success": False, "errorMessage": "Too much concurrent calls", "errorCode": "CONCURRENT_API_CALL"}

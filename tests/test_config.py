@@ -16,12 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import secret
-from proxy.config import SYSTEM_FILE, find_config_file, load
-from proxy.contentsquare import Api
-from proxy.errors import ConfigError
-from proxy.faults import dotted
-from proxy.secret import Secret
-from proxy.settings import (
+from proxy.config.load import SYSTEM_FILE, find_config_file, load
+from proxy.config.messages import dotted
+from proxy.config.settings import (
     AccountSettings,
     CallerSettings,
     ContentsquareSettings,
@@ -30,6 +27,9 @@ from proxy.settings import (
     ServerSettings,
     Settings,
 )
+from proxy.contentsquare import Api
+from proxy.errors import ConfigError
+from proxy.secret import Secret
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 TOO = "client_secret is given too; keep only one of them"
@@ -348,7 +348,7 @@ def test_the_process_environment_counts_only_when_none_is_given(
 
 
 def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.config.SYSTEM_FILE", tmp_path / "etc.toml")
+    monkeypatch.setattr("proxy.config.load.SYSTEM_FILE", tmp_path / "etc.toml")
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     home = {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}

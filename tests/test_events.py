@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness import WAIT_S, TokenServer, Upstream, gateway
 
-from proxy.events import INTERVALS_S, MOST_KINDS, QUIET_S, EventLog
-from proxy.log import configure
+from proxy.logs.events import INTERVALS_S, MOST_KINDS, QUIET_S, EventLog
+from proxy.logs.setup import configure
 
 if TYPE_CHECKING:
     import pytest
@@ -183,7 +183,7 @@ async def test_a_token_endpoint_that_fails_is_one_warning_until_it_recovers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.01, 0.01, 0.01))
     configure("info", "json", stream)
     token = TokenServer(status=503)
     async with gateway(token=token) as proxy:

@@ -18,9 +18,9 @@ from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 
-from proxy.app import App
-from proxy.config import load
-from proxy.facade import MAX_CONTENT_BYTES, PLACEHOLDER
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.gateway.oauth import MAX_CONTENT_BYTES, PLACEHOLDER
 from proxy.sandbox import Sandbox
 
 KEY = "key-with/1+%2F"

@@ -12,11 +12,11 @@ import time
 import pytest
 from harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns
 
-from proxy.dial import Dialer
-from proxy.gateway import Gateway
+from proxy.gateway.gateway import Gateway
 from proxy.origin import Origin
-from proxy.server import CallerConnection
-from proxy.upstream import Connection
+from proxy.server.connection import CallerConnection
+from proxy.upstream.connection import Connection
+from proxy.upstream.dial import Dialer
 
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["data-export"]}
 

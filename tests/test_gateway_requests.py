@@ -20,7 +20,8 @@ from harness import (
     read_message,
 )
 
-from proxy import request, server
+from proxy.server import connection as server
+from proxy.server import request
 
 OURS = (b"via", b"authorization")
 
@@ -729,7 +730,7 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
 async def test_a_malformed_request_before_the_end_leaves_no_connection_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.server.LINGER_S", 10 * WAIT_S)
+    monkeypatch.setattr("proxy.server.connection.LINGER_S", 10 * WAIT_S)
     async with gateway() as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x") + b"G E T\r\n\r\n")

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.chunked import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES, ChunkedDecoder, chunk, last_chunk
 from proxy.errors import (
     BadRequest,
     FieldsTooLarge,
@@ -17,7 +16,8 @@ from proxy.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from proxy.http1 import (
+from proxy.http1.chunked import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES, ChunkedDecoder, chunk, last_chunk
+from proxy.http1.heads import (
     MAX_FIELDS,
     MAX_LINE_BYTES,
     FieldNames,

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from proxy.cli import cli
-from proxy.config import load
+from proxy.cli.main import cli
+from proxy.config.load import load
+from proxy.config.new_file import Answers, text_of, write_new
 from proxy.errors import ConfigError
-from proxy.init import Answers, text_of, write_new
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

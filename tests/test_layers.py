@@ -1,9 +1,8 @@
-"""Which module may import which: a change to the table below is a change of the design."""
+"""The folders' ranks: a module imports only from its own folder and from folders to the right of it."""
 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -13,338 +12,126 @@ import pytest
 import proxy
 
 PACKAGE = Path(proxy.__file__).parent
-GUIDE = Path(__file__).parent.parent / "CONTRIBUTING.md"
-SANDBOX = "sandbox"
-
-MAY_IMPORT: dict[str, set[str]] = {
-    # What knows nothing of the rest
-    "errors": set(),
-    "contentsquare": set(),
-    "origin": set(),
-    "secret": set(),
-    "redact": set(),
-    "sink": set(),
-    "quick_log": {"sink"},
-    "log": {"quick_log", "redact", "sink"},
-    "events": set(),
-    "expiry": {"events"},
-    "init": {"errors"},
-    "peer": set(),
-    "process": set(),
-    "notify": set(),
-    "threads": set(),
-    "names": {"threads"},
-    "activation": {"errors", "origin"},
-    # The configuration
-    "settings": {"contentsquare", "origin", "secret"},
-    "schema": {"secret", "settings"},
-    "layers": {"settings"},
-    "environment": {"schema"},
-    "faults": {"schema"},
-    "rules": {"contentsquare", "faults", "origin", "secret", "settings"},
-    "config": {"environment", "errors", "faults", "layers", "rules", "schema", "secret", "settings"},
-    # A refresh
-    "lease": {"errors", "events", "origin"},
-    "token_answer": {"errors", "lease", "origin"},
-    "oauth": {"contentsquare", "errors", "lease", "names", "origin", "secret", "token_answer", "__init__"},
-    "rotation": {"errors", "oauth"},
-    # A request
-    "http1": {"errors"},
-    "slots": {"errors", "uploads"},
-    "uploads": set(),
-    "chunked": {"errors", "http1"},
-    "body": {"errors", "http1"},
-    "request": {"body", "chunked", "errors", "http1"},
-    "measures": {"contentsquare", "request"},
-    "server": {"peer", "request"},
-    "request_id": {"http1", "request"},
-    "answer": {"errors", "request", "request_id"},
-    "guard": {"errors", "http1"},
-    "callers": {"errors", "http1", "settings"},
-    "policy": {"callers", "contentsquare", "errors", "http1"},
-    "route": {"contentsquare", "errors"},
-    "dial": {"errors", "http1", "names", "origin"},
-    "upstream": {"chunked", "errors", "http1", "origin"},
-    "pool": {"dial", "errors", "origin", "upstream"},
-    "fields": {"http1", "lease"},
-    "small_error": {"http1"},
-    "caching": {"fields", "http1"},
-    "stored": set(),
-    "recording": {"caching", "contentsquare", "fields", "http1", "request", "stored"},
-    "attempt": {
-        "chunked",
-        "contentsquare",
-        "errors",
-        "fields",
-        "http1",
-        "request",
-        "small_error",
-        "upstream",
-    },
-    "forward": {
-        "attempt",
-        "contentsquare",
-        "errors",
-        "fields",
-        "lease",
-        "pool",
-        "request",
-        "slots",
-        "upstream",
-    },
-    "sharing": {
-        "caching",
-        "contentsquare",
-        "errors",
-        "fields",
-        "forward",
-        "recording",
-        "request",
-        "stored",
-    },
-    # What brings both together
-    "project": {
-        "contentsquare",
-        "errors",
-        "events",
-        "lease",
-        "log",
-        "measures",
-        "oauth",
-        "rotation",
-        "sharing",
-        "slots",
-        "token_answer",
-    },
-    "accounts": {"errors", "project"},
-    "reload": {"errors", "events", "settings", "threads"},
-    "metrics": {"__init__", "contentsquare", "expiry", "measures", "project", "reload"},
-    "admin": {
-        "__init__",
-        "answer",
-        "errors",
-        "expiry",
-        "lease",
-        "measures",
-        "metrics",
-        "project",
-        "reload",
-        "request",
-        "route",
-        "threads",
-    },
-    "snippets": {"__init__", "errors", "origin", "secret", "settings"},
-    "live": {"contentsquare", "dial", "errors", "expiry", "lease", "oauth", "origin", "settings"},
-    "completion": {"config", "environment", "schema", "snippets"},
-    "init_command": {"errors", "init", "rules"},
-    "live_command": {"live", "settings", "tables"},
-    "facade": {
-        "answer",
-        "callers",
-        "contentsquare",
-        "errors",
-        "policy",
-        "project",
-        "request",
-        "route",
-    },
-    "door": {"server"},
-    "listeners": {"activation", "door", "errors", "origin", "server", "settings"},
-    "generation": {
-        "accounts",
-        "callers",
-        "dial",
-        "errors",
-        "events",
-        "forward",
-        "guard",
-        "listeners",
-        "log",
-        "oauth",
-        "origin",
-        "pool",
-        "project",
-        "reload",
-        "route",
-        "settings",
-        "sharing",
-        "slots",
-        "stored",
-    },
-    "request_log": {"contentsquare", "forward", "log", "project", "request", "request_id"},
-    "gateway": {
-        "admin",
-        "answer",
-        "callers",
-        "contentsquare",
-        "errors",
-        "events",
-        "facade",
-        "forward",
-        "generation",
-        "listeners",
-        "policy",
-        "project",
-        "request",
-        "request_log",
-        "route",
-    },
-    "app": {
-        "activation",
-        "errors",
-        "events",
-        "expiry",
-        "gateway",
-        "generation",
-        "listeners",
-        "log",
-        "notify",
-        "measures",
-        "process",
-        "project",
-        "reload",
-        "settings",
-    },
-    "status_command": {"config", "console", "environment", "errors", "origin", "tables"},
-    # What people start
-    "console": {"errors"},
-    "tables": set(),
-    "reading": {"config", "errors", "process", "secret", "settings"},
-    "serving": {
-        "__init__",
-        "activation",
-        "app",
-        "console",
-        "errors",
-        "log",
-        "notify",
-        "process",
-        "project",
-        "settings",
-    },
-    "start": {"activation", "process", "reading", "serving"},
-    "cli": {
-        "__init__",
-        "activation",
-        "completion",
-        "config",
-        "console",
-        "dial",
-        "errors",
-        "expiry",
-        "init",
-        "init_command",
-        "listeners",
-        "live",
-        "live_command",
-        "origin",
-        "process",
-        "sandbox",
-        "sandbox_command",
-        "serving",
-        "settings",
-        "snippets",
-        "start",
-        "status_command",
-        "tables",
-    },
-    "sandbox_command": {
-        "activation",
-        "config",
-        "console",
-        "contentsquare",
-        "errors",
-        "origin",
-        "sandbox",
-        "serving",
-        "settings",
-    },
-    "__main__": {"cli", "console", "errors", "process", "start"},
-    "__init__": set(),
-    # The simulated Contentsquare: knows the vendor, and nothing of the proxy
-    SANDBOX: {"contentsquare"},
+ROOT = "root words"
+RANKS = (
+    "cli",
+    "app",
+    "gateway",
+    "admin",
+    "projects",
+    "tokens",
+    "server",
+    "upstream",
+    "http1",
+    "config",
+    "logs",
+    ROOT,
+)
+"""From left to right. `server` and `upstream` stand side by side, and so does `sandbox`, see below."""
+ONLY_IMPORTED_BY = {"sandbox": {"cli"}, "cli": {ROOT}}
+"""What only these folders may import; of the root words, `__main__` alone does."""
+STRANGERS = {("server", "upstream")}
+TO_BE_CUT = {
+    ("app.run", "cli.console"),
+    ("admin.admin", "gateway.route"),
+    ("projects.project", "gateway.sharing.sharing"),
 }
+LIBRARIES = {
+    "aiohttp": {"server", "sandbox", "tokens"},
+    "prometheus_client": {"admin"},
+    "pydantic": {"config"},
+    "pydantic_settings": {"config"},
+    "rich": {"cli"},
+    "structlog": {"app", "logs"},
+    "typer": {"cli"},
+}
+"""The folders that may import a library; the others don't know that it is there."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Every module by its name in the table; those of the sandbox share one."""
+    """Every module by its dotted name below ``proxy``."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        place = path.relative_to(PACKAGE)
-        yield place.parts[0].removesuffix(".py"), ast.parse(path.read_text(encoding="utf-8"))
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(tree: ast.Module, *, from_top: bool = False) -> set[str]:
-    """The modules of ours that a module imports, wherever; ``from_top``: as it is loaded."""
-    found: set[str] = set()
-    for node in _at_top(tree) if from_top else ast.walk(tree):
+def imported(tree: ast.Module, *, from_top: bool = False) -> Iterator[str]:
+    """The full names that a module imports, wherever; ``from_top``: as it is loaded."""
+    nodes = (node for node in tree.body if not isinstance(node, ast.If)) if from_top else ast.walk(tree)
+    for node in nodes:  # the `if` at the top is `if TYPE_CHECKING:`
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "import by the full name"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found.update(_module_of(name) for name in names if name.split(".")[0] == "proxy")
-    return found
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _at_top(tree: ast.Module) -> Iterator[ast.AST]:
-    for node in tree.body:
-        if not isinstance(node, ast.If):  # of which we have `if TYPE_CHECKING:`
-            yield node
+TREES = dict(modules())
 
 
-def _module_of(name: str) -> str:
-    parts = name.split(".")[1:]
-    if parts and ((PACKAGE / f"{parts[0]}.py").exists() or (PACKAGE / parts[0]).is_dir()):
-        return parts[0]
+def module_of(name: str) -> str | None:
+    """The module of ours that a full name is in, None where it is another's."""
+    parts = name.split(".")
+    if parts[0] != "proxy":
+        return None
+    for end in range(len(parts), 1, -1):
+        if (module := ".".join(parts[1:end])) in TREES:
+            return module
     return "__init__"
 
 
-TREES = list(modules())
+def folder_of(module: str) -> str:
+    folder = module.partition(".")[0]
+    return folder if folder in RANKS or folder == "sandbox" else ROOT
 
 
-def test_every_module_has_its_place_in_the_table() -> None:
-    homeless = {name for name, _ in TREES} - set(MAY_IMPORT)
-    assert not homeless, f"proxy.{homeless}: give each a row in MAY_IMPORT, next to those that it resembles"
+def arrows() -> Iterator[tuple[str, str]]:
+    """Every import of one module by another."""
+    for module, tree in TREES.items():
+        for name in imported(tree):
+            target = module_of(name)
+            if target is not None and target != module:
+                yield module, target
 
 
-def test_the_guide_names_every_module() -> None:
-    told = set(re.findall(r"`(\w+)\.py`", GUIDE.read_text(encoding="utf-8")))
-    assert told == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+def test_every_folder_has_its_rank() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*RANKS, "sandbox"} - {ROOT}
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_a_module_imports_what_the_table_says_and_no_more(module: str) -> None:
-    used = set().union(*(imported(tree) for name, tree in TREES if name == module)) - {module}
-    surplus = used - MAY_IMPORT[module]
-    assert not surplus, f"proxy.{module} imports {surplus}: move the code, or change the design's table"
-    assert used == MAY_IMPORT[module], "what it no longer imports needn't be in the table"
+@pytest.mark.parametrize("folder", [*RANKS, "sandbox"])
+def test_a_folder_imports_only_to_the_right(folder: str) -> None:
+    wrong = []
+    for module, target in arrows():
+        own, other = folder_of(module), folder_of(target)
+        if own != folder or other == own or (module, target) in TO_BE_CUT:
+            continue
+        if other in ONLY_IMPORTED_BY:
+            fine = own in ONLY_IMPORTED_BY[other] and (own != ROOT or module == "__main__")
+        elif own == "sandbox":
+            fine = other == ROOT
+        elif own == ROOT:
+            fine = module == "__main__"
+        else:
+            fine = RANKS.index(own) < RANKS.index(other) and (own, other) not in STRANGERS
+        if not fine:
+            wrong.append(f"{module} imports {target}")
+    assert not wrong, f"move the code, or hand it what it needs: {wrong}"
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     graph: dict[str, set[str]] = {}
-    for name, tree in TREES:
-        graph.setdefault(name, set()).update(imported(tree, from_top=True) - {name})
+    for module, tree in TREES.items():
+        found = {module_of(name) for name in imported(tree, from_top=True)}
+        graph[module] = {name for name in found if name is not None} - {module}
     TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
 
 
-@pytest.mark.parametrize(
-    ("module", "foreign"),
-    [
-        *((name, "aiohttp") for name in sorted({*MAY_IMPORT} - {"oauth", "server", SANDBOX})),
-        *((name, "pydantic") for name in sorted({*MAY_IMPORT} - {"layers"})),
-        *((name, "prometheus_client") for name in sorted({*MAY_IMPORT} - {"metrics"})),
-        *((name, "structlog") for name in sorted({*MAY_IMPORT} - {"app", "log"})),
-    ],
-)
-def test_libraries_stay_behind_the_modules_that_hide_them(module: str, foreign: str) -> None:
-    for name, tree in TREES:
-        if name == module:
-            used = {
-                getattr(node, "module", None) or alias.name
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Import | ast.ImportFrom)
-                for alias in node.names
-            }
-            assert foreign not in {full.split(".")[0] for full in used}
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+def test_a_library_stays_in_the_folders_that_hide_it(library: str) -> None:
+    users = {
+        folder_of(module)
+        for module, tree in TREES.items()
+        if any(name.partition(".")[0] == library for name in imported(tree))
+    }
+    assert users <= LIBRARIES[library], f"{library} is hidden by {LIBRARIES[library]}"

@@ -1,4 +1,4 @@
-"""`proxy.lease`: when a token is fetched, kept, refused and replaced. The clock is a fake one."""
+"""`proxy.tokens.lease`: when a token is fetched, kept, refused and replaced. The clock is a fake one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import TokenFetchError, TokenUnavailable
-from proxy.lease import (
+from proxy.origin import Origin
+from proxy.tokens.lease import (
     BACKOFF_S,
     FORCED_REFRESH_GAP_S,
     MIN_REFRESH_S,
@@ -27,7 +28,6 @@ from proxy.lease import (
     retry_delay_s,
     safety_margin_s,
 )
-from proxy.origin import Origin
 
 EU = Origin("https", "api.eu-west-1.production.contentsquare.com", 443)
 US = Origin("https", "api.us-east-1.production.contentsquare.com", 443)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start  # noqa: F401 - a fixture
 
-from proxy import door
-from proxy.door import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
+from proxy.server import capacity as door
+from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="listeners don't pause there")
 
@@ -122,7 +122,7 @@ SCARCE = """
 import asyncio, resource, socket
 resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
 from harness import Upstream, TokenServer, RawServer, settings_for
-from proxy.app import App
+from proxy.app.app import App
 
 async def main():
     token = TokenServer()
@@ -181,7 +181,7 @@ def test_with_file_descriptors_used_up_accepting_recovers_and_tokens_are_still_r
 
 
 async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.gateway.MAX_IN_FLIGHT", 3)
+    monkeypatch.setattr("proxy.gateway.gateway.MAX_IN_FLIGHT", 3)
     callers = {"greedy": {"key": "key-of-greedy"}, "other": {"key": "key-of-other"}}
     async with gateway(Upstream(), callers=callers) as proxy:
         key = b"X-API-Key: key-of-greedy"

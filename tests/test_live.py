@@ -21,10 +21,10 @@ from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
 from test_cli import run, write
 
-from proxy.config import load
-from proxy.live import Finding, examine, expiries
+from proxy.cli.live_check import Finding, examine, expiries
+from proxy.config.load import load
+from proxy.config.settings import Settings
 from proxy.sandbox import Sandbox, SandboxOptions
-from proxy.settings import Settings
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -29,8 +29,9 @@ import structlog
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from proxy import log, quick_log
-from proxy.redact import Redactor
+from proxy.logs import quick_log
+from proxy.logs import setup as log
+from proxy.logs.redact import Redactor
 
 SECRET = "hush-hush/secret+with=signs"
 
@@ -459,8 +460,8 @@ def test_a_full_disk_is_no_error() -> None:
 def test_a_pipe_whose_reader_left_is_no_error_also_at_exit() -> None:
     code = """
 import sys
-from proxy import log
-from proxy.redact import Redactor
+from proxy.logs import setup as log
+from proxy.logs.redact import Redactor
 log.configure("info", "auto")
 logger = log.get_logger("proxy.test")
 sys.stdin.read()

@@ -18,12 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import measures
-from proxy.body import RequestBody
 from proxy.contentsquare import Api
-from proxy.http1 import parse_request_head
-from proxy.measures import BOUNDS_S, HOUR, MOST_ERRORS, Histogram, LoopLag, ProjectMeasures, quantile_s
-from proxy.request import Request
+from proxy.http1.heads import parse_request_head
+from proxy.projects import measures
+from proxy.projects.measures import (
+    BOUNDS_S,
+    HOUR,
+    MOST_ERRORS,
+    Histogram,
+    LoopLag,
+    ProjectMeasures,
+    quantile_s,
+)
+from proxy.server.body import RequestBody
+from proxy.server.request import Request
 
 LABELS = ("project", "api", "code", "method", "reason", "cause", "le")
 PROMTOOL = shutil.which("promtool")
@@ -320,5 +328,5 @@ async def test_promtool_finds_nothing_to_complain_about() -> None:
 
 
 def test_the_library_is_not_loaded_before_the_first_scrape() -> None:
-    code = "import sys, proxy.app, proxy.cli; sys.exit('prometheus_client' in sys.modules)"
+    code = "import sys, proxy.app.app, proxy.cli.main; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S, check=False).returncode == 0

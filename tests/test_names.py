@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from harness import WAIT_S, RawServer, read_message
 
-from proxy import names
 from proxy.contentsquare import Api
-from proxy.names import Names
-from proxy.oauth import Credentials, TokenEndpoint, TokenRequest, make_session
 from proxy.secret import Secret
+from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, make_session
+from proxy.upstream import dns as names
+from proxy.upstream.dns import Names
 
 LOOK_UP: Any = socket.getaddrinfo
 

@@ -16,7 +16,7 @@ from test_cli import CONFIG, STARTUP_S, get, needs_signals, started, write
 from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
 
-from proxy import notify
+from proxy.app import notify
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 ABSTRACT = pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux only"))

@@ -1,4 +1,4 @@
-"""`proxy.oauth`: the token request on the wire, against real servers on loopback and against shapes."""
+"""`tokens.endpoint`: the token request on the wire, against real servers on loopback and against shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from harness import WAIT_S, free_port, turns
 
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
-from proxy.oauth import (
+from proxy.origin import Origin
+from proxy.secret import Secret
+from proxy.tokens.endpoint import (
     MAX_BODY,
     TLS_RETRY_S,
     Credentials,
@@ -36,8 +38,6 @@ from proxy.oauth import (
     described,
     make_session,
 )
-from proxy.origin import Origin
-from proxy.secret import Secret
 
 ALLOWED = ("*.contentsquare.com",)
 SECRET = "hush-hush-1234567890"
@@ -244,7 +244,7 @@ async def test_the_environments_proxy_and_netrc_are_not_used(monkeypatch: pytest
 async def test_so_many_requests_run_at_once_and_the_others_wait_without_timing_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.oauth.MAX_CONNECTIONS", 4)
+    monkeypatch.setattr("proxy.tokens.endpoint.MAX_CONNECTIONS", 4)
     running = peak = 0
 
     async def handler(request: web.BaseRequest) -> web.Response:

@@ -1,4 +1,4 @@
-"""`proxy.policy`: what may be sent, judged by the very bytes, as the most lenient server would read them."""
+"""`gateway.policy`: what may be sent, by the very bytes, as the most lenient server would read them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness import Upstream, gateway
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import policy
-from proxy.callers import Caller
 from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
-from proxy.http1 import parse_request_head
+from proxy.gateway import policy
+from proxy.gateway.callers import Caller
+from proxy.http1.heads import parse_request_head
 
 READS = frozenset(
     b"/v1/speed-analysis/" + path

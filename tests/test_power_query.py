@@ -25,7 +25,7 @@ from harness import OK, WAIT_S, Gateway, TokenServer, Upstream, free_port, gatew
 from test_snippets import KEY, PROJECT, served, settings_of, text, with_and_without_callers
 
 from proxy.errors import ProxyError
-from proxy.lease import LeaseKeeper
+from proxy.tokens.lease import LeaseKeeper
 
 EVALUATOR = Path(__file__).with_name("power_query.js")
 CROWDED = b'{"success": false, "errorMessage": "Too much", "errorCode": "CONCURRENT_API_CALL"}'
@@ -136,7 +136,7 @@ OTHERS = {"PROXY_INTERNAL_ERROR"}
 async def test_trouble_of_ours_never_asks_the_person_for_credentials(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.lease.BACKOFF_S", (60.0, 60.0, 60.0))
+    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (60.0, 60.0, 60.0))
     monkeypatch.setattr(LeaseKeeper._hurry, "__kwdefaults__", {"gap_s": 0.01})
     code, case = TROUBLE[name]
     async with case() as proxy:

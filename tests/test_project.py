@@ -14,11 +14,11 @@ from harness import WAIT_S, RawServer, read_message, until
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
-from proxy.lease import SystemClock
-from proxy.oauth import Credentials, TokenEndpoint, make_session
-from proxy.project import Grant, Project
+from proxy.projects.project import Grant, Project
+from proxy.projects.slots import Slots
 from proxy.secret import Secret
-from proxy.slots import Slots
+from proxy.tokens.endpoint import Credentials, TokenEndpoint, make_session
+from proxy.tokens.lease import SystemClock
 
 CREDENTIALS = Credentials("id-1", Secret("secret-1"))
 UNREACHABLE = 0

@@ -19,11 +19,12 @@ from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
 from typer.testing import CliRunner
 
-from proxy import reading, start
-from proxy.cli import cli
-from proxy.config import load
+from proxy.cli import serve as start
+from proxy.cli.main import cli
+from proxy.config import reading
+from proxy.config.load import load
+from proxy.config.reading import Reading, read
 from proxy.errors import ConfigError
-from proxy.reading import Reading, read
 from proxy.secret import Secret
 
 MUCH = """
@@ -92,7 +93,7 @@ def test_faults_are_those_of_reading_it_here(much: Path) -> None:
         ("raise SystemExit", "exit code 0"),
         ("print('good morning')", "exit code 0"),
         ("import pickle, sys; sys.stdout.buffer.write(pickle.dumps([1]))", "exit code 0"),
-        ("import sys; sys.path = []; import proxy.reading", "exit code 1"),
+        ("import sys; sys.path = []; import proxy.config.reading", "exit code 1"),
     ],
 )
 def test_a_child_that_gives_no_answer_is_a_fault_that_says_what_to_do(
@@ -285,7 +286,8 @@ def test_the_process_that_serves_never_has_what_validates_its_configuration(
 
 
 BROKEN_LATER = """
-from proxy import reading, serving
+from proxy.config import reading
+from proxy.app import run as serving
 from proxy.__main__ import main
 run = serving.run
 def run_broken(work):

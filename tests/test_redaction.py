@@ -1,4 +1,4 @@
-"""`proxy.redact.Redactor` with many secrets at once: as right as with one, and hardly slower."""
+"""`proxy.logs.redact.Redactor` with many secrets at once: as right as with one, and hardly slower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.redact import REDACTED, SHORTEST_SECRET, Redactor
+from proxy.logs.redact import REDACTED, SHORTEST_SECRET, Redactor
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 SECRETS = st.one_of(

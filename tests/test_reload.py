@@ -39,16 +39,15 @@ from harness import (
 )
 
 import proxy
-import proxy.app
-from proxy import log
-from proxy.app import App
-from proxy.config import load
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.config.settings import Settings
+from proxy.config.watch import MOST_IN_VAIN, Changes, Reloader, differences, signature
 from proxy.errors import ConfigError
-from proxy.generation import plan
-from proxy.log import redactor
-from proxy.project import Project
-from proxy.reload import MOST_IN_VAIN, Changes, Reloader, differences, signature
-from proxy.settings import Settings
+from proxy.gateway.generation import plan
+from proxy.logs import setup as log
+from proxy.logs.setup import redactor
+from proxy.projects.project import Project
 
 Sections = dict[str, dict[str, Any]]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="symlinks and modes")
@@ -57,8 +56,8 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="symlinks and mo
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Files are looked at often, and the root logger is left as it was."""
-    monkeypatch.setattr("proxy.reload.WATCH_S", 0.004)
-    monkeypatch.setattr(proxy.app, "_POLL_S", 0.002)
+    monkeypatch.setattr("proxy.config.watch.WATCH_S", 0.004)
+    monkeypatch.setattr("proxy.app.app._POLL_S", 0.002)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -242,7 +241,7 @@ async def test_without_a_change_nothing_is_read_again_but_when_asked(tmp_path: P
 async def test_a_file_that_is_being_written_is_not_read_before_it_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.reload.WATCH_S", 0.03)
+    monkeypatch.setattr("proxy.config.watch.WATCH_S", 0.03)
     async with rig(tmp_path) as running:
         text = toml({**running.sections, "server": {"port": 0, "drain_timeout": 7}})
         with running.file.open("w") as file:
@@ -461,7 +460,7 @@ async def test_what_goes_fetches_nothing_more(tmp_path: Path) -> None:
 async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.lease.BACKOFF_S", (0.01, 0.02, 0.02))
+    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.01, 0.02, 0.02))
     upstream = Upstream()
     async with rig(tmp_path, upstream) as running:
         running.token.status = 503
@@ -1073,7 +1072,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
 async def test_a_file_that_comes_while_the_configuration_is_refused_for_the_lack_of_it_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.reload.WATCH_S", 0.005)
+    monkeypatch.setattr("proxy.config.watch.WATCH_S", 0.005)
     config = tmp_path / "config.toml"
     config.write_text("1")
     loads = 0

@@ -15,10 +15,10 @@ from harness import OK, WAIT_S, Gateway, Message, Upstream, close, gateway, read
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.http1 import RequestHead, parse_request_head
-from proxy.log import configure
-from proxy.request_id import trace_id
-from proxy.request_log import LONGEST_ROUTE, route_of
+from proxy.gateway.request_log import LONGEST_ROUTE, route_of
+from proxy.http1.heads import RequestHead, parse_request_head
+from proxy.logs.setup import configure
+from proxy.server.request_id import trace_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01".encode()

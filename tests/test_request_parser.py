@@ -9,7 +9,7 @@ from typing import Any, cast
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.request import Connection, Request, RequestParser
+from proxy.server.request import Connection, Request, RequestParser
 
 FIELDS = b"Host: x\r\nAccept: a\r\n\r\n"
 PIECES = [

@@ -1,4 +1,4 @@
-"""`proxy.rotation` and `proxy.expiry`: when the standby pair takes over, and when the end is announced."""
+"""`tokens.standby` and `config.expiry`: when the standby pair takes over, and when the end is announced."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.config.expiry import ExpiryWatch, days_left, step_of
 from proxy.errors import TokenFetchError
-from proxy.expiry import ExpiryWatch, days_left, step_of
-from proxy.oauth import Credentials
-from proxy.rotation import Rotation
 from proxy.secret import Secret
+from proxy.tokens.endpoint import Credentials
+from proxy.tokens.standby import Rotation
 
 FIRST = Credentials("id-1", Secret("secret-1"))
 STANDBY = Credentials("id-2", Secret("secret-2"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.contentsquare import Api
 from proxy.errors import BadTarget, Forbidden, UnknownProject
-from proxy.route import Route, Router
+from proxy.gateway.route import Route, Router
 
 ALLOWED = {42, 43}
 

@@ -1,7 +1,7 @@
-"""The seams of aiohttp that proxy/server.py rides on: a release that moves one fails here, by name.
+"""The seams of aiohttp that server/connection.py rides on: a release that moves one fails here, by name.
 
 None of them is public. When a test fails after an update: read what became of the named thing in
-aiohttp's ``web_protocol.py``, ``base_protocol.py`` or ``web_server.py``, adapt proxy/server.py, and then
+aiohttp's ``web_protocol.py``, ``base_protocol.py`` or ``web_server.py``, adapt server/connection.py, and then
 this list and the version range in pyproject.toml.
 """
 
@@ -20,10 +20,10 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from harness import WAIT_S, gateway, read_message
 
-from proxy.request import Request
-from proxy.server import CallerConnection, CallerServer
+from proxy.server.connection import CallerConnection, CallerServer
+from proxy.server.request import Request
 
-HINT = f"aiohttp {aiohttp.__version__} moved a seam of proxy/server.py; see this file's first lines. It is: "
+HINT = f"aiohttp {aiohttp.__version__} moved a seam of the server; see this file's first lines. It is: "
 
 
 def parameters(function: Any) -> list[str]:
@@ -104,7 +104,7 @@ def test_every_private_name_that_we_take_from_aiohttp_is_listed_here(kind: type)
     }
     own = {*vars(kind), *_assigned(tree)} - slots(web.RequestHandler)
     listed = {*BASE_ATTRIBUTES, *HANDLER_ATTRIBUTES, *(name for _, name, _ in METHODS), "_loop"}
-    assert used - own <= listed, "proxy/server.py rides on a seam that this file doesn't name"
+    assert used - own <= listed, "server/connection.py rides on a seam that this file doesn't name"
 
 
 def _is_self(node: ast.Attribute) -> bool:

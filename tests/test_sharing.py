@@ -25,9 +25,8 @@ from harness import (
     until,
 )
 
-import proxy.recording
-from proxy.caching import MAX_CONTENT_BYTES
-from proxy.project import Project
+from proxy.gateway.sharing.cache_rules import MAX_CONTENT_BYTES
+from proxy.projects.project import Project
 
 SHOP: Mapping[str, object] = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 GET = b"GET /v1/segments?a=1"
@@ -624,7 +623,7 @@ async def test_nobody_waits_for_a_slow_caller() -> None:
 
 
 async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy.recording, "PATIENCE_S", 0.02)
+    monkeypatch.setattr("proxy.gateway.sharing.recording.PATIENCE_S", 0.02)
     cloud = Cloud()
     async with sharing(cloud) as gate, together(gate, 4) as calls:
         await until(lambda: len(cloud.requests) == 4)
@@ -726,7 +725,7 @@ async def test_shared_answers_are_counted_and_shown() -> None:
 async def test_whatever_callers_do_everybody_gets_a_right_answer_and_every_slot_is_given_back(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy.recording, "PATIENCE_S", 0.03)
+    monkeypatch.setattr("proxy.gateway.sharing.recording.PATIENCE_S", 0.03)
     rng = random.Random(seed)
 
     def answer(request: Message, _: int) -> bytes:

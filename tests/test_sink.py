@@ -1,4 +1,4 @@
-"""`proxy.sink.Sink`: batches, readers that don't read, streams that fail, the program's end."""
+"""`proxy.logs.sink.Sink`: batches, readers that don't read, streams that fail, the program's end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import IO, Any
 import pytest
 from harness import WAIT_S
 
-from proxy.sink import MOST_LINES, MOST_UNWRITTEN_BYTES, Sink
+from proxy.logs.sink import MOST_LINES, MOST_UNWRITTEN_BYTES, Sink
 
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="a write that blocks can't be foreseen there")
 
@@ -293,7 +293,7 @@ async def test_who_reads_again_gets_whole_lines() -> None:
 def test_at_the_end_a_reader_that_does_not_read_is_not_waited_for_long() -> None:
     code = """
 import os, sys
-from proxy import log
+from proxy.logs import setup as log
 log.configure("info", "json")
 for _ in range(2000):
     log.get_logger("proxy.test").info("happened", text="x" * 100)
@@ -314,7 +314,7 @@ print("here", flush=True)
 def test_a_line_of_the_last_turn_is_written_at_the_program_s_end() -> None:
     code = """
 import asyncio, sys
-from proxy import log
+from proxy.logs import setup as log
 log.configure("info", "json")
 loop = asyncio.new_event_loop()
 async def last():

@@ -1,4 +1,4 @@
-"""`proxy.slots`: a project's ten slots, shared fairly."""
+"""`proxy.projects.slots`: a project's ten slots, shared fairly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import QueueTimeout
-from proxy.slots import SHRINK, Slots
+from proxy.projects.slots import SHRINK, Slots
 
 
 async def settle() -> None:
@@ -333,7 +333,7 @@ async def test_the_allowance_never_falls_below_one() -> None:
 async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.slots.COOL_DOWN_S", (0.0, 0.0))
+    monkeypatch.setattr("proxy.projects.slots.COOL_DOWN_S", (0.0, 0.0))
     slots = Slots(4)
     await slots.acquire("a", 1)
     slots.refused(slots.round)

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from harness import WAIT_S, Gateway, Upstream, gateway, until
 
-from proxy import door, server
-from proxy.server import CallerConnection
+from proxy.server import capacity as door
+from proxy.server import connection as server
+from proxy.server.connection import CallerConnection
 
 
 def answer_of(size: int) -> bytes:

@@ -30,12 +30,12 @@ from test_cli import config as config  # noqa: PLC0414 - fixtures
 from test_cli import environ as environ  # noqa: PLC0414
 from test_cli import run
 
-from proxy.app import App
-from proxy.config import load
+from proxy.app.app import App
+from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS, text_of
+from proxy.config.load import load
+from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.sandbox import Sandbox
-from proxy.settings import Settings
-from proxy.snippets import FOR_CALLERS, FOR_OPERATORS, text_of
 
 TODAY = dt.date(2026, 3, 10)
 KEY = "caller-key-canary-1"

@@ -16,10 +16,10 @@ import pytest
 import trustme
 from harness import WAIT_S, RawServer, free_port, gateway, read_message
 
-from proxy import config as configuration
+from proxy.cli.status import source
+from proxy.config import load as configuration
+from proxy.config.expiry import utc_today
 from proxy.errors import ConfigError
-from proxy.expiry import utc_today
-from proxy.status_command import source
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 KEY = "a-callers-key-0123456789"

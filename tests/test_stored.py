@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.stored import OVERHEAD_BYTES, Answer, Store
+from proxy.projects.stored import OVERHEAD_BYTES, Answer, Store
 
 
 def answer(content: bytes = b"{}", lifetime_s: float = 10.0) -> Answer:

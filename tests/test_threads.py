@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from proxy.blocking import NoThread, in_thread
 from proxy.errors import ConfigError
-from proxy.threads import NoThread, in_thread
 
 
 async def test_what_runs_in_a_thread_gives_its_result_or_its_error_and_may_be_left_alone() -> None:

@@ -40,13 +40,13 @@ from harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import callers
-from proxy.app import App
-from proxy.config import load
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.config.settings import CallerSettings
 from proxy.errors import ConfigError, ListenError, ProxyError
-from proxy.route import Router
+from proxy.gateway import callers
+from proxy.gateway.route import Router
 from proxy.secret import Secret
-from proxy.settings import CallerSettings
 
 PAIR = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 unix_only = pytest.mark.skipif(sys.platform == "win32", reason="not on Windows")

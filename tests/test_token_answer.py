@@ -1,4 +1,4 @@
-"""`proxy.token_answer`: what an answer of the token endpoint is taken for."""
+"""`proxy.tokens.answer`: what an answer of the token endpoint is taken for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import TokenFetchError
-from proxy.lease import Lease
 from proxy.origin import Origin
-from proxy.token_answer import TokenAnswer, endpoint_fault, http_date, lease_of, quotable, refusal
+from proxy.tokens.answer import TokenAnswer, endpoint_fault, http_date, lease_of, quotable, refusal
+from proxy.tokens.lease import Lease
 
 ALLOWED = ("*.contentsquare.com",)
 CLIENT_ID = "an-id-5f1c"

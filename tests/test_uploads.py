@@ -1,4 +1,4 @@
-"""`proxy.uploads`, and what it is for: senders that never end don't keep others out."""
+"""`proxy.projects.uploads`, and what it is for: senders that never end don't keep others out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from harness import WAIT_S, Gateway, Upstream, gateway, until
 
-from proxy.uploads import Uploads
+from proxy.projects.uploads import Uploads
 
 
 @dataclass

@@ -15,7 +15,6 @@ import pytest
 import trustme
 from harness import OK, WAIT_S, RawServer, Upstream, close, free_port, read_message, until
 
-from proxy.dial import Dialer, http_proxy_for, tls_context
 from proxy.errors import (
     ConfigError,
     ConnectFailed,
@@ -24,10 +23,11 @@ from proxy.errors import (
     UpstreamError,
     UpstreamSilent,
 )
-from proxy.http1 import Field, ResponseHead
+from proxy.http1.heads import Field, ResponseHead
 from proxy.origin import Origin
-from proxy.pool import FRESH, KEEP_ALIVE_S, MOST_READY, Pool, Upstreams
-from proxy.upstream import Connection
+from proxy.upstream.connection import Connection
+from proxy.upstream.dial import Dialer, http_proxy_for, tls_context
+from proxy.upstream.pool import FRESH, KEEP_ALIVE_S, MOST_READY, Pool, Upstreams
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -462,7 +462,7 @@ async def test_one_connection_is_held_ready_and_as_many_as_were_used_at_once_aft
             assert pool.lacks_ready()
             pool.give_back(await pool.connect())
         assert not pool.lacks_ready()
-        monkeypatch.setattr("proxy.pool.RECENT_S", -1.0)
+        monkeypatch.setattr("proxy.upstream.pool.RECENT_S", -1.0)
         for connection in await busy(pool, 5):  # the last count that lasts no time
             pool.sweep(60)
             connection.close()

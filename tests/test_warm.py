@@ -17,8 +17,8 @@ async def until_connected(proxy_upstream: object, count: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.pool.WARM_S", 3600.0)
-    monkeypatch.setattr("proxy.pool.COLD_S", (0.01, 0.01))
+    monkeypatch.setattr("proxy.upstream.pool.WARM_S", 3600.0)
+    monkeypatch.setattr("proxy.upstream.pool.COLD_S", (0.01, 0.01))
 
 
 async def test_a_connection_is_there_before_the_first_request_and_is_used_for_it() -> None:
@@ -40,7 +40,7 @@ async def test_one_that_the_cloud_closes_is_opened_anew_without_a_request() -> N
 
 
 async def test_one_idle_for_too_long_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.pool.KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr("proxy.upstream.pool.KEEP_ALIVE_S", 0.01)
     async with gateway(contentsquare={"idle_timeout": 0.02}) as proxy:
         await until_connected(proxy.upstream, 3)
 
@@ -57,8 +57,8 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
 async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.pool.FRESH", math.inf)  # none is opened for another's age
-    monkeypatch.setattr("proxy.pool.AT_ONCE_S", WAIT_S)
+    monkeypatch.setattr("proxy.upstream.pool.FRESH", math.inf)  # none is opened for another's age
+    monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
     together, opened = asyncio.Barrier(3), list[asyncio.StreamWriter]()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -24,9 +24,9 @@ if __name__ == "__main__":
 
 from harness import Gateway, Message, gateway, read_message
 
-from proxy import log
 from proxy.contentsquare import MAX_CONCURRENCY
-from proxy.slots import Slots
+from proxy.logs import setup as log
+from proxy.projects.slots import Slots
 
 SHOP: Mapping[str, object] = {"client_id": "id", "client_secret": "secret-1", "apis": ["metrics"]}
 WAYS: Mapping[str, Mapping[str, object]] = {

@@ -1,0 +1,1 @@
+"""Everything below ``/-/``: health, status, metrics, and the page."""

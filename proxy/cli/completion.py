@@ -1,0 +1,44 @@
+"""What a shell offers when Tab is pressed: names from the configuration, and what snippets are for.
+
+Reads names alone: no secret, no password manager is asked, and a fault in the file offers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS
+from proxy.config import environment
+from proxy.config.keys import schema
+from proxy.config.load import find_config_file
+
+
+def projects(config: Path | None, incomplete: str) -> list[str]:
+    """The projects that begin so, those of accounts as ``acme/42``; ``config``: the file that is named."""
+    tables = [environment.read(os.environ, schema()).values]
+    with contextlib.suppress(OSError, RecursionError, ValueError):
+        path = find_config_file(config, os.environ)
+        tables += [tomllib.loads(path.read_text(encoding="utf-8-sig"))] if path is not None else []
+    return sorted({name for table in tables for name in _names(table) if name.startswith(incomplete)})
+
+
+def tools(incomplete: str) -> list[str]:
+    """What there are snippets for, as far as it begins so."""
+    return [name for name in FOR_CALLERS + FOR_OPERATORS if name.startswith(incomplete)]
+
+
+def _names(table: Mapping[str, Any]) -> Iterator[str]:
+    yield from _tables(table, "projects")
+    for name, account in _tables(table, "accounts").items():
+        numbers = account.get("projects") if isinstance(account, dict) else None
+        yield from (f"{name}/{number}" for number in numbers) if isinstance(numbers, list) else [f"{name}/"]
+
+
+def _tables(table: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    found = table.get(section)
+    return found if isinstance(found, dict) else {}

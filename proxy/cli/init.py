@@ -1,0 +1,76 @@
+"""What ``csq-proxy init`` asks, one question after the other; an answer that can't be is asked for again.
+
+Hides the prompts. Must not know the file that is made of the answers (`proxy.config.new_file`).
+"""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+from proxy.config.checks import name_fault
+from proxy.config.new_file import Answers
+from proxy.errors import ConfigError
+
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,17}\Z", re.ASCII)
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that it can't decode."""
+
+
+def ask() -> Answers:
+    """Put the questions, on a terminal or to whatever standard input is.
+
+    Raises ConfigError where the answers end too soon, and Typer's Abort at Ctrl-C.
+    """
+    try:
+        return _answers()
+    except typer.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        typer.echo()  # the question has no end of its line
+        raise ConfigError(
+            "init: needs answers, and standard input has no more; without a terminal start from "
+            "config.example.toml instead"
+        ) from None
+
+
+def _answers() -> Answers:
+    typer.echo(
+        "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
+    )
+    return Answers(
+        _name("A name for the project (a-z, 0-9 and -), part of its URL"),
+        _text("client_id"),
+        _text("client_secret (not shown)", hidden=True),
+        _number("project_id (only with account-level credentials, else leave it empty)"),
+        _number("integration_id (only for the Enrichment API, else leave it empty)"),
+    )
+
+
+def _name(question: str) -> str:
+    while True:
+        name = str(typer.prompt(question, default="default")).strip()
+        fault = name_fault(name)
+        if fault is None:
+            return name
+        typer.echo(f"{fault[0].upper()}{fault[1:]}{'' if fault.endswith('?') else '.'}")
+
+
+def _text(question: str, *, hidden: bool = False) -> str:
+    while True:
+        answer = str(typer.prompt(question, hide_input=hidden)).strip()
+        if _NO_TEXT.search(answer):
+            typer.echo("That isn't text in this terminal's encoding.")
+        elif answer:
+            return answer
+
+
+def _number(question: str) -> int | None:
+    while True:
+        answer = str(typer.prompt(question, default="", show_default=False)).strip()
+        if not answer:
+            return None
+        if _NUMBER.match(answer):
+            return int(answer)
+        typer.echo("A whole number above 0, of at most 18 digits, please.")

@@ -1,0 +1,308 @@
+"""``csq-proxy check --live``: asks Contentsquare for everything that the configuration will need.
+
+Hides in which order things can go wrong (DNS, TCP, an HTTP proxy, TLS, the clock, credentials, scope,
+project, integration, endpoint), so that of each chain the first broken link is named, with what to do.
+Works with the same parts as the running proxy, and starts none of it. Must not know the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from proxy.config.expiry import days_left, step_of
+from proxy.config.settings import AccountSettings, ProjectSettings, Settings
+from proxy.config.settings import Credentials as Pair
+from proxy.contentsquare import Api
+from proxy.errors import ConnectFailed, TokenFetchError
+from proxy.origin import Origin
+from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, apis_of, make_session
+from proxy.tokens.lease import Lease
+from proxy.upstream.dial import Dialer, http_proxy_for, tls_context
+
+MAX_SKEW_S = 60.0
+Result = Literal["ok", "warning", "failed"]
+
+_NEXT = {
+    "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
+    " (nslookup); behind a company's network set HTTPS_PROXY.",
+    "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",
+    "http-proxy": "Check HTTPS_PROXY and NO_PROXY: http://host:port, or http://user:password@host:port.",
+    "tls": "Behind a company's TLS inspection export its CA as PEM and set contentsquare.ca_file;"
+    " else check this computer's date.",
+    "clock": "Set this computer's clock (turn on time synchronisation).",
+    "credentials": "Compare client_id and client_secret with the Contentsquare console; they may be wrong,"
+    " deleted, or over a year old.",
+    "scope": "Ask a Contentsquare administrator to give the credentials this API, or take it out of apis.",
+    "project": "Compare project_id with the Contentsquare console; account-level credentials need it.",
+    "integration": "Compare integration_id with the Contentsquare console: it is for this project alone.",
+    "endpoint": "If the host is Contentsquare's, add it to contentsquare.allowed_endpoints.",
+    "me": "Try again later. The proxy doesn't need it where apis are named; a caller that asks for it does.",
+    "expires": "Have new credentials made in the Contentsquare console; put them into the configuration, and"
+    " their date into expires.",
+    "answer": "Check contentsquare.auth_url, and for a network's login page in between, or try again later.",
+}
+_LINK_OF_STATUS = {
+    "dns_error": "dns",
+    "tls_certificate_error": "tls",
+    "tls_protocol_error": "tls",
+    "proxy_configuration_error": "http-proxy",
+    "proxy_internal_response": "http-proxy",
+}
+_LINK_OF_CAUSE = {
+    "connection_failed": "tcp",
+    "connection_refused": "tcp",
+    "dns": "dns",
+    "endpoint_missing": "endpoint",
+    "endpoint_refused": "endpoint",
+    "http_proxy": "http-proxy",
+    "tls": "tls",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. ``project`` and ``api`` are "" where it is about all of them."""
+
+    project: str
+    api: str
+    check: str
+    result: Result
+    message: str
+    next_step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A pair of credentials and what is asked with it; ``apis`` None: what ``/v1/oauth/me`` names."""
+
+    name: str
+    credentials: Credentials
+    apis: tuple[Api, ...] | None
+    project_id: int | None = None
+    integration_id: int | None = None
+
+    def finding(self, check: str, result: Result, message: str, api: Api | None = None) -> Finding:
+        return _finding(check, result, message, self.name, "" if api is None else api.value)
+
+    def fault(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
+        """A failed token request; a warning of ``check`` where that is given."""
+        result: Result = "failed" if check is None else "warning"
+        found = self.finding(check or _link(error), result, str(error), api)
+        return replace(found, next_step=_wait(error)) if error.cause == "rate_limited" else found
+
+
+def _finding(check: str, result: Result, message: str, project: str = "", api: str = "") -> Finding:
+    return Finding(project, api, check, result, message, "" if result == "ok" else _NEXT[check])
+
+
+def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
+    """For each ``expires`` of the configuration, whether it is near or past. Asks nobody."""
+    for name, access in (*settings.projects.items(), *settings.accounts.items()):
+        if access.expires is None:
+            continue
+        left = days_left(access.expires, today)
+        if left < 0:
+            yield _finding("expires", "failed", f"the credentials expired on {access.expires}", name)
+        else:
+            result: Result = "ok" if step_of(left) is None else "warning"
+            days = f"{left} day{'' if left == 1 else 's'}"
+            yield _finding("expires", result, f"the credentials expire in {days}, on {access.expires}", name)
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Everything, one after the other. Raises ConfigError where ``ca_file`` can't be used."""
+    vendor = settings.contentsquare
+    context = tls_context(vendor.ca_file)
+    dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
+    origin = Origin.parse(vendor.auth_url)
+    reached = True
+    async for finding in _reach(dialer, origin):
+        reached = reached and finding.result == "ok"
+        yield finding
+    if not reached:
+        return
+    async with make_session(context) as session:
+        endpoint = TokenEndpoint(
+            session,
+            vendor.auth_url,
+            allowed_endpoints=vendor.allowed_endpoints,
+            find_proxy=http_proxy_for,
+        )
+        known: dict[Origin, Finding | None] = {origin: None}
+        for subject in _subjects(settings):
+            async for finding in _ask(endpoint, dialer, subject, known):
+                yield finding
+        if endpoint.clock_skew_s is not None:
+            yield _clock(endpoint.clock_skew_s)
+
+
+async def _reach(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
+    """The links of one connection, up to the first broken one."""
+    links = [*([] if origin.is_ip else ["dns"]), "tcp", *(["tls"] if origin.is_tls else [])]
+    broken, why = "", ""
+    try:
+        if http_proxy_for(origin) is not None:
+            links = ["http-proxy", *(link for link in links if link == "tls")]
+        await _connect(dialer, origin)
+    except ConnectFailed as error:
+        broken, why = _LINK_OF_STATUS.get(error.proxy_status, "tcp"), str(error)
+        if broken not in links:  # an HTTP proxy is on the way: it is the one that can't be reached, or used
+            links, broken = ["http-proxy"], "http-proxy"
+    for link in links:
+        if link == broken:
+            yield _finding(link, "failed", f"to {origin}: {why}" if link == "http-proxy" else why)
+            return
+        yield _finding(link, "ok", str(origin))
+
+
+async def _connect(dialer: Dialer, origin: Origin) -> None:
+    connection = _Connection()
+    await dialer.dial(origin, connection)
+    if connection.transport is not None:
+        connection.transport.abort()
+
+
+class _Connection(asyncio.Protocol):
+    transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+
+def _clock(skew_s: float) -> Finding:
+    side = "ahead of" if skew_s > 0 else "behind"
+    message = f"this computer is {abs(skew_s):.0f} s {side} Contentsquare"
+    return _finding("clock", "warning" if abs(skew_s) > MAX_SKEW_S else "ok", message)
+
+
+# Credentials
+
+
+def _subjects(settings: Settings) -> Iterator[_Subject]:
+    for name, project in settings.projects.items():
+        yield from _pairs(name, project, project.project_id, project.integration_id)
+    for name, account in settings.accounts.items():
+        for number in account.projects or (None,):
+            yield from _pairs(name if number is None else f"{name}/{number}", account, number, None)
+
+
+def _pairs(
+    name: str,
+    access: ProjectSettings | AccountSettings,
+    project_id: int | None,
+    integration_id: int | None,
+) -> Iterator[_Subject]:
+    # Without a project's number an account's credentials get no token: then /me alone is asked.
+    apis = () if isinstance(access, AccountSettings) and project_id is None else access.apis
+    yield _Subject(name, _credentials(access), apis, project_id, integration_id)
+    if access.standby is not None:
+        yield _Subject(f"{name} (standby)", _credentials(access.standby), apis, project_id, integration_id)
+
+
+def _credentials(pair: Pair) -> Credentials:
+    return Credentials(pair.client_id, pair.client_secret)
+
+
+async def _ask(
+    endpoint: TokenEndpoint, dialer: Dialer, subject: _Subject, known: dict[Origin, Finding | None]
+) -> AsyncIterator[Finding]:
+    apis = subject.apis
+    try:
+        members = await endpoint.me(subject.credentials)
+    except TokenFetchError as error:
+        if not apis:
+            yield subject.fault(error)
+            return
+        yield subject.fault(error, check="me")
+    else:
+        yield _described(subject, members)
+        if apis is None:
+            found = apis_of(members) or frozenset()
+            apis = tuple(api for api in Api if api in found - _unusable(subject))
+            if not apis:
+                yield subject.finding("scope", "failed", "/v1/oauth/me names no API that is known here")
+    for api in apis:
+        for finding in await _grant(endpoint, dialer, subject, api, known):
+            yield finding
+
+
+def _unusable(subject: _Subject) -> frozenset[Api]:
+    return frozenset((Api.ENRICHMENT,)) if subject.integration_id is None else frozenset()
+
+
+def _described(subject: _Subject, members: Mapping[str, object]) -> Finding:
+    scopes = members.get("scopes", members.get("scope"))
+    numbers = _project_ids(members)
+    if subject.project_id is not None and numbers and subject.project_id not in numbers:
+        named = ", ".join(map(str, sorted(numbers)[:10]))
+        message = f"the credentials are for the projects {named}, not for {subject.project_id}"
+        return subject.finding("project", "failed", message)
+    if isinstance(scopes, list):
+        scopes = " ".join(map(str, scopes))
+    named = f"the scopes {str(scopes)[:200]}" if scopes else "no scopes"
+    return subject.finding("me", "ok", f"/v1/oauth/me names {named}")
+
+
+def _project_ids(members: Mapping[str, object]) -> set[int]:
+    permissions = members.get("permissions")
+    projects = permissions.get("projects") if isinstance(permissions, dict) else None
+    found = (one.get("id") for one in projects if isinstance(one, dict)) if isinstance(projects, list) else ()
+    return {number for number in found if isinstance(number, int)}
+
+
+async def _grant(
+    endpoint: TokenEndpoint, dialer: Dialer, subject: _Subject, api: Api, known: dict[Origin, Finding | None]
+) -> list[Finding]:
+    """A token for one API, and a connection to where it is good."""
+    request = TokenRequest(subject.credentials, api, subject.project_id, subject.integration_id)
+    try:
+        lease = await endpoint.fetch(request)
+    except TokenFetchError as error:
+        return [subject.fault(error, api)]
+    found = list(_granted(subject, api, lease))
+    if lease.origin not in known:
+        links = [finding async for finding in _reach(dialer, lease.origin)]
+        known[lease.origin] = links[-1] if links[-1].result != "ok" else None
+    broken = known[lease.origin]
+    if broken is None:
+        found.append(subject.finding("endpoint", "ok", f"{lease.origin} can be reached", api))
+    else:
+        found.append(subject.finding(broken.check, "failed", broken.message, api))
+    return found
+
+
+def _granted(subject: _Subject, api: Api, lease: Lease) -> Iterator[Finding]:
+    yield subject.finding("credentials", "ok", f"a token for {lease.lifetime_s / 60:.0f} minutes", api)
+    if api.scope in lease.scope.replace(",", " ").split():
+        yield subject.finding("scope", "ok", lease.scope, api)
+    else:
+        yield subject.finding("scope", "failed", f"asked for {api.scope}, got {lease.scope}", api)
+    if subject.project_id is not None and lease.project_id != subject.project_id:
+        message = f"the token is for project {lease.project_id}, not {subject.project_id}"
+        yield subject.finding("project", "failed", message, api)
+    elif lease.project_id is not None:
+        yield subject.finding("project", "ok", str(lease.project_id), api)
+
+
+def _link(error: TokenFetchError) -> str:
+    """The link of the chain that a failed token request shows to be broken."""
+    if error.cause in _LINK_OF_CAUSE:
+        return _LINK_OF_CAUSE[error.cause]
+    if error.cause == "credentials_refused":
+        said = error.said.lower()
+        if "scope" in said:
+            return "scope"
+        if "integration" in said:
+            return "integration"
+        return "project" if "project" in said else "credentials"
+    return "credentials" if error.status == 500 else "answer"
+
+
+def _wait(error: TokenFetchError) -> str:
+    pause = f" {math.ceil(error.retry_after_s)} s" if error.retry_after_s else ""
+    return f"Wait{pause}, then try again."

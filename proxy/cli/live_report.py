@@ -1,0 +1,71 @@
+"""What ``check --live`` shows: where it is while it waits, and then a row for what belongs together.
+
+Hides rich. Must not know how anything is found out (`proxy.cli.live_check`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column
+
+from proxy.cli.live_check import Finding, examine
+from proxy.cli.tables import Terminal, table
+from proxy.config.settings import Settings
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def collect(settings: Settings) -> list[Finding]:
+    """Everything that there is to find; meanwhile a terminal shows how far it is."""
+
+    async def ask() -> list[Finding]:
+        found = []
+        async for finding in examine(settings):
+            found.append(finding)
+            where = " ".join(filter(None, (finding.project, finding.api, finding.check)))
+            status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
+        return found
+
+    with Console(stderr=True).status("Asking Contentsquare ...") as status:
+        return asyncio.run(ask())
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """What was found as a table, and how much of it isn't well."""
+    terminal = Terminal()
+    longest = len("speed-analysis,") if terminal.is_narrow else None
+    short = (Column(name, max_width=longest, overflow="fold") for name in ("API", "checks"))
+    drawn = table("project", *short, "", "")
+    rows = list(_rows(findings))
+    for one in rows:
+        step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
+        colour = f"[{_COLOURS[one.result]}]{one.result}[/]"
+        drawn.add_row(
+            escape(one.project or "(all)"), one.api or "-", one.check, colour, escape(one.message) + step
+        )
+    terminal.print(drawn)
+    terminal.print(_summary(rows))
+
+
+def _summary(rows: Sequence[Finding]) -> str:
+    failed, warned = (sum(one.result == result for one in rows) for result in ("failed", "warning"))
+    warnings = f"{warned} warning{'' if warned == 1 else 's'}"
+    if failed:
+        return f"[bold red]{failed} failed{f', {warnings}' if warned else ''}.[/]"
+    return f"[yellow]{warnings}.[/]" if warned else "[green]All is well.[/]"
+
+
+def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """What is well is one row for a project and API; what is told of several APIs alike is one, too."""
+    told: list[Finding] = []
+    for (_, _, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
+        same = list(group)
+        told += [replace(same[-1], check=", ".join(one.check for one in same))] if result == "ok" else same
+    for alike, group in groupby(told, lambda one: replace(one, api="")):
+        yield replace(alike, api=", ".join(filter(None, (one.api for one in group))))

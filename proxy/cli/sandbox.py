@@ -1,0 +1,113 @@
+"""What ``serve --sandbox`` and ``sandbox`` do: the simulated Contentsquare, with a proxy before it or alone.
+
+Hides how a proxy is told of the sandbox, by settings and by text for people. Must not know the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from proxy.app.run import StopSignals, serve
+from proxy.cli.console import say
+from proxy.config.load import load
+from proxy.config.settings import Settings
+from proxy.contentsquare import Api
+from proxy.errors import ConfigError, ListenError
+from proxy.origin import Origin, bracketed
+from proxy.sandbox import Sandbox, SandboxOptions
+from proxy.server.passed_sockets import PassedSocket
+
+_FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
+"""Only where we listen and how we log counts of it."""
+
+
+async def serve_demo(server: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
+    """Be a proxy for the sandbox's projects until stopped; ``server`` are flags, as `load` takes them."""
+    signals = StopSignals()
+    async with Sandbox() as sandbox:
+        await serve(_settings(sandbox, server), signals, passed=passed)
+
+
+def _settings(sandbox: Sandbox, server: Mapping[str, object]) -> Settings:
+    environ = {name: value for name, value in os.environ.items() if name.startswith(_FROM_ENVIRONMENT)}
+    overrides = {
+        "server": server,
+        "contentsquare": {"auth_url": sandbox.auth_url, "allowed_endpoints": sandbox.hosts},
+        "projects": {
+            project.name: {
+                "client_id": project.client_id,
+                "client_secret": project.client_secret,
+                "project_id": project.project_id,
+                "integration_id": project.integration_id,
+                "apis": [api.value for api in Api],
+            }
+            for project in sandbox.projects.values()
+        },
+    }
+    return load(None, overrides, environ, search=False)
+
+
+async def run_alone(options: SandboxOptions) -> None:
+    """Run the sandbox until stopped. Raises ConfigError, ListenError."""
+    options = dataclasses.replace(options, public_host=_host(options.public_host))
+    signals = StopSignals()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            sandbox = await stack.enter_async_context(Sandbox(options))
+        except (OSError, OverflowError):
+            raise ListenError(
+                f"--port: can't listen on {options.host}:{options.port}; choose another"
+            ) from None
+        say("# A simulated Contentsquare, until Ctrl-C. A configuration for csq-proxy:")
+        say(_configuration(sandbox))
+        say(_environment(sandbox))
+        await signals.stop.wait()
+    counters = sandbox.counters
+    say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
+
+
+def _host(name: str) -> str:
+    """What ``--public-host`` names, lower-case and without brackets; "" stays. Raises ConfigError."""
+    if not name:
+        return name
+    given_as_in_urls = name.startswith("[") and name.endswith("]")
+    try:
+        return Origin.parse(f"http://{name if given_as_in_urls else bracketed(name)}").host
+    except ValueError:
+        raise ConfigError(
+            f"--public-host: must be a host name or an address, without a port; {name!r} is none"
+        ) from None
+
+
+def _configuration(sandbox: Sandbox) -> str:
+    hosts = ", ".join(f'"{host}"' for host in sandbox.hosts)
+    lines = ["[contentsquare]", f'auth_url = "{sandbox.auth_url}"', f"allowed_endpoints = [{hosts}]"]
+    for project in sandbox.projects.values():
+        lines += [
+            "",
+            f"[projects.{project.name}]",
+            f'client_id = "{project.client_id}"',
+            f'client_secret = "{project.client_secret}"',
+            f"project_id = {project.project_id}",
+            f"integration_id = {project.integration_id}",
+        ]
+    account = sandbox.account
+    lines += [
+        "",
+        "[accounts.acme]",
+        f'client_id = "{account.client_id}"',
+        f'client_secret = "{account.client_secret}"',
+        f"projects = {list(account.project_ids)}",
+    ]
+    return "\n".join(lines)
+
+
+def _environment(sandbox: Sandbox) -> str:
+    return (
+        "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set there\n"
+        f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
+        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}"
+    )

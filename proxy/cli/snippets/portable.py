@@ -1,0 +1,114 @@
+"""The configuration as text for another place: without secrets, which come from files there.
+
+Hides which keys can travel: paths of this computer can't, and a comment stands in their place. Pure.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy.config.settings import Settings
+from proxy.secret import Secret
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+IN_CONTAINER = {
+    "server.host": "left out, as the app calls 127.0.0.1",
+    "server.unix_socket": "give its path here, and mount its folder",
+    "server.tls_cert": "give its path here, and mount the file; the app and the probes must then speak TLS",
+    "server.tls_key": "give its path here, and mount the file",
+    "contentsquare.ca_file": "give its path here, and mount the file",
+}
+"""What is said in a comment in place of a key, in a container that shares its app's loopback."""
+UNDER_SYSTEMD = {
+    "server.host": "left out, for this computer alone; give the address here, once TLS is there",
+    "server.unix_socket": "give its path here, in a RuntimeDirectory=, or take csq-proxy.socket below",
+    "server.tls_cert": "give its path here, or hand it over by LoadCredential",
+    "server.tls_key": "give its path here, or hand it over by LoadCredential",
+    "contentsquare.ca_file": "give its path here, or hand it over by LoadCredential",
+}
+"""The same for a service of systemd's."""
+_OTHER_PATH = "give its path here"
+_WHERE_SECRETS_WERE = ("client_secret_file", "client_secret_command", "key_file")
+
+
+def config(settings: Settings, secrets: str, notes: Mapping[str, str], *, indent: int) -> str:
+    """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in.
+
+    ``notes`` is `IN_CONTAINER` or `UNDER_SYSTEMD`.
+    """
+    lines = []
+    for section in ("server", "log", "contentsquare"):
+        lines += _table(section, getattr(settings, section), notes)
+    for section in ("projects", "accounts", "callers"):
+        for name, table in getattr(settings, section).items():
+            path = f"{secrets}/{secret_name(section, name)}"
+            lines += _table(f"{section}.{name}", table, notes, path)
+            if (standby := getattr(table, "standby", None)) is not None:
+                path = f"{secrets}/{_standby_name(name)}"
+                lines += _table(f"{section}.{name}.standby", standby, notes, path)
+    return "\n".join(f"{' ' * indent}{line}" for line in lines)
+
+
+def secret_name(section: str, name: str) -> str:
+    """The name of the file that a project's, an account's or a caller's secret is in.
+
+    No name that is configured holds a ``_`` or ``.``, so that no two files can have one name. Compose,
+    Kubernetes and systemd take both.
+    """
+    return f"caller_{name}" if section == "callers" else name
+
+
+def secret_names(settings: Settings) -> list[str]:
+    """The names of the files that the secrets are in."""
+    names = []
+    for section in ("projects", "accounts", "callers"):
+        for name, table in getattr(settings, section).items():
+            names.append(secret_name(section, name))
+            if getattr(table, "standby", None) is not None:
+                names.append(_standby_name(name))
+    return names
+
+
+def _standby_name(owner: str) -> str:
+    return f"{owner}.standby"
+
+
+def _table(
+    title: str, table: DataclassInstance, notes: Mapping[str, str], secret: str | None = None
+) -> list[str]:
+    lines = list(_lines(title, table, notes))
+    if secret is not None:
+        key = "key_file" if title.startswith("callers.") else "client_secret_file"
+        lines.append(f"{key} = {json.dumps(secret)}")
+    return [f"[{title}]", *lines] if lines else []
+
+
+def _lines(title: str, table: DataclassInstance, notes: Mapping[str, str]) -> Iterator[str]:
+    for field in fields(table):
+        value = getattr(table, field.name)
+        key = f"{title}.{field.name}"
+        if value in (None, field.default) or isinstance(value, Secret) or is_dataclass(value):
+            continue
+        if field.name in _WHERE_SECRETS_WERE:
+            continue
+        if key in notes or isinstance(value, Path):
+            yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
+        else:
+            yield f"{field.name} = {_written(value)}"
+
+
+def _written(value: object) -> str:
+    """A value in TOML, which has JSON's strings, numbers, booleans and lists."""
+    if isinstance(value, enum.Enum):
+        return _written(value.value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return str(value) if isinstance(value, dt.date) else json.dumps(value, ensure_ascii=False)

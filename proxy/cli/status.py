@@ -1,0 +1,301 @@
+"""``csq-proxy status``: what a running proxy says of itself at ``/-/status``, as a table.
+
+Hides where the running proxy is found: by ``--url``, else by ``[server]`` of the configuration. Speaks
+only HTTP with the proxy, and shows what it answers; must not know what is behind it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from proxy.cli.console import fail, say
+from proxy.config.environment import KEY
+from proxy.config.load import load_listener
+from proxy.errors import ConfigError
+from proxy.origin import Origin, bracketed, is_loopback
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+EVERY_S = 2.0
+TIMEOUT_S = 5.0
+MOST_ERRORS = 3
+"""Of each project."""
+_COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
+_NAME_MISMATCHES = (62, 64)
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where it listens
+
+
+class Unreachable(Exception):
+    """There is no status to be had; the message is one line for people."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key goes where it was meant to go, and nowhere else."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+class Source(NamedTuple):
+    """Where to ask: ``url`` without a path; ``cert`` is trusted beside the system's, ``key`` a caller's."""
+
+    url: str
+    cert: Path | None
+    key: str | None
+
+    def fetch(self) -> dict[str, Any]:
+        """The running proxy's status. Raises `Unreachable`."""
+        request = urllib.request.Request(f"{self.url}/-/status")  # noqa: S310 - `source` checked the scheme
+        if self.key:
+            request.add_header("X-API-Key", self.key)
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+        if self.url.startswith("https:"):
+            handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
+        status: object = None
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as answer:
+                status = json.load(answer)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise Unreachable(self._refused(error.code)) from None
+        except OSError as error:
+            raise Unreachable(self._silent(error)) from None
+        except (ValueError, RecursionError, http.client.HTTPException):
+            pass  # no JSON, or no HTTP
+        if not isinstance(status, dict) or "projects" not in status:
+            raise Unreachable(f"{self.url}: something else than csq-proxy answers there; give its --url")
+        return status
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self.cert is not None:
+            try:
+                context.load_verify_locations(self.cert)
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be without its issuer's
+            except OSError:
+                raise Unreachable(
+                    f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
+                ) from None
+        return context
+
+    def _refused(self, code: int) -> str:
+        if code == 401:
+            what = "is nobody's" if self.key else "is needed"
+            return f"{self.url}: a caller's key {what}; give --key-file, or set {KEY}"
+        hint = ""
+        if code == 421:
+            hint = "; call it by a name in server.allowed_hosts"
+        elif code == 404 or code // 100 == 3:
+            hint = "; is that a csq-proxy?"
+        return f"{self.url}: it answered {code}{hint}"
+
+    def _silent(self, error: OSError) -> str:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return f"{self.url}: {self._distrusted(reason)}"
+        if isinstance(reason, ssl.SSLError):
+            return f"{self.url}: no TLS is spoken there; give the --url that csq-proxy printed at its start"
+        why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
+
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        if error.verify_code in _NAME_MISMATCHES:
+            return "give the --url with a name that its certificate is for"
+        hint = "; give the --config that names it in server.tls_cert" if self.cert is None else ""
+        return f"its certificate isn't trusted here ({error.verify_message}){hint}"
+
+
+def source(config: Path | None, url: str | None, key_file: Path | None) -> Source:
+    """Where to ask, by flags, environment and configuration file. Raises ConfigError."""
+    key = _key(key_file)
+    if url is not None:
+        base = _base_url(url)
+        return Source(base, _cert_for(_origin_of(base), config), key)
+    server = load_listener(config, os.environ)
+    if not server.port:
+        raise ConfigError(
+            "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
+        )
+    host = _ANY.get(server.host, server.host)
+    scheme = "https" if server.tls_cert else "http"
+    return Source(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
+
+
+def _cert_for(origin: Origin, config: Path | None) -> Path | None:
+    """The configured certificate if ``origin`` is the configured listener; none of a faulty configuration."""
+    if not origin.is_tls:
+        return None
+    try:
+        server = load_listener(config, os.environ)
+    except ConfigError:
+        return None
+    is_host = server.host in (*_ANY, origin.host) or (origin.is_loopback and is_loopback(server.host))
+    is_port = server.port in (0, origin.port)
+    cert = server.tls_cert
+    return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
+
+
+def _key(key_file: Path | None) -> str | None:
+    if key_file is None:
+        key, place = os.environ.get(KEY), KEY
+    else:
+        place = "--key-file"
+        try:
+            key = key_file.read_text("utf-8-sig").strip()
+        except (OSError, ValueError):
+            raise ConfigError(f"{place}: {key_file} can't be read") from None
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{place}: holds no key; that is one line of ASCII")
+    return key
+
+
+def _base_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("--url: must begin with http:// or https://, as http://127.0.0.1:8277")
+    try:
+        _origin_of(url)
+    except ValueError as error:
+        raise ConfigError(f"--url: {error}") from None
+    if "?" in url or "#" in url or " " in url or not (url.isascii() and url.isprintable()):
+        raise ConfigError("--url: must be a base URL, as http://127.0.0.1:8277")
+    return url.rstrip("/")
+
+
+def _origin_of(url: str) -> Origin:
+    parts = urlsplit(url)
+    return Origin.parse(f"{parts.scheme}://{parts.netloc}")
+
+
+def show(place: Source, *, as_json: bool, watch: bool) -> None:
+    """Print the status once, or every `EVERY_S` seconds until Ctrl-C. Exits with 1 where there is none."""
+    try:
+        status = place.fetch()
+        if as_json:
+            _print_json(place, status, watch=watch)
+        else:
+            _print_table(place, status, watch=watch)
+    except Unreachable as error:
+        fail((str(error),), 1)
+    except KeyboardInterrupt:  # how `--watch` ends
+        return
+
+
+def _print_json(place: Source, status: dict[str, Any], *, watch: bool) -> None:
+    if not watch:
+        say(json.dumps(status, indent=2))
+        return
+    say(json.dumps(status))
+    while sys.stdout is not None:  # somebody reads it; a line each time
+        time.sleep(EVERY_S)
+        say(json.dumps(place.fetch()))
+
+
+def _print_table(place: Source, status: dict[str, Any], *, watch: bool) -> None:
+    from rich.live import Live  # noqa: PLC0415
+
+    from proxy.cli.tables import Terminal  # noqa: PLC0415
+
+    terminal = Terminal()
+    shown = _drawn(place, status)
+    if not watch:
+        terminal.print(shown)
+    elif not terminal.is_terminal:
+        terminal.print(shown)
+        while sys.stdout is not None:  # somebody reads it
+            time.sleep(EVERY_S)
+            terminal.print(_drawn_now(place))
+    else:
+        with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(shown, refresh=True)
+                time.sleep(EVERY_S)
+                shown = _drawn_now(place)
+
+
+def _drawn_now(place: Source) -> RenderableType:
+    from rich.text import Text  # noqa: PLC0415
+
+    try:
+        return _drawn(place, place.fetch())
+    except Unreachable as error:
+        return Text(str(error), "red")
+
+
+def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    from proxy.cli.tables import table  # noqa: PLC0415
+
+    stopping = ", stopping" if status["stopping"] else ""
+    title = Text(
+        f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
+    )
+    cloud = Column("cloud", overflow="ellipsis")  # a line for each API is worth more
+    drawn = table("project", "slots", "API", "token", "left", "requests", cloud)
+    for name, project in status["projects"].items():
+        for number, row in enumerate(_rows(project)):
+            drawn.add_row(*([Text(name, "bold"), _slots(project)] if not number else ["", ""]), *row)
+    return Group(title, drawn, *_notes(status))
+
+
+def _rows(project: dict[str, Any]) -> Iterator[list[Text]]:
+    from rich.text import Text  # noqa: PLC0415
+
+    for name, api in project["apis"].items():
+        left = _duration(api["seconds_left"]) if api["usable"] else "-"
+        cloud = (api["endpoint"] or "-").partition("://")[2] or "-"
+        state = Text(api["state"], _COLORS.get(api["state"], ""))
+        yield [Text(name), state, Text(left), Text(str(api["requests"])), Text(cloud)]
+    if not project["apis"]:
+        yield [Text("on first use", "dim"), *[Text("")] * 4]
+
+
+def _slots(project: dict[str, Any]) -> Text:
+    from rich.text import Text  # noqa: PLC0415
+
+    slots = project["slots"]
+    waiting = f", {slots['waiting']} waiting" if slots["waiting"] else ""
+    shared = f" (ours: {slots['allowance']})" if slots["allowance"] < slots["limit"] else ""
+    return Text(f"{slots['in_use']}/{slots['limit']}{shared}{waiting}", "yellow" if waiting else "")
+
+
+def _notes(status: dict[str, Any]) -> Iterator[Text]:
+    """What somebody should look at, a line each."""
+    from rich.text import Text  # noqa: PLC0415
+
+    for fault in status["reload"]["last_faults"]:
+        yield Text(f"configuration refused: {fault}", "red")
+    if dropped := status["log_lines_dropped"]:
+        yield Text(f"log lines that couldn't be written: {dropped}", "yellow")
+    for name, project in status["projects"].items():
+        for why in project["missing"]:
+            yield Text(f"missing: {why}", "red")
+        credentials = project["credentials"]
+        if credentials["days_left"] is not None and credentials["days_left"] <= 30:
+            end = "ended" if credentials["days_left"] < 0 else "end"
+            yield Text(f"{name}: credentials {end} on {credentials['expires']}: renew them", "yellow")
+        for error in project["last_errors"][:MOST_ERRORS]:
+            yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

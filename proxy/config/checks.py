@@ -1,0 +1,206 @@
+"""The rules that span keys, or that the world outside decides: pure checks over whole settings.
+
+A rule yields a `Fault` for each thing that is wrong and doesn't know what became of it; what a
+single key may hold is the business of `proxy.config.settings`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy.config.messages import Fault, KeyPath, did_you_mean
+from proxy.contentsquare import Api
+from proxy.origin import is_loopback
+from proxy.secret import absence, exposure
+
+if TYPE_CHECKING:
+    from proxy.config.settings import (
+        Access,
+        AccountSettings,
+        CallerSettings,
+        Credentials,
+        ProjectSettings,
+        Settings,
+    )
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
+_RESERVED = "v1"
+_PLACEHOLDER = "..."
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+
+
+def check(settings: Settings) -> Iterator[Fault]:
+    """Every fault that only the whole shows."""
+    yield from _names(settings)
+    yield from _defaults(settings)
+    yield from _ports(settings)
+    yield from _listeners(settings)
+    yield from _files(settings)
+    for name, project in settings.projects.items():
+        yield from _project(("projects", name), project)
+    for name, account in settings.accounts.items():
+        yield from _account(("accounts", name), account)
+    yield from _callers(settings)
+
+
+def _names(settings: Settings) -> Iterator[Fault]:
+    for section in ("projects", "accounts", "callers"):
+        for name in getattr(settings, section):
+            fault = name_fault(name, in_paths=section != "callers")
+            if fault is not None:
+                yield Fault((section, name), fault)
+    for name in settings.accounts:
+        if name in settings.projects:
+            yield Fault(
+                ("accounts", name), "a project has this name already; both share one path, so choose another"
+            )
+
+
+def name_fault(name: str, *, in_paths: bool = True) -> str | None:
+    """What is wrong with a project's, an account's or (not ``in_paths``) a caller's name, or None."""
+    if name == _RESERVED and in_paths:
+        return f'"{_RESERVED}" begins Contentsquare\'s own paths; choose another name'
+    if not _NAME.match(name):
+        return f"a name is 1 to 64 of a-z, 0-9 and -, not - first{_as_name(name)}"
+    return None
+
+
+def _as_name(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64]
+    return f"; did you mean {slug}?" if _NAME.match(slug) and slug != name else ""
+
+
+def _defaults(settings: Settings) -> Iterator[Fault]:
+    names = [name for name, project in settings.projects.items() if project.default]
+    for name in names[1:]:
+        yield Fault(
+            ("projects", name, "default"), f"projects.{names[0]} is the default already; only one can be"
+        )
+
+
+def _ports(settings: Settings) -> Iterator[Fault]:
+    taken = {settings.server.port: "server.port"}
+    for name, project in settings.projects.items():
+        path: KeyPath = ("projects", name, "port")
+        if project.port and project.port in taken:
+            owner = taken[project.port]
+            yield Fault(
+                path, f"{project.port} is {owner} already; each listener needs its own", (("server", "port"),)
+            )
+        taken.setdefault(project.port, f"projects.{name}.port")
+
+
+def _listeners(settings: Settings) -> Iterator[Fault]:
+    if not settings.callers and not is_loopback(settings.server.host):
+        yield Fault(
+            ("server", "host"),
+            "not a loopback address, so all who reach it have your credentials' power; define [callers]"
+            " with a key for each, or listen on 127.0.0.1 (shared within a pod)",
+            (("callers",),),
+        )
+    server = settings.server
+    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(server, key) and not getattr(server, other):
+            yield Fault(("server", other), f"missing; server.{key} needs it", (("server", other),))
+    if server.unix_socket is None:
+        return
+    path: KeyPath = ("server", "unix_socket")
+    if sys.platform == "win32":
+        yield Fault(path, "not available on Windows; leave it out")
+    elif len(os.fsencode(server.unix_socket)) > _LONGEST_SOCKET:
+        yield Fault(path, f"the path may have at most {_LONGEST_SOCKET} bytes; choose a shorter one")
+    elif not server.unix_socket.parent.is_dir():
+        yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
+
+
+def _files(settings: Settings) -> Iterator[Fault]:
+    files: tuple[tuple[str, str, Path | None], ...] = (
+        ("server", "tls_cert", settings.server.tls_cert),
+        ("server", "tls_key", settings.server.tls_key),
+        ("contentsquare", "ca_file", settings.contentsquare.ca_file),
+    )
+    for section, key, path in files:
+        if path is not None and not os.access(path, os.R_OK):
+            yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))
+        elif path is not None and key == "tls_key" and (fault := exposure(path)):
+            yield Fault((section, key), fault)
+
+
+def _project(path: KeyPath, project: ProjectSettings) -> Iterator[Fault]:
+    yield from _credentials(path, project)
+    if Api.ENRICHMENT in (project.apis or ()) and project.integration_id is None:
+        key: KeyPath = (*path, "integration_id")
+        yield Fault((*path, "apis"), "enrichment needs integration_id beside it", (key,))
+
+
+def _account(path: KeyPath, account: AccountSettings) -> Iterator[Fault]:
+    yield from _credentials(path, account)
+    if Api.ENRICHMENT in (account.apis or ()):
+        yield Fault(
+            (*path, "apis"),
+            "enrichment needs an integration_id, which belongs to one project; "
+            "give that project its own [projects.NAME] with project_id and integration_id",
+        )
+
+
+def _credentials(path: KeyPath, owner: Access) -> Iterator[Fault]:
+    yield from _placeholders(path, owner)
+    if owner.standby is None:
+        return
+    yield from _placeholders((*path, "standby"), owner.standby)
+    if _pair(owner.standby) == _pair(owner):
+        yield Fault((*path, "standby"), "the same pair as the first; give other credentials, or leave it out")
+
+
+def _pair(credentials: Credentials) -> tuple[str, str]:
+    return credentials.client_id, credentials.client_secret.get_secret_value()
+
+
+def _placeholders(path: KeyPath, credentials: Credentials) -> Iterator[Fault]:
+    for key, value in zip(("client_id", "client_secret"), _pair(credentials), strict=True):
+        if value == _PLACEHOLDER:
+            yield Fault((*path, key), "still the example's dots; put the real value there")
+
+
+def _callers(settings: Settings) -> Iterator[Fault]:
+    known = (*settings.projects, *settings.accounts)
+    keys: dict[str, str] = {}
+    for name, caller in settings.callers.items():
+        path: KeyPath = ("callers", name)
+        yield from _caller_key(path, caller)
+        secret = caller.key.get_secret_value()
+        if secret in keys:
+            yield Fault((*path, "key"), f"the same key as callers.{keys[secret]}; give each caller its own")
+        keys.setdefault(secret, name)
+        for index, project in enumerate(caller.projects or ()):
+            if project not in known:
+                hint = did_you_mean(project, known) or f"; known: {', '.join(known) or 'none'}"
+                needs: tuple[KeyPath, ...] = (
+                    ("projects", project),
+                    ("accounts", project),
+                    ("projects",),
+                    ("accounts",),
+                )
+                yield Fault(
+                    (*path, "projects", index),
+                    f"no project or account is named {_shown(project)}{hint}",
+                    needs,
+                )
+
+
+def _shown(name: str) -> str:
+    return name if _NAME.match(name) else "so"
+
+
+def _caller_key(path: KeyPath, caller: CallerSettings) -> Iterator[Fault]:
+    secret = caller.key.get_secret_value()
+    if secret == _PLACEHOLDER:
+        yield Fault((*path, "key"), "still the example's dots; put the real value there")
+    elif not (secret.isascii() and secret.isprintable() and " " not in secret):
+        # It has to travel in a field value, RFC 9110, section 5.5.
+        yield Fault((*path, "key"), "must be printable ASCII without spaces")

@@ -1,0 +1,144 @@
+"""What is wrong with a configuration, as lines for people: the key, what is wrong, the way out.
+
+Hides pydantic's error vocabulary and how a nearest name is found. No line holds a value that
+somebody wrote, for a secret may stand in the wrong place; names of tables are the exception.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from proxy.config.keys import ANY_NAME, Leaf, Schema
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_MISSING = {
+    "client_id": "missing; it comes with the credentials made in the Contentsquare console",
+    "client_secret": "missing; give client_secret, client_secret_file or client_secret_command",
+    "key": "missing; give key or key_file",
+}
+_BY_TYPE = {
+    "bool": "must be true or false",
+    "date": "must be a date, such as 2027-01-31",
+    "float": "must be a number of seconds",
+    "finite_number": "must be a number of seconds",
+    "int": "must be a whole number",
+    "path_type": "must be a path, in quotes",
+    "string_type": "must be text, in quotes",
+    "tuple": "must be a list, in square brackets",
+}
+
+
+class Fault(NamedTuple):
+    """``path`` is the key at fault; ``needs`` are keys without which the fault can't be judged."""
+
+    path: KeyPath
+    text: str
+    needs: tuple[KeyPath, ...] = ()
+
+
+def dotted(path: KeyPath) -> str:
+    """A key as one writes it in TOML; an item of a list as ``[0]``."""
+    written = ""
+    for part in path:
+        if isinstance(part, int):
+            written += f"[{part}]"
+            continue
+        key = part if _BARE_KEY.match(part) else f'"{part.encode("unicode_escape").decode()}"'
+        written += f".{key}" if written else key
+    return written
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The known name that is most like a word, None where none is like it."""
+    lowered = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[matches[0]] if matches else None
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """``; did you mean NAME?``, or nothing."""
+    name = nearest(word, known)
+    return f"; did you mean {name}?" if name else ""
+
+
+def explain(error: ErrorDetails, schema: Schema) -> Fault:
+    """One of pydantic's errors in our words."""
+    path: KeyPath = error["loc"]
+    kind = error["type"]
+    context: Mapping[str, Any] = error.get("ctx", {})
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return Fault(path, unknown_key(path, schema))
+    if kind == "missing":
+        return Fault(path, _MISSING.get(str(path[-1]), "missing"))
+    if kind == "value_error":
+        return Fault(path, str(context["error"]))
+    return Fault(path, _limit(context) or _choice(error, context) or _by_type(kind))
+
+
+def _limit(context: Mapping[str, Any]) -> str:
+    if "min_length" in context:
+        return "must not be empty"
+    for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
+        if name in context:
+            return f"must be {words} {context[name]:g}"
+    return ""
+
+
+def _choice(error: ErrorDetails, context: Mapping[str, Any]) -> str:
+    if "expected" not in context:
+        return ""
+    expected = str(context["expected"]).replace("'", "")
+    known = expected.replace(" or ", ", ").split(", ")
+    return f"must be {expected}{did_you_mean(str(error.get('input', '')), known)}"
+
+
+def _by_type(kind: str) -> str:
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    if kind in ("dataclass_type", "dict_type", "mapping_type"):
+        return "must be a table, such as [server] or [projects.NAME]"
+    return _BY_TYPE.get(kind.split("_", 1)[0], "isn't valid")
+
+
+def unknown_key(path: KeyPath, schema: Schema) -> str:
+    """What to say of a key that no table has: the nearest in its own table, or where it belongs."""
+    word = str(path[-1])
+    here = _table(path[:-1], schema)
+    homes = {key: table for table, key in _all_keys(schema) if _table(table, schema) is not here}
+    if word in homes:
+        return f"unknown key; it belongs to {_heading(homes[word])}"
+    if near := nearest(word, here):
+        return f"unknown key; did you mean {near}?"
+    if near := nearest(word, homes):
+        return f"unknown key; did you mean {near}, in {_heading(homes[near])}?"
+    return f"unknown key; known here: {', '.join(here)}"
+
+
+def _table(path: KeyPath, schema: Schema) -> Schema:
+    for part in path:
+        node = schema.get(str(part), schema.get(ANY_NAME, Leaf.SCALAR))
+        if isinstance(node, Leaf):
+            break
+        schema = node
+    return schema
+
+
+def _all_keys(schema: Schema, table: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    # The later of two homes wins in a dict, so the most likely ones come last.
+    for key, node in reversed(list(schema.items())):
+        if not isinstance(node, Leaf):
+            yield from _all_keys(node, (*table, key))
+        if key != ANY_NAME and table:
+            yield table, key
+
+
+def _heading(table: tuple[str, ...]) -> str:
+    return f"[{'.'.join('NAME' if part == ANY_NAME else part for part in table)}]"

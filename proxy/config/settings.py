@@ -1,0 +1,310 @@
+"""The settings as types: one frozen dataclass a table of the configuration file.
+
+The process that serves holds these and no library for them: an annotation says what a key may hold, and
+only where a configuration is read (`config.validation`) does pydantic take it up. Knows nothing of where
+values come from (`config.load`) and holds no rule that spans two keys (`config.checks`). Field names are
+the contract with the people who write the file; a time is in seconds, and None means "not set". No
+postponed annotations here: pydantic needs the types at run time.
+"""
+
+import datetime as dt
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
+from proxy.origin import Origin
+from proxy.secret import Secret
+
+DEFAULT_PORT = 8277
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+"""Values of ``server.host`` that mean every address of this computer."""
+_DAY_S = 86_400
+_DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
+_DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
+_UNITS_S = {None: 1, "": 1, "s": 1, "m": 60, "h": 3600}
+_HOST = re.compile(r"[^\s/@\[\]]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """In an annotation: what is done to a value before its type is looked at. May raise ValueError."""
+
+    step: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
+
+        return core_schema.no_info_before_validator_function(self.step, handler(source))
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """In an annotation: what is done to a value of the right type. May raise ValueError."""
+
+    step: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
+
+        return core_schema.no_info_after_validator_function(self.step, handler(source))
+
+
+class Limits:
+    """In an annotation: bounds by their names in pydantic, such as ``ge`` and ``min_length``."""
+
+    def __init__(self, **bounds: float) -> None:
+        self._bounds = bounds
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
+        return {**handler(source), **self._bounds}
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _path(value: object) -> object:
+    if isinstance(value, (str, Path)) and "\0" in str(value):
+        raise ValueError("must be a path, which has no NUL character")
+    return None if value in ("", Path()) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _date(value: object) -> dt.date:
+    if isinstance(value, dt.datetime):
+        return value.date()
+    if isinstance(value, dt.date):
+        return value
+    try:
+        return dt.date.fromisoformat(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError("must be a date, such as 2027-01-31") from None
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _not_empty(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values == ():
+        raise ValueError("must name at least one; leave it out to allow all")
+    return values
+
+
+def _listen_host(value: str) -> str:
+    host = value.removeprefix("[").removesuffix("]")
+    is_ipv6 = host.count(":") > 1
+    if not _HOST.match(host) or (":" in host and not is_ipv6):
+        raise ValueError("must be a name or an address without a port; the port is server.port")
+    return host.lower()
+
+
+def _host_value(value: str) -> str:
+    try:
+        Origin.parse(f"http://{value.replace('/', ' ')}")
+    except ValueError:
+        raise ValueError('must be "host" or "host:port", as it stands in the Host field') from None
+    return value.lower()
+
+
+def _endpoint(value: str) -> str:
+    pattern = value.lower()
+    if _DOMAIN.match(pattern):
+        return pattern
+    try:
+        Origin.parse(f"https://{pattern.replace('/', ' ')}")
+    except ValueError:
+        raise ValueError('must be "host", "host:port" or "*.domain"') from None
+    return pattern
+
+
+def _auth_url(value: str) -> str:
+    origin = Origin.parse(value)
+    if not origin.is_tls and not origin.is_loopback:
+        raise ValueError("must start with https://; plain http is for loopback hosts only")
+    return str(origin)
+
+
+def _duration(value: object) -> int:
+    """Seconds, of a whole number with a unit or without one; 0 for nothing."""
+    match = _DURATION.match(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        seconds = int(match[1] or 0) * _UNITS_S[match[2]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        seconds = value
+    else:
+        seconds = -1
+    if not 0 <= seconds <= _DAY_S:
+        raise ValueError('must be a duration of at most 24h: "60s", "5m", "1h" or whole seconds; "" is off')
+    return seconds
+
+
+Text: TypeAlias = Annotated[str, Limits(min_length=1)]
+Port: TypeAlias = Annotated[int, Limits(ge=0, le=65_535), Before(_no_bool)]
+Id: TypeAlias = Annotated[int, Limits(ge=1), Before(_no_bool)]
+Seconds: TypeAlias = Annotated[float, Limits(gt=0, le=_DAY_S, allow_inf_nan=False), Before(_no_bool)]
+Duration: TypeAlias = Annotated[int, Before(_duration)]
+FilePath: TypeAlias = Annotated[Path | None, Before(_path)]
+Date: TypeAlias = Annotated[dt.date, Before(_date)]
+Apis: TypeAlias = Annotated[tuple[Api, ...], After(_distinct)]
+
+
+class _Table:
+    __slots__ = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid", "hide_input_in_errors": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings(_Table):
+    """Where we listen. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
+
+    host: Annotated[str, After(_listen_host)] = "127.0.0.1"
+    port: Port = DEFAULT_PORT
+    unix_socket: FilePath = None
+    allowed_hosts: tuple[Annotated[str, After(_host_value)], ...] = ()
+    tls_cert: FilePath = None
+    tls_key: FilePath = None
+    drain_timeout: Seconds = 30.0
+    allow_quit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings(_Table):
+    """What is logged, and how. ``format`` "auto" is text on a terminal and JSON lines elsewhere."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Before(_lower)] = "info"
+    format: Annotated[Literal["auto", "text", "json"], Before(_lower)] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentsquareSettings(_Table):
+    """How Contentsquare is reached. ``auth_url`` is a base URL without a final slash."""
+
+    auth_url: Annotated[str, After(_auth_url)] = AUTH_URL
+    allowed_endpoints: Annotated[tuple[Annotated[str, After(_endpoint)], ...], Limits(min_length=1)] = (
+        "*.contentsquare.com",
+    )
+    ca_file: FilePath = None
+    connect_timeout: Seconds = 10.0
+    idle_timeout: Seconds = 300.0
+    max_concurrency: Annotated[int, Limits(ge=1, le=1000), Before(_no_bool)] = MAX_CONCURRENCY
+    queue_timeout: Seconds = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials(_Table):
+    """A client's id and secret.
+
+    ``client_secret`` is always there after loading, whichever way it was given; the file and the
+    command stay beside it so that they can be watched and asked again.
+    """
+
+    client_id: Text
+    client_secret: Secret
+    client_secret_file: FilePath = None
+    client_secret_command: Annotated[tuple[str, ...], Limits(min_length=1)] | None = field(
+        default=None, repr=False
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access(Credentials):
+    """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names.
+
+    ``cache`` is for how long an answer may be stored, in seconds; 0: not at all.
+    """
+
+    apis: Apis | None = None
+    expires: Date | None = None
+    standby: Credentials | None = None
+    read_only: bool = False
+    coalesce: bool = False
+    cache: Duration = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectSettings(Access):
+    """One project. ``default`` None: not said. ``port`` 0: no listener of its own."""
+
+    project_id: Id | None = None
+    integration_id: Id | None = None
+    default: bool | None = None
+    port: Port = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountSettings(Access):
+    """Account-level credentials. ``projects`` None: any project of the account."""
+
+    projects: Annotated[tuple[Id, ...] | None, After(_not_empty)] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerSettings(_Table):
+    """Somebody who may call. ``projects`` None: all projects and accounts."""
+
+    key: Secret
+    key_file: FilePath = None
+    projects: Annotated[tuple[Text, ...] | None, After(_not_empty)] = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration, as `proxy.config.load.load` makes it.
+
+    ``source`` is the file that was read, None where there is none; ``secrets_of_environment`` are the
+    environment variables that secrets came from.
+    """
+
+    server: ServerSettings = ServerSettings()
+    log: LogSettings = LogSettings()
+    contentsquare: ContentsquareSettings = ContentsquareSettings()
+    projects: Mapping[str, ProjectSettings] = field(default_factory=dict)
+    accounts: Mapping[str, AccountSettings] = field(default_factory=dict)
+    callers: Mapping[str, CallerSettings] = field(default_factory=dict)
+    source: Path | None = None
+    secrets_of_environment: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for section in ("projects", "accounts", "callers"):
+            object.__setattr__(self, section, MappingProxyType(dict(getattr(self, section))))
+
+    @property
+    def default_project(self) -> str | None:
+        """The project that answers paths without a project's name, None where there is none.
+
+        The one with ``default = true``, or a lone project that doesn't say ``default = false``.
+        """
+        for name, project in self.projects.items():
+            if project.default:
+                return name
+        if len(self.projects) == 1:
+            name, project = next(iter(self.projects.items()))
+            return name if project.default is None else None
+        return None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that these settings came from or point to: what a reload has to watch."""
+        return tuple(dict.fromkeys(path for path in self._all_files() if path is not None))
+
+    def _all_files(self) -> Iterator[Path | None]:
+        yield self.source
+        yield from (self.server.tls_cert, self.server.tls_key, self.contentsquare.ca_file)
+        owners: tuple[Access, ...] = (*self.projects.values(), *self.accounts.values())
+        for owner in owners:
+            yield owner.client_secret_file
+            if owner.standby is not None:
+                yield owner.standby.client_secret_file
+        for caller in self.callers.values():
+            yield caller.key_file

@@ -1,0 +1,1 @@
+"""One request's way: `gateway` admits it, `route` finds its project, `exchange` forwards it."""

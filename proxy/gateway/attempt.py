@@ -1,0 +1,275 @@
+"""One try of one request on one upstream connection, in both directions.
+
+Hides streaming with back-pressure both ways, framing on the caller's side, what is held back because
+the request may be sent again, and what a cut answer looks like to the caller. Decides nothing about
+trying again: it says how it ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from typing import Final
+
+from proxy.contentsquare import CONCURRENT_API_CALL
+from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
+from proxy.gateway.held_error import SmallError
+from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
+from proxy.http1.chunked import chunk, last_chunk
+from proxy.http1.heads import Field, ResponseHead
+from proxy.server.request import Request
+from proxy.upstream.connection import Connection
+
+_BODYLESS: Final = (204, 304)
+
+
+class Outcome(enum.Enum):
+    """How one attempt ended, where it did not fail."""
+
+    DELIVERED = "the answer is with the caller, whole"
+    ABORTED = "the answer was cut, and so was the caller's connection"
+    REFUSED = "401: nothing went to the caller"
+    CROWDED = "too many requests at once at the cloud: nothing went to the caller"
+    STALE = "a reused connection closed before a byte of an answer"
+    FAILED = "there will be no answer: nothing went to the caller"
+
+
+_FINAL: Final = (Outcome.DELIVERED, Outcome.ABORTED)
+
+
+class Attempt:
+    """One try of one request on one upstream connection, in both directions.
+
+    Implements `ResponseSink` for what the cloud sends, `BodySink` for what the caller sends, and
+    `WritingPeer` for a caller that is slow. ``ended`` is called once, when it is over, unless it was
+    abandoned: then either ``error`` is set, and the caller has got nothing, or ``outcome`` and ``keep``.
+    """
+
+    __slots__ = (
+        "_caller_chunked",
+        "_connection",
+        "_ended",
+        "_held",
+        "_may_be_stale",
+        "_out",
+        "_refused",
+        "_request",
+        "_starting",
+        "_upstream_chunked",
+        "error",
+        "is_over",
+        "keep",
+        "outcome",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        connection: Connection,
+        ended: Callable[[Attempt], None],
+        *,
+        may_be_stale: bool,
+    ) -> None:
+        self._request = request
+        self._connection = connection
+        self._ended = ended
+        self._may_be_stale = may_be_stale
+        self._upstream_chunked = request.head.chunked
+        self._caller_chunked = False
+        self._refused: Outcome | None = None
+        self._out: list[bytes] = []
+        self._held: SmallError | None = None
+        self._starting: list[bytes] | None = None
+        self.is_over = False
+        self.outcome = Outcome.ABORTED
+        self.error: UpstreamError | ProxyError | None = None
+        self.keep = False
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the answer is with the caller or was cut, so that nothing more can be done."""
+        return self.error is None and self.outcome in _FINAL
+
+    def begin(self, head: bytes) -> None:
+        """Send the request; its content follows as it comes from the caller."""
+        request = self._request
+        body = request.body
+        is_head_request = request.head.method == b"HEAD"
+        request.sent_at = time.perf_counter()
+        recorder = request.recorder
+        request.connection.peer = (
+            self._connection if recorder is None else recorder.on_start(self._connection)
+        )
+        if body.complete and not body.received:
+            if self._upstream_chunked:
+                head += last_chunk(trailers_to_upstream(body.trailers, request.head))
+            self._connection.start(self, head, is_head_request=is_head_request, request_done=True)
+            return
+        self._starting = [head]
+        body.attach(self)
+        first, self._starting = b"".join(self._starting), None
+        if self.is_over:  # the content is malformed, and the connection nobody else's to close
+            self._connection.close()
+        else:
+            self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
+
+    def abandon(self) -> None:
+        """End it at once, without a word to anybody; nothing where it is over."""
+        if not self.is_over:
+            self._close()
+            self._connection.abandon(self)
+
+    def _settle(self, outcome: Outcome, error: UpstreamError | ProxyError | None = None) -> None:
+        if not self.is_over:
+            self._close()
+            self.outcome, self.error = outcome, error
+            self._ended(self)
+
+    def _close(self) -> None:
+        self.is_over = True
+        self._request.connection.peer = None
+        self._request.body.detach()
+
+    # BodySink: from the caller to the cloud
+
+    def on_request_body(self, data: bytes) -> None:
+        """Content from the caller."""
+        if self._upstream_chunked:
+            data = chunk(data)
+        if self._starting is not None:
+            self._starting.append(data)
+        else:
+            self._connection.write(data)
+
+    def on_request_end(self, trailers: list[Field]) -> None:
+        """The caller's content is complete."""
+        if self._upstream_chunked:
+            end = last_chunk(trailers_to_upstream(trailers, self._request.head))
+            if self._starting is not None:
+                self._starting.append(end)
+            else:
+                self._connection.write(end)
+        if self._starting is None:
+            self._connection.finish_request()
+
+    def on_request_broken(self, error: ProxyError) -> None:
+        """The caller's framing is malformed: the cloud must not take the request for whole."""
+        self._connection.abandon(self)
+        if self._request.head_sent:
+            self._abort_caller()
+        else:
+            self._settle(Outcome.FAILED, error)
+
+    # ResponseSink: from the cloud to the caller
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """Pass an interim answer on (RFC 9110, section 15.2)."""
+        if self._request.head.minor == 1:
+            self._request.write(interim_head(head))
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The final answer's head: hold it until its first bytes are here."""
+        if head.status == 401:
+            self._refused = Outcome.REFUSED
+            return
+        if (
+            head.status == 408
+            and not head.keep_alive
+            and self._may_be_stale
+            and self._request.body.replayable
+        ):
+            # Sent to an idle connection, most likely (RFC 9110, section 15.5.9).
+            self._refused = Outcome.STALE
+            return
+        request = self._request
+        bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
+        self._caller_chunked = not bodyless and head.content_length is None and request.head.minor == 1
+        self.keep = (
+            request.may_keep
+            and request.body.complete
+            and (bodyless or head.content_length is not None or self._caller_chunked)
+        )
+        if 400 <= head.status < 500 and not bodyless:
+            self._held = SmallError.of(head)
+        request.status = head.status
+        added = b"" if request.recorder is None else request.recorder.on_head(head)
+        self._out.append(
+            response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked, added=added)
+        )
+        if request.connection.writing_paused:
+            self._connection.pause()
+
+    def on_body(self, data: bytes) -> None:
+        """Content from the cloud."""
+        if self._refused:
+            return
+        self._request.answer_bytes += len(data)
+        self._out.append(chunk(data) if self._caller_chunked else data)
+        if self._request.recorder is not None:
+            self._request.recorder.on_body(data)
+        if self._held is not None and not self._held.feed(data):
+            self._held = None
+
+    def on_flush(self) -> None:
+        """Send what has come so far."""
+        if self._refused:
+            # What is left of a refused answer isn't worth waiting for.
+            self._connection.close()
+            self._settle(self._refused)
+        elif self._out and self._held is None:
+            out, self._out = self._out, []
+            self._request.head_sent = True
+            self._request.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def on_end(self, trailers: list[Field]) -> None:
+        """The answer is complete."""
+        self._request.connection.peer = None
+        if self._refused:
+            self._settle(self._refused)
+            return
+        if self._held is not None:
+            if self._held.error_code() == CONCURRENT_API_CALL:
+                self._request.status = self._request.answer_bytes = 0
+                self._settle(Outcome.CROWDED)
+                return
+            self._held = None
+        if self._request.recorder is not None:
+            self._request.recorder.on_end(trailers)
+        if self._caller_chunked:
+            self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
+        self.on_flush()
+        self._settle(Outcome.DELIVERED)
+
+    def on_failure(self, error: UpstreamError) -> None:
+        """The answer will never be complete: what went to the caller must not look whole."""
+        if self._request.head_sent:
+            self._request.cut_because = str(error)
+            self._abort_caller()
+        elif (
+            self._may_be_stale
+            and not self._connection.answered
+            and isinstance(error, ConnectionLost)
+            and self._request.body.replayable
+        ):
+            self._settle(Outcome.STALE)
+        else:
+            self._settle(Outcome.FAILED, self._whose_silence(error))
+
+    def _whose_silence(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
+        body = self._request.body
+        if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
+            return RequestTimeout("The request's content did not come in time; send it again.")
+        return error
+
+    def on_writable(self, *, writable: bool) -> None:
+        """The cloud takes the content more slowly than the caller sends it, or has caught up."""
+        if writable:
+            self._request.body.resume()
+        else:
+            self._request.body.pause()
+
+    def _abort_caller(self) -> None:
+        self.keep = False
+        self._request.connection.abort()
+        self._settle(Outcome.ABORTED)

@@ -1,0 +1,183 @@
+"""Callers and their keys: who is calling, and what this caller may do.
+
+Keys are held as SHA-256 digests and compared in constant time. A key comes as a bearer token,
+as Basic (any user name, the key as password), as X-API-Key, or as the query parameter
+``csq_key``; whichever way, it goes no further than here.
+Sources: RFC 6750, section 2; RFC 7617.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from proxy.config.settings import CallerSettings
+from proxy.errors import CallerUnknown
+from proxy.http1.heads import RequestHead
+
+FREE_TRIES = 10
+"""Wrong keys that are answered at once; so many are forgiven in ``FORGIVEN_S``, too."""
+FORGIVEN_S = 60.0
+DELAY_STEP_S = 0.2
+LONGEST_DELAY_S = 2.0
+MOST_PEERS = 1024
+
+_QUERY_KEY = b"csq_key="
+_CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"'),)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody who may call. ``projects`` None: all projects and accounts, by their names."""
+
+    name: str
+    projects: frozenset[str] | None
+    read_only: bool
+
+    def may_use(self, project: str) -> bool:
+        """Whether a project (or, for ``acme/42``, its account) is this caller's to use."""
+        return self.projects is None or project in self.projects or project.partition("/")[0] in self.projects
+
+
+class WrongKey(CallerUnknown):
+    """A key was sent, and it is nobody's."""
+
+
+class WrongKeys:
+    """How long the answer to a wrong key waits, so that keys can't be guessed fast.
+
+    Each peer's wrong keys are counted, and forgiven over time. A right key never waits, so that
+    nobody can lock out others who share an address with him; nor does who sends no key at all, as
+    browsers and BI tools do to be asked for one.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._counts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, and when; latest last
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def delay_s(self, peer: str) -> float:
+        """Count one more wrong key of this address ("" for none), and say how long its answer waits."""
+        peer, now = _network(peer), self._now()
+        count, at = self._counts.pop(peer, (0.0, now))
+        count = max(0.0, count - (now - at) * FREE_TRIES / FORGIVEN_S) + 1
+        delay_s = min(LONGEST_DELAY_S, DELAY_STEP_S * (count - FREE_TRIES))
+        self._counts[peer] = min(count, FREE_TRIES + LONGEST_DELAY_S / DELAY_STEP_S), now
+        if len(self._counts) > MOST_PEERS:
+            self._counts.popitem(last=False)
+        return max(0.0, delay_s)
+
+
+def _network(peer: str) -> str:
+    """What one host can take addresses from at will: its /64, in IPv6 (RFC 4291, section 2.5.4)."""
+    if ":" not in peer:
+        return peer
+    try:
+        return str(ipaddress.ip_network((peer.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return peer
+
+
+class Callers:
+    """The configured callers; without any, everybody who reaches the port may call."""
+
+    def __init__(self, configured: Mapping[str, CallerSettings]) -> None:
+        self._by_digest = [
+            (_digest(caller.key.get_secret_value().encode()), _caller(name, caller))
+            for name, caller in configured.items()
+        ]
+
+    def identify(self, head: RequestHead, target: bytes) -> tuple[Caller | None, bytes]:
+        """Who calls (None where no callers are defined), and the target without a key in it.
+
+        Raises CallerUnknown where callers are defined and no key of theirs was sent.
+        """
+        if not self._by_digest and target.find(_QUERY_KEY) < 0:
+            return None, target
+        keys, target = sent_keys(head, target)
+        return self.of_keys(keys)[0], target
+
+    def of_keys(self, keys: Iterable[bytes]) -> tuple[Caller | None, str | None]:
+        """Whose keys these are, and the first that is a caller's; None, None where no callers are defined.
+
+        Raises as `identify` does.
+        """
+        if not self._by_digest:
+            return None, None
+        keys = [key for key in keys if key]
+        for key in keys:
+            caller = self._find(key)
+            if caller is not None:
+                return caller, key.decode()
+        raise (WrongKey if keys else CallerUnknown)(
+            "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
+            " or as the query parameter csq_key. Whoever runs the proxy has it, in [callers].",
+            fields=_CHALLENGE,
+        )
+
+    def _find(self, key: bytes) -> Caller | None:
+        digest = _digest(key)
+        found = None
+        for known, caller in self._by_digest:
+            if hmac.compare_digest(known, digest):
+                found = caller
+        return found
+
+
+def _caller(name: str, configured: CallerSettings) -> Caller:
+    projects = None if configured.projects is None else frozenset(configured.projects)
+    return Caller(name, projects, configured.read_only)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
+    """Every key that a request brings, whichever way, and its target without one."""
+    query_keys, target = _take_query_keys(target) if _QUERY_KEY in target else ([], target)
+    return [*_field_keys(head), *query_keys], target
+
+
+def _field_keys(head: RequestHead) -> Iterator[bytes]:
+    for field in head.fields:
+        if field.name == b"x-api-key":
+            yield field.value
+        elif field.name == b"authorization":
+            scheme, _, credentials = field.value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield credentials.strip()
+            elif scheme.lower() == b"basic":
+                try:
+                    pair = base64.b64decode(credentials.strip(), validate=True)
+                except binascii.Error:
+                    continue
+                password = pair.partition(b":")[2]
+                yield password
+                if b"%" in password or b"+" in password:  # OAuth clients encode it (RFC 6749, section 2.3.1)
+                    yield unquote_to_bytes(password.replace(b"+", b" "))
+
+
+def _take_query_keys(target: bytes) -> tuple[list[bytes], bytes]:
+    """The keys in the query, and the target without them; nothing else of it changes."""
+    path, _, query = target.partition(b"?")
+    parts = query.split(b"&")
+    left = [part for part in parts if not part.startswith(_QUERY_KEY)]
+    keys = [
+        unquote_to_bytes(part[len(_QUERY_KEY) :].replace(b"+", b" "))
+        for part in parts
+        if part.startswith(_QUERY_KEY)
+    ]
+    if not keys:
+        return keys, target
+    return keys, path + b"?" + b"&".join(left) if left else path

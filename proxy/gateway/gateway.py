@@ -1,0 +1,253 @@
+"""Every request's way through the proxy: who calls, for which project, may it, and then on to the cloud.
+
+Reads top to bottom as the checks come. What goes wrong on the way becomes an answer here, and each
+request is counted and logged here, once. Must not know sockets or how a configuration came to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.admin import admin
+from proxy.admin.admin import Admin, Overview
+from proxy.contentsquare import oauth_path
+from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
+from proxy.gateway import policy
+from proxy.gateway.callers import Caller, Callers, WrongKey, WrongKeys
+from proxy.gateway.exchange import Exchange
+from proxy.gateway.generation import Generation
+from proxy.gateway.oauth import Facade, FindRoute
+from proxy.gateway.request_log import RequestLog
+from proxy.gateway.route import API_FIELD, PROJECT_FIELD, Route
+from proxy.logs.events import OnEvent
+from proxy.projects.project import Project
+from proxy.server.answer import write_answer, write_error, write_json
+from proxy.server.listeners import Listener
+from proxy.server.request import Request
+
+MAX_IN_FLIGHT = 256
+"""Requests of one caller at once: most of them wait for a slot, and each takes a connection."""
+
+
+class Gateway:
+    """Answers callers' requests, each by the `generation` that it began with.
+
+    ``overview`` is what ``/-/`` shows. ``quit_`` ends the process soon, and is called where a caller may
+    ask for that. ``on_event`` hears ``request_failed``, ``request_failed_by_bug`` and
+    ``wrong_key_slowed_down``.
+    """
+
+    generation: Generation
+
+    def __init__(self, overview: Overview, quit_: Callable[[], None] | None, on_event: OnEvent) -> None:
+        self.is_stopping = False
+        self.refused: Counter[str] = Counter()
+        """Errors of requests that reached no project, by code."""
+        self._quit = quit_
+        self._on_event = on_event
+        self._log = RequestLog()
+        self._admin = Admin(overview)
+        self._wrong_keys = WrongKeys()
+        self._facade = Facade(self._slow_down)
+        self._in_flight: Counter[str] = Counter()
+
+    def begin(self, request: Request) -> bool:
+        """Begin on a request that has to wait for nothing but the cloud; False: it is for `answer`."""
+        if request.error is not None or not request.body.complete:
+            return False
+        request.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
+        generation = self.generation
+        try:
+            caller, target, is_own = self._admit(request, generation)
+            if is_own:
+                return False
+            exchange = self._way(request, generation, caller, target)
+            sharing = exchange.project.sharing
+            return exchange.begin() if sharing is None else sharing.begin(exchange)
+        except Exception:  # noqa: BLE001 - whatever it is, `answer` meets it again and says so
+            return False
+
+    def _ended(self, exchange: Exchange[Project]) -> None:
+        """What was begun is over: the answer is with the caller or was cut, or the caller has left."""
+        request = exchange.request
+        try:
+            self._leave(request)
+        except Exception as exc:  # noqa: BLE001 - called from the event loop, where nobody else meets a bug
+            self._tell_bug(exc)
+        request.connection.done(request, keep=exchange.keep)
+
+    async def answer(self, request: Request) -> bool:
+        """Answer it, or go on with it; whether the connection can be kept. Raises CancelledError alone."""
+        try:
+            return await self._answer(request)
+        except ProxyError as exc:
+            if isinstance(exc, WrongKey):
+                await self._slow_down(request)
+            self._count_error(exc, request)
+            if request.head_sent:
+                request.connection.abort()
+                return False
+            return write_error(request, exc)
+        except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
+            self._tell_bug(exc)
+            if request.head_sent:
+                request.connection.abort()
+                return False
+            return write_error(request, Internal("The proxy failed; its log says more."))
+        finally:
+            self._leave(request)
+
+    async def _answer(self, request: Request) -> bool:
+        exchange: Exchange[Project] | None = request.exchange
+        if exchange is not None and exchange.is_counted:  # `begin` came so far
+            return await _run(exchange)
+        request.began_at = time.perf_counter()
+        generation = self.generation
+        caller, target, is_own = self._admit(request, generation)
+        if is_own:
+            return await self._answer_own(request, generation, caller, target)
+        return await _run(self._way(request, generation, caller, target))
+
+    def _way(
+        self, request: Request, generation: Generation, caller: Caller | None, target: bytes
+    ) -> Exchange[Project]:
+        """The way that a request may go. Raises ProxyError for one that must not go anywhere."""
+        route = _route(request, generation, caller, target)
+        project, target = route.project, route.target
+        api = route.api or project.first_api
+        exchange = Exchange(generation.forwarder, request, project, api, target, ended=self._ended)
+        request.exchange = exchange
+        policy.check(request.head, target, project, caller)
+        if caller is not None:
+            request.caller = caller.name
+            self._check_room(caller)
+            self._in_flight[caller.name] += 1
+        project.requests[api] += 1
+        project.running += 1
+        exchange.is_counted = True
+        return exchange
+
+    def _leave(self, request: Request) -> None:
+        """Count and log a request that is over."""
+        took_s = time.perf_counter() - request.began_at
+        if request.recorder is not None:
+            request.recorder.on_over()
+            request.recorder = None
+        exchange: Exchange[Project] | None = request.exchange
+        if exchange is not None:
+            project = exchange.project
+            if exchange.is_counted:
+                project.running -= 1
+                if isinstance(request.caller, str):
+                    self._in_flight[request.caller] -= 1
+            project.measures.ended(exchange.api, request, took_s)
+        self._log.tell(request, took_s)
+        request.exchange = None  # each knows the other: without this, they were the garbage collector's
+
+    async def _answer_own(
+        self,
+        request: Request,
+        generation: Generation,
+        caller: Caller | None,
+        target: bytes,
+    ) -> bool:
+        """What is not forwarded. Raises ProxyError."""
+        if target == b"*":
+            return write_answer(request, 204, b"")
+        if oauth_path(target) is not None:
+            return await self._facade.answer(request, target, functools.partial(self._directory, request))
+        if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
+            policy.check_quit(caller)
+            if request.head.method != b"POST":
+                raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
+            self._quit()
+            return write_json(request, 202, {"stopping": True})
+        if (name := admin.refreshed_project(target)) is not None:
+            policy.check_refresh(name, caller)
+        if caller is None or caller.projects is None:
+            return await self._admin.answer(request, target)
+        return await self._admin.answer(request, target, caller.may_use)
+
+    def _directory(self, request: Request) -> tuple[Callers, FindRoute]:
+        """Who may call, and what for, now: a request's content may come a reload later than its head."""
+        generation = self.generation
+        return generation.callers, functools.partial(_route, request, generation)
+
+    def _admit(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes, bool]:
+        """Who calls, the target, and whether it is answered here, of a request that may be answered at all.
+
+        What the facade answers it authenticates itself. Raises ProxyError.
+        """
+        if request.error is not None:
+            raise request.error
+        listener: Listener = request.connection.listener
+        guard = generation.guards[listener.index]
+        caller, target = None, guard.check(request.head)
+        is_own = oauth_path(target) is not None
+        if not is_own:
+            caller, target = generation.callers.identify(request.head, target)
+            is_own = target.startswith(admin.PREFIX) or target in (b"/-", b"*")
+        if self.is_stopping and not target.startswith(admin.PREFIX):
+            raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
+        return caller, target, is_own
+
+    def _check_room(self, caller: Caller) -> None:
+        """Raise QueueTimeout where this caller has too many requests at once."""
+        if self._in_flight[caller.name] >= MAX_IN_FLIGHT:
+            raise QueueTimeout(
+                f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; ask for less at a time.",
+                retry_after_s=2,
+            )
+
+    async def _slow_down(self, request: Request) -> None:
+        """Make who sent a wrong key wait, and nobody else."""
+        address = request.transport.get_extra_info("peername")
+        peer = address[0] if isinstance(address, tuple) else ""
+        delay_s = self._wrong_keys.delay_s(peer)
+        if delay_s:
+            self._on_event("wrong_key_slowed_down", {"peer": peer, "delay_s": round(delay_s, 1)})
+            await asyncio.sleep(delay_s)
+
+    def _tell_bug(self, bug: Exception) -> None:
+        """Bugs of one kind and place are equal; a compiled module may not say the place."""
+        frames = traceback.extract_tb(bug.__traceback__)
+        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
+
+    def _count_error(self, error: ProxyError, request: Request) -> None:
+        if request.exchange is None:
+            self.refused[error.code] += 1
+            return
+        project, api = request.exchange.project, request.exchange.api
+        project.measures.failed(error.code, error.message)
+        if error.status >= 500 and not isinstance(error, Stopping):
+            values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
+            self._on_event("request_failed", values)
+
+
+async def _run(exchange: Exchange[Project]) -> bool:
+    exchange.attend()
+    sharing = exchange.project.sharing
+    return await (exchange.run() if sharing is None else sharing.run(exchange))
+
+
+def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route[Project]:
+    listener: Listener = request.connection.listener
+    project = api = None
+    for field in request.head.steering:
+        if field.name == PROJECT_FIELD:
+            project = field.value
+        elif field.name == API_FIELD:
+            api = field.value
+    own = generation.owners[listener.index]
+    if own is None and listener.project is not None:
+        raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
+    return generation.router.route(
+        target, own=own, project=project, api=api, may_use=None if caller is None else caller.may_use
+    )

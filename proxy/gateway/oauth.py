@@ -1,0 +1,227 @@
+"""For programs that do the OAuth dance themselves: ``/v1/oauth/token`` and ``/v1/oauth/me``, answered here.
+
+A token request gets a placeholder: the caller's own key, or a constant where no callers are
+defined, with this proxy as its ``endpoint``. What such a program then sends as its bearer token is
+so a key, or nothing of value; the real token and secret never leave. Hides both formats of the
+request (JSON, as the vendor's; a form, as RFC 6749, section 4.4.2) and the errors of section 5.2.
+Must not know generations or leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import parse_qsl
+
+from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, TOKEN_PATH, Api, oauth_path
+from proxy.errors import (
+    CallerUnknown,
+    MethodRefused,
+    ProxyError,
+    RequestTimeout,
+    TokenFetchError,
+    TokenUnavailable,
+    UnknownProject,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from proxy.gateway import policy
+from proxy.gateway.callers import Caller, Callers, WrongKey, sent_keys
+from proxy.gateway.route import Route
+from proxy.projects.project import Project
+from proxy.server.answer import write_answer, write_error, write_json
+from proxy.server.request import Request
+
+PLACEHOLDER = "csq-proxy-local"
+"""The access_token where no callers are defined: nothing that anybody checks."""
+MAX_CONTENT_BYTES = 64 * 1024
+CONTENT_TIMEOUT_S = 10.0
+MOST_ME = 4
+"""Of ``/v1/oauth/me`` at once: it goes where tokens are fetched, and must not keep those waiting."""
+
+FindRoute = Callable[[Caller | None, bytes], Route[Project]]
+Directory = Callable[[], tuple[Callers, FindRoute]]
+"""The callers and their routes, as they are when it is called; good until the next ``await``."""
+_TOKEN = TOKEN_PATH.encode()
+_SCOPES = {api.scope for api in Api}
+_NO_CACHE = ((b"Pragma", b"no-cache"),)  # RFC 6749, section 5.1; Cache-Control is always there
+
+
+class _Refused(ProxyError):
+    """A request that can't be granted; ``error`` is a code of RFC 6749, section 5.2."""
+
+    code, status, proxy_status = "PROXY_BAD_REQUEST", 400, "http_request_error"
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as it came: its content, and the target without a key, split at the path that is ours."""
+
+    members: Mapping[str, object]
+    prefix: bytes
+    path: bytes
+    query: bytes
+
+    @property
+    def target(self) -> bytes:
+        return self.prefix + self.path + self.query
+
+
+class Facade:
+    """Answers what `oauth_path` finds, below any prefix.
+
+    It authenticates by itself, because these programs send their key as ``client_secret``;
+    ``slow_down`` makes who sent a wrong one wait.
+    """
+
+    def __init__(self, slow_down: Callable[[Request], Awaitable[None]]) -> None:
+        self._slow_down = slow_down
+        self._room = asyncio.Semaphore(MOST_ME)
+
+    async def answer(self, request: Request, target: bytes, directory: Directory) -> bool:
+        """Answer a request; gives back whether the connection can be kept. Raises ProxyError."""
+        try:
+            return await self._answer(request, target, directory)
+        except (_Refused, CallerUnknown) as error:
+            if isinstance(error, WrongKey):
+                await self._slow_down(request)
+            return _refuse(request, error)
+
+    async def _answer(self, request: Request, target: bytes, directory: Directory) -> bool:
+        if request.head.method != b"POST":
+            raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
+        keys, target = sent_keys(request.head, target)
+        path = cast(re.Match[bytes], oauth_path(target))
+        members = _members(request, await _content(request))
+        asked = _Asked(members, target[: path.start(1)], path[1], target[path.end(1) :])
+        callers, find_route = directory()
+        caller, key = callers.of_keys([*_secrets(members), *keys])
+        route = find_route(caller, asked.target)
+        if route.target.partition(b"?")[0] != asked.path:
+            raise UnknownProject(f"No project has that path; it is /PROJECT{asked.path.decode()} here.")
+        policy.check(request.head, route.target, route.project, caller)
+        if asked.path == _TOKEN:
+            return _grant(request, asked, route, key)
+        return await self._describe(request, route.project)
+
+    async def _describe(self, request: Request, project: Project) -> bool:
+        """What Contentsquare says about the real credentials; the caller's own go no further."""
+        project.running += 1  # so that a reload leaves it what it asks with
+        try:
+            async with self._room:
+                answer = await project.ask_me()
+        except TokenFetchError as error:
+            raise _unavailable(error) from None
+        finally:
+            project.running -= 1
+        if project.credentials.client_secret.get_secret_value().encode() in answer.body:
+            raise UpstreamUnreachable("Contentsquare's answer repeats the secret, so it is withheld.")
+        content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")
+        coding = answer.fields.get("Content-Encoding")
+        fields = () if coding is None else ((b"Content-Encoding", coding.encode("latin-1")),)
+        return write_answer(request, answer.status, answer.body, content_type=content_type, fields=fields)
+
+
+def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
+    """Answer with an error as RFC 6749, section 5.2, has it, beside Contentsquare's shape."""
+    code = error.error if isinstance(error, _Refused) else "invalid_client"
+    members = {"error": code, "error_description": error.message}
+    return write_error(request, error, members=members, fields=_NO_CACHE)
+
+
+def _grant(request: Request, asked: _Asked, route: Route[Project], key: str | None) -> bool:
+    """The placeholder for what was asked. Raises `_Refused`."""
+    members, project = asked.members, route.project
+    if members.get("grant_type") != GRANT_TYPE:
+        raise _Refused("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
+    scope = _scope(members.get("scope"))
+    number = project.contentsquare_id
+    if number is not None and str(members.get("project_id") or number) != str(number):
+        raise _Refused(
+            "invalid_request", f"project_id: {project.name} is the project {number}; leave it out."
+        )
+    answer: dict[str, object] = {
+        "access_token": key or PLACEHOLDER,
+        "token_type": "bearer",
+        "expires_in": TOKEN_LIFETIME_S,
+        "scope": scope,
+        "endpoint": _endpoint(request, asked.prefix, project),
+    }
+    if number is not None:
+        answer["project_id"] = number
+    return write_json(request, 200, answer, fields=_NO_CACHE)
+
+
+def _scope(value: object) -> str:
+    scopes = value.split() if isinstance(value, str) else []
+    unknown = [scope for scope in scopes if scope not in _SCOPES]
+    if not scopes or unknown:
+        raise _Refused("invalid_scope", f"scope is needed: one or more of {', '.join(sorted(_SCOPES))}.")
+    if Api.ENRICHMENT.scope in scopes and len(set(scopes)) > 1:
+        raise _Refused("invalid_scope", "enrichment can't be combined with another scope: ask for it alone.")
+    return " ".join(scopes)
+
+
+def _endpoint(request: Request, prefix: bytes, project: Project) -> str:
+    """The base URL of that project here, by the name that the caller knows this proxy by.
+
+    Where X-CSQ-Project chose it, its path does: a program can't be relied on to send the field again.
+    """
+    listener = request.connection.listener
+    scheme = "https" if listener.url.startswith("https:") else "http"
+    host = request.head.hosts[0].decode("latin-1") if request.head.hosts else f"localhost:{listener.port}"
+    if not prefix and listener.project is None and request.field(b"x-csq-project") is not None:
+        prefix = f"/{project.name}".encode()
+    return f"{scheme}://{host}{prefix.decode('latin-1')}"
+
+
+async def _content(request: Request) -> bytes:
+    if request.head.expects_continue and not request.body.complete:
+        request.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        async with asyncio.timeout(CONTENT_TIMEOUT_S):
+            return await request.body.read(MAX_CONTENT_BYTES)
+    except TimeoutError:
+        raise RequestTimeout("The request's content did not come in time; send it again.") from None
+
+
+def _members(request: Request, content: bytes) -> dict[str, object]:
+    """The content's parameters, and the client of Basic (RFC 6749, section 2.3.1). Raises `_Refused`."""
+    kind = (request.field(b"content-type") or b"").partition(b";")[0].strip().lower()
+    try:
+        text = content.decode().strip()
+        if kind == b"application/x-www-form-urlencoded" or not (text[:1] == "{" or kind.endswith(b"json")):
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
+            members: object = dict(pairs)
+            if len(dict(pairs)) != len(pairs):  # RFC 6749, section 3.2
+                raise _Refused("invalid_request", "A parameter is there twice.")
+        else:
+            members = json.loads(text)
+    except (ValueError, RecursionError):
+        members = None
+    if not isinstance(members, dict):
+        raise _Refused(
+            "invalid_request", "Send grant_type, client_id, client_secret and scope as JSON or form."
+        )
+    return members
+
+
+def _secrets(members: Mapping[str, object]) -> list[bytes]:
+    secret = members.get("client_secret")
+    return [secret.encode("utf-8", "surrogatepass")] if isinstance(secret, str) else []
+
+
+def _unavailable(error: TokenFetchError) -> ProxyError:
+    retry_after_s = round(error.retry_after_s or 5)
+    if error.cause == "rate_limited":
+        return TokenUnavailable(f"{error}.", retry_after_s=retry_after_s)
+    kind = UpstreamTimeout if error.cause == "timeout" else UpstreamUnreachable
+    return kind(f"{error}.", retry_after_s=None if error.permanent else retry_after_s)

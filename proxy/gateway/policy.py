@@ -1,0 +1,117 @@
+"""What may be sent at all: read-only callers and projects, and the bounds of one Contentsquare project.
+
+Decides on the exact bytes that would go to the cloud, and reads them as the most lenient server
+might: whatever could hide a changing call, or name another project than the one whose token goes
+along, is refused. Contentsquare enforces the latter too; this is the second lock on that door.
+Pure; must not know how a project gets its token.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+from proxy.contentsquare import changes_data
+from proxy.errors import Forbidden
+from proxy.gateway.callers import Caller
+from proxy.http1.heads import METHOD_OVERRIDES, RequestHead
+
+_SEPARATOR: Final = re.compile(rb"[&;?]")
+_NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
+_PARAMETERS: Final = re.compile(rb";[^/]*")
+_MAY_NAME_ONE: Final = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
+"""What has none of these names no project, whatever is decoded: the last two stand for letters."""
+_MOST_CODINGS: Final = 3
+"""How often in a row a server may percent-decode: each is taken for possible."""
+
+
+class Project(Protocol):
+    """What a project looks like from here; ``project_id`` None: its credentials are for one project alone."""
+
+    @property
+    def name(self) -> str:
+        """As callers address it."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """Whether calls that change data are refused."""
+        ...
+
+    @property
+    def project_id(self) -> int | None:
+        """The one that its tokens are asked for."""
+        ...
+
+
+def check(head: RequestHead, target: bytes, project: Project, caller: Caller | None) -> None:
+    """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller."""
+    if caller is not None and not caller.may_use(project.name):
+        raise Forbidden(f"The caller {caller.name} may not use the project {project.name}.")
+    if project.read_only:
+        _check_reads(head, target, f"The project {project.name} is read-only here (read_only = true)")
+    if caller is not None and caller.read_only:
+        _check_reads(head, target, f"The caller {caller.name} may only read")
+    if project.project_id is not None:
+        _check_project(target, project.project_id, project.name)
+
+
+def check_refresh(name: str, caller: Caller | None) -> None:
+    """Raise Forbidden where new tokens of a project are not this caller's to ask for."""
+    if caller is not None and not caller.may_use(name):
+        raise Forbidden(f"The caller {caller.name} may not refresh that project.")
+
+
+def check_quit(caller: Caller | None) -> None:
+    """Raise Forbidden where ending the proxy, for all, is not this caller's to ask for."""
+    if caller is not None and (caller.read_only or caller.projects is not None):
+        raise Forbidden(f"The caller {caller.name} may not stop the proxy: that takes one without limits.")
+
+
+def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
+    if changes_data(head.method, target):
+        raise Forbidden(f"{why}, and this call may change data.")
+    for field in head.fields.among(METHOD_OVERRIDES):
+        raise Forbidden(f"{why}: leave the field {field.name.decode()} out.")
+
+
+def _check_project(target: bytes, project_id: int, name: str) -> None:
+    if _MAY_NAME_ONE.search(target) and _named_projects(target) - {b"%d" % project_id}:
+        raise Forbidden(
+            f"This request names another project than {project_id}, which {name} is;"
+            " call that one by its own path, or leave projectId out."
+        )
+
+
+def _named_projects(target: bytes) -> set[bytes]:
+    """Every project that ``target`` could be taken to name, by its path or by ``projectId``."""
+    found: set[bytes] = set()
+    path, _, query = target.partition(b"?")
+    for spelling in _spellings(path):
+        plain = _PARAMETERS.sub(b"", spelling.replace(b"\\", b"/").lower())
+        for one in (re.sub(rb"/+", b"/", plain), posixpath.normpath(plain)):
+            found.update(_NAMED_BY_PATH.findall(one))
+    parts = [part for text in (query, *_spellings(query)) for part in _SEPARATOR.split(text)]
+    for part in parts:
+        key, _, value = part.partition(b"=")
+        if any(_is_project_id(spelling) for spelling in _spellings(key)):
+            found.add(_spellings(value)[-1])
+    return found
+
+
+def _is_project_id(key: bytes) -> bool:
+    """Also ``project_id``, and the ``projectId[]`` and ``filter[projectId]`` of some frameworks."""
+    return re.sub(rb"[^a-z0-9]", b"", key.lower()).endswith(b"projectid")
+
+
+def _spellings(text: bytes) -> list[bytes]:
+    """The text, and what repeated percent-decoding makes of it."""
+    found = [text]
+    for _ in range(_MOST_CODINGS):
+        decoded = unquote_to_bytes(found[-1].replace(b"+", b" "))
+        if decoded == found[-1]:
+            break
+        found.append(decoded)
+    return found

@@ -1,0 +1,162 @@
+"""Which fields go on, and which are ours: the heads that a gateway sends in both directions.
+
+Strips first (hop-by-hop fields, and whatever ``Connection`` names), then adds what is ours, so that
+no caller can have one of ours removed. Field lines go on as the bytes that came. Pure.
+Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE); RFC 9112, section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.http1.heads import Field, FieldSection, RequestHead, ResponseHead
+from proxy.tokens.lease import Lease
+
+_HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+_NOT_TO_UPSTREAM: Final = _HOP_BY_HOP | {
+    b"host",
+    b"authorization",
+    b"proxy-authorization",
+    b"x-csq-project",
+    b"x-csq-api",
+    b"x-api-key",
+}
+_NOT_TO_CALLER: Final = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
+_NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}
+_NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
+_FRAMING_FIELD: Final = frozenset((b"content-length",))
+"""Never dropped because ``Connection`` names it: the content would lose its bounds."""
+_COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
+"""They name no field that isn't dropped anyway."""
+_MOST_HOPS: Final = 999_999_999
+"""Of ``Max-Forwards``: who sends more gets this, as RFC 9110 allows."""
+
+
+def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
+    """The fields that ``Connection`` names (RFC 9110, section 7.6.1)."""
+    return options - _FRAMING_FIELD
+
+
+def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
+    """The head to send upstream: what the caller sent, less what is between it and us, plus ours."""
+    section = head.section
+    fields = section.to_upstream
+    if fields is None:
+        fields = fields_to_upstream(section)
+    if head.method == b"OPTIONS" and head.steering:
+        fields = b"\r\n".join(map(_one_hop_less, fields.split(b"\r\n")))
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
+        head.method,
+        target,
+        lease.host,
+        fields,
+        lease.authorization,
+    )
+
+
+def fields_to_upstream(section: FieldSection) -> bytes:
+    """The field lines but for Host and Authorization, each with its line end; worked out once."""
+    if section.to_upstream is not None:
+        return section.to_upstream
+    drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
+    if section.minor == 0:
+        drop = drop | {b"expect"}
+    lines = section.fields.without(drop)
+    if section.chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    if section.wants_trailers:
+        lines.append(b"TE: trailers\r\nConnection: TE")
+    lines.append(b"Via: 1.%d csq-proxy\r\n" % section.minor)
+    section.to_upstream = b"\r\n".join(lines)
+    return section.to_upstream
+
+
+def _one_hop_less(line: bytes) -> bytes:
+    """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); at 0 the request doesn't come here."""
+    name, _, value = line.partition(b":")
+    hops = value.strip(b" \t")
+    if name.lower() != b"max-forwards" or not hops.isdigit():
+        return line
+    hops = hops.lstrip(b"0")
+    return b"%b: %d" % (name, int(hops or b"1") - 1 if len(hops) < 10 else _MOST_HOPS)
+
+
+def _status_line(head: ResponseHead) -> bytes:
+    # RFC 9112, section 4: the space stays where the reason is missing
+    return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
+
+
+def response_head(
+    head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool, added: bytes = b""
+) -> bytes:
+    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing.
+
+    ``added`` is a field line of ours, without its line end.
+    """
+    drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
+    if not head.connection <= _COMMON_OPTIONS:
+        drop = drop | _nominated(head.connection)
+    if head.status == 204:
+        drop = drop | _FRAMING_FIELD
+    lines = [_status_line(head)]
+    lines += head.fields.without(drop)
+    if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1 and head.status != 204):
+        lines.append(b"Transfer-Encoding: chunked")
+    if added:
+        lines.append(added)
+    if not keep:
+        lines.append(b"Connection: close")
+    elif request.minor == 0:
+        lines.append(b"Connection: keep-alive")
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
+    """The lines of an answer that may go to several callers, each with its line end.
+
+    Without Age and what is between a caller and us: `end_of_head` is added for each.
+    """
+    drop = _NOT_SHARED
+    if not head.connection <= _COMMON_OPTIONS:
+        drop = drop | _nominated(head.connection)
+    lines = [_status_line(head), *head.fields.without(drop)]
+    if head.content_length is None:
+        lines.append(b"Content-Length: %d" % content_bytes)
+    lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+def end_of_head(request: RequestHead, *, keep: bool) -> bytes:
+    """The last lines of a head for one caller: whether its connection is kept, and the empty one."""
+    if not keep:
+        return b"Connection: close\r\n\r\n"
+    return b"\r\n" if request.minor else b"Connection: keep-alive\r\n\r\n"
+
+
+def interim_head(head: ResponseHead) -> bytes:
+    """The head of an interim answer (1xx) to send to the caller."""
+    drop = _NOT_TO_CALLER | _FRAMING_FIELD | _nominated(head.connection)  # RFC 9110, section 8.6
+    lines = head.fields.without(drop)
+    return b"\r\n".join((_status_line(head), *lines, b"\r\n"))
+
+
+def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field]:
+    """The caller's trailer fields that may go on."""
+    drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
+    return [field for field in trailers if field.name not in drop]
+
+
+def trailers_to_caller(trailers: list[Field], head: RequestHead) -> list[Field]:
+    """The cloud's trailer fields that may go on: none, unless the caller said ``TE: trailers``."""
+    return [field for field in trailers if field.name not in _NOT_TO_CALLER] if head.wants_trailers else []

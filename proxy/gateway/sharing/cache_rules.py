@@ -1,0 +1,192 @@
+"""What HTTP's rules for caches say of one request and of one answer, for a cache that serves one caller.
+
+Pure: knows heads, and nothing of projects, sockets or where answers are kept. As each caller has its
+own answers, this is a private cache: ``private`` and ``Authorization`` forbid nothing, ``s-maxage``
+can still shorten.
+Sources: RFC 9111 (caching), RFC 9211 (Cache-Status), RFC 6266 (Content-Disposition).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
+
+from proxy.gateway.rewrite import fields_to_upstream
+from proxy.http1.heads import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
+
+MAX_CONTENT_BYTES = 1 << 20
+"""Of an answer that can be shared."""
+
+_DIRECTIVE = re.compile(rb'([^\s,="]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s,]*))?')
+_JSON = re.compile(rb"application/(?:json|[^;\s]+\+json)\s*(?:;|\Z)", re.IGNORECASE)
+_OWN_TO_A_CALL = frozenset((b"x-request-id", b"traceparent", b"tracestate"))
+_TO_CACHES = frozenset((b"cache-control", b"pragma"))
+_APART = _OWN_TO_A_CALL | _TO_CACHES
+"""May differ between requests that get the same answer; an answer that varies with them is not shared."""
+_NEVER = frozenset(
+    (
+        b"range",
+        b"if-match",
+        b"if-none-match",
+        b"if-modified-since",
+        b"if-unmodified-since",
+        b"if-range",
+        b"expect",
+        b"upgrade",
+    )
+)
+_NOTABLE = _APART | _NEVER | METHOD_OVERRIDES
+_TELLING = frozenset(
+    (
+        b"age",
+        b"cache-control",
+        b"content-disposition",
+        b"expires",
+        b"set-cookie",
+        b"trailer",
+        b"vary",
+    )
+)
+
+
+class Terms(NamedTuple):
+    """What the fields of a request say about sharing its answer.
+
+    ``key`` is what requests with the same answer have in common; None: nothing of it is to be shared.
+    ``is_alone``: the caller wants an answer of its own; ``no_store``: one that isn't stored, either.
+    ``max_age_s`` and ``min_fresh_s`` are what it demands of a stored answer, in seconds.
+    """
+
+    key: bytes | None
+    may_change_data: bool = False
+    is_alone: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age_s: float = math.inf
+    min_fresh_s: float = 0.0
+
+
+class Verdict(NamedTuple):
+    """What becomes of an answer: ``refusal`` says in a word why it can't be shared, None where it can.
+
+    It is fresh until ``lifetime_s`` by the cloud's word (infinite where that says nothing), and was
+    ``age_s`` old when it came (None where it doesn't say).
+    """
+
+    refusal: bytes | None
+    lifetime_s: float = math.inf
+    age_s: float | None = None
+
+
+_GOOD = Verdict(None)
+
+
+def terms_of(section: FieldSection) -> Terms:
+    """The terms of a request with these fields; worked out once for each section."""
+    terms: Terms | None = section.terms
+    if terms is None:
+        terms = section.terms = _terms(section)
+    return terms
+
+
+def _terms(section: FieldSection) -> Terms:
+    fields = section.fields
+    has_content = section.chunked or bool(section.content_length)
+    if not fields.has_any(_NOTABLE):
+        return Terms(None if has_content else fields_to_upstream(section))
+    overrides = fields.has_any(METHOD_OVERRIDES)
+    if has_content or overrides or fields.has_any(_NEVER):
+        return Terms(None, may_change_data=overrides)
+    directives = _directives(fields.values(b"cache-control"))
+    no_cache = b"no-cache" in directives or b"no-cache" in _directives(fields.values(b"pragma"))
+    no_store = b"no-store" in directives
+    max_age_s = _seconds(directives.get(b"max-age"), math.inf)
+    return Terms(
+        _without(fields_to_upstream(section), _APART),
+        is_alone=no_cache or no_store or not max_age_s,
+        no_store=no_store,
+        only_if_cached=b"only-if-cached" in directives,
+        max_age_s=max_age_s,
+        min_fresh_s=_seconds(directives.get(b"min-fresh"), 0.0),
+    )
+
+
+def _without(lines: bytes, names: frozenset[bytes]) -> bytes:
+    return b"\r\n".join(line for line in lines.split(b"\r\n") if line.partition(b":")[0].lower() not in names)
+
+
+def _directives(values: Iterable[bytes]) -> Mapping[bytes, bytes]:
+    """Names in lower case, with their arguments (RFC 9111, section 5.2)."""
+    joined = b",".join(values)
+    return _common_directives(joined) if len(joined) <= 128 else _parse_directives(joined)
+
+
+def _parse_directives(joined: bytes) -> Mapping[bytes, bytes]:
+    found = {name.lower(): argument.strip(b'"') for name, argument in _DIRECTIVE.findall(joined)}
+    return MappingProxyType(found)
+
+
+_common_directives = lru_cache(128)(_parse_directives)
+
+
+def _seconds(argument: bytes | None, absent: float) -> float:
+    """Seconds of a directive; 0 for what is no number, so that nothing is taken for fresher than it is."""
+    if argument is None:
+        return absent
+    return float(argument) if argument.isdigit() and len(argument) < 12 else 0.0
+
+
+def verdict_of(head: ResponseHead) -> Verdict:
+    """Whether an answer with this head can be shared, if the rest of it comes as it should.
+
+    Only whole JSON of status 200 can: so errors, downloads, event streams and parts never are.
+    """
+    if head.status != 200:
+        return Verdict(b"status")
+    if head.content_length is None and not head.chunked:
+        return Verdict(b"no-length")  # its end can't be told from a cut
+    if (head.content_length or 0) > MAX_CONTENT_BYTES:
+        return Verdict(b"too-long")
+    fields = head.fields
+    media_types = fields.values(b"content-type")
+    if len(media_types) != 1 or not _JSON.match(media_types[0]):
+        return Verdict(b"not-json")
+    return _closer_verdict(fields) if fields.has_any(_TELLING) else _GOOD
+
+
+def _closer_verdict(fields: FieldLines) -> Verdict:
+    directives = _directives(fields.values(b"cache-control"))
+    for name in (b"no-store", b"no-cache"):
+        if name in directives:
+            return Verdict(name)
+    for name in (b"set-cookie", b"content-disposition", b"trailer"):
+        if fields.has_any(frozenset((name,))):
+            return Verdict(name)
+    varies = {name.strip().lower() for value in fields.values(b"vary") for name in value.split(b",")}
+    if b"*" in varies or varies & _APART:
+        return Verdict(b"vary")
+    ages = fields.values(b"age")
+    if not all(age.isdigit() and len(age) < 12 for age in ages):
+        return Verdict(None, 0.0)
+    return Verdict(None, _lifetime_s(directives, fields), max(map(float, ages), default=None))
+
+
+def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:
+    """What the cloud says (RFC 9111, section 4.2.1), infinite for nothing; the least of several."""
+    said = [_seconds(directives[name], 0.0) for name in (b"max-age", b"s-maxage") if name in directives]
+    if said:
+        return min(said)
+    expires = fields.values(b"expires")
+    if not expires:
+        return math.inf
+    try:
+        ends = min(parsedate_to_datetime(value.decode("ascii")) for value in expires)
+        sent = parsedate_to_datetime(fields.values(b"date")[0].decode("ascii"))
+        return max(0.0, (ends - sent).total_seconds())
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return 0.0  # RFC 9111, section 5.3: "0" is one that is over

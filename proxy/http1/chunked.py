@@ -1,0 +1,125 @@
+"""Chunked framing (RFC 9112, section 7.1), strictly: taken off as bytes arrive, and put on.
+
+Pure; used in both directions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from proxy.errors import ProtocolViolation
+from proxy.http1.heads import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
+
+MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
+MAX_TRAILER_BYTES: Final = 16 * 1024
+
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+
+
+_SIZE: Final = 0
+_DATA: Final = 1
+_DATA_END: Final = 2
+_TRAILER: Final = 3
+
+
+class ChunkedDecoder:
+    """Takes chunked framing off (RFC 9112, section 7.1), as bytes arrive.
+
+    After ``feed`` has returned with ``done`` true, ``trailers`` holds the trailer fields and
+    ``rest`` the bytes after the end of the message.
+    """
+
+    __slots__ = (
+        "_left",
+        "_pending",
+        "_state",
+        "_trailer_bytes",
+        "_trailer_lines",
+        "done",
+        "rest",
+        "trailers",
+    )
+
+    def __init__(self) -> None:
+        self._state = _SIZE
+        self._left = 0
+        self._pending = b""
+        self._trailer_lines: list[bytes] = []
+        self._trailer_bytes = 0
+        self.trailers: list[Field] = []
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The content bytes within ``data``. Raises ProtocolViolation on malformed framing."""
+        if self._state == _DATA and len(data) < self._left:
+            self._left -= len(data)
+            return data
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        pieces: list[bytes] = []
+        pos, size = 0, len(data)
+        while pos < size and not self.done:
+            if self._state == _DATA:
+                taken = data[pos : pos + self._left]
+                pieces.append(taken)
+                pos += len(taken)
+                self._left -= len(taken)
+                if not self._left:
+                    self._state = _DATA_END
+            elif self._state == _DATA_END:
+                if size - pos == 1 and data[pos] == 0x0D:
+                    break
+                if data[pos : pos + 2] != b"\r\n":
+                    raise ProtocolViolation("a chunk does not end where its size says")
+                pos += 2
+                self._state = _SIZE
+            else:
+                end = data.find(b"\r\n", pos)
+                if end < 0:
+                    if BARE_BREAK.search(data, pos):
+                        raise ProtocolViolation("a bare CR or LF in the chunked framing")
+                    break
+                self._line(data[pos:end])
+                pos = end + 2
+        if self.done:
+            self.rest = data[pos:]
+        elif pos < size:
+            self._pending = data[pos:]
+            if len(self._pending) > (MAX_TRAILER_BYTES if self._state == _TRAILER else MAX_CHUNK_LINE_BYTES):
+                raise ProtocolViolation("a chunk-size or trailer line is too long")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _line(self, line: bytes) -> None:
+        if self._state == _SIZE:
+            match = _CHUNK_LINE.match(line)
+            if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
+                raise ProtocolViolation("a malformed chunk size")
+            self._left = int(match[1], 16)
+            self._state = _DATA if self._left else _TRAILER
+        elif line:
+            if b"\n" in line or b"\r" in line:
+                raise ProtocolViolation("a bare CR or LF in the trailer section")
+            self._trailer_lines.append(line)
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > MAX_TRAILER_BYTES or len(self._trailer_lines) > MAX_FIELDS:
+                raise ProtocolViolation("the trailer section is too large")
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        if self._trailer_lines:
+            self.trailers = parse_trailers(self._trailer_lines)
+
+
+def chunk(data: bytes) -> bytes:
+    """``data`` (not empty) as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: list[Field]) -> bytes:
+    """The end of a chunked message, with its trailer section."""
+    return b"".join((b"0\r\n", *(field.line + b"\r\n" for field in trailers), b"\r\n"))

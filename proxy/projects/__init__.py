@@ -1,0 +1,1 @@
+"""State between requests: `project` holds tokens, `slots`, stored answers and `measures`."""

@@ -1,0 +1,1 @@
+"""Callers' connections: `listeners` accept, `connection` reads and writes, `request` is one request."""

@@ -1,0 +1,86 @@
+"""The proxy's own answers on the wire: JSON, text, and errors in Contentsquare's shape.
+
+Writes to a `Request`'s transport; must not know projects or upstreams.
+Sources: RFC 9110 (fields), RFC 9209 (Proxy-Status).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from types import MappingProxyType
+
+from proxy.errors import ProxyError
+from proxy.server.request import Request
+from proxy.server.request_id import request_id
+
+PSEUDONYM = b"csq-proxy"
+"""Our name in Via and Proxy-Status: never a host name."""
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_REASONS[421] = b"Misdirected Request"
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+def write_answer(
+    request: Request,
+    status: int,
+    content: bytes,
+    *,
+    content_type: bytes = b"application/json",
+    fields: Fields = (),
+) -> bool:
+    """Answer with our own content; gives back whether the connection can be kept."""
+    keep = request.may_keep and request.body.complete and request.error is None
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
+    if status != 204:  # RFC 9110, section 8.6
+        lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
+    lines += [
+        b"Date: " + formatdate(usegmt=True).encode(),  # RFC 9110, section 6.6.1
+        b"Cache-Control: no-store",
+        b"X-Content-Type-Options: nosniff",
+        *(name + b": " + value for name, value in fields),
+    ]
+    if not keep:
+        lines.append(b"Connection: close")
+    elif request.head.minor == 0:
+        lines.append(b"Connection: keep-alive")
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    request.head_sent = True
+    request.status = status
+    if request.head.method == b"HEAD":
+        content = b""
+    request.write(head + content)
+    request.answer_bytes = len(content)
+    return keep
+
+
+def write_json(request: Request, status: int, value: object, *, fields: Fields = ()) -> bool:
+    """Answer with JSON."""
+    return write_answer(request, status, json.dumps(value, indent=2).encode() + b"\n", fields=fields)
+
+
+def write_error(
+    request: Request,
+    error: ProxyError,
+    *,
+    members: Mapping[str, str] = MappingProxyType({}),
+    fields: Fields = (),
+) -> bool:
+    """Answer with an error of ours, in Contentsquare's shape, so that its clients can read it.
+
+    ``members`` come first, for clients that know another shape.
+    """
+    shown = {**members, "success": False, "errorCode": error.code, "errorMessage": error.message}
+    request.error_code = error.code
+    fields = (
+        (b"Proxy-Status", PSEUDONYM + b"; error=" + error.proxy_status.encode()),
+        (b"X-Request-Id", request_id(request).encode()),
+        *fields,
+        *error.fields,
+    )
+    if error.retry_after_s is not None:
+        fields += ((b"Retry-After", b"%d" % max(1, error.retry_after_s)),)
+    return write_answer(request, error.status, json.dumps(shown).encode() + b"\n", fields=fields)

@@ -1,0 +1,58 @@
+"""Which request is which, in the logs of several programs: ``X-Request-Id`` and ``traceparent``.
+
+A caller's own are taken where they are sane, and go upstream as they came like any other field.
+Source: W3C Trace Context, section 3.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Final
+
+from proxy.http1.heads import RequestHead
+from proxy.server.request import Request
+
+_LONGEST_ID: Final = 128
+_SANE: Final = bytes(code for code in range(0x21, 0x7F) if chr(code) not in "\"'\\")
+"""Visible ASCII without quotes and backslash: it goes into logs, JSON and a field of ours."""
+_TRACEPARENT_LENGTH: Final = 55
+_HEXADECIMAL: Final = b"0123456789abcdef"
+_DASH: Final = ord("-")
+_NO_TRACE: Final = b"0" * 32
+_NO_PARENT: Final = b"0" * 16
+_process = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+def request_id(request: Request) -> str:
+    """The caller's where it is sane, else one of ours, unique over restarts; the same at every call."""
+    if request.request_id is None:
+        given = request.head.fields.only(b"x-request-id")
+        if given is not None and _is_sane(given):
+            request.request_id = given.decode("ascii")
+        else:
+            request.request_id = f"{_process}-{next(_numbers)}"
+    return request.request_id
+
+
+def _is_sane(value: bytes) -> bool:
+    return 0 < len(value) <= _LONGEST_ID and not value.translate(None, _SANE)
+
+
+def trace_id(head: RequestHead) -> str | None:
+    """The caller's trace, None where there is none or ``traceparent`` isn't valid."""
+    value = head.fields.only(b"traceparent")
+    if value is None:
+        return None
+    known = value[:_TRACEPARENT_LENGTH]
+    if len(known) < _TRACEPARENT_LENGTH or known.translate(None, _HEXADECIMAL) != b"---":
+        return None
+    if not known[2] == known[35] == known[52] == _DASH:
+        return None
+    version, trace = known[:2], known[3:35]
+    if version == b"ff" or trace == _NO_TRACE or known[36:52] == _NO_PARENT:
+        return None
+    if len(value) > _TRACEPARENT_LENGTH and (version == b"00" or value[_TRACEPARENT_LENGTH] != _DASH):
+        return None  # what follows is for later versions to say
+    return trace.decode("ascii")

@@ -1,0 +1,1 @@
+"""One token kept fresh: `endpoint` fetches it, `answer` reads the answer, `lease` decides when."""

@@ -1,0 +1,216 @@
+"""Connections to the clouds: one pool for each origin, and who is ready before anybody asks.
+
+Hides keep-alive, the idle timeout, and how many connections are opened ahead. What happens on one is
+`proxy.upstream.connection`'s business. Must not know leases, projects, or what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from proxy.errors import ConnectFailed
+from proxy.origin import Origin
+from proxy.upstream.connection import Connection, Home
+from proxy.upstream.dial import Dialer
+
+KEEP_ALIVE_S = 50.0
+"""An idle connection is closed after this: below the 60 s of common load balancers."""
+SURE_REUSE_S: Final = 5.0
+"""A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
+WARM_S = 3600.0
+"""So long after a lease arrived, a connection to its origin is held ready; leases come more often."""
+COLD_S = (3.5, 30.0)
+"""Between two connections opened ahead to an origin: after one that came about, and after one that didn't.
+
+With a look a second it is every fourth: soon enough for clouds that hang up after 5 s, as many servers do.
+"""
+FRESH = 0.75
+"""Idle for this share of the time that it can be, a connection is to get its successor."""
+AT_ONCE_S = 2.0
+"""Connections that were used within this were used at once: longer than between two sweeps."""
+RECENT_S = 600.0
+"""So long after several were used at once, as many are held ready; after that one is."""
+MOST_READY: Final = 8
+"""And never more than this: opened one every `COLD_S`, more would be too old before the last is there."""
+
+
+class Pool(Home):
+    """Connections to one origin: idle ones, the latest used first, and busy ones."""
+
+    def __init__(
+        self, origin: Origin, dialer: Dialer, on_idle_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self.origin = origin
+        self.loop = asyncio.get_running_loop()
+        self._dialer = dialer
+        self._on_idle_lost = on_idle_lost
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self._connecting = 0
+        self._closed = False
+        self._lasts_s = KEEP_ALIVE_S  # or less, where the cloud hung up on an idle one sooner
+        self._at_once = 1
+        self._at_once_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
+
+    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
+        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
+        if not max_idle_s:
+            return None
+        oldest = self.loop.time() - max_idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_usable:
+                continue
+            if connection.has_news():  # it is ending, or has an answer that nobody asked for
+                connection.close()
+                continue
+            if connection.last_activity >= oldest:
+                return connection
+            self._idle.append(connection)
+            break
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises ConnectFailed."""
+        connection = Connection(self)
+        self._connecting += 1
+        try:
+            await self._dialer.dial(self.origin, connection)
+        finally:
+            self._connecting -= 1
+        return connection
+
+    def mark_busy(self, connection: Connection) -> None:
+        """An exchange starts on it."""
+        self._busy.add(connection)
+
+    def give_back(self, connection: Connection) -> None:
+        """An exchange ended well; the connection can carry another."""
+        self._busy.discard(connection)
+        if self._closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        self._busy.discard(connection)
+        if self._idle and connection in self._idle:
+            self._idle.remove(connection)
+            idle_s = self.loop.time() - connection.last_activity
+            if idle_s >= COLD_S[0]:  # sooner, no successor could come before it goes
+                self._lasts_s = idle_s
+            self._on_idle_lost()
+
+    def sweep(self, idle_timeout_s: float) -> None:
+        """End what is silent, and close what has been idle for too long."""
+        for connection in tuple(self._busy):
+            connection.fail_if_silent(idle_timeout_s)
+        oldest = self.loop.time() - KEEP_ALIVE_S
+        while self._idle and self._idle[0].last_activity < oldest:
+            self._idle.popleft().close()
+            self._lasts_s = KEEP_ALIVE_S
+        self._note_use()
+
+    def lacks_ready(self) -> bool:
+        """Whether fewer connections are ready than lately were used at once.
+
+        One that will soon be too old doesn't count, so that its successor comes before it goes.
+        """
+        oldest = self.loop.time() - FRESH * self._lasts_s
+        ready = sum(1 for connection in self._idle if connection.last_activity > oldest)
+        return len(self._busy) + self._connecting + ready < self._at_once
+
+    def _note_use(self) -> None:
+        now = self.loop.time()
+        lately = (one for one in self._idle if one.exchanges and one.last_activity >= now - AT_ONCE_S)
+        used = min(max(1, len(self._busy) + sum(1 for _ in lately)), MOST_READY)
+        if used >= self._at_once or self._at_once_until < now:
+            self._at_once, self._at_once_until = used, now + RECENT_S
+
+    def close(self) -> None:
+        """Close idle connections now, and busy ones when their exchange ends."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no connection is left, nor on its way."""
+        return not (self._idle or self._busy or self._connecting)
+
+
+class Upstreams:
+    """The pools, one per origin. `run` watches time-outs, and opens connections ahead for `warm` ones."""
+
+    def __init__(self, dialer: Dialer, *, idle_timeout_s: float) -> None:
+        self._dialer = dialer
+        self._idle_timeout_s = idle_timeout_s
+        self._pools: dict[Origin, Pool] = {}
+        self._warm_until: dict[Origin, float] = {}
+        self._cold_until: dict[Origin, float] = {}
+        self._woken = asyncio.Event()
+
+    def pool(self, origin: Origin) -> Pool:
+        """The pool of an origin."""
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(origin, self._dialer, self._woken.set)
+        return pool
+
+    def warm(self, origin: Origin) -> None:
+        """Hold connections ready, so that the next request needs no DNS, TCP and TLS: a lease has come."""
+        self._warm_until[origin] = asyncio.get_running_loop().time() + WARM_S
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Watch the time-outs until cancelled."""
+        interval_s = min(1.0, self._idle_timeout_s / 4)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s):
+                        await self._woken.wait()
+                self._woken.clear()
+                self._sweep()
+                for origin in self._lacking():
+                    group.create_task(self._open_ahead(origin))
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._warm_until = {origin: until for origin, until in self._warm_until.items() if until >= now}
+        for origin, pool in tuple(self._pools.items()):
+            pool.sweep(self._idle_timeout_s)
+            if pool.is_unused and origin not in self._warm_until:
+                del self._pools[origin]
+
+    def _lacking(self) -> list[Origin]:
+        """The origins to open a connection to now."""
+        now = asyncio.get_running_loop().time()
+        return [
+            origin
+            for origin in self._warm_until
+            if self.pool(origin).lacks_ready() and self._cold_until.get(origin, 0.0) <= now
+        ]
+
+    async def _open_ahead(self, origin: Origin) -> None:
+        loop, pool = asyncio.get_running_loop(), self.pool(origin)
+        begun_at = loop.time()
+        pause_s, longer_s = COLD_S
+        self._cold_until[origin] = begun_at + pause_s
+        try:
+            pool.give_back(await pool.connect())
+        except ConnectFailed:  # the next request says so, if it is still so then
+            self._cold_until[origin] = loop.time() + longer_s
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for pool in self._pools.values():
+            pool.close()
