@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+from support.commands import CONFIG, write
 
 try:
     import uvloop
@@ -43,3 +46,17 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no configuration of this machine is found."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CSQ_", "CONTENTSQUARE_"))
+    }
+    return {**kept, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "COLUMNS": "120", "NO_PROXY": "*"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write(tmp_path / "config.toml", CONFIG)

@@ -1,1 +1,1 @@
-"""Logging: `setup` configures it, `redact` keeps secrets out, `sink` writes, `events` tells repeated failures once."""
+"""Logging: `setup` configures it, `redact` hides secrets, `sink` writes, `events` counts repeats."""

@@ -1,7 +1,7 @@
 """The callers' side: aiohttp's server with our strict parser, as one module.
 
 Hides every seam of aiohttp that we ride on, so that a new release is met here and nowhere else
-(tests/test_server_seams.py names them). aiohttp's `RequestHandler` keeps what it is good at:
+(tests/server/test_seams.py names them). aiohttp's `RequestHandler` keeps what it is good at:
 connections, keep-alive, the queue of pipelined requests, cancellation. Its parser is replaced, because
 it refuses unknown methods, answers 400 where 414, 431 or 501 is due and rewrites what it parses; and so
 is its loop of requests, because answers are written straight to the transport by whoever handles one.

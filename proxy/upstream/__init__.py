@@ -1,1 +1,1 @@
-"""Connections to Contentsquare's clouds: `dial` opens one, `connection` carries one exchange, `pool` keeps them."""
+"""Connections to clouds: `dial` opens one, `connection` carries one exchange, `pool` keeps them."""

@@ -1,0 +1,169 @@
+"""The status page in a real browser: what it shows, that it is live, and that it complains of nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
+from support.harness import WAIT_S, Gateway, TokenServer, free_port, gateway
+
+from proxy.contentsquare import Api
+
+pytestmark = pytest.mark.asyncio(
+    loop_factories=["asyncio"]
+)  # a page doesn't know our loop; browsers are slow
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
+)
+PROJECTS = {
+    "shop": {"client_id": "id-1", "client_secret": "canary-secret-5f1c", "apis": ["metrics", "surveys"]},
+    "ro": {"client_id": "id-2", "client_secret": "canary-secret-5f1c", "apis": [], "read_only": True},
+}
+CALLERS = {"powerbi": {"key": "canary-key-0123456789abcdef"}}
+TEXT = "return document.querySelector('main').innerText"
+
+
+@asynccontextmanager
+async def page(proxy: Gateway, user: str = "") -> AsyncIterator[Browser]:
+    """The page as it is once it has been drawn; on leaving, nothing was refused and nothing went wrong."""
+    async with browser() as chromium:
+        await chromium.open(f"http://{user}127.0.0.1:{proxy.port}/-/")
+        await until(chromium, "document.querySelectorAll('article').length > 0")
+        yield chromium
+        complaints = await chromium.complaints()
+        # The 401 that makes a browser ask for the key is one that it tells of.
+        assert not [text for text in complaints if "401" not in text or not user], complaints
+
+
+async def until(chromium: Browser, condition: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not await chromium.run(f"return !!({condition})"):
+            await asyncio.sleep(0.02)
+
+
+async def text_of(chromium: Browser, selector: str) -> Any:
+    return await chromium.run("return document.querySelector(given[0]).innerText", selector)
+
+
+async def test_the_page_has_a_strict_policy_and_brings_nothing_from_elsewhere() -> None:
+    async with gateway() as proxy:
+        for target in (b"/-/", b"/-/page.css", b"/-/page.js"):
+            answer = await proxy.call(b"GET " + target)
+            assert answer.status == 200
+            assert answer.values(b"content-security-policy")[0].startswith(
+                b"default-src 'none'; script-src 'self'"
+            )
+            assert answer.values(b"referrer-policy") == [b"no-referrer"]
+            assert answer.values(b"x-content-type-options") == [b"nosniff"]
+            assert b"https://" not in answer.content
+            assert answer.content.replace(b"http://www.w3.org/2000/svg", b"").count(b"http://") == 0
+        for line in (b"Sec-Fetch-Site: cross-site", b"Origin: http://evil.example"):
+            assert (await proxy.call(b"GET /-/", line)).error_code == "PROXY_ORIGIN_REFUSED"
+
+
+@needs_chromium
+async def test_it_shows_each_project_and_no_secret() -> None:
+    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+        text = await chromium.run(TEXT)
+        for shown in (f"http://127.0.0.1:{proxy.port}/shop", "0 of 10", "read-only", "surveys", "60 min"):
+            assert shown in text
+        everything = await chromium.run("return document.documentElement.outerHTML")
+        for hidden in ("canary", "id-1", "token-1"):
+            assert hidden not in everything
+
+
+@needs_chromium
+async def test_it_follows_what_happens_without_a_reload_and_leaves_the_focus_where_it_is() -> None:
+    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+        await chromium.run("window.kept = 1; document.querySelector('[data-copies=url]').focus()")
+        assert "1 request and 0 errors" not in await chromium.run(TEXT)
+        await proxy.call(b"GET /shop/v1/segments")
+        await until(chromium, "document.querySelector('main').innerText.includes('1 request and 0 errors')")
+        label = "return document.querySelector('[data-is=requests-chart]').getAttribute('aria-label')"
+        assert await chromium.run(label) == (
+            "Requests per minute: 1 request and 0 errors in the last hour, at most 1 in a minute"
+        )
+        assert await chromium.run("return [window.kept, document.activeElement.dataset.copies]") == [1, "url"]
+
+
+@needs_chromium
+async def test_it_says_which_token_fails_and_what_to_do() -> None:
+    token = TokenServer()
+    async with gateway(token=token, projects=PROJECTS) as proxy, page(proxy) as chromium:
+        token.status = 403
+        keeper = proxy.app._generation.projects["shop"].keepers[Api.METRICS]
+        lease = keeper.current()
+        assert lease is not None
+        keeper.reject(lease)
+        await until(chromium, "document.querySelector('article .pill').textContent === 'no token'")
+        assert (await proxy.call(b"GET /shop/v1/segments")).error_code == "PROXY_TOKEN_UNAVAILABLE"
+        await until(chromium, "document.querySelector('.errors li')")
+        text = await chromium.run(TEXT)
+        assert "credentials refused" in text
+        assert "PROXY_TOKEN_UNAVAILABLE" in text
+        assert "ask your Contentsquare administrator" in text
+        assert await text_of(chromium, "#news") == "shop: no token"  # what a screen reader says
+
+
+@needs_chromium
+async def test_what_it_gives_to_copy_is_copied() -> None:
+    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+        await chromium.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+        await chromium.devtools("Emulation.setFocusEmulationEnabled", enabled=True)
+        await chromium.run("document.querySelector('[data-copies=url]').click()")
+        await until(chromium, "document.querySelector('[data-copies=url]').innerText.startsWith('Copied')")
+        url = f"http://127.0.0.1:{proxy.port}/shop"
+        assert await chromium.run("return navigator.clipboard.readText()") == url
+        choose = """
+            const tool = document.querySelector('[data-is=tool]');
+            tool.value = given[0];
+            tool.dispatchEvent(new Event('change'));
+            document.querySelector('[data-copies=snippet]').click();
+            await new Promise((done) => setTimeout(done, 50));
+            return navigator.clipboard.readText();
+        """
+        assert await chromium.run(choose, "curl") == f'curl "{url}/v1/segments"'
+        assert f'Web.Contents("{url}"' in await chromium.run(choose, "Power BI / Power Query")
+
+
+@needs_chromium
+async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_snippets_name_it() -> None:
+    async with gateway(projects=PROJECTS, callers=CALLERS) as proxy:
+        assert (await proxy.call(b"GET /-/")).status == 401
+        async with page(proxy, "anybody:canary-key-0123456789abcdef@") as chromium:
+            await proxy.call(b"GET /shop/v1/segments", b"X-API-Key: canary-key-0123456789abcdef")
+            await until(chromium, "document.querySelector('main').innerText.includes('1 request and')")
+            snippet = await chromium.run("return document.querySelector('[data-is=snippet]').textContent")
+            assert '-H "X-API-Key: YOUR-KEY"' in snippet
+            assert "canary" not in await chromium.run("return document.documentElement.outerHTML")
+
+
+@needs_chromium
+async def test_it_says_when_the_proxy_is_gone() -> None:
+    # A port of its own: an ephemeral one would be another test's while the page goes on asking it.
+    server = {"port": free_port(), "drain_timeout": 1}
+    async with browser() as chromium:
+        async with gateway(server=server) as proxy:
+            await chromium.open(f"http://127.0.0.1:{proxy.port}/-/")
+            await until(chromium, "document.querySelector('#live').textContent === 'live'")
+        await until(chromium, "document.querySelector('#live').textContent.startsWith('no answer')")
+
+
+@needs_chromium
+async def test_it_fits_a_phone_and_its_parts_have_names(tmp_path: Path) -> None:
+    names = """
+        const label = (node) => node.labels?.[0]?.textContent || node.getAttribute('aria-label');
+        const name = (node) => label(node) || node.textContent;
+        const all = [...document.querySelectorAll('button, select, input, svg, a')];
+        return all.filter((node) => !name(node).trim()).map((node) => node.outerHTML);
+    """
+    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+        assert await chromium.run(names) == []
+        await chromium.screenshot(tmp_path / "phone.png", width=390, height=844, dark=True)
+        assert await chromium.run("return document.documentElement.scrollWidth") <= 390
+        assert (tmp_path / "phone.png").stat().st_size > 10_000

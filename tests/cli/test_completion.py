@@ -1,0 +1,121 @@
+"""What a shell offers when Tab is pressed, asked as bash asks; and the scripts for the other shells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import write
+from support.harness import WAIT_S
+
+from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS
+
+NAMES = """
+[projects.shop-fr]
+client_secret_command = ["false"]
+[projects.shop-de]
+[accounts.acme]
+projects = [42, 43]
+[accounts.any]
+"""
+ASK = """
+eval "$(_CSQ_PROXY_COMPLETE=source_bash csq-proxy)"
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+_csq_proxy_completion csq-proxy
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the command is a script here")
+
+
+@pytest.fixture
+def shell(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """An environment where ``csq-proxy`` is this program, and no configuration is found but here."""
+    command = tmp_path / "bin" / "csq-proxy"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nfrom proxy.__main__ import main\n\nmain()\n")
+    command.chmod(0o755)
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
+    return {**environ, "PATH": f"{command.parent}:{environ['PATH']}", "PYTHONPATH": path}
+
+
+def offered(*words: str, shell: dict[str, str], cwd: Path) -> list[str]:
+    ended = subprocess.run(
+        ["bash", "-c", ASK, "bash", "csq-proxy", *words],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        env=shell,
+        cwd=cwd,
+        check=True,
+    )
+    assert ended.stderr == ""
+    return ended.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path / "config.toml", NAMES)
+    write(tmp_path / "other.toml", "[projects.other]")
+    write(tmp_path / "broken.toml", "[projects")
+
+    def tab(*words: str) -> list[str]:
+        return offered(*words, shell=shell, cwd=tmp_path)
+
+    assert set(tab("s")) == {"serve", "status", "snippets", "sandbox"}
+    assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
+    assert tab("snippets", "shop-f") == ["shop-fr"]
+    assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
+    assert tab("snippets", "shop-fr", "--for", "powers") == ["powershell"]
+    assert tab("snippets", "--config", "other.toml", "") == ["other"]
+    assert tab("snippets", "--config", "broken.toml", "") == []
+    shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"
+    assert tab("snippets", "shop-u") == ["shop-us"]
+
+
+@pytest.mark.parametrize(
+    ("name", "registers"),
+    [
+        ("bash", "complete -o default -F"),
+        ("zsh", "#compdef csq-proxy"),
+        ("fish", "complete --command csq-proxy"),
+        ("powershell", "Register-ArgumentCompleter"),
+    ],
+)
+def test_there_is_a_script_for_each_shell(
+    name: str, registers: str, shell: dict[str, str], tmp_path: Path
+) -> None:
+    ended = subprocess.run(
+        ["csq-proxy"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        env={**shell, "_CSQ_PROXY_COMPLETE": f"source_{name}"},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert registers in ended.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_a_home_that_nothing_can_be_written_to_is_one_line_and_ends_it_with_1(
+    shell: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    ended = subprocess.run(
+        ["bash", "-c", "csq-proxy --install-completion; exit $?"],  # the shell is told by who calls
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        env={**shell, "HOME": str(home)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"csq-proxy: --install-completion: can't write {home} (File exists)\n"

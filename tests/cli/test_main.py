@@ -1,0 +1,621 @@
+"""The commands, as processes: what they print, and the codes that they end with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support.commands import CONFIG, STARTUP_S, Running, get, needs_signals, run, started, write
+from support.harness import free_port
+from typer.testing import CliRunner
+
+from proxy.cli.main import cli
+from proxy.errors import ConfigError
+
+
+def serves_and_stops(proxy: Running, port: int) -> None:
+    """Wait until it answers, whatever it can print, and end it."""
+    for _ in range(1000):
+        with contextlib.suppress(ConnectionError):
+            if get(f"http://127.0.0.1:{port}/-/status")[0] == 200:
+                break
+        time.sleep(0.02)
+    time.sleep(0.05)
+    proxy.process.send_signal(signal.SIGTERM)
+    assert proxy.process.wait(STARTUP_S) == 0
+
+
+def test_the_sandbox_is_served_without_a_file_and_its_summary_says_what_to_try(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        assert f"  demo-eu  {base}/demo-eu\n" in proxy.printed
+        assert f"  demo-us  {base}/demo-us\n" in proxy.printed
+        for api in ("data-export", "metrics", "enrichment", "speed-analysis", "surveys"):
+            assert (
+                len(
+                    re.findall(
+                        rf" {api} +http://127\.0\.0\.1:\d+, token until \d\d:\d\d:\d\d\n", proxy.printed
+                    )
+                )
+                == 2
+            )
+        tried = proxy.wait_for(r'Try:  curl "(.*)"\n')
+        status, answer = get(tried)
+        assert (status, answer["success"]) == (200, True)
+        assert get(f"{base}/demo-us/v1/exportable-fields")[0] == 200
+        assert get(f"{base}/-/status")[1]["projects"]["demo-eu"]["apis"]["metrics"]["requests"] == 1
+        assert get(f"{base}/demo-xx/v1/segments")[1]["errorCode"] == "PROXY_UNKNOWN_PROJECT"
+        assert "client-secret" not in proxy.printed
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(number: signal.Signals, environ: dict[str, str], tmp_path: Path) -> None:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.process.send_signal(number)
+        code, errors = proxy.end()
+        assert code == 0
+        assert "Traceback" not in errors
+        events = [json.loads(line)["event"] for line in errors.splitlines()]
+        assert events[-1] == "stop_requested"
+
+
+@needs_signals
+def test_a_second_signal_stops_it_at_once(environ: dict[str, str], tmp_path: Path) -> None:
+    with started("sandbox", "--latency", "60", environ=environ, cwd=tmp_path) as sandbox:
+        path = write(tmp_path / "slow.toml", sandbox_config(sandbox) + "\n[server]\nport = 0\n")
+        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+            proxy.wait_for(r"Stop: Ctrl-C\n")
+            parts = urlsplit(base)
+            with socket.create_connection(
+                (parts.hostname or "", parts.port or 0), timeout=STARTUP_S
+            ) as caller:
+                caller.sendall(f"GET /demo-eu/v1/segments HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                while not get(f"{base}/-/status")[1]["projects"]["demo-eu"]["slots"]["in_use"]:
+                    time.sleep(0.01)
+                proxy.process.send_signal(signal.SIGTERM)
+                assert proxy.process.stderr is not None
+                while "stop_requested" not in proxy.process.stderr.readline():
+                    pass
+                time.sleep(0.05)
+                assert proxy.process.poll() is None
+                proxy.process.send_signal(signal.SIGTERM)
+                assert proxy.process.wait(STARTUP_S) == 0
+                with contextlib.suppress(ConnectionError):
+                    assert caller.recv(1000) == b""
+
+
+@needs_signals
+def test_a_signal_is_obeyed_while_first_tokens_are_waited_for(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        text = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
+        path = write(tmp_path / "config.toml", text)
+        patient = """
+import proxy.app.run
+from proxy.__main__ import main
+proxy.app.run.SUMMARY_WAIT_S = 600.0
+main()
+"""
+        with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=patient) as proxy:
+            connection, _ = silent.accept()
+            proxy.process.send_signal(signal.SIGTERM)
+            assert proxy.end()[0] == 0  # long before the ten minutes
+            connection.close()
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_it_is_still_starting_is_a_clean_stop_too(
+    number: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    early = f"""
+import os
+from proxy.__main__ import main
+from proxy.config.reading import Reading
+def settings(_):
+    os.kill(os.getpid(), {number.value})
+    raise AssertionError("it goes on")
+Reading.settings = settings
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
+        assert proxy.end() == (0, "")
+
+
+UNHEARD = """
+import asyncio, os, sys
+from proxy.__main__ import main
+class Kills:
+    def __del__(self, number={number}):
+        os.kill(os.getpid(), number)  # Python ignores what is raised in here, as in importlib's callbacks
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "proxy.app.run" and "{moment}" == "while importing":
+            Kills()
+sys.meta_path.insert(0, Finder)
+class Runner(asyncio.Runner):
+    def __enter__(self):
+        if "{moment}" == "before the loop runs":
+            Kills()
+        return super().__enter__()
+asyncio.Runner = Runner
+main()
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["while importing", "before the loop runs"])
+def test_a_signal_that_comes_where_python_swallows_what_it_raises_is_a_clean_stop_too(
+    moment: str, number: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    code = UNHEARD.format(number=number.value, moment=moment)
+    with started("serve", environ=environ, cwd=config.parent, code=code) as proxy:
+        assert proxy.end() == (0, "")
+        assert proxy.printed == ""
+
+
+LATE = """
+import asyncio, atexit, os, sys
+from proxy.__main__ import main
+again = int(sys.argv.pop())
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, again)
+sys.modules["last"] = Last()  # goes when hardly anything is left
+close = asyncio.Runner.close
+def closing(self):
+    os.kill(os.getpid(), again)
+    close(self)
+    os.kill(os.getpid(), again)
+asyncio.Runner.close = closing
+atexit.register(os.kill, os.getpid(), again)
+main()
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_that_come_while_it_is_leaving_change_nothing(
+    again: str, environ: dict[str, str], config: Path
+) -> None:
+    number = str(getattr(signal, again).value)
+    with started("serve", number, environ=environ, cwd=config.parent, code=LATE) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.process.send_signal(signal.SIGTERM)
+        code, errors = proxy.end()
+        assert code == 0
+        assert "Traceback" not in errors
+
+
+@needs_signals
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_come_while_it_leaves_before_it_served_change_nothing(
+    again: signal.Signals, environ: dict[str, str], config: Path
+) -> None:
+    early = f"""
+import os, sys
+from proxy.__main__ import main
+from proxy.config.reading import Reading
+def end(*_, kill=os.kill, pid=os.getpid()):
+    kill(pid, {again.value})
+class Last:
+    __del__ = end
+sys.modules["last"] = Last()
+Reading.settings = Reading.__exit__ = end
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
+        assert proxy.end() == (0, "")
+
+
+@needs_signals
+def test_it_runs_and_stops_with_closed_standard_streams(environ: dict[str, str], config: Path) -> None:
+    closed = """
+import os
+for descriptor in (0, 2):
+    os.close(descriptor)
+from proxy.__main__ import main
+main()
+"""
+    with started("serve", environ=environ, cwd=config.parent, code=closed) as proxy:
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        assert get(f"{base}/-/status")[1]["log_lines_dropped"] == 0
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.end() == (0, "")
+
+
+@needs_signals
+def test_a_name_server_that_does_not_answer_holds_no_stop_up(environ: dict[str, str], tmp_path: Path) -> None:
+    silent = """
+import socket, sys, time
+from proxy.__main__ import main
+look_up = socket.getaddrinfo
+def getaddrinfo(host, *args, flags=0, **options):
+    if not flags & socket.AI_NUMERICHOST:
+        print("asked", flush=True)
+        time.sleep(600)
+    return look_up(host, *args, flags=flags, **options)
+socket.getaddrinfo = getaddrinfo
+main()
+"""
+    path = write(tmp_path / "config.toml", CONFIG.replace("http://127.0.0.1:1", "https://tokens.example"))
+    with started("serve", "--config", str(path), environ=environ, cwd=tmp_path, code=silent) as proxy:
+        proxy.wait_for("asked\n")
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.end()[0] == 0
+
+
+@needs_signals
+def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], config: Path) -> None:
+    port = free_port()
+    write(config, CONFIG.replace("port = 0", f"port = {port}"))
+    with started("serve", "--config", str(config), environ=environ, cwd=config.parent) as proxy:
+        assert proxy.process.stdout is not None
+        proxy.process.stdout.close()
+        serves_and_stops(proxy, port)
+
+
+BUG = """
+from proxy.upstream.pool import Upstreams
+from proxy.__main__ import main
+async def run(self):
+    raise ZeroDivisionError("the bug, with canary-secret in its words")
+Upstreams.run = run
+main()
+"""
+
+
+def test_a_bug_in_a_background_task_ends_the_process_with_1_and_a_logged_traceback(
+    environ: dict[str, str], config: Path
+) -> None:
+    arguments = ("serve", "--config", str(config))
+    with started(*arguments, environ=environ, cwd=config.parent, code=BUG) as proxy:
+        code, errors = proxy.end()
+    assert code == 1
+    line = json.loads(errors.splitlines()[-1])
+    assert (line["event"], line["level"]) == ("stopped_by_bug", "critical")
+    assert "ZeroDivisionError: the bug, with [redacted] in its words" in line["exception"]
+    assert "canary" not in errors
+
+
+# Wrong usage and configuration
+
+
+def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "wrong.toml", CONFIG + 'clientid = "x"\n[server2]\n[log]\nlevel = "loud"\n')
+    for command in ("serve", "check"):
+        ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        lines = ended.stderr.splitlines()
+        assert len(lines) == 3
+        assert all(line.startswith("csq-proxy: ") for line in lines)
+        assert "did you mean client_id?" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["serve", "--port", "x"], "--port: must be a whole number from 0 to 65535"),
+        (["serve", "--port", "70000"], "--port: must be a whole number from 0 to 65535"),
+        (["sandbox", "--port", "-1"], "--port: must be a whole number from 0 to 65535"),
+        (["sandbox", "--latency", "inf"], "--latency: must be a number of at least 0"),
+        (["sandbox", "--failure-rate", "nan"], "--failure-rate: must be a number from 0 to 1"),
+        (["sreve"], "No such command 'sreve'"),
+        (["snippets", "a", "b\nc"], "Got unexpected extra argument"),
+        (["serve", "--nope"], "No such option: --nope. See: "),
+        (["snippets", "--for"], "Option '--for' requires an argument. See: "),
+    ],
+)
+def test_wrong_usage_is_one_line_and_ends_it_with_2(
+    arguments: list[str], fault: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    ended = run(*arguments, environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"csq-proxy: {fault}")
+
+
+def test_without_a_command_it_shows_which_there_are(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run(environ=environ, cwd=tmp_path)
+    assert "snippets  Print ready text" in ended.stderr + ended.stdout
+
+
+def test_a_named_file_that_is_not_readable_is_a_fault_of_ours(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what Typer would ask, for four lines of its own
+
+    def refused(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    error = CliRunner().invoke(cli, ["check", "--config", str(config)]).exception
+    assert isinstance(error, ConfigError)
+    assert error.faults == (f"{config}: can't read it: Permission denied",)
+
+
+def test_without_any_project_it_says_what_to_do(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("serve", environ=environ, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "csq-proxy serve --sandbox" in ended.stderr
+
+
+def test_sandbox_and_a_configuration_exclude_each_other(environ: dict[str, str], config: Path) -> None:
+    ended = run("serve", "--sandbox", "--config", str(config), environ=environ, cwd=config.parent)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("command", [["serve", "--sandbox"], ["sandbox"]])
+def test_a_taken_port_is_one_line_and_ends_it_with_1(
+    command: list[str], environ: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = run(*command, "--port", str(taken.getsockname()[1]), environ=environ, cwd=tmp_path)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("csq-proxy: ")
+    assert "--port" in line
+
+
+def test_a_ca_file_without_certificates_is_found_by_check_as_by_serve(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path / "ca.pem", "no certificate")
+    path = write(tmp_path / "ca.toml", CONFIG.replace("auth_url", 'ca_file = "ca.pem"\nauth_url'))
+    for command in ("serve", "check"):
+        ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+        assert "contentsquare.ca_file" in ended.stderr
+
+
+def test_the_sandboxs_certificate_and_key_come_together(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("sandbox", "--tls-cert", "cert.pem", environ=environ, cwd=tmp_path)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a/b", "a:80", "http://a", "[::1", "[::1]:80", "[a]", "me@a", "a..b", "-"]
+)
+def test_a_public_host_of_the_sandbox_that_is_none_is_refused(
+    name: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    ended = run("sandbox", f"--public-host={name}", environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
+    assert ended.stderr.startswith("csq-proxy: --public-host: must be a host name")
+
+
+@pytest.mark.parametrize(
+    ("name", "host"), [("::1", r"\[::1\]"), ("[::1]", r"\[::1\]"), ("LocalHost", "localhost")]
+)
+def test_a_public_host_of_the_sandbox_stands_in_its_urls(
+    name: str, host: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("sandbox", "--public-host", name, environ=environ, cwd=tmp_path) as sandbox:
+        sandbox.wait_for(rf'auth_url = "http://{host}:\d+"\n')
+
+
+def test_the_version_is_told(environ: dict[str, str], tmp_path: Path) -> None:
+    ended = run("--version", environ=environ, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert re.fullmatch(r"csq-proxy \d+\.\d+\.\d+\S*\n", ended.stdout)
+
+
+# check
+
+
+def test_check_shows_what_the_configuration_means(environ: dict[str, str], config: Path) -> None:
+    ended = run("check", environ=environ, cwd=config.parent)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "good" in ended.stdout
+    assert re.search(r"shop \(default\) +- +metrics +/shop/v1/\.\.\.", ended.stdout)
+    assert "canary" not in ended.stdout
+
+
+def test_check_for_programs_is_json(environ: dict[str, str], config: Path) -> None:
+    accounts = '[accounts.acme]\nclient_id = "id-2"\nclient_secret = "canary-2"\nprojects = [42]\n'
+    write(config, CONFIG + accounts)
+    ended = run("check", "--json", "--config", str(config), environ=environ, cwd=config.parent)
+    assert ended.returncode == 0
+    told = json.loads(ended.stdout)
+    assert told["ok"] is True
+    assert told["file"] == str(config)
+    assert told["projects"] == {
+        "shop": {"project_id": None, "apis": ["metrics"], "port": None, "read_only": True, "expires": None}
+    }
+    assert told["accounts"]["acme"]["projects"] == [42]
+    assert "canary" not in ended.stdout
+
+
+def test_check_for_programs_tells_faults_as_json_too(environ: dict[str, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "wrong.toml", CONFIG + "[log]\nlevl = 1\n")
+    ended = run("check", "--json", "--config", str(path), environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (2, "")
+    told = json.loads(ended.stdout)
+    assert told["ok"] is False
+    [fault] = told["faults"]
+    assert "did you mean level?" in fault
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe's end is told otherwise there")
+@pytest.mark.parametrize(("key", "code"), [("client_id", 0), ("clientid", 2)])
+def test_who_reads_only_some_of_what_is_printed_sees_the_same_exit_code(
+    key: str, code: int, environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = CONFIG.replace("client_id", key) + "".join(
+        f'[projects.shop-{number}]\n{key} = "id"\nclient_secret = "canary-secret"\n' for number in range(99)
+    )
+    config = write(tmp_path / "config.toml", text)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "proxy", "check", "--config", str(config)],
+            stdout=writer,
+            stderr=writer,
+            timeout=STARTUP_S,
+            env=environ,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert ended.returncode == code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [
+        ("check", ""),
+        ("check --json", ""),
+        ("check --live", "1"),
+        ("snippets", "1"),
+        ("--version", ""),
+        ("--help", "1"),
+        ("init", ""),
+        ("sandbox", ""),
+    ],
+)
+def test_what_is_printed_and_can_not_be_written_is_one_line_and_ends_it_with_1(
+    command: str, unbuffered: str, environ: dict[str, str], config: Path
+) -> None:
+    if command == "init":
+        config.unlink()
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "proxy", *command.split()],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=STARTUP_S,
+            env={**environ, "PYTHONUNBUFFERED": unbuffered},
+            cwd=config.parent,
+            check=False,
+        )
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("csq-proxy: standard output: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+def test_it_serves_on_where_its_summary_can_not_be_written(environ: dict[str, str], config: Path) -> None:
+    full = """
+import os
+from proxy.__main__ import main
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+main()
+"""
+    port = free_port()
+    with started("serve", "--port", str(port), environ=environ, cwd=config.parent, code=full) as proxy:
+        serves_and_stops(proxy, port)
+
+
+def test_names_that_are_too_long_for_the_terminal_are_shown_whole(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    name = "q" * 64
+    config = write(tmp_path / "config.toml", CONFIG.replace("projects.shop", f"projects.{name}"))
+    ended = run("check", "--config", str(config), environ={**environ, "COLUMNS": "60"}, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "…" not in ended.stdout
+    assert ended.stdout.count("q") >= 2 * 64
+
+
+def test_an_ipv6_listener_is_shown_in_brackets(environ: dict[str, str], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.toml", CONFIG.replace("port = 0", 'host = "::1"\nport = 9000'))
+    assert "[::1]:9000\n" in run("check", "--config", str(config), environ=environ, cwd=tmp_path).stdout
+    ended = run("check", "--json", "--config", str(config), environ=environ, cwd=tmp_path)
+    assert json.loads(ended.stdout)["listener"] == "[::1]:9000"
+
+
+def test_a_command_to_go_on_with_can_be_pasted(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "my files").mkdir()
+    config = write(tmp_path / "my files" / "shop's.toml", CONFIG)
+    ended = run("check", "--config", str(config), environ=environ, cwd=tmp_path)
+    said = ended.stdout.splitlines()[-1].partition(": ")[2]
+    if sys.platform != "win32":
+        assert shlex.split(said)[-1] == str(config)
+    assert said.endswith(('"', "'"))
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(environ: dict[str, str], tmp_path: Path) -> None:
+    config = write(tmp_path / "\u65e5\u672c.toml", CONFIG)
+    environ = {**environ, "PYTHONIOENCODING": "cp1252"}
+    ended = run("check", "--config", str(config), environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u65e5\u672c.toml: good" in ended.stdout
+
+
+def test_a_path_with_brackets_is_shown_as_it_is(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "[x] [").mkdir()
+    path = write(tmp_path / "[x] [" / "config.toml", CONFIG)
+    ended = run("check", "--config", str(path), environ=environ, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert f"Configuration: {path}: good" in ended.stdout
+
+
+# sandbox
+
+
+def sandbox_config(sandbox: Running) -> str:
+    """The configuration that the command ``sandbox`` prints."""
+    sandbox.wait_for(r"\[accounts\.acme\](?s:.*)projects = \[42, 43\]\n")
+    return sandbox.printed
+
+
+def test_the_sandbox_prints_a_configuration_that_serve_accepts(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    with started("sandbox", environ=environ, cwd=tmp_path) as sandbox:
+        path = write(tmp_path / "printed.toml", sandbox_config(sandbox))
+        with started("serve", "--config", str(path), "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+            proxy.wait_for(r"Stop: Ctrl-C\n")
+            assert "token until" in proxy.printed
+            status, answer = get(f"{base}/demo-eu/v1/segments")
+            assert (status, answer["success"]) == (200, True)
+            for number in (42, 43):
+                status, answer = get(f"{base}/acme/{number}/v1/segments")
+                assert (status, answer["success"]) == (200, True)
+            status, answer = get(f"{base}/demo-us/v1/enrichments", method="POST", body="{}")
+            assert status == 400
+            assert not str(answer["errorCode"]).startswith("PROXY_")
+
+
+def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Path) -> None:
+    text = CONFIG.replace("[projects.shop]", "[accounts.acme]")
+    path = write(tmp_path / "accounts.toml", text)
+    with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
+        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        assert f"  acme  {base}/acme/PROJECT_ID\n" in proxy.printed
+        assert f'Try:  curl "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
+        assert get(f"{base}/-/ready")[0] == 200

@@ -1,0 +1,334 @@
+"""``csq-proxy status`` against a running proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+from support.harness import WAIT_S, RawServer, free_port, gateway, read_message
+
+from proxy.cli.status import source
+from proxy.config import load as configuration
+from proxy.config.expiry import utc_today
+from proxy.errors import ConfigError
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
+KEY = "a-callers-key-0123456789"
+PROJECTS = {
+    "shop": {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"], "expires": "2020-01-01"}
+}
+
+
+async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command in a folder of its own, with nothing of this one's environment that is for it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "proxy", "status", *arguments],
+        env={**inherited, "HOME": str(cwd), "COLUMNS": "160", **environ},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        await proxy.call(b"GET /v1/segments")
+        proxy.app._generation.projects["shop"].measures.failed(
+            "PROXY_QUEUE_TIMEOUT", "all slots [b]were[/] busy"
+        )
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}/", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for text in ("shop", "0/10", "metrics", "fresh", "60 min", proxy.upstream.url.partition("://")[2]):
+        assert text in shown.stdout
+    assert "shop: credentials ended on 2020-01-01: renew them" in shown.stdout
+    assert "PROXY_QUEUE_TIMEOUT: all slots [b]were[/] busy" in shown.stdout
+
+
+@pytest.mark.parametrize(("days", "word"), [(-1, "ended"), (0, "end"), (30, "end")])
+async def test_credentials_that_end_soon_are_told_from_those_that_have_ended(
+    days: int, word: str, tmp_path: Path
+) -> None:
+    on = str(utc_today() + dt.timedelta(days=days))
+    async with gateway(projects={"shop": {**PROJECTS["shop"], "expires": on}}) as proxy:
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
+    assert f"shop: credentials {word} on {on}: renew them" in shown.stdout
+
+
+async def test_it_finds_the_proxy_by_the_configuration_without_reading_a_secret(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        (tmp_path / "config.toml").write_text(
+            f'[server]\nhost = "0.0.0.0"\nport = {proxy.port}\n'
+            '[projects.shop]\nclient_id = "a"\nclient_secret_command = ["no-such-program"]\n'
+        )
+        shown = await run("--json", cwd=tmp_path)
+        assert json.loads(shown.stdout)["projects"]["shop"]["slots"]["limit"] == 10
+        elsewhere = await run("--json", cwd=tmp_path, CSQ_PROXY_SERVER__PORT="1")
+        assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+
+
+async def test_a_caller_s_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY + "\n")
+    async with gateway(projects=PROJECTS, callers={"me": {"key": KEY}}) as proxy:
+        url = ("--url", f"http://127.0.0.1:{proxy.port}")
+        assert (await run(*url, "--key-file", "key", cwd=tmp_path)).returncode == 0
+        assert (await run(*url, cwd=tmp_path, CSQ_PROXY_KEY=KEY)).returncode == 0
+        refused = await run(*url, cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "give --key-file, or set CSQ_PROXY_KEY" in refused.stderr
+
+
+async def test_the_key_s_variable_is_no_unknown_setting() -> None:
+    environ = {
+        "CSQ_PROXY_KEY": KEY,
+        "CONTENTSQUARE_CLIENT_ID": "a",
+        "CONTENTSQUARE_CLIENT_SECRET": "secret-1",
+    }
+    assert list(configuration.load(None, None, environ, search=False).projects) == ["default"]
+
+
+async def test_what_can_t_be_reached_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    shown = await run("--url", url, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert shown.stderr.startswith(f"csq-proxy: {url}: can't be reached (Connection refused); is it running?")
+
+
+async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(tmp_path: Path) -> None:
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    ]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(answers.pop(0))
+
+    async with RawServer(script) as server:
+        for said in (
+            "something else",
+            "something else",
+            "it answered 302; is that a csq-proxy?",
+            "it answered 404; is that a csq-proxy?",
+            "it answered 503\n",
+        ):
+            shown = await run("--url", server.url, cwd=tmp_path)
+            assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+            assert said in shown.stderr
+
+
+async def test_watching_goes_on_until_it_is_ended(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch", "--json"),
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=subprocess.PIPE,
+            limit=1 << 20,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            uptimes = [json.loads(await process.stdout.readline())["uptime_s"] for _ in range(2)]
+            process.terminate()
+            await process.wait()
+        assert uptimes[1] > uptimes[0]
+
+
+async def test_watching_without_a_terminal_is_a_table_each_time(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch"),
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(2):
+                await process.stdout.readuntil(b"csq-proxy ")
+            process.terminate()
+            await process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe's end is told otherwise there")
+@pytest.mark.parametrize("options", [["--json"], []])
+async def test_watching_ends_when_nobody_reads_it_any_longer(options: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    async with gateway(projects=PROJECTS) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "status", "--watch"),
+            *options,
+            *("--url", f"http://127.0.0.1:{proxy.port}"),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
+        os.close(writer)
+        os.close(reader)
+        async with asyncio.timeout(WAIT_S):
+            _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8277",
+        "http://",
+        "http://127.0.0.1:port",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http://a b",
+        "http://127.0.0.1/a b",
+        "http://me@127.0.0.1",
+        "http://127.0.0.1:8277/?hour=1",
+        "http://ex\u00e4mple..x",
+    ],
+)
+async def test_a_bad_url_is_told_at_once(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--url: "):
+        source(None, url, None)
+
+
+async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
+    for content in (b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
+        (tmp_path / "key").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^--key-file: "):
+            source(None, "http://127.0.0.1:8277", tmp_path / "key")
+    with pytest.raises(ConfigError, match=r"^--key-file: "):
+        source(None, "http://127.0.0.1:8277", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("", "http://127.0.0.1:8277"),
+        ('host = "[::1]"', "http://[::1]:8277"),
+        ('host = "::"', "http://[::1]:8277"),
+        ('port = "9000"', "http://127.0.0.1:9000"),
+        ('tls_cert = "~/cert.pem"', "https://127.0.0.1:8277"),
+        ("unknown = 1\n[projects]\nshop = 5", "http://127.0.0.1:8277"),
+    ],
+)
+async def test_where_it_listens_is_read_as_serve_reads_it(
+    server: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = tmp_path / "config.toml"
+    path.write_text(f"[server]\n{server}\n")
+    found = source(path, None, None)
+    assert found.url == url
+    assert found.cert == (tmp_path / "cert.pem" if "cert" in server else None)
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ('host = "a b"', "server.host: "),
+        ('host = ["a"]', "server.host: must be text, in quotes"),
+        ('port = "abc"', "server.port: must be a whole number"),
+        ("port = 70000", "server.port: must be at most 65535"),
+        ("tls_cert = 5", "server.tls_cert: must be a path, in quotes"),
+        ("port = ", "not valid TOML"),
+        (
+            "port = 0",
+            "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start",
+        ),
+    ],
+)
+async def test_a_faulty_place_in_the_configuration_is_told(server: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[server]\n{server}\n")
+    with pytest.raises(ConfigError) as fault:
+        source(path, None, None)
+    assert said in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("configured", "url", "trusted"),
+    [
+        ('host = "127.0.0.1"', "https://127.0.0.1:{port}", True),
+        ('host = "127.0.0.1"', "https://localhost:{port}/", True),
+        ('host = "0.0.0.0"', "https://localhost:{port}", True),
+        ("port = 0", "https://localhost:{port}", True),
+        ("port = 1", "https://localhost:{port}", False),
+        ('host = "10.0.0.1"', "https://localhost:{port}", False),
+        ("port = 99999", "https://localhost:{port}", False),
+    ],
+)
+async def test_the_configured_certificate_is_trusted_where_the_url_is_the_configured_listener(
+    configured: str, url: str, trusted: bool, tmp_path: Path
+) -> None:
+    async with served_over_tls(tmp_path, "localhost", "127.0.0.1") as port:
+        if "port" not in configured:
+            configured += f"\nport = {port}"
+        (tmp_path / "config.toml").write_text(f'[server]\n{configured}\ntls_cert = "cert.pem"\n')
+        shown = await run("--url", url.format(port=port), cwd=tmp_path)
+        if trusted:
+            assert (shown.returncode, shown.stderr) == (0, "")
+        else:
+            assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+            assert "its certificate isn't trusted here (" in shown.stderr
+            assert "give the --config" in shown.stderr
+
+
+async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
+    async with served_over_tls(tmp_path, "proxy.corp") as port:
+        (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
+        shown = await run(cwd=tmp_path)
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    assert "give the --url with a name that its certificate is for" in shown.stderr
+
+
+async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_beside_a_url(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[server]\nport = 9000\ntls_cert = "none.pem"\n')
+    assert source(path, "https://127.0.0.1:9000", None).cert is None
+
+
+@contextlib.asynccontextmanager
+async def served_over_tls(folder: Path, *names: str) -> AsyncIterator[int]:
+    """A proxy with a certificate for these names, ``cert.pem`` in the folder; comes with its port."""
+    issued = trustme.CA().issue_cert(*names)
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "key.pem").chmod(0o600)
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    server = {"port": 0, "tls_cert": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
+    async with gateway(projects=PROJECTS, server=server) as proxy:
+        yield proxy.port
+
+
+async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)  # else its connection is reset
+        writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+
+    async with RawServer(greet) as server:
+        shown = await run("--url", server.url, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "something else than csq-proxy" in shown.stderr
+        shown = await run("--url", server.url.replace("http:", "https:"), cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "no TLS is spoken there" in shown.stderr
+        (tmp_path / "config.toml").write_text(
+            f'[server]\nport = {server.port}\ntls_cert = "no.pem"\ntls_key = "no.pem"\n'
+        )
+        shown = await run(cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "server.tls_cert: " in shown.stderr

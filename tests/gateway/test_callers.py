@@ -1,0 +1,199 @@
+"""Callers' keys: every way to send one, and none of them goes further than the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+from support.harness import WAIT_S, TokenServer, Upstream, gateway
+
+from proxy.gateway.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
+
+KEY = "a-key%with&signs=1"
+CALLERS = {
+    "powerbi": {"key": KEY, "projects": ["shop"], "read_only": True},
+    "app": {"key": "app-key-12345"},
+    "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other"]},
+}
+PROJECTS = {
+    name: {"client_id": f"id-{name}", "client_secret": "secret-1", "apis": ["metrics"]}
+    for name in ("shop", "other")
+}
+
+
+def basic(password: str) -> bytes:
+    return b"Authorization: Basic " + base64.b64encode(f"anyone:{password}".encode())
+
+
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [
+        pytest.param(b"/shop/v1/x?a=1", b"Authorization: Bearer " + KEY.encode(), id="bearer"),
+        pytest.param(b"/shop/v1/x?a=1", b"authorization: bearer " + KEY.encode(), id="bearer in lower case"),
+        pytest.param(b"/shop/v1/x?a=1", basic(KEY), id="basic"),
+        pytest.param(b"/shop/v1/x?a=1", b"X-API-Key: " + KEY.encode(), id="x-api-key"),
+        pytest.param(b"/shop/v1/x?csq_key=a-key%25with%26signs%3D1&a=1", b"A: 1", id="query, first"),
+        pytest.param(b"/shop/v1/x?a=1&csq_key=a-key%25with%26signs%3d1", b"A: 1", id="query, last"),
+    ],
+)
+async def test_a_key_is_accepted_and_does_not_reach_the_cloud(target: bytes, field: bytes) -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
+        assert (await proxy.call(b"GET " + target, field)).status == 200
+        request = upstream.requests[0]
+        assert request.start_line == b"GET /v1/x?a=1 HTTP/1.1"
+        assert request.values(b"authorization")[0].startswith(b"Bearer token-")
+        assert b"csq_key" not in request.head
+        assert b"signs" not in request.head
+        assert not request.values(b"x-api-key")
+
+
+@pytest.mark.parametrize(
+    "field", [b"A: 1", b"Authorization: Bearer no", basic("no"), b"Authorization: Basic !!", b"X-API-Key:"]
+)
+async def test_without_a_known_key_the_answer_is_401_and_asks_for_basic(field: bytes) -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
+        for target in (b"/shop/v1/x", b"/-/status", b"/nothing/v1/x"):
+            answer = await proxy.call(b"GET " + target, field)
+            assert (answer.status, answer.error_code) == (401, "PROXY_CALLER_UNKNOWN")
+            assert answer.values(b"www-authenticate")[0].startswith(b"Basic realm=")
+        assert not upstream.requests
+
+
+async def test_a_caller_reaches_only_its_projects() -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
+        for target in (b"/shop/v1/x", b"/shop/v1/x?projectId=1"):
+            answer = await proxy.call(b"GET " + target, b"X-API-Key: elsewhere-key-12345")
+            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        answer = await proxy.call(b"GET /v1/x", b"X-API-Key: elsewhere-key-12345", b"X-CSQ-Project: shop")
+        assert answer.status == 403
+        assert not upstream.requests
+        assert (await proxy.call(b"GET /other/v1/x", b"X-API-Key: elsewhere-key-12345")).status == 200
+
+
+async def test_a_read_only_caller_cannot_change_data_but_may_read_by_post() -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
+        key = b"X-API-Key: " + KEY.encode()
+        empty = b"Content-Length: 0"
+        assert (await proxy.call(b"POST /shop/v1/exports", key, empty)).error_code == "PROXY_FORBIDDEN"
+        assert (await proxy.call(b"DELETE /shop/v1/segments", key)).error_code == "PROXY_FORBIDDEN"
+        assert not upstream.requests
+        assert (await proxy.call(b"POST /shop/v1/speed-analysis/event/list", key, empty)).status == 200
+        assert (await proxy.call(b"POST /shop/v1/exports", b"X-API-Key: app-key-12345", empty)).status == 200
+
+
+async def test_a_key_in_the_query_is_removed_even_where_no_callers_are_defined() -> None:
+    upstream = Upstream()
+    async with gateway(upstream) as proxy:
+        await proxy.call(b"GET /v1/x?csq_key=left-over")
+        assert upstream.requests[0].start_line == b"GET /v1/x HTTP/1.1"
+
+
+async def test_a_caller_without_the_right_to_an_account_brings_none_of_its_projects_into_being() -> None:
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-2"}}
+    token = TokenServer()
+    async with gateway(token=token, callers=CALLERS, projects=PROJECTS, accounts=accounts) as proxy:
+        before = len(token.requests)
+        for start, field in ((b"GET /acme/42/v1/x", b"A: 1"), (b"GET /v1/x", b"X-CSQ-Project: acme/42")):
+            answer = await proxy.call(start, field, b"X-API-Key: elsewhere-key-12345")
+            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert [project.name for project in proxy.app.projects()] == ["shop", "other"]
+        assert len(token.requests) == before
+
+
+async def test_a_caller_can_have_only_its_own_projects_tokens_renewed() -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        key = b"X-API-Key: elsewhere-key-12345"
+        empty = b"Content-Length: 0"
+        answer = await proxy.call(b"POST /-/refresh/shop", key, empty)
+        assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert (await proxy.call(b"POST /-/refresh/other", key, empty)).status == 202
+
+
+async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
+    account = {"client_id": "id-2", "client_secret": "secret-2", "projects": [42]}
+    accounts = {"shop-account": account, "mine": account}
+    callers = {**CALLERS, "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other", "mine"]}}
+    token = TokenServer(status=403)
+    async with gateway(token=token, callers=callers, projects=PROJECTS, accounts=accounts) as proxy:
+        key, unlimited = b"X-API-Key: elsewhere-key-12345", b"X-API-Key: app-key-12345"
+        for target in (b"/mine/42/v1/x", b"/shop-account/42/v1/x"):  # they come into being
+            await proxy.call(b"GET " + target, unlimited)
+        for target, status in ((b"/-/status?hour=1", 200), (b"/-/ready", 503), (b"/shopp/v1/x", 404)):
+            answer = await proxy.call(b"GET " + target, key)
+            assert answer.status == status
+            assert b"shop" not in answer.content.replace(b"'shopp'", b"")
+            assert b"other" in answer.content
+            assert b"shop" in (await proxy.call(b"GET " + target, unlimited)).content.replace(b"'shopp'", b"")
+        ready = json.loads((await proxy.call(b"GET /-/ready", key)).content)
+        assert [reason.partition(":")[0] for reason in ready["waiting_for"]] == ["other/metrics"]
+        assert ready["others"] == 1
+        assert "others" not in json.loads((await proxy.call(b"GET /-/ready", unlimited)).content)
+        told = json.loads((await proxy.call(b"GET /-/status", key)).content)
+        assert set(told["projects"]) == {"other", "mine/42"}
+        assert set(told["accounts"]) == {"mine"}
+
+
+# Wrong keys
+
+
+def test_wrong_keys_are_slowed_down_after_some_and_forgiven_with_time() -> None:
+    now = 0.0
+    wrong = WrongKeys(lambda: now)
+    assert [wrong.delay_s("192.0.2.1") for _ in range(FREE_TRIES)] == [0.0] * FREE_TRIES
+    assert wrong.delay_s("192.0.2.1") == pytest.approx(DELAY_STEP_S)
+    assert max(wrong.delay_s("192.0.2.1") for _ in range(1000)) == LONGEST_DELAY_S
+    assert wrong.delay_s("192.0.2.2") == 0.0
+    now = 3 * FORGIVEN_S
+    assert wrong.delay_s("192.0.2.1") == 0.0
+
+
+def test_an_ipv6_host_that_changes_its_address_is_slowed_down_too() -> None:
+    wrong = WrongKeys(lambda: 0.0)
+    delays = [wrong.delay_s(f"2001:db8::{number:x}") for number in range(2 * FREE_TRIES)]
+    assert delays[-1] > 0
+    assert wrong.delay_s("2001:db8:0:1::1") == 0.0
+    assert wrong.delay_s("fe80::1%eth0") == 0.0
+
+
+def test_who_sends_wrong_keys_from_everywhere_takes_no_more_memory() -> None:
+    wrong = WrongKeys(lambda: 0.0)
+    for number in range(3 * MOST_PEERS):
+        wrong.delay_s(f"192.0.{number >> 8}.{number & 255}")
+    assert len(wrong) == MOST_PEERS
+
+
+async def test_guessing_keys_is_slow_and_a_right_key_is_never_kept_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.gateway.callers.DELAY_STEP_S", 10 * DELAY_STEP_S)  # so that a busy machine
+    monkeypatch.setattr("proxy.gateway.callers.LONGEST_DELAY_S", 10 * LONGEST_DELAY_S)  # is not slower yet
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        for number in range(FREE_TRIES + int(LONGEST_DELAY_S / DELAY_STEP_S) - 1):
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /shop/v1/x", b"X-API-Key: guess-%d" % number))
+            if number < FREE_TRIES:
+                async with asyncio.timeout(WAIT_S):
+                    assert b" 401 " in await reader.readline()
+        await asyncio.sleep(0.02)
+        guess = asyncio.create_task(proxy.call(b"GET /shop/v1/x", b"X-API-Key: one-more"))
+        await asyncio.sleep(0.02)
+        for _ in range(3):
+            assert (await proxy.call(b"GET /shop/v1/x", b"X-API-Key: app-key-12345")).status == 200
+            assert (await proxy.call(b"GET /shop/v1/x")).status == 401
+        assert not guess.done()
+        guess.cancel()
+        await asyncio.gather(guess, return_exceptions=True)
+
+
+@pytest.mark.parametrize("field", [b"A: 1", b"X-API-Key:", basic(""), b"Authorization: Bearer "])
+async def test_who_sends_no_key_is_asked_for_one_at_once_however_often(field: bytes) -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        for _ in range(3 * FREE_TRIES):
+            assert (await proxy.call(b"GET /shop/v1/x", field)).status == 401
+        assert not len(proxy.app._gateway._wrong_keys)

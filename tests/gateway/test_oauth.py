@@ -1,0 +1,421 @@
+"""Programs that do the OAuth dance themselves: what they are answered, and what they never get."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from oauthlib.oauth2 import BackendApplicationClient
+from requests.auth import HTTPBasicAuth
+from requests_oauthlib import OAuth2Session
+from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, free_port, gateway, read_message
+
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.gateway.oauth import MAX_CONTENT_BYTES, PLACEHOLDER
+from proxy.sandbox import Sandbox
+
+KEY = "key-with/1+%2F"
+CALLERS = {
+    "n8n": {"key": KEY, "projects": ["shop"], "read_only": True},
+    "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other"]},
+}
+PROJECTS = {
+    name: {"client_id": f"id-{name}", "client_secret": "secret-canary-1", "apis": ["metrics"]}
+    for name in ("shop", "other")
+}
+ASKED = {"grant_type": "client_credentials", "scope": "metrics", "client_id": "any", "client_secret": "any"}
+JSON = b"Content-Type: application/json"
+FORM = b"Content-Type: application/x-www-form-urlencoded"
+
+
+async def post(
+    proxy: Gateway, target: bytes, members: Mapping[str, object], *lines: bytes, form: bool = False
+) -> Message:
+    body = (urlencode(members) if form else json.dumps(members)).encode()
+    length = b"Content-Length: %d" % len(body)
+    return await proxy.call(b"POST " + target, length, FORM if form else JSON, *lines, body=body)
+
+
+def of(answer: Message) -> dict[str, Any]:
+    return dict(json.loads(answer.content))
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_without_callers_anybody_gets_a_placeholder_and_this_proxy_as_endpoint(form: bool) -> None:
+    upstream = Upstream()
+    async with gateway(upstream) as proxy:
+        before = len(proxy.token.requests)
+        answer = await post(proxy, b"/v1/oauth/token", ASKED, form=form)
+        assert answer.status == 200
+        assert of(answer) == {
+            "access_token": PLACEHOLDER,
+            "token_type": "bearer",
+            "expires_in": 3600,
+            "scope": "metrics",
+            "endpoint": f"http://127.0.0.1:{proxy.port}",
+        }
+        assert answer.values(b"cache-control") == [b"no-store"]
+        assert answer.values(b"pragma") == [b"no-cache"]
+        assert (len(proxy.token.requests), upstream.requests) == (before, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "lines", "prefix"),
+    [
+        (b"/shop/v1/oauth/token", [], "/shop"),
+        (b"/acme/42/v1/oauth/token", [], "/acme/42"),
+        (b"/v1/oauth/token?x=1", [b"X-CSQ-Project: other"], "/other"),
+        (b"/v1/oauth/token", [b"X-CSQ-Project: acme/42"], "/acme/42"),
+    ],
+)
+async def test_the_endpoint_names_the_project_as_it_was_addressed(
+    target: bytes, lines: list[bytes], prefix: str
+) -> None:
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-canary-2", "apis": ["metrics"]}}
+    async with gateway(accounts=accounts, projects=PROJECTS) as proxy:
+        told = of(await post(proxy, target, ASKED, *lines))
+        assert told["endpoint"] == f"http://127.0.0.1:{proxy.port}{prefix}"
+        assert told.get("project_id") == (42 if "acme" in prefix else None)
+        answer = await proxy.call(b"GET " + prefix.encode() + b"/v1/segments")
+        assert answer.status == 200
+
+
+async def test_the_endpoint_has_the_name_that_the_caller_used() -> None:
+    server = {"allowed_hosts": ["csq-proxy:8277"]}
+    async with gateway(server=server) as proxy:
+        body = json.dumps(ASKED).encode()
+        head = b"POST /shop/v1/oauth/token HTTP/1.1\r\nHost: csq-proxy:8277\r\nContent-Length: %d\r\n\r\n"
+        answer = await proxy.send(head % len(body) + body)
+        assert of(answer)["endpoint"] == "http://csq-proxy:8277/shop"
+        refused = await proxy.send(head.replace(b"csq-proxy:8277", b"evil.example") % len(body) + body)
+        assert refused.error_code == "PROXY_HOST_REFUSED"
+        refused = await post(proxy, b"/v1/oauth/token", ASKED, b"Origin: https://evil.example")
+        assert refused.error_code == "PROXY_ORIGIN_REFUSED"
+
+
+async def test_a_projects_own_listener_needs_no_prefix() -> None:
+    port = free_port()
+    projects = {**PROJECTS, "other": {**PROJECTS["other"], "port": port}}
+    async with gateway(projects=projects) as proxy:
+        body = json.dumps(ASKED).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST /v1/oauth/token HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % (port, len(body)) + body)
+        told = of(await read_message(reader))
+        writer.close()
+        assert told["endpoint"] == f"http://localhost:{port}"
+        assert proxy.port != port
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"grant_type": "password"}, "unsupported_grant_type"),
+        ({"grant_type": None}, "unsupported_grant_type"),
+        ({"scope": "metrics nothing"}, "invalid_scope"),
+        ({"scope": ""}, "invalid_scope"),
+        ({"scope": 1}, "invalid_scope"),
+        ({"scope": "data-export enrichment"}, "invalid_scope"),
+        ({"project_id": 43}, "invalid_request"),
+    ],
+)
+async def test_what_contentsquare_would_refuse_is_refused_as_rfc_6749_says(
+    change: dict[str, object], error: str
+) -> None:
+    async with gateway(projects={"shop": {**PROJECTS["shop"], "project_id": 42}}) as proxy:
+        answer = await post(proxy, b"/shop/v1/oauth/token", {**ASKED, **change})
+        assert (answer.status, of(answer)["error"]) == (400, error)
+        assert of(answer)["error_description"] == of(answer)["errorMessage"]
+        assert answer.error_code == "PROXY_BAD_REQUEST"
+        assert answer.values(b"proxy-status") == [b"csq-proxy; error=http_request_error"]
+        assert answer.values(b"x-request-id")
+        good = await post(proxy, b"/v1/oauth/token", {**ASKED, "scope": "data-export metrics"})
+        assert (of(good)["scope"], of(good)["project_id"]) == ("data-export metrics", 42)
+        assert (await post(proxy, b"/v1/oauth/token", {**ASKED, "project_id": 42}, form=True)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b"\xff", b"[" * 9999, b"scope=metrics&scope=enrichment", b"{}"]
+)
+async def test_content_that_is_no_token_request_is_a_400(body: bytes) -> None:
+    async with gateway() as proxy:
+        for kind in (JSON, FORM, b"Content-Type: text/plain"):
+            answer = await proxy.call(
+                b"POST /v1/oauth/token", kind, b"Content-Length: %d" % len(body), body=body
+            )
+            assert answer.status == 400
+            assert of(answer)["error"] in ("invalid_request", "unsupported_grant_type")
+
+
+async def test_content_has_a_limit_and_only_post_is_answered() -> None:
+    async with gateway() as proxy:
+        body = b"x" * (MAX_CONTENT_BYTES + 1)
+        answer = await proxy.call(b"POST /v1/oauth/token", b"Content-Length: %d" % len(body), body=body)
+        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+        for target in (b"/v1/oauth/token", b"/shop/v1/oauth/me"):
+            answer = await proxy.call(b"GET " + target)
+            assert (answer.status, answer.values(b"allow")) == (405, [b"POST"])
+
+
+async def test_who_waits_for_a_100_before_the_content_gets_one() -> None:
+    async with gateway() as proxy:
+        body = json.dumps(ASKED).encode()
+        reader, writer = await proxy.connect()
+        lines = (b"Expect: 100-continue", b"Content-Length: %d" % len(body))
+        writer.write(proxy.request(b"POST /v1/oauth/token", *lines))
+        assert (await read_message(reader)).status == 100
+        writer.write(body)
+        assert (await read_message(reader)).status == 200
+
+
+# With callers
+
+
+def basic(user: str, password: str) -> bytes:
+    return b"Authorization: Basic " + base64.b64encode(f"{user}:{password}".encode())
+
+
+@pytest.mark.parametrize(
+    ("members", "lines", "query"),
+    [
+        pytest.param({**ASKED, "client_secret": KEY}, [], b"", id="client_secret"),
+        pytest.param(ASKED, [basic("any", KEY)], b"", id="basic"),
+        pytest.param(ASKED, [basic("any", "key-with%2F1%2B%252F")], b"", id="basic, encoded"),
+        pytest.param(ASKED, [b"X-API-Key: " + KEY.encode()], b"", id="x-api-key"),
+        pytest.param(ASKED, [], b"?csq_key=key-with/1%2b%252F&a=1", id="query"),
+    ],
+)
+@pytest.mark.parametrize("form", [False, True])
+async def test_a_callers_key_is_the_token(
+    members: dict[str, object], lines: list[bytes], query: bytes, form: bool
+) -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        answer = await post(proxy, b"/shop/v1/oauth/token" + query, members, *lines, form=form)
+        assert answer.status == 200
+        told = of(answer)
+        assert told["access_token"] == KEY
+        bearer = b"Authorization: Bearer " + told["access_token"].encode()
+        assert (await proxy.call(b"GET /shop/v1/segments", bearer)).status == 200
+
+
+async def test_whose_secret_is_no_callers_key_is_an_invalid_client() -> None:
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-canary-2"}}
+    async with gateway(callers=CALLERS, projects=PROJECTS, accounts=accounts) as proxy:
+        without = {key: value for key, value in ASKED.items() if key != "client_secret"}
+        for target in (b"/shop/v1/oauth/token", b"/acme/42/v1/oauth/token", b"/shop/v1/oauth/me"):
+            for members in (ASKED, without, {**ASKED, "client_secret": "secret-canary-1"}):
+                answer = await post(proxy, target, members)
+                assert (answer.status, of(answer)["error"]) == (401, "invalid_client")
+                assert answer.error_code == "PROXY_CALLER_UNKNOWN"
+                [challenge] = answer.values(b"www-authenticate")
+                assert challenge.startswith(b"Basic ")
+        assert [project.name for project in proxy.app.projects()] == ["shop", "other"]
+
+
+async def test_a_caller_gets_tokens_for_its_own_projects_only() -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        for path in (b"/v1/oauth/token", b"/v1/oauth/me"):
+            members = {**ASKED, "client_secret": "elsewhere-key-12345"}
+            answer = await post(proxy, b"/shop" + path, members)
+            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+            assert (await post(proxy, b"/other" + path, members)).status == 200
+            assert (await post(proxy, b"/none" + path, members)).error_code == "PROXY_UNKNOWN_PROJECT"
+
+
+async def test_no_path_gets_past_the_key_because_it_looks_like_the_token_path() -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
+        for target in (
+            b"/shop/v1/segments/v1/oauth/token",
+            b"/shop/v1/oauth/token/",
+            b"/shop/x/v1/oauth/token",
+            b"/shop/../v1/oauth/token",
+            b"/-/v1/oauth/token",
+            b"/shop/v1/oauth/%74oken",
+        ):
+            answer = await proxy.call(b"POST " + target, JSON, b"Content-Length: 2", body=b"{}")
+            assert answer.status == 401, target
+            members = {**ASKED, "client_secret": "elsewhere-key-12345"}
+            assert (await post(proxy, target, members)).status in (400, 401, 403, 404), target
+        assert not upstream.requests
+
+
+# /v1/oauth/me
+
+
+class Me(TokenServer):
+    """Remembers what ``/v1/oauth/me`` is asked, and answers it by ``told``."""
+
+    told: bytes = (
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"scopes":"metrics"}'
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Message] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        if b"/v1/oauth/me" in request.start_line:
+            self.asked.append(request)
+            writer.write(self.told)
+            await writer.drain()
+            return
+        replay = asyncio.StreamReader()
+        replay.feed_data(request.head + b"\r\n\r\n" + request.body)
+        replay.feed_eof()
+        await super().__call__(replay, writer)
+
+
+async def test_me_is_asked_with_the_real_credentials_and_no_bearer_token() -> None:
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        answer = await post(proxy, b"/shop/v1/oauth/me", ASKED, b"Authorization: Bearer x", form=True)
+        assert (answer.status, of(answer)) == (200, {"scopes": "metrics"})
+        [asked] = token.asked
+        assert json.loads(asked.body) == {"client_id": "id-shop", "client_secret": "secret-canary-1"}
+        assert not asked.values(b"authorization")
+        token.told = b"HTTP/1.1 418 X\r\nContent-Type: text/x\r\nContent-Length: 3\r\n\r\nhey"
+        answer = await post(proxy, b"/shop/v1/oauth/me", {})
+        assert (answer.status, answer.content, answer.values(b"content-type")) == (418, b"hey", [b"text/x"])
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "code"),
+    [
+        (b"", 502, "PROXY_UPSTREAM_UNREACHABLE"),
+        (b"nonsense\r\n\r\n", 502, "PROXY_UPSTREAM_UNREACHABLE"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nsecret-canary-1",
+            502,
+            "PROXY_UPSTREAM_UNREACHABLE",
+        ),
+    ],
+)
+async def test_trouble_with_me_is_never_the_callers_fault(told: bytes, status: int, code: str) -> None:
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        token.told = told
+        answer = await post(proxy, b"/shop/v1/oauth/me", {})
+        assert (answer.status, answer.error_code) == (status, code)
+        assert b"canary" not in answer.head + answer.body
+
+
+async def test_a_pause_that_me_asks_for_is_kept() -> None:
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        token.told = b"HTTP/1.1 429 X\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+        assert (await post(proxy, b"/shop/v1/oauth/me", {})).status == 429
+        answer = await post(proxy, b"/shop/v1/oauth/me", {})
+        assert (answer.status, answer.error_code) == (503, "PROXY_TOKEN_UNAVAILABLE")
+        assert answer.values(b"retry-after") == [b"7"]
+        assert len(token.asked) == 1
+
+
+# Programs that nobody here wrote, against the sandbox
+
+
+@contextlib.asynccontextmanager
+async def sandboxed(**sections: Mapping[str, object]) -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy before the sandbox: its URL, and every secret that no caller may ever see."""
+    async with Sandbox() as sandbox:
+        demo = sandbox.projects["demo-eu"]
+        values: dict[str, Any] = {
+            "server": {"port": 0},
+            "contentsquare": {
+                "auth_url": sandbox.auth_url,
+                "allowed_endpoints": sandbox.hosts,
+            },
+            "projects": {
+                "shop": {
+                    "client_id": demo.client_id,
+                    "client_secret": demo.client_secret,
+                    "apis": ["metrics", "data-export"],
+                }
+            },
+            **sections,
+        }
+        app = App(load(None, values, {}, search=False))
+        async with app.started():
+            await app.settled(WAIT_S)
+            [shop] = app.projects()
+            leases = [keeper.current() for keeper in shop.keepers.values()]
+            secrets = [demo.client_secret, *(lease.access_token for lease in leases if lease is not None)]
+            assert len(secrets) == 3
+            yield app.listeners[0].url, secrets
+
+
+@pytest.mark.parametrize("with_callers", [False, True])
+@pytest.mark.parametrize("way", ["body", "basic"])
+async def test_requests_oauthlib_gets_from_token_to_endpoint_to_call(
+    with_callers: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")
+    monkeypatch.setenv("NO_PROXY", "*")
+    seen: list[str] = []
+
+    def dance(base: str) -> tuple[int, dict[str, Any]]:
+        client = BackendApplicationClient(client_id="placeholder", scope=["metrics", "data-export"])
+        with OAuth2Session(client=client) as session:
+            auth: dict[str, Any] = (
+                {"auth": HTTPBasicAuth("placeholder", "caller-key-12345")}
+                if way == "basic"
+                else {"client_secret": "caller-key-12345", "include_client_id": True}
+            )
+            token = session.fetch_token(f"{base}/v1/oauth/token", timeout=WAIT_S, **auth)
+            answer = session.get(f"{token['endpoint']}/v1/segments", timeout=WAIT_S)
+            exports = session.get(f"{token['endpoint']}/v1/exportable-fields", timeout=WAIT_S)
+            seen.extend((json.dumps(token), answer.text, str(answer.headers), exports.text))
+            return answer.status_code + exports.status_code, token
+
+    callers = {"callers": {"n8n": {"key": "caller-key-12345"}}} if with_callers else {}
+    async with sandboxed(**callers) as (url, secrets):
+        for base in (url, f"{url}/shop"):
+            statuses, token = await asyncio.to_thread(dance, base)
+            assert statuses == 400
+            assert token["access_token"] == ("caller-key-12345" if with_callers else PLACEHOLDER)
+            assert token["endpoint"] == base
+            assert isinstance(token["project_id"], int)
+        assert not [secret for secret in secrets if secret in "".join(seen)]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+@pytest.mark.parametrize("way", ["form", "json", "basic"])
+async def test_curl_gets_from_token_to_endpoint_to_call(way: str) -> None:
+    def curl(*arguments: str) -> dict[str, Any]:
+        ended = subprocess.run(
+            ["curl", "-sS", "-f", "--noproxy", "*", *arguments],
+            capture_output=True,
+            timeout=WAIT_S,
+            check=True,
+            text=True,
+        )
+        seen.append(ended.stdout)
+        return dict(json.loads(ended.stdout))
+
+    def dance(url: str) -> None:
+        members = {**ASKED, "client_secret": "caller-key-12345"}
+        content = {
+            "json": ["-H", "Content-Type: application/json", "-d", json.dumps(members)],
+            "form": ["-d", urlencode(members)],
+            "basic": ["-u", "any:caller-key-12345", "-d", "grant_type=client_credentials&scope=metrics"],
+        }[way]
+        token = curl(*content, f"{url}/shop/v1/oauth/token")
+        bearer = ("-H", f"Authorization: Bearer {token['access_token']}")
+        assert curl(*bearer, f"{token['endpoint']}/v1/segments")["success"] is True
+        me = curl(*content, f"{url}/shop/v1/oauth/me")
+        assert "metrics" in me["scopes"]
+
+    seen: list[str] = []
+    async with sandboxed(callers={"n8n": {"key": "caller-key-12345"}}) as (url, secrets):
+        await asyncio.to_thread(dance, url)
+        assert not [secret for secret in secrets if secret in "".join(seen)]

@@ -1,0 +1,271 @@
+"""`gateway.policy`: what may be sent, by the very bytes, as the most lenient server would read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.harness import Upstream, gateway
+
+from proxy.contentsquare import changes_data
+from proxy.errors import Forbidden
+from proxy.gateway import policy
+from proxy.gateway.callers import Caller
+from proxy.http1.heads import parse_request_head
+
+READS = frozenset(
+    b"/v1/speed-analysis/" + path
+    for path in (
+        b"analysis/report",
+        b"analysis/har",
+        b"monitoring/list",
+        b"monitoring/last-report",
+        b"monitoring/reports",
+        b"scenario/list",
+        b"scenario/report",
+        b"scenario/reports",
+        b"scenario/step/report",
+        b"scenario/report/har",
+        b"event/list",
+    )
+)
+"""All that the vendor's table knows to be a read by POST."""
+CHANGES = (
+    b"/v1/exports",
+    b"/v1/enrichments",
+    b"/v1/speed-analysis/event/create",
+    b"/v1/speed-analysis/event/delete",
+)
+
+
+@dataclass
+class Shop:
+    name: str = "shop"
+    read_only: bool = False
+    project_id: int | None = None
+
+
+READER = Caller("powerbi", None, read_only=True)
+
+
+def is_refused(
+    start: bytes, *lines: bytes, project: policy.Project | None = None, caller: Caller | None = None
+) -> bool:
+    head = parse_request_head(b"\r\n".join((start + b" HTTP/1.1", b"Host: h", *lines)))
+    try:
+        policy.check(head, head.target, project or Shop(), caller)
+    except Forbidden:
+        return True
+    return False
+
+
+# Read-only
+
+spellings = st.sampled_from(
+    [
+        lambda path: path.replace(b"e", b"%65"),
+        lambda path: path.replace(b"/", b"//"),
+        lambda path: path.replace(b"/v1/", b"/v1/./"),
+        lambda path: path.replace(b"/v1/", b"/v1/speed-analysis/../"),
+        lambda path: path.replace(b"/v1/", b"/v1/speed-analysis/event/list/../../../"),
+        lambda path: path.replace(b"/", b"\\"),
+        lambda path: path.replace(b"/", b"%2f"),
+        lambda path: path.replace(b"/", b"%2F"),
+        lambda path: path.replace(b"/", b"%252f"),
+        lambda path: path + b";x",
+        lambda path: path + b";/v1/speed-analysis/event/list",
+        lambda path: path + b"/",
+        lambda path: path + b"#",
+        lambda path: path + b"%00",
+        lambda path: path + b"%20",
+        lambda path: path + b"?",
+        lambda path: path + b"?/v1/speed-analysis/event/list",
+        lambda path: path + b"%3f",
+        lambda path: path.upper(),
+        lambda path: path.title(),
+        lambda path: b"/v1/speed-analysis/event/list#/../.." + path,
+        lambda path: b"/v1/speed-analysis/event/list;/../.." + path,
+        lambda path: b"/v1/speed-analysis/event/list%23/../.." + path,
+    ]
+)
+
+
+@given(st.sampled_from(CHANGES), st.lists(spellings, max_size=3), st.sampled_from([b"POST", b"PUT", b"post"]))
+def test_no_spelling_hides_a_changing_path_from_read_only(path: bytes, how: list, method: bytes) -> None:  # type: ignore[type-arg]
+    for spell in how:
+        path = spell(path)
+    assert is_refused(method + b" " + path, caller=READER)
+    assert is_refused(method + b" " + path, project=Shop(read_only=True))
+
+
+@given(
+    st.sampled_from([b"POST", b"PUT", b"PATCH", b"DELETE", b"get", b"Post", b"QUERY", b"MERGE", b"COPY"]),
+    st.one_of(
+        st.binary(max_size=60),
+        st.tuples(st.sampled_from(sorted(READS)), st.binary(max_size=8)).map(b"".join),
+    ),
+)
+def test_read_only_lets_through_safe_methods_and_the_listed_reads_to_the_byte(
+    method: bytes, target: bytes
+) -> None:
+    listed = method == b"POST" and target.partition(b"?")[0] in READS
+    assert changes_data(method, target) is not listed
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"X-HTTP-Method-Override: DELETE",
+        b"X-Method-Override: POST",
+        b"X-HTTP-Method: PUT",
+        b"x-http-method-override: GET",
+        b"X_HTTP_Method_Override: DELETE",
+        b"X-HTTP-METHOD-OVERRIDE:",
+    ],
+)
+def test_read_only_refuses_fields_that_override_the_method(field: bytes) -> None:
+    for start in (b"GET /v1/exports", b"POST /v1/speed-analysis/event/list"):
+        assert is_refused(start, field, caller=READER)
+        assert is_refused(start, field, project=Shop(read_only=True))
+        assert not is_refused(start, field)
+        assert not is_refused(start, b"X-Method: 1", caller=READER)
+
+
+@pytest.mark.parametrize("read_only", ["caller", "project"])
+async def test_a_hidden_changing_call_of_a_read_only_one_never_reaches_the_cloud(read_only: str) -> None:
+    upstream = Upstream()
+    project = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
+    sections: dict[str, Any] = {
+        "projects": {"shop": {**project, "read_only": read_only == "project"}},
+        "callers": {"bi": {"key": "key-of-bi", "read_only": read_only == "caller"}},
+    }
+    async with gateway(upstream, **sections) as proxy:
+        for target in (
+            b"/v1/%65xports",
+            b"/v1//exports",
+            b"/v1/./exports",
+            b"/v1/exports;x",
+            b"/v1/exports/",
+            b"/V1/EXPORTS",
+            b"/v1\\exports",
+            b"/v1%2fexports",
+            b"/v1/speed-analysis/event/list/../create",
+            b"/v1/speed-analysis/event/list/%2e%2e/create",
+        ):
+            for prefix in (b"/shop", b""):
+                key = b"X-API-Key: key-of-bi"
+                answer = await proxy.call(b"POST " + prefix + target, key, b"Content-Length: 0")
+                assert (answer.status, answer.error_code) in (
+                    (403, "PROXY_FORBIDDEN"),
+                    (404, "PROXY_UNKNOWN_PROJECT"),
+                )
+        assert not upstream.requests
+
+
+# One project
+
+NUMBERS = st.integers(1, 10**9).filter(lambda number: number != 42)
+
+
+def escaped(text: str) -> st.SearchStrategy[str]:
+    """Each character as it is, percent-encoded, or so twice."""
+    one = [
+        st.sampled_from([char, f"%{ord(char):02x}", f"%{ord(char):02X}", f"%25{ord(char):02x}"])
+        for char in text
+    ]
+    return st.tuples(*one).map("".join)
+
+
+NAMES = st.sampled_from(
+    ["projectId", "projectid", "PROJECTID", "project_id", "projectId[]", "filter[projectId]"]
+)
+
+
+@given(NAMES.flatmap(escaped), NUMBERS.flatmap(lambda number: escaped(str(number))), st.sampled_from("&;"))
+def test_no_spelling_of_projectid_in_the_query_crosses_to_another_project(
+    name: str, number: str, mark: str
+) -> None:
+    pinned = Shop(project_id=42)
+    for query in (
+        f"{name}={number}",
+        f"projectId=42&{name}={number}",
+        f"a=1{mark}{name}={number}{mark}projectId=42",
+        f"a?{name}={number}",
+    ):
+        start = f"GET /v1/segments?{query}".encode()
+        assert is_refused(start, project=pinned)
+        assert not is_refused(start, project=Shop())
+
+
+@given(
+    escaped("projects"),
+    NUMBERS.flatmap(lambda number: escaped(str(number))),
+    st.sampled_from(["/", "//", "%2f", "\\", "/./", ";x/", "/42/../"]),
+)
+def test_no_spelling_of_a_projects_number_in_the_path_crosses_to_another_project(
+    word: str, number: str, mark: str
+) -> None:
+    start = f"GET /v1/public/{word}{mark}{number}/surveys".encode()
+    assert is_refused(start, project=Shop(project_id=42))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/segments",
+        "/v1/segments?projectId=42",
+        "/v1/segments?projectId=42&projectId=42",
+        "/v1/segments?project%49d=4%32",
+        "/v1/public/projects/42/surveys",
+        "/v1/public/projects/42/surveys/7/responses?cursor=a%2Fb%3Dc&with=projectId",
+        "/v1/metrics/site?startDate=2026-01-01T00%3A00%3A00Z&name=my+project%20no.+43",
+        f"/v1/x?q={quote('a project of 43 & more')}",
+    ],
+)
+def test_a_projects_own_number_passes_and_so_does_what_names_none(target: str) -> None:
+    assert not is_refused(f"GET {target}".encode(), project=Shop(project_id=42))
+
+
+@given(st.binary(max_size=80), st.one_of(st.none(), st.integers(1, 99)))
+def test_any_target_is_judged_without_an_error(target: bytes, number: int | None) -> None:
+    head = parse_request_head(b"GET / HTTP/1.1\r\nHost: h")
+    try:
+        policy.check(head, target, Shop(project_id=number), READER)
+    except Forbidden:
+        assert number is not None
+
+
+async def test_a_pinned_project_cannot_be_left_by_prefix_escape_field_or_projectid() -> None:
+    upstream = Upstream()
+    pair = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
+    sections: dict[str, Any] = {
+        "projects": {"shop": {**pair, "project_id": 42}, "other": {**pair, "project_id": 43}},
+        "accounts": {"acme": pair},
+        "callers": {"bi": {"key": "key-of-bi", "projects": ["shop"]}},
+    }
+    async with gateway(upstream, **sections) as proxy:
+        for target in (
+            b"/shop/v1/segments?projectId=43",
+            b"/shop/v1/segments?project%49d=43",
+            b"/shop/v1/segments?projectId=42&projectId=43",
+            b"/shop/v1/public/projects/43/surveys",
+            b"/other/v1/segments",
+            b"/acme/43/v1/segments",
+            b"/shop/../other/v1/segments",
+            b"/shop/%2e%2e/other/v1/segments",
+            b"/shop/..%2fother/v1/segments",
+            b"/shop\\..\\other/v1/segments",
+            b"/%6fther/v1/segments",
+            b"//other/v1/segments",
+            b"/OTHER/v1/segments",
+        ):
+            for field in (b"A: 1", b"X-CSQ-Project: other", b"X-CSQ-Project: acme/43"):
+                answer = await proxy.call(b"GET " + target, field, b"X-API-Key: key-of-bi")
+                assert answer.status in (400, 403, 404), target
+        assert not upstream.requests
+        mine = await proxy.call(b"GET /shop/v1/segments?projectId=42", b"X-API-Key: key-of-bi")
+        assert mine.status == 200

@@ -1,0 +1,419 @@
+"""An account's projects: made on demand, dropped when idle, never while they are in use, never too many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.harness import (
+    Gateway,
+    Held,
+    RawServer,
+    TokenServer,
+    Upstream,
+    gateway,
+    read_message,
+    settings_for,
+    until,
+)
+
+from proxy.app.app import App
+from proxy.errors import TokenUnavailable
+from proxy.logs.setup import redactor
+from proxy.projects import accounts
+from proxy.projects.accounts import IDLE_S, USELESS_S, AccountProjects
+from proxy.projects.project import Project
+
+ACME = {"client_id": "id-2", "client_secret": "secret-2"}
+ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
+
+
+@dataclass
+class Stub:
+    """What a project is to the module under test."""
+
+    name: str
+    running: int = 0
+    has_lease: bool = True
+    closed: bool = False
+
+    def close(self) -> None:
+        assert not self.running
+        assert not self.closed
+        self.closed = True
+
+
+class Shelf:
+    """Stubs in an `AccountProjects`, and a clock that stands still unless told."""
+
+    def __init__(self, most: int = 3) -> None:
+        self.now = 1000.0
+        self.made: list[Stub] = []
+        self.projects = AccountProjects(most=most, now=lambda: self.now)
+
+    def get(self, name: str) -> Stub:
+        return cast(Stub, self.projects.get(name, self._make))
+
+    def _make(self, name: str) -> Project:
+        self.made.append(Stub(name))
+        return cast(Project, self.made[-1])
+
+    @property
+    def names(self) -> list[str]:
+        return [project.name for project in self.projects]
+
+
+def test_a_project_is_made_once_and_goes_an_hour_after_its_last_use() -> None:
+    shelf = Shelf()
+    first = shelf.get("acme/1")
+    shelf.now += IDLE_S - 1
+    assert shelf.get("acme/1") is first
+    shelf.now += IDLE_S - 1
+    assert shelf.projects.sweep() == []
+    shelf.now += 1
+    assert shelf.projects.sweep() == ["acme/1"]
+    assert first.closed
+    assert not shelf.names
+    assert shelf.get("acme/1") is not first
+
+
+def test_one_with_a_running_request_or_a_waiter_never_goes_and_its_hour_begins_at_the_end() -> None:
+    shelf = Shelf()
+    project = shelf.get("acme/1")
+    project.running = 1
+    for _ in range(5):
+        shelf.now += 2 * IDLE_S
+        assert shelf.projects.sweep() == []
+    project.running = 0
+    shelf.now += IDLE_S - 1
+    assert shelf.projects.sweep() == []
+    shelf.now += 1
+    assert shelf.projects.sweep() == ["acme/1"]
+
+
+def test_one_without_a_usable_token_goes_sooner() -> None:
+    shelf = Shelf()
+    shelf.get("acme/999").has_lease = False
+    shelf.get("acme/1")
+    shelf.now += USELESS_S
+    assert shelf.projects.sweep() == ["acme/999"]
+
+
+def test_the_longest_unused_makes_room_for_a_new_one() -> None:
+    shelf = Shelf(most=3)
+    for name in ("acme/1", "acme/2", "acme/3", "acme/1"):
+        shelf.get(name)
+    shelf.get("acme/4")
+    assert shelf.names == ["acme/1", "acme/3", "acme/4"]
+    shelf.get("acme/3").running = 1
+    shelf.get("acme/1")
+    shelf.get("acme/5")
+    shelf.get("acme/6")
+    assert shelf.names == ["acme/3", "acme/5", "acme/6"]
+
+
+def test_with_all_of_them_in_use_a_new_one_is_told_to_try_again() -> None:
+    shelf = Shelf(most=2)
+    for name in ("acme/1", "acme/2"):
+        shelf.get(name).running = 1
+    with pytest.raises(TokenUnavailable, match="2 projects of accounts") as caught:
+        shelf.get("acme/3")
+    assert caught.value.retry_after_s == 5
+    assert shelf.names == ["acme/1", "acme/2"]
+    assert shelf.get("acme/1").running == 1
+
+
+def test_an_accounts_projects_go_or_are_replaced_and_those_of_others_stay() -> None:
+    shelf = Shelf()
+    for name in ("acme/1", "acme-eu/1", "acme/2"):
+        shelf.get(name)
+    shelf.now += IDLE_S - 1
+    new = Stub("acme/2")
+    old = shelf.projects.replace(
+        "acme", lambda project: cast(Project, new) if project.name == new.name else None
+    )
+    assert [project.name for project in old] == ["acme/1", "acme/2"]
+    assert shelf.names == ["acme-eu/1", "acme/2"]
+    assert not any(stub.closed for stub in shelf.made)
+    shelf.now += 1
+    assert shelf.projects.sweep() == ["acme-eu/1", "acme/2"]  # a successor's hour began with its first one
+    assert new.closed
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("use", "begin", "end", "wait", "sweep")), st.integers(1, 6)), max_size=60
+    )
+)
+def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[tuple[str, int]]) -> None:
+    shelf = Shelf(most=3)
+    for what, number in steps:
+        name = f"acme/{number}"
+        busy = {stub.name for stub in shelf.made if stub.running}
+        if what == "wait":
+            shelf.now += number * IDLE_S / 4
+        elif what == "sweep":
+            shelf.projects.sweep()
+        elif what == "end":
+            for stub in shelf.made:
+                stub.running -= stub.name == name and stub.running > 0
+        elif name in shelf.names or len(busy) < 3:
+            shelf.get(name).running += what == "begin"
+        assert len(shelf.projects) == len(shelf.names) <= 3
+        assert all((stub.name in shelf.names) != stub.closed for stub in shelf.made if stub.running)
+    assert sum(not stub.closed for stub in shelf.made) == len(shelf.projects)
+
+
+# In a running proxy
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle projects go after 0.4 s, which the tests' own steps don't take; it is looked every 2 ms."""
+    monkeypatch.setattr(accounts, "IDLE_S", 0.4)
+    monkeypatch.setattr(accounts, "USELESS_S", 0.4)
+    monkeypatch.setattr("proxy.app.app.SWEEP_S", 0.002)
+
+
+def names(running: Gateway) -> list[str]:
+    return [project.name for project in running.app.projects() if "/" in project.name]
+
+
+async def test_an_idle_project_ends_with_its_tasks_and_its_secrets_and_comes_back(hurried: None) -> None:
+    before = repr(redactor)
+    async with gateway(accounts={"acme": ACME}) as running:
+        assert (await running.call(b"GET /acme/42/v1/segments")).status == 200
+        [project] = [one for one in running.app.projects() if one.name == "acme/42"]
+        count = repr(redactor)
+        await until(lambda: not names(running))
+        await until(lambda: not project._tasks)
+        assert repr(redactor) != count
+        assert (await running.call(b"GET /acme/42/v1/segments")).status == 200
+        assert [request.get("project_id") for request in running.token.requests] == [None, 42, 42]
+    assert repr(redactor) == before
+
+
+async def test_a_project_with_a_running_request_and_a_waiting_one_stays(
+    hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held()
+    contentsquare = {"max_concurrency": 1}
+    async with gateway(held, accounts={"acme": ACME}, contentsquare=contentsquare) as running:
+        reader, writer = await running.connect()
+        writer.write(running.request(b"GET /acme/42/v1/segments"))
+        await held.started.wait()
+        waiting = asyncio.create_task(running.call(b"GET /acme/42/v1/segments"))
+        await until(lambda: any(project.slots.waiting for project in running.app.projects()))
+        monkeypatch.setattr(accounts, "IDLE_S", 0.0)
+        await asyncio.sleep(0.03)  # many sweeps
+        [project] = [one for one in running.app.projects() if one.name == "acme/42"]
+        assert (project.running, project.slots.waiting) == (2, 1)
+        held.go_on.set()
+        assert (await read_message(reader)).body == b"ok"
+        assert (await waiting).status == 200
+        await until(lambda: not names(running))
+
+
+async def test_a_caller_that_leaves_does_not_keep_a_project_for_ever(hurried: None) -> None:
+    held = Held()
+    async with gateway(held, accounts={"acme": ACME}) as running:
+        _, writer = await running.connect()
+        writer.write(running.request(b"GET /acme/42/v1/segments"))
+        await held.started.wait()
+        assert names(running) == ["acme/42"]
+        writer.transport.abort()
+        await until(lambda: not names(running))
+        held.go_on.set()
+
+
+async def test_too_many_projects_at_once_are_a_503_with_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    async with gateway(held, accounts={"acme": ACME}) as running:
+        running.app._generations.accounts._most = 1
+        _, writer = await running.connect()
+        writer.write(running.request(b"GET /acme/42/v1/segments"))
+        await held.started.wait()
+        answer = await running.call(b"GET /acme/43/v1/segments")
+        assert (answer.status, answer.error_code) == (503, "PROXY_TOKEN_UNAVAILABLE")
+        assert answer.values(b"retry-after") == [b"5"]
+        held.go_on.set()
+        await until(lambda: not next(p for p in running.app.projects() if p.name == "acme/42").running)
+        assert (await running.call(b"GET /acme/43/v1/segments")).status == 200
+        assert names(running) == ["acme/43"]
+
+
+# One Contentsquare project has one set of slots
+
+
+@dataclass
+class ById:
+    """A token endpoint whose answer names the project that belongs to a client_id."""
+
+    endpoint: str = ""
+    asked: list[str] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        members = json.loads((await read_message(reader)).body)
+        self.asked.append(members["client_id"])
+        number = {"id-1": 42, "id-2": 42, "id-3": "43"}.get(members["client_id"])
+        content = json.dumps(
+            {"access_token": "token", "expires_in": 3600, "endpoint": self.endpoint, "project_id": number}
+        ).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
+        await writer.drain()
+
+
+@pytest.fixture
+async def named() -> AsyncIterator[Gateway]:
+    token = ById()
+    projects = {
+        "shop": {**ONE, "default": True},
+        "same": {**ONE, "client_id": "id-2", "apis": []},
+        "other": {**ONE, "client_id": "id-3"},
+        "configured": {**ONE, "client_id": "id-4", "project_id": 42},
+    }
+    async with gateway(
+        Upstream(), token=cast(TokenServer, token), projects=projects, accounts={"acme": ACME}
+    ) as running:
+        yield running
+
+
+async def test_two_names_of_one_project_share_its_slots_once_an_answer_tells(named: Gateway) -> None:
+    by_name = {project.name: project for project in named.app.projects()}
+    assert by_name["shop"].slots is by_name["configured"].slots
+    assert by_name["other"].slots is not by_name["shop"].slots
+    same = by_name["same"]
+    assert same.slots is not by_name["shop"].slots
+    assert (await named.call(b"GET /same/v1/segments")).status == 200
+    assert same.slots is by_name["shop"].slots
+    await named.call(b"GET /acme/42/v1/segments")
+    assert next(p for p in named.app.projects() if p.name == "acme/42").slots is same.slots
+    assert same.slots.in_use == 0
+
+
+async def test_requests_that_came_before_the_number_was_known_are_counted_with_the_others() -> None:
+    held = Held()
+    release = asyncio.Event()
+    token = ById()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        await token(reader, writer)
+
+    projects = {"a": {**ONE, "default": True}, "b": {**ONE, "client_id": "id-2"}}
+    async with RawServer(held) as upstream, RawServer(late) as token_server:
+        token.endpoint = upstream.url
+        settings = settings_for(
+            token_server.url, upstream.url, projects=projects, contentsquare={"max_concurrency": 3}
+        )
+        app = App(settings)
+        async with app.started():
+            running = Gateway(app, cast(TokenServer, token), upstream)
+            calls = [
+                asyncio.create_task(running.call(b"GET /%b/v1/segments" % name))
+                for name in (b"a", b"a", b"b", b"b")
+            ]
+            a, b = (one for one in app.projects() if one.name != "shop")
+            await until(lambda: a.running + b.running == 4)
+            assert a.slots is not b.slots
+            release.set()
+            await until(lambda: a.slots is b.slots)
+            shared = a.slots
+            await until(lambda: (shared.in_use, shared.waiting) == (3, 1))
+            fifth = asyncio.create_task(running.call(b"GET /a/v1/segments"))
+            await until(lambda: shared.waiting == 2)
+            assert shared.in_use == 3
+            held.go_on.set()
+            assert [(await call).status for call in (*calls, fifth)] == [200] * 5
+            assert (shared.in_use, shared.waiting) == (0, 0)
+            await running.aclose()
+
+
+# Standby credentials
+
+
+@dataclass
+class Picky:
+    """A token endpoint that refuses some client_ids."""
+
+    endpoint: str = ""
+    refused: dict[str, int] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        members = json.loads(request.body)
+        self.asked.append(members["client_id"])
+        status = self.refused.get(members["client_id"], 200)
+        token = f"token-of-{members['client_id']}"
+        answer = {"access_token": token, "expires_in": 3600, "endpoint": self.endpoint, "scopes": "metrics"}
+        content = json.dumps(answer if status == 200 else {"error": "invalid_client"}).encode()
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(content), content))
+        await writer.drain()
+
+
+STANDBY = {"client_id": "id-2", "client_secret": "secret-2"}
+
+
+@pytest.mark.parametrize("apis", [["metrics", "surveys"], None])
+async def test_refused_credentials_are_replaced_by_the_standby_before_anybody_notices(
+    apis: list[str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = Picky(refused={"id-1": 401})
+    upstream = Upstream()
+    projects = {"shop": {**ONE, "apis": apis, "standby": STANDBY}}
+    async with gateway(upstream, token=cast(TokenServer, token), projects=projects) as running:
+        assert (await running.call(b"GET /v1/segments")).status == 200
+        assert (await running.call(b"GET /v1/public/projects/1/surveys")).status == 200
+        assert (await running.call(b"GET /-/ready")).status == 200
+        tokens = {value for request in upstream.requests for value in request.values(b"authorization")}
+        assert tokens == {b"Bearer token-of-id-2"}
+        status = json.loads((await running.call(b"GET /-/status")).body)["projects"]["shop"]
+        assert status["credentials"] == {"in_use": "standby", "expires": None, "days_left": None}
+    assert capsys.readouterr().out.count("credentials_switched") == 1
+
+
+async def test_a_valid_token_stays_in_use_while_both_pairs_are_refused() -> None:
+    token = Picky()
+    upstream = Upstream()
+    projects = {"shop": {**ONE, "standby": STANDBY}}
+    async with gateway(upstream, token=cast(TokenServer, token), projects=projects) as running:
+        token.refused = {"id-1": 403, "id-2": 403}
+        [keeper] = next(iter(running.app.projects())).keepers.values()
+        keeper._hurry(gap_s=0.0)
+        await until(lambda: token.asked == ["id-1", "id-1", "id-2"])
+        await until(lambda: keeper.status().failures_in_a_row)
+        assert (await running.call(b"GET /v1/segments")).status == 200
+        assert upstream.requests[-1].values(b"authorization") == [b"Bearer token-of-id-1"]
+        assert next(iter(running.app.projects())).credentials_in_use == "first"
+
+
+async def test_the_generic_500_leads_to_the_standby_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.001, 0.002, 0.002))
+    token = Picky(refused={"id-1": 500})
+    projects = {"shop": {**ONE, "standby": STANDBY}}
+    async with gateway(token=cast(TokenServer, token), projects=projects) as running:
+        assert (await running.call(b"GET /v1/segments")).status == 200
+        assert token.asked == ["id-1"] * 3 + ["id-2"]
+
+
+async def test_days_left_are_shown_and_an_end_is_told_at_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    projects = {"shop": {**ONE, "expires": "2020-01-01"}, "late": {**ONE, "expires": "2999-01-01"}}
+    accounts_ = {"acme": {**ACME, "expires": "2020-01-01"}}
+    async with gateway(projects=projects, accounts=accounts_) as running:
+        status = json.loads((await running.call(b"GET /-/status")).body)["projects"]
+        assert status["shop"]["credentials"]["expires"] == "2020-01-01"
+        assert status["shop"]["credentials"]["days_left"] < -2000
+        assert status["late"]["credentials"]["days_left"] > 2000
+    output = capsys.readouterr().out
+    assert output.count("credentials_expire") == 2
+    assert "name=projects.shop" in output
+    assert "name=accounts.acme" in output

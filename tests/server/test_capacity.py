@@ -1,0 +1,203 @@
+"""Bounds: connections, file descriptors, and what one caller can take from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start  # noqa: F401 - a fixture
+
+from proxy.server import capacity as door
+from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="listeners don't pause there")
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "listeners", "limit"),
+    [
+        (None, 1, MAX_CONNECTIONS),
+        (1_048_576, 3, MAX_CONNECTIONS),
+        (1024, 1, 744),
+        (1024, 4, 186),
+        (256, 1, 168),
+        (64, 1, 24),
+        (16, 9, FEWEST_CONNECTIONS),
+    ],
+)
+def test_connections_leave_file_descriptors_for_tokens_and_clouds(
+    descriptors: int | None, listeners: int, limit: int
+) -> None:
+    assert most_connections(descriptors, listeners) == limit
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(door, "MAX_CONNECTIONS", 16)
+    monkeypatch.setattr(door, "LOOK_S", 0.01)
+    monkeypatch.setattr(door, "IDLE_S", 0.2)
+    return 16
+
+
+def connections(proxy: Gateway) -> int:
+    [(_, server)] = proxy.app._listeners.servers
+    return server.open
+
+
+async def busy(proxy: Gateway, count: int) -> list[asyncio.StreamWriter]:
+    """So many connections whose requests are being answered, for ever."""
+    writers = []
+    for _ in range(count):
+        _, writer = await proxy.connect()
+        writer.write(proxy.request(b"POST /v1/exports", b"Content-Length: 9", body=b"a"))
+        writers.append(writer)
+    return writers
+
+
+@contextlib.asynccontextmanager
+async def crowded(count: int) -> AsyncIterator[tuple[Gateway, list[asyncio.StreamWriter]]]:
+    """A proxy with as many busy connections as it takes."""
+    async with gateway(Upstream()) as proxy:
+        writers = await busy(proxy, count)
+        async with asyncio.timeout(WAIT_S):
+            while connections(proxy) < count:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03)
+        yield proxy, writers
+
+
+async def test_beyond_the_limit_connections_wait_and_are_served_when_others_leave(few: int) -> None:
+    async with crowded(few) as (proxy, writers):
+        waiting = [asyncio.create_task(proxy.call(b"GET /v1/segments")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert connections(proxy) == few
+        assert not any(task.done() for task in waiting)
+        for writer in writers[:4]:
+            await close(writer)
+        for answer in await asyncio.gather(*waiting):
+            assert answer.status == 200
+
+
+async def test_idle_connections_make_room_for_new_ones(few: int) -> None:
+    async with gateway(Upstream()) as proxy:
+        for number in range(5 * few):
+            if number % 2:  # one that was used, and one that never was
+                _, writer = await proxy.connect()
+                writer.write(proxy.request(b"GET /v1/segments"))
+            await proxy.connect()
+            if number % 8 == 7:
+                assert (await proxy.call(b"GET /v1/segments")).status == 200
+        assert connections(proxy) <= few + few // 4
+
+
+async def test_a_flood_of_connections_is_taken_in_bounded_batches(few: int) -> None:
+    async with crowded(few) as (proxy, writers):
+        flood = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(200)]
+        try:
+            await asyncio.sleep(0.05)
+            assert connections(proxy) == few
+            for writer in writers:
+                await close(writer)
+            assert (await proxy.call(b"GET /v1/segments")).status == 200
+        finally:
+            for sock in flood:
+                sock.close()
+
+
+async def test_a_full_listener_still_stops_cleanly(few: int) -> None:
+    async with crowded(few) as (proxy, _):
+        await proxy.app.drain(asyncio.Event())
+        with pytest.raises(OSError, match=r"Connect call failed|refused"):
+            await proxy.connect()
+
+
+SCARCE = """
+import asyncio, resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+from support.harness import Upstream, TokenServer, RawServer, settings_for
+from proxy.app.app import App
+
+async def main():
+    token = TokenServer()
+    async with RawServer(Upstream()) as cloud, RawServer(token) as endpoint:
+        token.endpoint = cloud.url
+        app = App(settings_for(endpoint.url, cloud.url))
+        async with app.started():
+            await app.settled(15)
+            port = int(app.listeners[0].url.rpartition(":")[2])
+            taken = []
+            try:
+                while len(taken) < 200:
+                    taken.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+                    await asyncio.sleep(0)
+            except OSError:
+                pass
+            [door] = app._listeners._doors
+            print('#', len(taken) > 20, door.server.open <= door.limit + 8)
+            for sock in taken[:3]:  # as much as the test itself needs to go on
+                sock.close()
+            [project] = app.projects()
+            [keeper] = project.keepers.values()
+            before = keeper.status().refreshes
+            keeper._hurry(gap_s=0.0)
+            for _ in range(1500):
+                if keeper.status().refreshes > before:
+                    break
+                await asyncio.sleep(0.02)
+            print('#', keeper.status().refreshes > before)
+            for sock in taken:
+                sock.close()
+            await asyncio.sleep(0.3)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v1/x HTTP/1.1\\r\\nHost: 127.0.0.1:%d\\r\\n\\r\\n" % port)
+            print('#', (await asyncio.wait_for(reader.readline(), 10)).decode().strip())
+            writer.close()
+
+with asyncio.Runner(loop_factory=LOOP) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio.new_event_loop", "__import__('uvloop').new_event_loop"])
+def test_with_file_descriptors_used_up_accepting_recovers_and_tokens_are_still_refreshed(loop: str) -> None:
+    code = textwrap.dedent(SCARCE).replace("LOOP", loop)
+    tests, root = Path(__file__).parents[1], Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tests)!r}, {str(root)!r}]\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = [line[2:] for line in found.stdout.splitlines() if line.startswith("# ")]
+    assert said == ["True True", "True", "HTTP/1.1 200 OK"], found.stderr[-3000:]
+
+
+async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.gateway.gateway.MAX_IN_FLIGHT", 3)
+    callers = {"greedy": {"key": "key-of-greedy"}, "other": {"key": "key-of-other"}}
+    async with gateway(Upstream(), callers=callers) as proxy:
+        key = b"X-API-Key: key-of-greedy"
+        writers = [(await proxy.connect())[1] for _ in range(3)]
+        for writer in writers:
+            writer.write(proxy.request(b"POST /v1/exports", key, b"Content-Length: 9", body=b"a"))
+        async with asyncio.timeout(WAIT_S):
+            while proxy.app._gateway._in_flight["greedy"] < 3:
+                await asyncio.sleep(0.01)
+        answer = await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-greedy")
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
+        assert answer.values(b"retry-after")
+        assert (await proxy.call(b"GET /-/healthy", b"X-API-Key: key-of-greedy")).status == 200
+        assert (await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-other")).status == 200
+        await close(writers[0])
+        async with asyncio.timeout(WAIT_S):
+            while proxy.app._gateway._in_flight["greedy"] == 3:
+                await asyncio.sleep(0.01)
+        assert (await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-greedy")).status == 200

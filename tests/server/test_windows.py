@@ -1,0 +1,107 @@
+"""Windows' event loop, imitated: it hands over a bytearray, and shuts a socket down before it closes it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from gateway.test_gateway_truncation import cut, received_until_reset
+from support.harness import OK, WAIT_S, RawServer, Upstream, gateway, read_message
+from upstream.test_connection import closing, dialer, exchange, pool_of
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\nT: r\r\n\r\n"
+ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
+SHUTDOWN_S = 0.02
+"""From the imitated shutdown to the close: the other end sees the FIN first, as it does on Windows."""
+
+Run = Callable[[Coroutine[object, object, None]], None]
+
+
+def _read_as_bytearray(self: Any) -> None:
+    try:
+        data = self._sock.recv(self.max_size)
+    except (BlockingIOError, InterruptedError):
+        return
+    except OSError as exc:
+        self._fatal_error(exc)
+        return
+    if data:
+        self._protocol.data_received(bytearray(data))
+    else:
+        self._read_ready__on_eof()
+
+
+def _end_by_shutdown(self: Any, exc: BaseException | None) -> None:
+    if self._sock.fileno() != -1:
+        with contextlib.suppress(OSError):  # the other end has closed it
+            self._sock.shutdown(socket.SHUT_RDWR)
+    self._loop.call_later(SHUTDOWN_S, _call_connection_lost, self, exc)
+
+
+_call_connection_lost = _SelectorSocketTransport._call_connection_lost
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a coroutine on a loop whose transports do what the Proactor loop's do."""
+    monkeypatch.setattr(_SelectorSocketTransport, "_read_ready__data_received", _read_as_bytearray)
+    monkeypatch.setattr(_SelectorSocketTransport, "_call_connection_lost", _end_by_shutdown)
+    monkeypatch.setattr("proxy.server.connection.ABORT_SHUTS_DOWN", True)
+
+    def run(scenario: Coroutine[object, object, None]) -> None:
+        async def whole() -> None:
+            await scenario
+            await asyncio.sleep(2 * SHUTDOWN_S)  # until the last socket is closed
+
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(whole())
+
+    return run
+
+
+@pytest.mark.parametrize("answer", [OK, CHUNKED])
+def test_requests_and_answers_that_come_as_bytearrays_are_read(run: Run, answer: bytes) -> None:
+    async def scenario() -> None:
+        async with gateway(Upstream(answer)) as proxy:
+            for _ in range(3):
+                assert (await proxy.call(b"POST /x", b"Content-Length: 2", body=b"{}")).content == b"ok"
+
+    run(scenario())
+
+
+def test_an_http_proxy_s_answer_that_comes_as_a_bytearray_is_read(run: Run) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(ESTABLISHED)
+        await read_message(reader)
+        writer.write(OK)
+        await reader.read()
+
+    async def scenario() -> None:
+        async with RawServer(script) as server:
+            using = dialer(find_proxy=lambda _: server.url)
+            async with closing(pool_of("http://cloud.example", using)) as pool:
+                assert (await exchange(await pool.connect())).content == b"ok"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n01234", CHUNKED.partition(b"ok")[0] + b"ok"],
+    ids=["length", "chunked"],
+)
+def test_a_cut_answer_ends_in_a_reset_though_aborting_shuts_down_first(run: Run, part: bytes) -> None:
+    async def scenario() -> None:
+        async with gateway(cut(part, "close")) as proxy:
+            reader, writer = await proxy.connect()
+            writer.write(b"GET /x HTTP/1.0\r\nHost: " + proxy.host + b"\r\n\r\n")
+            async with asyncio.timeout(WAIT_S):
+                assert b"\r\n\r\n" in await received_until_reset(reader)
+
+    run(scenario())

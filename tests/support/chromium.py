@@ -1,0 +1,135 @@
+"""Headless Chromium, driven over WebDriver (W3C) with nothing but an HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from support.harness import free_port
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+START_S = 30.0
+SCRIPT_S = 20.0
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP attacker.test 127.0.0.1",
+)
+
+
+class Browser:
+    """One session. A page that is an error page is a page, too: `open` tells nothing of the status."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def open(self, url: str) -> None:
+        await _call(self._session, "POST", f"{self._url}/url", {"url": url})
+
+    async def run(self, script: str, *arguments: object) -> Any:
+        """The value that an async function with this body returns, within the page that is open."""
+        body = (
+            "const done = arguments[arguments.length - 1];"
+            f"(async (...given) => {{ {script} }})(...arguments).then(done, e => done('failed: ' + e));"
+        )
+        return await _call(
+            self._session, "POST", f"{self._url}/execute/async", {"script": body, "args": list(arguments)}
+        )
+
+    async def devtools(self, command: str, **parameters: object) -> Any:
+        """A command of the DevTools protocol, such as ``Emulation.setEmulatedMedia``."""
+        body = {"cmd": command, "params": parameters}
+        return await _call(self._session, "POST", f"{self._url}/goog/cdp/execute", body)
+
+    async def complaints(self) -> list[str]:
+        """What the console told since the last call: errors, refused content, answers that weren't good."""
+        lines = await _call(self._session, "POST", f"{self._url}/se/log", {"type": "browser"})
+        return [line["message"] for line in lines]
+
+    async def screenshot(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
+        """The page as a PNG at a window of this size; as high as it is where ``height`` is 0."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+        size = {"width": width, "deviceScaleFactor": 1, "mobile": width < 500}
+        await self.devtools("Emulation.setDeviceMetricsOverride", height=height or 800, **size)
+        if not height:
+            height = await self.run("return document.documentElement.scrollHeight")
+            await self.devtools("Emulation.setDeviceMetricsOverride", height=height, **size)
+        made = await _call(self._session, "GET", f"{self._url}/screenshot")
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(made))
+
+
+async def _call(session: aiohttp.ClientSession, method: str, url: str, body: object = None) -> Any:
+    async with session.request(method, url, json=body) as answer:
+        value = (await answer.json())["value"]
+        assert answer.status == 200, value
+        return value
+
+
+@contextlib.asynccontextmanager
+async def browser() -> AsyncIterator[Browser]:
+    """A browser with an empty profile of its own."""
+    # Not port 0: the driver asks IPv6 for one, and gives up where IPv4's of the same number is taken.
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        _driver(Path(profile), port) as driver,
+    ):
+        await _started(Path(profile) / "driver.log", driver)
+        timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
+            options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}/user"]}
+            wanted = {
+                "browserName": "chrome",
+                "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
+            made = await _call(session, "POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            url = f"/session/{made['sessionId']}"
+            try:
+                yield Browser(session, url)
+            finally:
+                await _call(session, "DELETE", url)
+
+
+@contextlib.contextmanager
+def _driver(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    assert CHROMEDRIVER is not None
+    environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    with (folder / "driver.log").open("wb") as log:
+        driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=log, stderr=log, env=environ)
+    try:
+        yield driver
+    finally:
+        driver.terminate()
+        driver.wait(30)
+
+
+async def _started(log: Path, driver: subprocess.Popen[bytes]) -> None:
+    for _ in range(int(START_S / 0.05)):
+        said = await asyncio.to_thread(log.read_text)
+        if "started successfully on port" in said:
+            return
+        assert driver.poll() is None, said
+        await asyncio.sleep(0.05)
+    raise AssertionError("chromedriver did not start")

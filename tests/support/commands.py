@@ -1,0 +1,124 @@
+"""Commands as processes: run to their end, or started and talked to."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+STARTUP_S = 60.0
+"""The bound of every wait; only a failing test gets there."""
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+
+CONFIG = """
+[server]
+port = 0
+[contentsquare]
+auth_url = "http://127.0.0.1:1"
+[projects.shop]
+client_id = "id-1"
+client_secret = "canary-secret"
+apis = ["metrics"]
+read_only = true
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(*arguments: str, environ: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=STARTUP_S,
+        env=environ,
+        cwd=cwd,
+        check=False,
+    )
+
+
+class Running:
+    """A command that runs until it is stopped."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.printed = ""
+
+    def wait_for(self, pattern: str) -> str:
+        """Read what it prints until ``pattern`` is there; the first group comes back."""
+        assert self.process.stdout is not None
+        while (match := re.search(pattern, self.printed)) is None:
+            line = self.process.stdout.readline()
+            assert line, f"it ended, and printed {self.printed!r}"
+            self.printed += line
+        return match[1] if match.groups() else match[0]
+
+    def end(self) -> tuple[int, str]:
+        """The exit code, and what went to standard error."""
+        output, errors = self.process.communicate(timeout=STARTUP_S)
+        self.printed += output
+        return self.process.returncode, errors
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str,
+    environ: Mapping[str, str],
+    cwd: Path,
+    code: str | None = None,
+    descriptors: Sequence[int] = (),
+) -> Iterator[Running]:
+    """A command (or ``code``, which calls it), killed at the end if it still runs.
+
+    It inherits the ``descriptors``.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *(["-m", "proxy"] if code is None else ["-c", code]), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environ,
+        cwd=cwd,
+        pass_fds=descriptors,
+    )
+    watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for what it prints
+    watchdog.start()
+    try:
+        yield Running(process)
+    finally:
+        watchdog.cancel()
+        process.kill()
+        with contextlib.suppress(ValueError):  # closed by the test
+            process.communicate(timeout=STARTUP_S)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int, Any]:
+    """One call, as curl would do it: its status, and the JSON that came."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=STARTUP_S)
+    try:
+        connection.request(method, url.removeprefix(f"{parts.scheme}://{parts.netloc}"), body=body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()

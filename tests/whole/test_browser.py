@@ -1,0 +1,273 @@
+"""What web pages of others can do to a running proxy, in a real browser: nothing.
+
+Each way is tried against a server that guards nothing as well, where it does arrive: so it is the
+proxy that refuses, and not the test that doesn't try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
+from support.harness import WAIT_S, Gateway, Message, RawServer, Upstream, gateway, read_message
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
+)
+
+PAGE = b"<!doctype html><title>a page of somebody else</title>"
+EVERY_WAY = """
+const [target] = given, seen = {};
+const settled = (name, promise) => promise.then(v => { seen[name] = v; }, e => { seen[name] = 'error'; });
+const loaded = (tag, set, at = document.body) => new Promise((resolve) => {
+  const node = document.createElement(tag);
+  node.onload = () => resolve('loaded');
+  node.onerror = () => resolve('error');
+  set(node);
+  at.append(node);
+});
+const url = (name) => `${target}/v1/segments?way=${name}`;
+const fetched = async (name, init) => {
+  const answer = await fetch(url(name), init);
+  return answer.type === 'opaque' ? 'opaque' : answer.status;
+};
+const form = (name, method, enctype) => loaded('iframe', (frame) => {
+  frame.name = name;
+  frame.srcdoc = '';
+  frame.addEventListener('load', () => {
+    const form = document.createElement('form');
+    Object.assign(form, { action: url(name), method, enctype, target: name });
+    for (const [key, value] of [['way', name], ['{"a":"', '"}']]) {
+      const field = document.createElement('input');
+      Object.assign(field, { name: key, value, type: 'hidden' });
+      form.append(field);
+    }
+    document.body.append(form);
+    form.submit();
+  }, { once: true });
+}).then(() => new Promise(resolve => setTimeout(() => resolve('sent'), 150)));
+const socket = (name) => new Promise((resolve) => {
+  const made = new WebSocket(url(name).replace('http:', 'ws:'));
+  made.onopen = () => resolve('open');
+  made.onerror = () => resolve('error');
+});
+const text = { 'Content-Type': 'text/plain' };
+await Promise.all([
+  settled('fetch-cors', fetched('fetch-cors', {})),
+  settled('fetch-no-cors', fetched('fetch-no-cors', { mode: 'no-cors' })),
+  settled('post-no-cors', fetched('post-no-cors', {
+    mode: 'no-cors', method: 'POST', body: '{}', headers: text })),
+  settled('post-cors', fetched('post-cors', { method: 'POST', body: '{}', headers: text })),
+  settled('post-json', fetched('post-json', {
+    method: 'POST', body: '{}', headers: { 'Content-Type': 'application/json' } })),
+  settled('fetch-key', fetched('fetch-key', { headers: { 'X-API-Key': 'guess' }, credentials: 'include' })),
+  settled('delete', fetched('delete', { method: 'DELETE' })),
+  settled('beacon', new Promise(resolve => {
+    navigator.sendBeacon(url('beacon'), 'a'); setTimeout(() => resolve('sent'), 150); })),
+  settled('image', loaded('img', (node) => { node.src = url('image'); })),
+  settled('script', loaded('script', (node) => { node.src = url('script'); })),
+  settled('style', loaded('link', (node) => { node.rel = 'stylesheet'; node.href = url('style'); })),
+  settled('iframe', loaded('iframe', (node) => { node.src = url('iframe'); })),
+  settled('object', loaded('object', (node) => { node.type = 'text/html'; node.data = url('object'); })),
+  settled('events', new Promise((resolve) => {
+    const source = new EventSource(url('events'));
+    source.onerror = () => { source.close(); resolve('error'); };
+    source.onopen = () => { source.close(); resolve('open'); };
+  })),
+  settled('websocket', socket('websocket')),
+  settled('form-get', form('form-get', 'get', '')),
+  settled('form-post', form('form-post', 'post', 'application/x-www-form-urlencoded')),
+  settled('form-text', form('form-text', 'post', 'text/plain')),
+]);
+return seen;
+"""
+"""Tries every way that a page has to make a request, and tells what the page saw of each."""
+WAYS = {
+    *(
+        "fetch-cors",
+        "fetch-no-cors",
+        "post-no-cors",
+        "post-cors",
+        "post-json",
+        "fetch-key",
+        "delete",
+        "beacon",
+    ),
+    *("image", "script", "style", "iframe", "object", "events", "websocket"),
+    *("form-get", "form-post", "form-text"),
+}
+TELLING_WAYS = (
+    *("fetch-cors", "post-cors", "post-json", "fetch-key", "delete"),
+    *("image", "script", "events", "websocket"),
+)
+"""Those whose end a page can see."""
+SAME_ORIGIN = """
+const ways = [['GET', undefined], ['POST', '{}'], ['DELETE', undefined]];
+const statuses = [];
+for (const [method, body] of ways) {
+  const answer = await fetch('/v1/segments?way=' + method, { method, body });
+  statuses.push(answer.status);
+}
+return [location.host, ...statuses];
+"""
+
+CONNECTOR = """
+const [target] = given, told = { schema: [], rows: [], error: '' };
+let connector;
+const tableau = {
+  dataTypeEnum: { datetime: 'datetime', float: 'float' },
+  makeConnector: () => ({}),
+  registerConnector: (made) => { connector = made; },
+};
+const mine = tableau.makeConnector();
+mine.getSchema = (done) => done([{ id: 'visits', columns: [
+  { id: 'startDate', dataType: tableau.dataTypeEnum.datetime },
+  { id: 'value', dataType: tableau.dataTypeEnum.float },
+] }]);
+mine.getData = async (table, done) => {
+  const answer = await fetch(`${target}/v1/metrics/site/visits`);
+  table.appendRows((await answer.json()).payload.values);
+  done();
+};
+tableau.registerConnector(mine);
+// What Tableau does with a connector (WDC 2.x): first its schema, then its rows.
+connector.getSchema((tables) => { told.schema = tables[0].columns.map((column) => column.id); });
+try {
+  await new Promise((done, failed) => {
+    connector.getData({ appendRows: (rows) => told.rows.push(...rows) }, done).catch(failed);
+  });
+} catch (error) {
+  told.error = error.message;
+}
+return told;
+"""
+"""A Web Data Connector for Tableau, in a page that has what it needs of Tableau's library."""
+ROWS = [{"startDate": "2026-01-01T00:00:00.000Z", "value": 7}]
+
+
+@dataclass
+class Unguarded:
+    """A server that answers everybody: to see which ways arrive where nothing stops them."""
+
+    requests: list[Message]
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await read_message(reader)
+            self.requests.append(request)
+            kind = b"text/html"
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nAccess-Control-Allow-Origin: *\r\n" % kind)
+            writer.write(b"Access-Control-Allow-Methods: *\r\nAccess-Control-Allow-Headers: *\r\n")
+            writer.write(b"Content-Length: %d\r\n\r\n" % len(PAGE) + PAGE)
+            await writer.drain()
+
+    def ways(self) -> set[str]:
+        """Which ways arrived, preflights included."""
+        lines = [request.start_line.partition(b"way=")[2] for request in self.requests]
+        return {line.split(b" ")[0].split(b"&")[0].decode() for line in lines if line}
+
+
+@dataclass
+class Scene:
+    """A running proxy, a server of somebody else's pages, one that guards nothing, and a browser."""
+
+    proxy: Gateway
+    upstream: Upstream
+    pages: RawServer
+    echo: RawServer
+    unguarded: Unguarded
+    browser: Browser
+
+    async def all_ways_arrive(self, what: str) -> None:
+        """Of some ways the page can't see the end: they may still be on their way."""
+        ends_at = time.monotonic() + WAIT_S
+        while (ways := self.unguarded.ways()) != WAYS:
+            assert time.monotonic() < ends_at, (what, WAYS ^ ways)
+            await asyncio.sleep(0.02)
+
+    async def still_serves(self) -> None:
+        assert (await self.proxy.call(b"GET /v1/segments")).status == 200
+        [request] = self.upstream.requests
+        assert request.start_line == b"GET /v1/segments HTTP/1.1"
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    upstream, unguarded = Upstream(), Unguarded([])
+    async with (
+        gateway(upstream) as proxy,
+        RawServer(Unguarded([])) as pages,
+        RawServer(unguarded) as echo,
+        browser() as chromium,
+    ):
+        yield Scene(proxy, upstream, pages, echo, unguarded, chromium)
+
+
+PAGES = {
+    "same site, another port": ("127.0.0.1", "127.0.0.1"),
+    "another site": ("localhost", "127.0.0.1"),
+    "another site, by our other name": ("127.0.0.1", "localhost"),
+    "a page of the internet": ("attacker.test", "127.0.0.1"),
+    "0.0.0.0-day": ("attacker.test", "0.0.0.0"),
+}
+"""Where a page comes from, and the address that it calls us by."""
+
+
+async def test_a_web_page_of_another_origin_reaches_nothing_by_any_way_it_has() -> None:
+    async with scene() as stage:
+        for what, (page, target) in PAGES.items():
+            stage.unguarded.requests.clear()
+            await stage.browser.open(f"http://{page}:{stage.pages.port}/")
+            await stage.browser.run(EVERY_WAY, f"http://{target}:{stage.echo.port}")
+            if target != "0.0.0.0":  # browsers begin to refuse that one by themselves
+                await stage.all_ways_arrive(what)
+            seen = await stage.browser.run(EVERY_WAY, f"http://{target}:{stage.proxy.port}")
+            assert set(seen) == WAYS
+            assert {seen[way] for way in TELLING_WAYS} == {"error"}, (what, seen)
+            assert not stage.upstream.requests, what
+        await stage.still_serves()
+
+
+async def test_dns_rebinding_reaches_nothing_though_the_browser_takes_it_for_the_same_origin() -> None:
+    async with scene() as stage:
+        for port, status in ((stage.echo.port, 200), (stage.proxy.port, 421)):
+            await stage.browser.open(f"http://attacker.test:{port}/v1/segments?way=address-bar")
+            seen = await stage.browser.run(SAME_ORIGIN)
+            assert seen == [f"attacker.test:{port}", status, status, status]
+        assert stage.unguarded.ways() == {"address-bar", "GET", "POST", "DELETE"}
+        assert not stage.upstream.requests
+        await stage.still_serves()
+
+
+async def test_a_web_data_connector_for_tableau_is_a_web_page_like_any_other() -> None:
+    content = json.dumps({"success": True, "payload": {"values": ROWS}}).encode()
+    head = b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: %d\r\n\r\n" % len(content)
+    upstream = Upstream(head + content)
+    async with (
+        gateway(upstream) as proxy,
+        RawServer(Unguarded([])) as pages,
+        RawServer(Upstream(head + content)) as unguarded,
+        browser() as chromium,
+    ):
+        await chromium.open(pages.url)
+        columns = ["startDate", "value"]
+        told = await chromium.run(CONNECTOR, unguarded.url)
+        assert told == {"schema": columns, "rows": ROWS, "error": ""}
+        told = await chromium.run(CONNECTOR, f"http://127.0.0.1:{proxy.port}")
+        assert told == {"schema": columns, "rows": [], "error": "Failed to fetch"}
+        assert not upstream.requests
+
+
+async def test_who_types_the_address_himself_is_let_in() -> None:
+    async with scene() as stage:
+        await stage.browser.open(f"http://localhost:{stage.proxy.port}/v1/segments")
+        assert await stage.browser.run("return document.body.textContent") == "ok"
+        assert [request.start_line for request in stage.upstream.requests][:1] == [
+            b"GET /v1/segments HTTP/1.1"
+        ]
