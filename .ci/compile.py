@@ -40,6 +40,7 @@ MODULES = (
     "projects/measures",
     "projects/stored",
     "server/body",
+    "server/parser",
     "server/request",
     "server/request_id",
     "upstream/connection",

@@ -23,7 +23,8 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server  # aiohttp.web has an application around it, of 1 MiB
 
 from proxy.server.departure import has_left
-from proxy.server.request import HEAD_TIMEOUT_S, MAX_PIPELINED, Request, RequestParser, WritingPeer
+from proxy.server.parser import HEAD_TIMEOUT_S, MAX_PIPELINED, RequestParser
+from proxy.server.request import Request, WritingPeer
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _LINGER_NONE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)

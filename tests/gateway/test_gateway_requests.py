@@ -21,7 +21,7 @@ from support.harness import (
 )
 
 from proxy.server import connection as server
-from proxy.server import request
+from proxy.server import parser
 
 OURS = (b"via", b"authorization")
 
@@ -512,14 +512,14 @@ async def test_the_answer_to_what_is_too_long_arrives_while_the_caller_still_sen
 async def test_a_head_that_does_not_come_in_time_is_a_408_and_the_end(
     part: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request, "HEAD_TIMEOUT_S", 0.03)
+    monkeypatch.setattr(parser, "HEAD_TIMEOUT_S", 0.03)
     async with gateway() as proxy:
         answer = await closing_answer(proxy, part)
         assert (answer.status, answer.error_code) == (408, "PROXY_REQUEST_TIMEOUT")
 
 
 async def test_a_head_that_trickles_is_not_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(parser, "HEAD_TIMEOUT_S", 0.05)
     async with gateway() as proxy:
         reader, writer = await proxy.connect()
         writer.write(b"GET /v1/x HTTP/1.1\r\nX: ")
@@ -531,7 +531,7 @@ async def test_a_head_that_trickles_is_not_given_more_time(monkeypatch: pytest.M
 
 
 async def test_the_time_for_a_head_begins_with_its_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "HEAD_TIMEOUT_S", 0.03)
+    monkeypatch.setattr(parser, "HEAD_TIMEOUT_S", 0.03)
     async with gateway() as proxy:
         reader, writer = await proxy.connect()
         for _ in range(2):
@@ -544,7 +544,7 @@ async def test_a_caller_that_sends_nothing_is_let_go_after_the_keep_alive_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert server.KEEP_ALIVE_S == 75
-    assert request.HEAD_TIMEOUT_S == 10
+    assert parser.HEAD_TIMEOUT_S == 10
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
     async with gateway() as proxy:
         for raw in (b"", proxy.request(b"GET /v1/x")):

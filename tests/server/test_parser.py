@@ -9,7 +9,8 @@ from typing import Any, cast
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.server.request import Connection, Request, RequestParser
+from proxy.server.parser import RequestParser
+from proxy.server.request import Connection, Request
 
 FIELDS = b"Host: x\r\nAccept: a\r\n\r\n"
 PIECES = [
