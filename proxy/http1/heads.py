@@ -35,7 +35,6 @@ _FIELD_NAME: Final = re.compile(rb"\n([" + _TCHAR + rb"]+):")
 _COMMON_METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _FOR_TARGETS: Final = bytes(byte if byte > 0x20 and byte != 0x7F else ord("?") for byte in range(0x100))
 """A table to translate by: what a target may hold stays as it is, and nothing else does."""
-_CR: Final = ord("\r")  # as a number: to look for one in bytes is several times as fast as for bytes
 _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _VERSIONS: Final = {b"HTTP/1.0": 0, b"HTTP/1.1": 1}
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
@@ -191,9 +190,6 @@ class FieldLines:
         return self.names.has_any(names)
 
 
-_LONGEST_TAIL: Final = 4096
-
-
 class FieldSection:
     """What the field lines of a request say; the same bytes say the same, so it can be shared."""
 
@@ -208,7 +204,6 @@ class FieldSection:
         "minor",
         "raw",
         "steering",
-        "tail",
         "terms",
         "to_upstream",
         "wants_trailers",
@@ -216,8 +211,6 @@ class FieldSection:
 
     def __init__(self, raw: bytes, fields: FieldLines, minor: int) -> None:
         self.raw = raw
-        self.tail = b"\r\n%b\r\n\r\n" % raw if 0 < len(raw) <= _LONGEST_TAIL else b""
-        """What follows the request line, to know it again; nothing where it is long."""
         self.fields = fields
         self.minor = minor
         self.hosts: list[bytes] = []
@@ -449,24 +442,6 @@ def parse_request_head(head: bytes, before: FieldSection | None = None) -> Reque
         return RequestHead(method, target, _field_section(head, raw, minor, names))
     except _Syntax as exc:
         raise _bad_request(exc) from None
-
-
-def parse_repeated_head(data: bytes, before: FieldSection) -> RequestHead | None:
-    """The head that is all of ``data`` (given with its final empty line), where its fields are ``before``.
-
-    None where they aren't, or more than one head may be there; it is for `parse_request_head` then, which
-    would say and raise the same, in several times the time.
-    """
-    if not before.tail or not data.endswith(before.tail):
-        return None
-    line = data[: len(data) - len(before.tail)]
-    if not line or _CR in line:
-        return None
-    try:
-        method, target, minor = _parse_request_line(line)
-    except _Syntax as exc:
-        raise _bad_request(exc) from None
-    return RequestHead(method, target, before) if minor == before.minor else None
 
 
 def _bad_request(why: _Syntax) -> BadRequest:

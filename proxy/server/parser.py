@@ -16,7 +16,6 @@ from proxy.http1.heads import (
     FieldSection,
     RequestHead,
     check_request_start,
-    parse_repeated_head,
     parse_request_head,
 )
 from proxy.server.body import RequestBody
@@ -81,8 +80,6 @@ class RequestParser:
             data = self._feed_body(data)
         elif self._buffer:
             data = self._buffer + data
-        elif self._begin_again(data, requests):
-            return requests
         self._buffer = b""
         while data and self._may_begin():
             if data[0] == 0x0D and (blank := _EMPTY_LINES.match(data)):  # RFC 9112, section 2.2
@@ -107,21 +104,6 @@ class RequestParser:
     def _may_begin(self) -> bool:
         return self._body is None and not self._closed and self._in_flight < MAX_PIPELINED
 
-    def _begin_again(self, data: bytes, requests: list[Request]) -> bool:
-        """Whether ``data`` is one more request with the fields of the last one, and nothing else."""
-        section = self._section
-        if section is None or not self._may_begin():
-            return False
-        try:
-            parsed = parse_repeated_head(data, section)
-        except ProxyError as exc:
-            self._refuse(exc, requests)
-            return True
-        if parsed is None:
-            return False
-        self._take(parsed, requests)
-        return True
-
     def _begin(self, head: bytes, requests: list[Request]) -> None:
         if self._head_timer is not None:
             self.stop_timer()
@@ -130,9 +112,6 @@ class RequestParser:
         except ProxyError as exc:
             self._refuse(exc, requests)
             return
-        self._take(parsed, requests)
-
-    def _take(self, parsed: RequestHead, requests: list[Request]) -> None:
         self._section = parsed.section
         body = RequestBody(self._connection)
         self._add(Request(parsed, body, self._connection), requests)

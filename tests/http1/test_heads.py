@@ -23,7 +23,6 @@ from proxy.http1.heads import (
     FieldNames,
     RequestHead,
     ResponseHead,
-    parse_repeated_head,
     parse_request_head,
     parse_response_head,
 )
@@ -517,71 +516,6 @@ def test_a_section_is_shared_only_by_the_same_bytes_in_the_same_version() -> Non
         b"GET /2 HTTP/1.1\r\nHost: x",
     ):
         assert parse_request_head(other, first.section).section is not first.section
-
-
-END = b"\r\n\r\n"
-STARTS = [
-    b"GET /1 HTTP/1.1",
-    b"GET /2 HTTP/1.0",
-    b"GET  / HTTP/1.1",
-    b"GET /\n HTTP/1.1",
-    b"G",
-    b"",
-    b"\r\n",
-    b"\r",
-]
-SECTIONS = [b"Host: x", b"Host: x\r\nConnection: close", b"host: x", b""]
-
-
-@given(
-    before=st.sampled_from(SECTIONS),
-    parts=st.lists(st.sampled_from([*STARTS, b"\r\n", END, *SECTIONS]), max_size=6),
-    start=st.sampled_from(STARTS),
-    last=st.sampled_from(SECTIONS),
-)
-@example(
-    before=b"Host: x", parts=[b"GET /1 HTTP/1.1", b"\r\n", b"Host: x", END], start=STARTS[0], last=b"Host: x"
-)
-def test_a_repeated_head_is_read_as_if_it_were_the_first(
-    before: bytes, parts: list[bytes], start: bytes, last: bytes
-) -> None:
-    section = parse_request_head(b"GET / HTTP/1.1\r\n" + before if before else b"GET / HTTP/1.0").section
-    data = b"".join((*parts, start, b"\r\n", last, END))
-    try:
-        repeated = parse_repeated_head(data, section)
-    except BadRequest as exc:
-        with pytest.raises(BadRequest, match=str(exc)):
-            parse_request_head(data.partition(END)[0])
-        return
-    if repeated is None:
-        return
-    assert repeated.section is section
-    assert data.find(END) == len(data) - len(END)
-    told, said = attributes_of(repeated), attributes_of(parse_request_head(data[: -len(END)]))
-    assert told == said
-
-
-@pytest.mark.parametrize(
-    ("data", "is_one"),
-    [
-        (b"POST /a?b HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n", True),
-        (b"POST /a?b HTTP/1.0\r\nHost: x\r\nA: b\r\n\r\n", False),
-        (b"\r\nGET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n", False),
-        (b"GET / HTTP/1.1\r\nA: b\r\nHost: x\r\nA: b\r\n\r\n", False),
-        (b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n", False),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n\r\n", False),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n", False),
-        (b"\r\nHost: x\r\nA: b\r\n\r\n", False),
-    ],
-)
-def test_what_is_one_more_request_with_the_same_fields(data: bytes, is_one: bool) -> None:
-    section = parse_request_head(b"GET / HTTP/1.1\r\nHost: x\r\nA: b").section
-    assert (parse_repeated_head(data, section) is not None) is is_one
-
-
-def test_long_or_missing_fields_are_not_looked_for_again() -> None:
-    for head in (b"GET / HTTP/1.0", b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 4096):
-        assert parse_repeated_head(head + END, parse_request_head(head).section) is None
 
 
 def test_what_was_found_out_about_names_is_kept_only_for_few_and_short_options() -> None:
