@@ -57,8 +57,8 @@ class Gateway:
         self._facade = Facade(self._slow_down)
         self._in_flight: Counter[str] = Counter()
 
-    def begin(self, request: Request) -> bool:
-        """Begin on a request that has to wait for nothing but the cloud; False: it is for `answer`."""
+    def try_now(self, request: Request) -> bool:
+        """Send a request that has to wait for nothing but the cloud; False: `run` must answer it."""
         if request.error is not None or not request.body.complete:
             return False
         request.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
@@ -70,7 +70,7 @@ class Gateway:
             exchange = self._way(request, generation, caller, target)
             sharing = exchange.project.sharing
             return exchange.begin() if sharing is None else sharing.begin(exchange)
-        except Exception:  # noqa: BLE001 - whatever it is, `answer` meets it again and says so
+        except Exception:  # noqa: BLE001 - `run` meets the same error again and answers it
             return False
 
     def _ended(self, exchange: Exchange[Project]) -> None:
@@ -82,8 +82,11 @@ class Gateway:
             self._tell_bug(exc)
         request.connection.done(request, keep=exchange.keep)
 
-    async def answer(self, request: Request) -> bool:
-        """Answer it, or go on with it; whether the connection can be kept. Raises CancelledError alone."""
+    async def run(self, request: Request) -> bool:
+        """Answer a request, or go on after `try_now`; whether the connection can be kept.
+
+        Raises nothing but CancelledError.
+        """
         try:
             return await self._answer(request)
         except ProxyError as exc:
@@ -105,7 +108,7 @@ class Gateway:
 
     async def _answer(self, request: Request) -> bool:
         exchange: Exchange[Project] | None = request.exchange
-        if exchange is not None and exchange.is_counted:  # `begin` came so far
+        if exchange is not None and exchange.is_counted:  # `try_now` sent it
             return await _run(exchange)
         request.began_at = time.perf_counter()
         generation = self.generation

@@ -45,18 +45,22 @@ LINGER_S = 5.0
 
 
 class Handler(Protocol):
-    """Answers requests; raises nothing but CancelledError."""
+    """Answers requests, by one of two engines: `try_now` without a task, `run` in one."""
 
-    def begin(self, request: Request) -> bool:
-        """Begin on a request, where nothing of ours has to be waited for; False: `answer` it.
+    def try_now(self, request: Request) -> bool:
+        """Send a request on, if nothing in this process has to be waited for; False: `run` must answer it.
 
-        Once begun, `CallerConnection.done` tells that it is answered, or `CallerConnection.interrupted` that
-        `answer` has to go on with it. If the caller leaves before, its ``exchange`` is abandoned.
+        After True, the handler calls `CallerConnection.done` when the answer is written, or
+        `CallerConnection.interrupted` when `run` has to go on. If the caller leaves before that, the
+        connection abandons the request's ``exchange``.
         """
         ...
 
-    async def answer(self, request: Request) -> bool:
-        """Answer it, or go on with what was begun; gives back whether the connection can be kept."""
+    async def run(self, request: Request) -> bool:
+        """Answer a request, or go on after `try_now`; whether the connection can be kept.
+
+        Raises nothing but CancelledError.
+        """
         ...
 
 
@@ -305,7 +309,7 @@ class CallerConnection(RequestHandler):
         self._waiter = None
         self._request_in_progress = True
         self._current_request = request
-        if not self._handler.begin(request):
+        if not self._handler.try_now(request):
             self.interrupted()
 
     def interrupted(self) -> None:
@@ -372,7 +376,7 @@ class CallerConnection(RequestHandler):
         keep, self._keep = self._keep, None
         try:
             if keep is None:
-                keep = await self._handler.answer(request)
+                keep = await self._handler.run(request)
             if self.writing_paused:
                 await self.drained()
         except BaseException:

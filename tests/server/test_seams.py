@@ -203,10 +203,10 @@ class Waiting:
     def __init__(self) -> None:
         self.handling, self.cancelled = asyncio.Event(), asyncio.Event()
 
-    def begin(self, request: Request) -> bool:
+    def try_now(self, request: Request) -> bool:
         return False
 
-    async def answer(self, request: Request) -> bool:
+    async def run(self, request: Request) -> bool:
         self.handling.set()
         try:
             await asyncio.Event().wait()
@@ -234,12 +234,12 @@ class Begun:
     def __init__(self) -> None:
         self.begun, self.abandoned = asyncio.Event(), asyncio.Event()
 
-    def begin(self, request: Request) -> bool:
+    def try_now(self, request: Request) -> bool:
         request.exchange = self
         self.begun.set()
         return True
 
-    async def answer(self, request: Request) -> bool:
+    async def run(self, request: Request) -> bool:
         raise AssertionError("it was begun")
 
     def abandon(self) -> None:
