@@ -32,7 +32,6 @@ ONLY_IMPORTED_BY = {"sandbox": {"cli"}, "cli": {ROOT}}
 """What only these folders may import; of the root words, `__main__` alone does."""
 STRANGERS = {("server", "upstream")}
 TO_BE_CUT = {
-    ("app.run", "cli.console"),
     ("admin.admin", "gateway.route"),
     ("projects.project", "gateway.sharing.sharing"),
 }

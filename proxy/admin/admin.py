@@ -1,7 +1,7 @@
 """Everything under ``/-/``: health, readiness, metrics, status, the page for people, refresh.
 
 Shows how the proxy is doing and never a token or a secret. Knows the shapes of what it shows,
-not how it came to be; the application gives it an `Overview`.
+not how it came to be: the application gives it an `Overview`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import functools
 import importlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from proxy import __version__
+from proxy.admin.overview import Overview
 from proxy.blocking import NoThread, in_thread
 from proxy.config.expiry import days_left, utc_today
 from proxy.config.watch import ReloadStatus
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
 from proxy.gateway.route import nearest
-from proxy.projects.measures import LoopLag, Minute
+from proxy.projects.measures import Minute
 from proxy.projects.project import Project
 from proxy.server.answer import write_answer, write_error, write_json
 from proxy.server.request import Request
@@ -63,58 +64,6 @@ def refreshed_project(target: bytes) -> str | None:
     """The project whose tokens ``target`` asks to be renewed, None for another target."""
     path = target.partition(b"?")[0]
     return path.removeprefix(_REFRESH).decode("ascii", "replace") if path.startswith(_REFRESH) else None
-
-
-class Overview(Protocol):
-    """What the application shows of itself."""
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it is draining."""
-        ...
-
-    @property
-    def reload_status(self) -> ReloadStatus:
-        """What became of reloads."""
-        ...
-
-    @property
-    def loop_lag(self) -> LoopLag:
-        """How late the event loop is."""
-        ...
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """Errors of requests that reached no project, by code."""
-        ...
-
-    @property
-    def log_lines_dropped(self) -> int:
-        """Lines that couldn't be written."""
-        ...
-
-    @property
-    def can_quit(self) -> bool:
-        """Whether ``/-/quit`` is there."""
-        ...
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether callers are defined."""
-        ...
-
-    @property
-    def accounts(self) -> Iterable[str]:
-        """The names of accounts."""
-        ...
-
-    def projects(self) -> Iterable[Project]:
-        """All projects, those of accounts that are in use included."""
-        ...
-
-    def project_url(self, name: str) -> str:
-        """How callers address a project."""
-        ...
 
 
 class _NotFound(ProxyError):
@@ -177,7 +126,7 @@ class Admin:
             await in_thread(lambda: importlib.import_module("proxy.admin.metrics"))
         from proxy.admin import metrics  # noqa: PLC0415
 
-        content = await metrics.exposition(self._overview, [*self._overview.projects()])
+        content = await metrics.exposition(self._overview)
         return write_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
 
     async def _page(self, request: Request, target: bytes, _sees: Sees) -> bool:
@@ -206,7 +155,7 @@ class Admin:
             "uptime_s": round(self._now() - self._started_at, 1),
             "stopping": overview.is_stopping,
             "needs_key": overview.needs_key,
-            "reload": _of_reload(overview.reload_status, with_faults=sees is _everything),
+            "reload": _of_reload(overview.reload, with_faults=sees is _everything),
             "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
             "log_lines_dropped": overview.log_lines_dropped,
             "requests_refused": dict(overview.refused),

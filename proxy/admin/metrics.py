@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import Protocol
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from proxy import __version__
+from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
-from proxy.config.watch import ReloadStatus
 from proxy.contentsquare import Api
-from proxy.projects.measures import BOUNDS_S, ApiMeasures, Histogram, LoopLag
+from proxy.projects.measures import BOUNDS_S, ApiMeasures, Histogram
 from proxy.projects.project import Project
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -30,34 +29,11 @@ SLICE = 4
 _LE = [*map(str, BOUNDS_S), "+Inf"]
 
 
-class Shown(Protocol):
-    """What is shown beside the projects; ``refused`` counts errors of requests that reached no project."""
-
-    @property
-    def reload_status(self) -> ReloadStatus:
-        """What became of reloads."""
-        ...
-
-    @property
-    def loop_lag(self) -> LoopLag:
-        """How late the event loop is."""
-        ...
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """By code."""
-        ...
-
-    @property
-    def log_lines_dropped(self) -> int:
-        """Lines that couldn't be written."""
-        ...
-
-
-async def exposition(shown: Shown, projects: Sequence[Project]) -> bytes:
+async def exposition(overview: Overview) -> bytes:
     """All metrics as text."""
     texts: dict[str, list[bytes]] = {}
-    _add(texts, (*_of_process(shown), *PROCESS_COLLECTOR.collect()))
+    projects = [*overview.projects()]
+    _add(texts, (*_of_process(overview), *PROCESS_COLLECTOR.collect()))
     for start in range(0, len(projects), SLICE):
         _add(texts, _of_projects(projects[start : start + SLICE]))
         await asyncio.sleep(0)
@@ -82,20 +58,20 @@ def _add(texts: dict[str, list[bytes]], families: Iterable[Metric]) -> None:
         parts.append(text)
 
 
-def _of_process(shown: Shown) -> Iterator[Metric]:
+def _of_process(overview: Overview) -> Iterator[Metric]:
     build = GaugeMetricFamily("csq_proxy_build_info", "The version that runs.", labels=["version", "python"])
     build.add_metric([__version__, platform.python_version()], 1)
     yield build
-    lag, reload = shown.loop_lag, shown.reload_status
+    lag, reload = overview.loop_lag, overview.reload
     yield _gauge("event_loop_lag_seconds", "How late the event loop was at the last look.", lag.last_s)
     yield _gauge("event_loop_lag_max_seconds", "The worst lag of the last minute or two.", lag.max_s)
-    yield _count("log_lines_dropped", "Log lines that couldn't be written.", shown.log_lines_dropped)
+    yield _count("log_lines_dropped", "Log lines that couldn't be written.", overview.log_lines_dropped)
     yield _count("reloads", "Configurations that were loaded while running.", reload.count)
     yield _count("reloads_refused", "Configurations that were found bad.", reload.refused)
     refused = CounterMetricFamily(
         "csq_proxy_requests_refused", "Requests refused before they reached a project.", labels=["code"]
     )
-    for code, count in shown.refused.items():
+    for code, count in overview.refused.items():
         refused.add_metric([code], count)
     yield refused
 

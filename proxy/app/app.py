@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from proxy.admin.overview import Overview
 from proxy.app import notify
 from proxy.config.expiry import ExpiryWatch
 from proxy.config.settings import Settings
-from proxy.config.watch import Changes, Reloader, ReloadStatus, differences
+from proxy.config.watch import Changes, Reloader, differences
 from proxy.errors import ConfigError, ListenError
 from proxy.gateway.gateway import Gateway
 from proxy.gateway.generation import Generation, Generations, Outward, Plan, plan
@@ -60,70 +61,26 @@ class App:
         self._reloader: Reloader | None = None
         self._events = EventLog(self._log)
         self._expiry = ExpiryWatch(self._log_event)
-        self._gateway = Gateway(self, quit_, self._log_event)
-        self._has_quit = quit_ is not None
-        self._loop_lag = LoopLag(self._on_slow_loop)
+        self.overview = Overview(
+            settings,
+            self._listeners.all,
+            self.projects,
+            LoopLag(self._on_slow_loop),
+            has_quit=quit_ is not None,
+        )
+        self._gateway = Gateway(self.overview, quit_, self._log_event)
         self._generation: Generation
         self._generations: Generations
         self._old_ways: list[Outward] = []  # one for each generation that is being seen out
 
-    # Overview, for `Admin` and the start-up summary
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it is draining."""
-        return self._gateway.is_stopping
-
     @property
     def listeners(self) -> Sequence[Listener]:
-        """The ways in."""
+        """Where callers reach the proxy."""
         return self._listeners.all
 
-    @property
-    def reload_status(self) -> ReloadStatus:
-        """What became of reloads."""
-        return ReloadStatus() if self._reloader is None else self._reloader.status
-
-    @property
-    def loop_lag(self) -> LoopLag:
-        """How late the event loop is."""
-        return self._loop_lag
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """Errors of requests that reached no project, by code."""
-        return self._gateway.refused
-
-    @property
-    def log_lines_dropped(self) -> int:
-        """Lines that couldn't be written."""
-        return log.dropped_lines()
-
-    @property
-    def can_quit(self) -> bool:
-        """Whether a caller may end it."""
-        return self._has_quit and self._generation.settings.server.allow_quit
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether callers are defined."""
-        return bool(self._generation.settings.callers)
-
-    @property
-    def accounts(self) -> Iterable[str]:
-        """The names of accounts."""
-        return self._generation.settings.accounts
-
     def projects(self) -> Iterable[Project]:
-        """All projects, those of accounts that are in use included."""
+        """All projects, with those of accounts that are in use."""
         return (*self._generation.projects.values(), *self._generations.accounts)
-
-    def project_url(self, name: str) -> str:
-        """How callers address a project."""
-        for listener in self.listeners:
-            if listener.project == name:
-                return listener.url
-        return f"{self.listeners[0].url}/{name}" if self.listeners else f"/{name}"
 
     # Life
 
@@ -164,7 +121,7 @@ class App:
         self._generation.redact()
         self._warn_of_environment()
         self._spawn(self._keep_house())
-        self._spawn(self._loop_lag.run())
+        self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
             load = self._load
             self._reloader = Reloader(
@@ -173,6 +130,7 @@ class App:
                 lambda: self._generation.settings.files,
                 self._log_event,
             )
+            self.overview.reload = self._reloader.status
             self._spawn(self._reloader.run())
 
     def _warn_of_environment(self) -> None:
@@ -211,6 +169,7 @@ class App:
         """Go over to the next generation, in one step of the event loop."""
         old, step = self._generation, self._generations.next(planned, self._generation)
         new = self._generation = self._gateway.generation = step.generation
+        self.overview.settings = new.settings
         new.redact()
         for project in step.leaving:
             project.retire()
@@ -282,7 +241,7 @@ class App:
 
     async def drain(self, kill: asyncio.Event) -> None:
         """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
-        self._gateway.is_stopping = True
+        self.overview.is_stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)

@@ -6,22 +6,19 @@ Started by `proxy.cli.serve`. Typer and pydantic stay out, for they would stay i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import __version__
+from proxy.admin.overview import Overview
 from proxy.app import notify
 from proxy.app.app import App
-from proxy.cli.console import say
-from proxy.config.settings import WILDCARDS, Settings
-from proxy.errors import ConfigError, ListenError, OutputLost
+from proxy.config.settings import Settings
+from proxy.errors import ConfigError, ListenError
 from proxy.logs.setup import configure
 from proxy.process import ignore_signals, leave_if_asked
-from proxy.projects.project import Project
 from proxy.server.passed_sockets import PassedSocket
 
 SUMMARY_WAIT_S = 3.0
@@ -76,11 +73,13 @@ async def serve(
     settings: Settings,
     signals: StopSignals | None = None,
     *,
+    announce: Callable[[Overview], None],
     reload: Callable[[Path | None], Settings] | None = None,
     passed: Sequence[PassedSocket] = (),
 ) -> None:
     """Be the proxy until it is told to stop.
 
+    ``announce`` is called once, when the first tokens are there or took longer than `SUMMARY_WAIT_S`.
     ``reload`` reads the settings again, from the file that they came from; None: they stay.
     Raises ConfigError, ListenError, and SystemExit after a bug.
     """
@@ -92,8 +91,7 @@ async def serve(
             if reload is not None and sys.platform != "win32":
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
             await app.settled(SUMMARY_WAIT_S, signals.stop)
-            with contextlib.suppress(OutputLost):  # the disk is full, say: no reason to end what serves
-                say(_summary(app, settings))
+            announce(app.overview)
             notify.ready()
             await signals.stop.wait()
             await app.drain(signals.kill)
@@ -101,43 +99,3 @@ async def serve(
         raise
     except Exception:  # noqa: BLE001 - a bug, in a background task mostly: never a half-dead proxy
         raise SystemExit(1) from None  # it is logged
-
-
-def _summary(app: App, settings: Settings) -> str:
-    """The start-up summary: where we listen, each project, a line to try, and the page."""
-    where = " (and every address of this computer)" if settings.server.host in WILDCARDS else ""
-    key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
-    urls = [listener.url for listener in app.listeners]
-    lines = [f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", ""]
-    calls = []
-    for project in app.projects():
-        url = app.project_url(project.name)
-        query = f"?projectId={project.grant.project_id}" if project.grant.project_id else ""
-        calls.append(f"{url}/v1/segments{query}")
-        lines += [f"  {project.name}  {url}", *_leases(project)]
-    for name in settings.accounts:
-        url = app.project_url(name)
-        calls.append(f"{url}/PROJECT_ID/v1/segments")
-        lines += [
-            f"  {name}  {url}/PROJECT_ID",
-            "    any project of the account, tokens are fetched on first use",
-        ]
-    lines += ["", *(f'Try:  curl {key}"{call}"' for call in calls[:1])]
-    lines += [
-        f"See:  {urls[0]}/-/ in a browser: how it is doing, and text for your tools",
-        "Stop: Ctrl-C",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _leases(project: Project) -> list[str]:
-    lines = []
-    for api, keeper in project.keepers.items():
-        status = keeper.status()
-        if status.expires_at is not None:
-            what = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
-        else:
-            what = status.last_error or "token on its way"
-        lines.append(f"    {api.value:<15} {what}")
-    return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from proxy.app.run import StopSignals, serve
 from proxy.cli.console import say
+from proxy.cli.summary import announce
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.contentsquare import Api
@@ -28,7 +29,7 @@ async def serve_demo(server: Mapping[str, object], passed: Sequence[PassedSocket
     """Be a proxy for the sandbox's projects until stopped; ``server`` are flags, as `load` takes them."""
     signals = StopSignals()
     async with Sandbox() as sandbox:
-        await serve(_settings(sandbox, server), signals, passed=passed)
+        await serve(_settings(sandbox, server), signals, announce=announce, passed=passed)
 
 
 def _settings(sandbox: Sandbox, server: Mapping[str, object]) -> Settings:

@@ -54,9 +54,14 @@ def serve(options: Options) -> None:
     with Reading(options.config, flags) as reading:
         with _no_garbage(), _no_certificates():
             from proxy.app import run as serving  # noqa: PLC0415 - meanwhile, for it takes as long
+            from proxy.cli.summary import announce  # noqa: PLC0415
         with interruptibly():
             settings = reading.settings()
-    serving.run(lambda: serving.serve(settings, reload=lambda file: read(file, flags), passed=passed))
+    serving.run(
+        lambda: serving.serve(
+            settings, announce=announce, reload=lambda file: read(file, flags), passed=passed
+        )
+    )
 
 
 @contextlib.contextmanager

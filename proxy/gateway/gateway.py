@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from proxy.admin import admin
-from proxy.admin.admin import Admin, Overview
+from proxy.admin.admin import Admin
+from proxy.admin.overview import Overview
 from proxy.contentsquare import oauth_path
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.gateway import policy
@@ -46,9 +47,7 @@ class Gateway:
     generation: Generation
 
     def __init__(self, overview: Overview, quit_: Callable[[], None] | None, on_event: OnEvent) -> None:
-        self.is_stopping = False
-        self.refused: Counter[str] = Counter()
-        """Errors of requests that reached no project, by code."""
+        self._overview = overview
         self._quit = quit_
         self._on_event = on_event
         self._log = RequestLog()
@@ -196,7 +195,7 @@ class Gateway:
         if not is_own:
             caller, target = generation.callers.identify(request.head, target)
             is_own = target.startswith(admin.PREFIX) or target in (b"/-", b"*")
-        if self.is_stopping and not target.startswith(admin.PREFIX):
+        if self._overview.is_stopping and not target.startswith(admin.PREFIX):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target, is_own
 
@@ -225,7 +224,7 @@ class Gateway:
 
     def _count_error(self, error: ProxyError, request: Request) -> None:
         if request.exchange is None:
-            self.refused[error.code] += 1
+            self._overview.refused[error.code] += 1
             return
         project, api = request.exchange.project, request.exchange.api
         project.measures.failed(error.code, error.message)

@@ -82,8 +82,8 @@ async def test_a_project_can_have_a_listener_of_its_own_that_needs_no_prefix() -
     port = free_port()
     projects = {"shop": {**ONE, "default": True}, "alone": {**ONE, "port": port}}
     async with gateway(upstream, projects=projects) as proxy:
-        assert proxy.app.project_url("alone") == f"http://127.0.0.1:{port}"
-        assert proxy.app.project_url("shop") == f"http://127.0.0.1:{proxy.port}/shop"
+        assert proxy.app.overview.project_url("alone") == f"http://127.0.0.1:{port}"
+        assert proxy.app.overview.project_url("shop") == f"http://127.0.0.1:{proxy.port}/shop"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert (await ask(reader, writer, f"127.0.0.1:{port}", "/shop/v1/x")).status == 200
         assert upstream.requests[0].start_line == b"GET /shop/v1/x HTTP/1.1"
@@ -454,7 +454,7 @@ async def test_a_running_request_finishes_while_the_proxy_stops(first: bytes) ->
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
         await asyncio.sleep(0.02)
         assert not draining.done()
-        assert proxy.app.is_stopping
+        assert proxy.app.overview.is_stopping
         held.go_on.set()
         answer = await read_message(reader)
         assert (answer.body, answer.values(b"connection")) == (b"ok", [] if first else [b"close"])

@@ -113,7 +113,7 @@ class Rig(Gateway):
     @property
     def status(self) -> tuple[int, int]:
         """How many reloads went well, and how many were refused."""
-        return self.app.reload_status.count, self.app.reload_status.refused
+        return self.app.overview.reload.count, self.app.overview.reload.refused
 
     def project(self, name: str = "shop") -> Project:
         return next(project for project in self.app.projects() if project.name == name)
@@ -221,10 +221,10 @@ async def test_a_mode_that_was_put_right_is_noticed(tmp_path: Path) -> None:
         await until(lambda: sum(running.status))
         if running.status == (1, 0):
             pytest.skip("modes don't count on this file system")
-        assert "chmod 600" in running.app.reload_status.last_faults[0]
+        assert "chmod 600" in running.app.overview.reload.last_faults[0]
         running.file.chmod(0o600)
         await until(lambda: running.status == (1, 1))
-        assert running.app.reload_status.last_faults == ()
+        assert running.app.overview.reload.last_faults == ()
 
 
 async def test_without_a_change_nothing_is_read_again_but_when_asked(tmp_path: Path) -> None:
@@ -816,7 +816,7 @@ async def test_a_file_that_was_found_and_is_gone_gives_way_to_no_other_configura
         for refusals in (1, 2):
             running.file.unlink()
             await until(lambda: running.status[1] == refusals)  # noqa: B023 - awaited within
-            assert running.app.reload_status.last_faults == (f"{running.file}: there is no such file",)
+            assert running.app.overview.reload.last_faults == (f"{running.file}: there is no such file",)
             assert await running.code() == "PROXY_CALLER_UNKNOWN"
             write(running.file, toml(running.sections))
             await until(lambda: running.status == (refusals, refusals))  # noqa: B023 - awaited within
@@ -840,7 +840,7 @@ async def test_where_no_file_was_found_one_is_looked_for_when_asked(
         write(file, "[server]\ndrain_timeout = 7\n")
         for count in (1, 2):
             app.reload()
-            await until(lambda: app.reload_status.count == count)  # noqa: B023 - awaited within
+            await until(lambda: app.overview.reload.count == count)  # noqa: B023 - awaited within
     assert read == [None, file]
 
 

@@ -76,7 +76,7 @@ async def nowhere() -> AsyncIterator[Gateway]:
 @contextlib.asynccontextmanager
 async def stopping() -> AsyncIterator[Gateway]:
     async with gateway() as proxy:
-        proxy.app._gateway.is_stopping = (
+        proxy.app.overview.is_stopping = (
             True  # what follows closes the connections, sooner than one could ask
         )
         yield proxy

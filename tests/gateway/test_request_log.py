@@ -244,7 +244,7 @@ async def test_probes_that_are_answered_as_designed_are_quiet(logged: Logged) ->
 
 async def test_a_proxy_that_is_not_ready_says_so_quietly(logged: Logged) -> None:
     async with gateway() as proxy:
-        proxy.app._gateway.is_stopping = True
+        proxy.app.overview.is_stopping = True
         assert (await proxy.call(b"GET /-/ready")).status == 503
         assert logged() == []
 

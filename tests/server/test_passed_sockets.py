@@ -169,7 +169,7 @@ async def test_a_projects_own_port_goes_by_its_name_and_others_are_bound_as_ever
     async with gateway(passed=[PassedSocket("shop", listening())]) as proxy:
         own, project = proxy.app.listeners
         assert (own.project, project.project) == (None, "shop")
-        assert proxy.app.project_url("shop") == project.url
+        assert proxy.app.overview.project_url("shop") == project.url
         reader, writer = await asyncio.open_connection("127.0.0.1", project.port)
         writer.write(b"GET /v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n\r\n" % project.port)
         assert (await read_message(reader)).status == 200

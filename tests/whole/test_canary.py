@@ -35,7 +35,7 @@ BUG = """
 from proxy.admin.admin import Admin
 
 async def fail(self, *_):
-    settings = self._overview._generation.settings
+    settings = self._overview.settings
     secret = settings.projects["shop"].client_secret.get_secret_value()
     tokens = [keeper.current() for p in self._overview.projects() for keeper in p.keepers.values()]
     raise RuntimeError(f"a bug that shows {secret!r} and {[t and t.access_token for t in tokens]}")

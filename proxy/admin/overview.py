@@ -1,0 +1,62 @@
+"""What the page, the status, the metrics and the start-up summary read of a running proxy.
+
+The application makes one `Overview` and keeps it up to date; the gateway counts in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from proxy.config.settings import Settings
+from proxy.config.watch import ReloadStatus
+from proxy.logs.setup import dropped_lines
+from proxy.projects.measures import LoopLag
+from proxy.projects.project import Project
+from proxy.server.listeners import Listener
+
+
+@dataclass(slots=True)
+class Overview:
+    """How the proxy is doing. ``settings`` are those of the running generation.
+
+    ``projects`` gives all projects, with those of accounts that are in use. ``refused`` counts the errors of
+    requests that reached no project, by code. ``has_quit``: the application can be told to end.
+    """
+
+    settings: Settings
+    listeners: Sequence[Listener]
+    projects: Callable[[], Iterable[Project]]
+    loop_lag: LoopLag
+    has_quit: bool = False
+    is_stopping: bool = False
+    reload: ReloadStatus = field(default_factory=ReloadStatus)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def log_lines_dropped(self) -> int:
+        """How many lines couldn't be written since the process began."""
+        return dropped_lines()
+
+    @property
+    def can_quit(self) -> bool:
+        """Whether ``/-/quit`` is there."""
+        return self.has_quit and self.settings.server.allow_quit
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers are defined, so that every request needs a key."""
+        return bool(self.settings.callers)
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        """The names of accounts."""
+        return self.settings.accounts
+
+    def project_url(self, name: str) -> str:
+        """The URL by which callers address a project or an account."""
+        for listener in self.listeners:
+            if listener.project == name:
+                return listener.url
+        return f"{self.listeners[0].url}/{name}" if self.listeners else f"/{name}"

@@ -1,0 +1,57 @@
+"""The start-up summary: where the proxy listens, each project, a line to try, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxy import __version__
+from proxy.admin.overview import Overview
+from proxy.cli.console import say
+from proxy.config.settings import WILDCARDS
+from proxy.errors import OutputLost
+from proxy.projects.project import Project
+
+
+def announce(overview: Overview) -> None:
+    """Print the summary. A full disk, say, is no reason to end a proxy that serves."""
+    try:
+        say("\n".join(_lines(overview)))
+    except OutputLost:
+        return
+
+
+def _lines(overview: Overview) -> Iterator[str]:
+    settings = overview.settings
+    urls = [listener.url for listener in overview.listeners]
+    where = " (and every address of this computer)" if settings.server.host in WILDCARDS else ""
+    yield from (f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", "")
+    calls = []
+    for project in overview.projects():
+        url = overview.project_url(project.name)
+        query = f"?projectId={project.grant.project_id}" if project.grant.project_id else ""
+        calls.append(f"{url}/v1/segments{query}")
+        yield from (f"  {project.name}  {url}", *_tokens(project))
+    for name in settings.accounts:
+        url = overview.project_url(name)
+        calls.append(f"{url}/PROJECT_ID/v1/segments")
+        yield f"  {name}  {url}/PROJECT_ID"
+        yield "    any project of the account, tokens are fetched on first use"
+    yield ""
+    if calls:
+        key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
+        yield f'Try:  curl {key}"{calls[0]}"'
+    yield f"See:  {urls[0]}/-/ in a browser: how it is doing, and text for your tools"
+    yield from ("Stop: Ctrl-C", "")
+
+
+def _tokens(project: Project) -> list[str]:
+    """A line for each API whose token is kept fresh, or one that says why there is none."""
+    lines = []
+    for api, keeper in project.keepers.items():
+        status = keeper.status()
+        if status.expires_at is not None:
+            state = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
+        else:
+            state = status.last_error or "token on its way"
+        lines.append(f"    {api.value:<15} {state}")
+    return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]
