@@ -38,6 +38,7 @@ MODULES = (
     "logs/redact",
     "logs/sink",
     "projects/measures",
+    "projects/shared_answers",
     "projects/stored",
     "server/body",
     "server/parser",

@@ -238,12 +238,6 @@ class QueueTimeout(ProxyError):
     code, status, proxy_status = "PROXY_QUEUE_TIMEOUT", 503, "connection_limit_reached"
 
 
-class NotStored(ProxyError):
-    """The caller wants a stored answer only, and there is none (RFC 9111, section 5.2.1.7)."""
-
-    code, status, proxy_status = "PROXY_NOT_STORED", 504, "http_request_denied"
-
-
 class UpstreamUnreachable(ProxyError):
     """DNS, connect, TLS, an invalid answer, or the connection lost before an answer."""
 

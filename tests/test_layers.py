@@ -31,10 +31,6 @@ RANKS = (
 ONLY_IMPORTED_BY = {"sandbox": {"cli"}, "cli": {ROOT}}
 """What only these folders may import; of the root words, `__main__` alone does."""
 STRANGERS = {("server", "upstream")}
-TO_BE_CUT = {
-    ("admin.admin", "gateway.route"),
-    ("projects.project", "gateway.sharing.sharing"),
-}
 LIBRARIES = {
     "aiohttp": {"server", "sandbox", "tokens"},
     "prometheus_client": {"admin"},
@@ -103,7 +99,7 @@ def test_a_folder_imports_only_to_the_right(folder: str) -> None:
     wrong = []
     for module, target in arrows():
         own, other = folder_of(module), folder_of(target)
-        if own != folder or other == own or (module, target) in TO_BE_CUT:
+        if own != folder or other == own:
             continue
         if other in ONLY_IMPORTED_BY:
             fine = own in ONLY_IMPORTED_BY[other] and (own != ROOT or module == "__main__")

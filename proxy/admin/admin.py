@@ -23,8 +23,8 @@ from proxy.blocking import NoThread, in_thread
 from proxy.config.expiry import days_left, utc_today
 from proxy.config.watch import ReloadStatus
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
-from proxy.gateway.route import nearest
 from proxy.projects.measures import Minute
+from proxy.projects.naming import names_like
 from proxy.projects.project import Project
 from proxy.server.answer import write_answer, write_error, write_json
 from proxy.server.request import Request
@@ -202,7 +202,7 @@ class Admin:
     def _unknown(self, name: str, sees: Sees) -> UnknownProject:
         projects = (project.name for project in self._overview.projects() if "/" not in project.name)
         known = [*projects, *(f"{account}/42" for account in self._overview.accounts)]
-        near = nearest(name, [one for one in known if sees(one)])
+        near = names_like(name, [one for one in known if sees(one)])
         paths = ", ".join(f"/-/refresh/{one}" for one in near)
         return UnknownProject(f"There is no project {name!r}. Try {paths or 'another'}")
 
@@ -251,9 +251,9 @@ def _of_credentials(project: Project) -> dict[str, object]:
 
 
 def _of_sharing(project: Project) -> dict[str, object] | None:
-    if project.sharing is None:
+    if project.shared_answers is None:
         return None
-    shelf = project.sharing.shelf
+    shelf = project.shared_answers.shelf
     return {**project.measures.shared, "stored": len(shelf.answers), "stored_bytes": shelf.bytes}
 
 

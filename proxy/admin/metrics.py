@@ -153,7 +153,8 @@ class _Families:
             self.replays.add_metric([name, reason], measures.replays[reason])
         for kind, count in measures.shared.items():
             self.shared.add_metric([name, kind], count)
-        self.stored.add_metric([name], 0 if project.sharing is None else project.sharing.shelf.bytes)
+        answers = project.shared_answers
+        self.stored.add_metric([name], 0 if answers is None else answers.shelf.bytes)
         ended = sum(sum(one.duration.counts) for one in measures.apis.values())
         # Only those that did wait are counted as they come; the others waited for 0 s.
         at_once = ended - sum(measures.slot_wait.counts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
 from proxy.contentsquare import Api, changes_data
 from proxy.errors import (
@@ -29,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.gateway.attempt import Attempt, Outcome
 from proxy.gateway.rewrite import request_head
+from proxy.projects.project import Project
 from proxy.projects.slots import Slots
 from proxy.server.request import Request
 from proxy.tokens.lease import Lease, LeaseKeeper
@@ -41,20 +42,6 @@ TOKEN_WAIT_S: Final = 10.0
 """How long a request waits for a first lease."""
 
 
-class Project(Protocol):
-    """What a project looks like from here."""
-
-    name: str
-    slots: Slots
-
-    def keeper(self, api: Api) -> LeaseKeeper:
-        """The keeper of this API's lease. Raises Forbidden where the project can't have one."""
-        ...
-
-
-P = TypeVar("P", bound=Project)
-
-
 class Forwarder:
     """Where requests go."""
 
@@ -63,12 +50,12 @@ class Forwarder:
         self.queue_timeout_s = queue_timeout_s
 
 
-class Exchange(Generic[P]):
+class Exchange:
     """One request's way to a cloud and back.
 
-    `begin` sends it at once where nothing has to be waited for, as is the rule: then ``ended`` is called
+    `try_now` sends it at once where nothing has to be waited for, as is the rule: then ``ended`` is called
     when the answer is with the caller or was cut. Whatever takes more than that is for `run`, which does
-    all of it, or goes on from where `begin` came to. Holds at most one slot, and gives it back however
+    all of it, or goes on from where `try_now` came to. Holds at most one slot, and gives it back however
     it ends.
     """
 
@@ -96,11 +83,11 @@ class Exchange(Generic[P]):
         self,
         forwarder: Forwarder,
         request: Request,
-        project: P,
+        project: Project,
         api: Api,
         target: bytes,
         *,
-        ended: Callable[[Exchange[P]], None],
+        ended: Callable[[Exchange], None],
     ) -> None:
         self.request = request
         self.project = project
@@ -125,7 +112,7 @@ class Exchange(Generic[P]):
 
     # Without waiting
 
-    def begin(self) -> bool:
+    def try_now(self) -> bool:
         """Send the request now; False where something has to be waited for, and then nothing was done."""
         lease = self.project.keeper(self.api).current()
         slots = self.project.slots

@@ -26,8 +26,8 @@ from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import Facade, FindRoute
 from proxy.gateway.request_log import RequestLog
 from proxy.gateway.route import API_FIELD, PROJECT_FIELD, Route
+from proxy.gateway.sharing import sharing
 from proxy.logs.events import OnEvent
-from proxy.projects.project import Project
 from proxy.server.answer import write_answer, write_error, write_json
 from proxy.server.listeners import Listener
 from proxy.server.request import Request
@@ -67,12 +67,12 @@ class Gateway:
             if is_own:
                 return False
             exchange = self._way(request, generation, caller, target)
-            sharing = exchange.project.sharing
-            return exchange.begin() if sharing is None else sharing.begin(exchange)
+            answers = exchange.project.shared_answers
+            return exchange.try_now() if answers is None else sharing.try_now(exchange, answers)
         except Exception:  # noqa: BLE001 - `run` meets the same error again and answers it
             return False
 
-    def _ended(self, exchange: Exchange[Project]) -> None:
+    def _ended(self, exchange: Exchange) -> None:
         """What was begun is over: the answer is with the caller or was cut, or the caller has left."""
         request = exchange.request
         try:
@@ -106,7 +106,7 @@ class Gateway:
             self._leave(request)
 
     async def _answer(self, request: Request) -> bool:
-        exchange: Exchange[Project] | None = request.exchange
+        exchange: Exchange | None = request.exchange
         if exchange is not None and exchange.is_counted:  # `try_now` sent it
             return await _run(exchange)
         request.began_at = time.perf_counter()
@@ -118,7 +118,7 @@ class Gateway:
 
     def _way(
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
-    ) -> Exchange[Project]:
+    ) -> Exchange:
         """The way that a request may go. Raises ProxyError for one that must not go anywhere."""
         route = _route(request, generation, caller, target)
         project, target = route.project, route.target
@@ -141,7 +141,7 @@ class Gateway:
         if request.recorder is not None:
             request.recorder.on_over()
             request.recorder = None
-        exchange: Exchange[Project] | None = request.exchange
+        exchange: Exchange | None = request.exchange
         if exchange is not None:
             project = exchange.project
             if exchange.is_counted:
@@ -233,13 +233,13 @@ class Gateway:
             self._on_event("request_failed", values)
 
 
-async def _run(exchange: Exchange[Project]) -> bool:
+async def _run(exchange: Exchange) -> bool:
     exchange.attend()
-    sharing = exchange.project.sharing
-    return await (exchange.run() if sharing is None else sharing.run(exchange))
+    answers = exchange.project.shared_answers
+    return await (exchange.run() if answers is None else sharing.run(exchange, answers))
 
 
-def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route[Project]:
+def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route:
     listener: Listener = request.connection.listener
     project = api = None
     for field in request.head.steering:

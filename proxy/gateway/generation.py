@@ -24,12 +24,12 @@ from proxy.gateway.callers import Callers
 from proxy.gateway.exchange import Forwarder
 from proxy.gateway.guard import Guard
 from proxy.gateway.route import Router
-from proxy.gateway.sharing.sharing import Sharing
 from proxy.logs.events import OnEvent
 from proxy.logs.setup import redactor
 from proxy.origin import Origin
 from proxy.projects.accounts import AccountProjects
 from proxy.projects.project import Grant, Project, Spawn
+from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.slots import SharedSlots, Slots
 from proxy.projects.stored import Store
 from proxy.server.listeners import Listener, server_tls
@@ -115,7 +115,7 @@ class Generation:
     outward: Outward
     forwarder: Forwarder
     projects: Mapping[str, Project]
-    router: Router[Project]
+    router: Router
     callers: Callers
     guards: tuple[Guard, ...]
     owners: tuple[Project | None, ...]
@@ -266,11 +266,13 @@ class Generations:
             from_start=from_start,
             on_event=self._on_event,
             expires=access.expires,
-            sharing=self._sharing(access),
+            shared_answers=self._shared_answers(access),
         )
 
-    def _sharing(self, access: Access) -> Sharing | None:
-        return Sharing(self.answers.shelf(), access.cache) if access.coalesce or access.cache else None
+    def _shared_answers(self, access: Access) -> SharedAnswers | None:
+        if not (access.coalesce or access.cache):
+            return None
+        return SharedAnswers(self.answers.shelf(), access.cache)
 
     def _of_account(
         self, settings: Settings, outward: Outward, account: str, project_id: int

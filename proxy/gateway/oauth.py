@@ -43,7 +43,7 @@ CONTENT_TIMEOUT_S = 10.0
 MOST_ME = 4
 """Of ``/v1/oauth/me`` at once: it goes where tokens are fetched, and must not keep those waiting."""
 
-FindRoute = Callable[[Caller | None, bytes], Route[Project]]
+FindRoute = Callable[[Caller | None, bytes], Route]
 Directory = Callable[[], tuple[Callers, FindRoute]]
 """The callers and their routes, as they are when it is called; good until the next ``await``."""
 _TOKEN = TOKEN_PATH.encode()
@@ -137,7 +137,7 @@ def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
     return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
-def _grant(request: Request, asked: _Asked, route: Route[Project], key: str | None) -> bool:
+def _grant(request: Request, asked: _Asked, route: Route, key: str | None) -> bool:
     """The placeholder for what was asked. Raises `_Refused`."""
     members, project = asked.members, route.project
     if members.get("grant_type") != GRANT_TYPE:

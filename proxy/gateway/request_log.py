@@ -13,7 +13,6 @@ from typing import Final
 from proxy.contentsquare import Api
 from proxy.gateway.exchange import Exchange
 from proxy.logs.setup import quick_logger
-from proxy.projects.project import Project
 from proxy.server.request import Request
 from proxy.server.request_id import request_id, trace_id
 
@@ -99,7 +98,7 @@ class RequestLog:
 
     def _fill(self, line: list[str], request: Request, took_s: float) -> None:
         """Add the line's own keys, in their order; one that says nothing is left out."""
-        exchange: Exchange[Project] | None = request.exchange
+        exchange: Exchange | None = request.exchange
         if exchange is not None:
             line.append(self._project.recurring(exchange.project.name))
             line.append(self._api.recurring(_API_NAMES[exchange.api]))

@@ -7,15 +7,14 @@ of the target is left byte for byte. Knows no leases and no I/O.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
-
-T = TypeVar("T")
+from proxy.projects.naming import names_like
+from proxy.projects.project import Project
 
 PROJECT_FIELD: Final = b"x-csq-project"
 API_FIELD: Final = b"x-csq-api"
@@ -35,19 +34,19 @@ _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
 
 
-class Route(Generic[T]):
+class Route:
     """``api`` is None where the path is in no row of the vendor's table; ``target`` lacks the prefix."""
 
     __slots__ = ("api", "project", "target")
 
-    def __init__(self, project: T, api: Api | None, target: bytes) -> None:
+    def __init__(self, project: Project, api: Api | None, target: bytes) -> None:
         self.project = project
         self.api = api
         self.target = target
 
 
-class Router(Generic[T]):
-    """Finds the route of a target. ``T`` stands for a project as the caller of this class has it.
+class Router:
+    """Finds the route of a target.
 
     ``account_project`` gives the project ``project_id`` of the account ``name``, or None where
     that account's configuration does not allow it.
@@ -55,11 +54,11 @@ class Router(Generic[T]):
 
     def __init__(
         self,
-        projects: Mapping[str, T],
+        projects: Mapping[str, Project],
         *,
-        default: T | None = None,
+        default: Project | None = None,
         accounts: frozenset[str] = frozenset(),
-        account_project: Callable[[str, int], T | None] | None = None,
+        account_project: Callable[[str, int], Project | None] | None = None,
     ) -> None:
         self._projects = {name.encode(): project for name, project in projects.items()}
         self._accounts = {name.encode(): name for name in accounts}
@@ -70,11 +69,11 @@ class Router(Generic[T]):
         self,
         target: bytes,
         *,
-        own: T | None = None,
+        own: Project | None = None,
         project: bytes | None = None,
         api: bytes | None = None,
         may_use: Callable[[str], bool] | None = None,
-    ) -> Route[T]:
+    ) -> Route:
         """The route of an origin-form ``target``.
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
@@ -97,7 +96,7 @@ class Router(Generic[T]):
 
     def _by_prefix(
         self, target: bytes, field: bytes | None, may_use: Callable[[str], bool] | None
-    ) -> tuple[T, bytes, int]:
+    ) -> tuple[Project, bytes, int]:
         """The project, the target without its prefix, and how many segments the prefix has."""
         first, rest = _cut(target)
         found = self._projects.get(first)
@@ -112,7 +111,7 @@ class Router(Generic[T]):
             raise self._unknown(first, may_use)
         return self._default, target, 0
 
-    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> T:
+    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> Project:
         name, slash, project_id = value.partition(b"/")
         if slash and name in self._accounts:
             return self._of_account(name, project_id, may_use)
@@ -121,7 +120,9 @@ class Router(Generic[T]):
             raise self._unknown(value, may_use)
         return found
 
-    def _of_account(self, account: bytes, project_id: bytes, may_use: Callable[[str], bool] | None) -> T:
+    def _of_account(
+        self, account: bytes, project_id: bytes, may_use: Callable[[str], bool] | None
+    ) -> Project:
         name = self._accounts[account]
         if may_use is not None and not may_use(name):
             raise Forbidden(f"This caller may not use the account {name}.")
@@ -141,14 +142,9 @@ class Router(Generic[T]):
             what = f"There is no project {shown!r}"
         paths = [
             f"/{near}/42/v1/..." if near.encode() in self._accounts else f"/{near}/v1/..."
-            for near in nearest(shown, [near for near in known if may_use is None or may_use(near)])
+            for near in names_like(shown, [near for near in known if may_use is None or may_use(near)])
         ]
         return UnknownProject(f"{what}. Try {', '.join(paths) or 'another'}")
-
-
-def nearest(name: str, known: Collection[str]) -> list[str]:
-    """Which of the known names may have been meant; where none is like it, the first ten."""
-    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) or sorted(known)[:10]
 
 
 def _cut(target: bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, product
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.errors import (
     BadRequest,
@@ -204,7 +204,6 @@ class FieldSection:
         "minor",
         "raw",
         "steering",
-        "terms",
         "to_upstream",
         "wants_trailers",
     )
@@ -223,8 +222,6 @@ class FieldSection:
         self.keep_alive = False
         self.to_upstream: bytes | None = None
         """What of it goes upstream, once that was worked out."""
-        self.terms: Any = None
-        """What it says about sharing the answer, once `proxy.gateway.sharing.cache_rules` worked that out."""
 
 
 class RequestHead:

@@ -19,10 +19,10 @@ from types import MappingProxyType
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden, TokenFetchError
-from proxy.gateway.sharing.sharing import Sharing
 from proxy.logs.events import OnEvent
 from proxy.logs.setup import redactor
 from proxy.projects.measures import ProjectMeasures
+from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.slots import Slots
 from proxy.tokens.answer import TokenAnswer
 from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, described
@@ -66,8 +66,8 @@ class Project:
     slots that a Contentsquare project has in common, whatever its names here: where the id isn't
     configured, a token answer tells it. ``on_event`` hears what `LeaseKeeper` tells, and
     ``apis_discovered``, ``api_discovery_failed`` and ``credentials_switched``.
-    Whoever forwards a request counts it in ``running`` meanwhile. ``expires`` is for people. ``sharing``
-    None: each call is a call of its own.
+    Whoever forwards a request counts it in ``running`` meanwhile. ``expires`` is for people.
+    ``shared_answers`` None: each request is forwarded by itself.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Project:
         clock: Clock = SYSTEM_CLOCK,
         slots_of: Callable[[int], Slots] | None = None,
         expires: dt.date | None = None,
-        sharing: Sharing | None = None,
+        shared_answers: SharedAnswers | None = None,
     ) -> None:
         self.name = name
         self.slots = slots
@@ -94,7 +94,7 @@ class Project:
         self.project_id = grant.project_id
         """The Contentsquare project that tokens are asked for, None where the credentials say it."""
         self.expires = expires
-        self.sharing = sharing
+        self.shared_answers = shared_answers
         self.running = 0
         self.requests: Counter[Api] = Counter()
         self.measures = ProjectMeasures()
@@ -212,8 +212,8 @@ class Project:
 
     def forget_answers(self) -> None:
         """Share none of the answers that are here or on their way with a request that comes later."""
-        if self.sharing is not None:
-            self.sharing.forget()
+        if self.shared_answers is not None:
+            self.shared_answers.forget()
 
     def retire(self) -> None:
         """No new requests come: fetch only what a running one still needs. `close` it when none is left."""

@@ -260,7 +260,7 @@ async def test_the_usual_request_is_begun_and_answered_without_the_connections_t
 ) -> None:
     async with gateway() as proxy:
         assert (await proxy.call(b"GET /v1/x")).status == 200  # leaves a connection to the cloud behind
-        monkeypatch.setattr(Gateway, "answer", None)
+        monkeypatch.setattr(Gateway, "run", None)
         reader, writer = await proxy.connect()
         for method in (b"GET", b"POST", b"GET"):
             content = b"" if method == b"GET" else b"abc"
@@ -297,7 +297,7 @@ async def test_a_caller_that_leaves_as_a_second_try_is_due_holds_nothing(
         assert (await proxy.call(b"GET /v1/x")).status == 200
         go_on = CallerConnection.interrupted
         monkeypatch.setattr(CallerConnection, "interrupted", leave)
-        monkeypatch.setattr(Gateway, "answer", None)
+        monkeypatch.setattr(Gateway, "run", None)
         _, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
         async with asyncio.timeout(WAIT_S):

@@ -367,13 +367,14 @@ PARTS = st.sampled_from(
 def test_tenant_crossing_no_spelling_of_a_path_below_a_is_decided_for_b_or_leaves_a(
     parts: list[str], start: str
 ) -> None:
-    router: Router[str] = Router({"a": "A", "b": "B"})
+    projects: Any = {"a": "A", "b": "B"}
+    router = Router(projects)
     target = (start + "".join(parts)).encode()
     try:
         route = router.route(target)
     except ProxyError:
         return
-    found, rest = route.project, route.target
+    found, rest = str(route.project), route.target
     first = target.partition(b"?")[0].split(b"/")[1]
     assert found == {b"a": "A", b"b": "B"}[first]
     depth, path = 0, rest.partition(b"?")[0].lower()

@@ -41,6 +41,8 @@ _NEVER = frozenset(
     )
 )
 _NOTABLE = _APART | _NEVER | METHOD_OVERRIDES
+_UNSUPPORTED = frozenset((b"min-fresh", b"only-if-cached"))
+"""A request that asks for one of these is forwarded, for the cloud to meet."""
 _TELLING = frozenset(
     (
         b"age",
@@ -57,18 +59,16 @@ _TELLING = frozenset(
 class Terms(NamedTuple):
     """What the fields of a request say about sharing its answer.
 
-    ``key`` is what requests with the same answer have in common; None: nothing of it is to be shared.
-    ``is_alone``: the caller wants an answer of its own; ``no_store``: one that isn't stored, either.
-    ``max_age_s`` and ``min_fresh_s`` are what it demands of a stored answer, in seconds.
+    ``key`` is what requests with the same answer have in common; None: the answer can't be shared.
+    ``is_alone``: the caller wants an answer of its own; ``no_store``: it must not be stored, either.
+    ``max_age_s`` is how old a shared answer may be, in seconds.
     """
 
     key: bytes | None
     may_change_data: bool = False
     is_alone: bool = False
     no_store: bool = False
-    only_if_cached: bool = False
     max_age_s: float = math.inf
-    min_fresh_s: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -87,14 +87,7 @@ _GOOD = Verdict(None)
 
 
 def terms_of(section: FieldSection) -> Terms:
-    """The terms of a request with these fields; worked out once for each section."""
-    terms: Terms | None = section.terms
-    if terms is None:
-        terms = section.terms = _terms(section)
-    return terms
-
-
-def _terms(section: FieldSection) -> Terms:
+    """The terms of a request with these fields."""
     fields = section.fields
     has_content = section.chunked or bool(section.content_length)
     if not fields.has_any(_NOTABLE):
@@ -108,11 +101,9 @@ def _terms(section: FieldSection) -> Terms:
     max_age_s = _seconds(directives.get(b"max-age"), math.inf)
     return Terms(
         _without(fields_to_upstream(section), _APART),
-        is_alone=no_cache or no_store or not max_age_s,
+        is_alone=no_cache or no_store or not max_age_s or not _UNSUPPORTED.isdisjoint(directives),
         no_store=no_store,
-        only_if_cached=b"only-if-cached" in directives,
         max_age_s=max_age_s,
-        min_fresh_s=_seconds(directives.get(b"min-fresh"), 0.0),
     )
 
 

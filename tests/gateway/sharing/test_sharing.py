@@ -171,7 +171,7 @@ async def test_an_answer_is_asked_for_again_once_it_is_stale(monkeypatch: pytest
     cloud = Cloud().opened()
     async with sharing(cloud, shop={"cache": "10s"}) as proxy:
         await proxy.call(GET)
-        (stored,) = project_of(proxy).sharing.shelf.answers.values()  # type: ignore[union-attr]
+        (stored,) = project_of(proxy).shared_answers.shelf.answers.values()  # type: ignore[union-attr]
         assert 9 < stored.fresh_until - stored.asked_at < 10.001
         stored.fresh_until = stored.asked_at
         again = await proxy.call(GET)
@@ -198,7 +198,7 @@ async def test_the_cloud_can_forbid_or_shorten_and_not_lengthen(line: bytes, is_
     async with sharing(Cloud(lambda _, n: json_answer(b"[%d]" % n, line)).opened()) as proxy:
         await proxy.call(GET)
         assert (await proxy.call(GET)).body == (b"[1]" if is_stored else b"[2]")
-        for stored in project_of(proxy).sharing.shelf.answers.values():  # type: ignore[union-attr]
+        for stored in project_of(proxy).shared_answers.shelf.answers.values():  # type: ignore[union-attr]
             assert stored.fresh_until - stored.asked_at == pytest.approx(60)
 
 
@@ -300,22 +300,19 @@ async def test_no_store_is_not_stored() -> None:
         assert (await proxy.call(GET)).body == b"[2]"
 
 
-async def test_max_age_and_min_fresh_are_compared_with_what_is_stored() -> None:
+async def test_max_age_is_compared_with_what_is_stored() -> None:
     async with sharing(Cloud(lambda _, n: json_answer(b"[%d]" % n, b"Age: 20")).opened()) as proxy:
         await proxy.call(GET)
-        assert (await proxy.call(GET, b"Cache-Control: max-age=40, min-fresh=20")).body == b"[1]"
+        assert (await proxy.call(GET, b"Cache-Control: max-age=40")).body == b"[1]"
         assert (await proxy.call(GET, b"Cache-Control: max-age=19")).body == b"[2]"
-        assert (await proxy.call(GET, b"Cache-Control: min-fresh=50")).body == b"[3]"
 
 
-async def test_only_if_cached_is_never_forwarded() -> None:
-    cloud = Cloud().opened()
-    async with sharing(cloud) as proxy:
-        refused = await proxy.call(GET, b"Cache-Control: only-if-cached")
-        assert (refused.status, refused.error_code) == (504, "PROXY_NOT_STORED")
-        assert not cloud.requests
+@pytest.mark.parametrize("asked", [b"only-if-cached", b"max-age=40, min-fresh=20"])
+async def test_a_request_that_asks_for_more_than_max_age_goes_to_the_cloud(asked: bytes) -> None:
+    async with sharing(Cloud().opened()) as proxy:
         await proxy.call(GET)
-        assert (await proxy.call(GET, b"Cache-Control: only-if-cached")).body == b"[1]"
+        answer = await proxy.call(GET, b"Cache-Control: " + asked)
+        assert (answer.body, status_of(answer)) == (b"[2]", b"csq-proxy; fwd=request")
 
 
 async def test_only_what_every_answer_may_depend_on_makes_requests_differ() -> None:
@@ -400,7 +397,7 @@ async def test_an_error_is_nobody_elses(status: bytes) -> None:
         answers = [await call for call in calls]
         assert {one.status for one in answers} == {int(status[:3])}
         assert len({one.body for one in answers}) == len(cloud.requests) == 5
-        assert not project_of(proxy).sharing.shelf.answers  # type: ignore[union-attr]
+        assert not project_of(proxy).shared_answers.shelf.answers  # type: ignore[union-attr]
 
 
 async def test_a_token_refused_once_is_no_answer() -> None:
@@ -623,7 +620,7 @@ async def test_nobody_waits_for_a_slow_caller() -> None:
 
 
 async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.gateway.sharing.recording.PATIENCE_S", 0.02)
+    monkeypatch.setattr("proxy.projects.shared_answers.PATIENCE_S", 0.02)
     cloud = Cloud()
     async with sharing(cloud) as gate, together(gate, 4) as calls:
         await until(lambda: len(cloud.requests) == 4)
@@ -725,7 +722,7 @@ async def test_shared_answers_are_counted_and_shown() -> None:
 async def test_whatever_callers_do_everybody_gets_a_right_answer_and_every_slot_is_given_back(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.gateway.sharing.recording.PATIENCE_S", 0.03)
+    monkeypatch.setattr("proxy.projects.shared_answers.PATIENCE_S", 0.03)
     rng = random.Random(seed)
 
     def answer(request: Message, _: int) -> bytes:
