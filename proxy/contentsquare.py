@@ -1,6 +1,6 @@
-"""What we know of the vendor: its APIs, scopes, paths, changing calls, limits and error codes.
+"""Facts about the vendor: its APIs, scopes, paths, the calls that change data, limits and error codes.
 
-Pure knowledge, no I/O and no state; the sandbox simulates exactly this and the proxy relies on it.
+No I/O and no state. The sandbox simulates exactly these facts, and the proxy relies on them.
 Sources: Contentsquare's API documentation (authentication, Data Export, Metrics, Enrichment,
 Speed Analysis Lab, Voice of Customer), 2025-2026.
 """
@@ -24,7 +24,7 @@ CONCURRENT_API_CALL: Final = "CONCURRENT_API_CALL"
 
 
 class Api(enum.Enum):
-    """One of Contentsquare's public APIs; the value is its name here and its OAuth scope is `scope`."""
+    """One of Contentsquare's public APIs; the value is its name in the configuration."""
 
     DATA_EXPORT = "data-export"
     METRICS = "metrics"
@@ -32,7 +32,7 @@ class Api(enum.Enum):
     SPEED_ANALYSIS = "speed-analysis"
     SURVEYS = "surveys"
 
-    __hash__ = object.__hash__  # a member is itself alone, and Enum's own takes ten times as long
+    __hash__ = object.__hash__  # members are compared by identity, and Enum's own takes ten times as long
 
     @property
     def scope(self) -> str:
@@ -61,13 +61,13 @@ _MAY_BE_STORED: Final = re.compile(
     rb"|segments|goals|mappings|page-groups|zonings|metrics|public/projects/[A-Za-z0-9_-]+/surveys)"
     rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*(?:\?|\Z)"
 )
-"""What every server reads in the same way: no codings, parameters, empty or dot segments."""
+"""Only paths that all servers read in the same way: no percent-coding, parameters, empty or dot segments."""
 _OAUTH: Final = b"/v1/oauth/"
 _TOKEN_OR_ME: Final = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
 
 
 def oauth_path(target: bytes) -> re.Match[bytes] | None:
-    """Where in a target, below at most two segments, `TOKEN_PATH` or `ME_PATH` stands: group 1."""
+    """Find `TOKEN_PATH` or `ME_PATH` in a target, behind at most two segments; it is group 1."""
     return _TOKEN_OR_ME.match(target) if target.find(_OAUTH) >= 0 else None
 
 
@@ -77,19 +77,19 @@ def may_be_shared(target: bytes) -> bool:
 
 
 def may_be_stored(target: bytes) -> bool:
-    """Whether the answer to a GET may be stored where somebody asks for that.
+    """Whether the answer to a GET may be stored, where the configuration asks for that.
 
-    Not below ``/v1/exports``: its answers are states that programs wait for, and files' URLs whose
-    signatures end. Nor where the path isn't known, for it could be the like; nor, therefore, where
-    another spelling could hide one.
+    Answers below ``/v1/exports`` may not: programs wait for the states in them, and the signatures of the
+    files' URLs end. An unknown path could have such answers, too, so only known paths match, and only in
+    their plain spelling.
     """
     return _MAY_BE_STORED.match(target) is not None
 
 
 def api_of(target: bytes) -> Api | None:
-    """The API that a request target (origin-form, prefix removed) belongs to, None where no row fits.
+    """The API that a request target (origin-form, prefix removed) belongs to; None for an unknown path.
 
-    New APIs appear, so None doesn't mean that the target is wrong.
+    The vendor adds APIs, so None doesn't mean that the target is wrong.
     """
     if not target.startswith(_VERSION):
         return None
@@ -104,9 +104,9 @@ def api_of(target: bytes) -> Api | None:
 def changes_data(method: bytes, target: bytes) -> bool:
     """Whether a request may change data.
 
-    By the vendor's table the Speed Analysis POSTs are reads, but for two, and so are those for OAuth;
-    what the table doesn't know is judged by the method alone (RFC 9110, section 9.2.1), so any other
-    POST counts as changing.
+    By the vendor's documentation, all POSTs of Speed Analysis but two only read, and so do those for
+    OAuth. For all other paths the method decides (RFC 9110, section 9.2.1), so any other POST counts as
+    a change.
     """
     if method in SAFE_METHODS:
         return False

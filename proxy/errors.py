@@ -5,7 +5,7 @@ Hides nothing, imports nothing of ours. The tree::
     CsqProxyError
     |- ConfigError                     the configuration can't be used; exit code 2
     |- ListenError                     a listener can't be opened; exit code 1
-    |- OutputLost                      what a command prints can't be written; exit code 1
+    |- OutputLost                      a command's output can't be written; exit code 1
     |- TokenFetchError                 one token request failed: transient or permanent
     |- UpstreamError                   an upstream connection or its answer failed
     |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
@@ -41,17 +41,17 @@ class ListenError(CsqProxyError):
 
 
 class OutputLost(CsqProxyError):
-    """What a command prints can't be written: the disk is full, say."""
+    """A command's output can't be written: the disk is full, for example."""
 
 
 class TokenFetchError(CsqProxyError):
     """One token request failed.
 
     ``cause`` is a short stable word for logs and metrics ("timeout", "refused", "malformed", ...),
-    ``permanent`` means that trying again soon can't help (the credentials are wrong, say), and
-    ``retry_after_s`` is what the token endpoint asked for, in seconds, or None. ``status`` is that of
-    its answer, None where there was none or where a good one couldn't be used; ``said`` are that answer's
-    own words, fit for messages.
+    ``permanent`` means that a further try can't help soon (the credentials are wrong, for example), and
+    ``retry_after_s`` is the wait that the token endpoint asked for, in seconds, or None. ``status`` is the
+    answer's HTTP status; None means that there was no answer, or that a good answer couldn't be used.
+    ``said`` is the answer's own error text, safe to show.
     The message never holds a secret or a library's own text.
     """
 
@@ -100,7 +100,7 @@ class ConnectionLost(UpstreamError):
 
 
 class ProtocolViolation(UpstreamError):
-    """What came isn't valid HTTP/1.1 (RFC 9112), so nothing after it can be trusted."""
+    """The answer isn't valid HTTP/1.1 (RFC 9112), so none of the bytes after it can be trusted."""
 
     proxy_status = "http_protocol_error"
 
@@ -182,7 +182,7 @@ class VersionNotSupported(BadRequest):
 
 
 class RequestTimeout(ProxyError):
-    """What the caller sends stopped coming (RFC 9110, section 15.5.9); it may be sent again at once."""
+    """The request stopped coming (RFC 9110, section 15.5.9); the caller may send it again at once."""
 
     code, status, proxy_status = "PROXY_REQUEST_TIMEOUT", 408, "http_request_error"
 

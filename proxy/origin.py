@@ -1,7 +1,7 @@
 """An origin (RFC 6454): scheme, host and port, as one comparable value.
 
-The bearer token belongs to an origin, so this is what is compared before it is attached, and
-what a pool of upstream connections is keyed by.
+The bearer token belongs to an origin: the origins are compared before the token is attached, and each
+pool of upstream connections belongs to one origin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MOST_OF_LABEL, _MOST_OF_NAME = 63, 253
-"""Characters, by RFC 1035, section 2.3.4: nothing can look a longer name up."""
+"""Characters, by RFC 1035, section 2.3.4: no resolver can look up a longer name."""
 _REG_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*\Z")
 
 

@@ -1,6 +1,6 @@
-"""What a shell offers when Tab is pressed: names from the configuration, and what snippets are for.
+"""The words that a shell offers when Tab is pressed: projects of the configuration, and names of snippets.
 
-Reads names alone: no secret, no password manager is asked, and a fault in the file offers nothing.
+Reads only names: reads no secret, starts no password manager, and offers nothing for a faulty file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxy.config.load import find_config_file
 
 
 def projects(config: Path | None, incomplete: str) -> list[str]:
-    """The projects that begin so, those of accounts as ``acme/42``; ``config``: the file that is named."""
+    """The projects that begin with ``incomplete``, an account's as ``acme/42``. ``config``: ``--config``."""
     tables = [environment.read(os.environ, schema()).values]
     with contextlib.suppress(OSError, RecursionError, ValueError):
         path = find_config_file(config, os.environ)
@@ -28,7 +28,7 @@ def projects(config: Path | None, incomplete: str) -> list[str]:
 
 
 def tools(incomplete: str) -> list[str]:
-    """What there are snippets for, as far as it begins so."""
+    """The names of snippets that begin with ``incomplete``."""
     return [name for name in FOR_CALLERS + FOR_OPERATORS if name.startswith(incomplete)]
 
 

@@ -1,4 +1,4 @@
-"""What a command says to the people who gave it."""
+"""The output of a command: lines for people on standard output, faults on standard error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from proxy.errors import OutputLost
 
 
 def open_output() -> None:
-    """Make standard output one that tells what becomes of it; whoever writes there, ours or a library.
+    """Replace standard output by a stream that raises when a write fails, in our code and in libraries.
 
-    What its encoding lacks is shown escaped, as on standard error: it ends nothing. What can't be written
-    raises OutputLost, but BrokenPipeError where whoever read it has left.
+    A character that the encoding lacks is shown escaped, as on standard error. A failed write raises
+    OutputLost, or BrokenPipeError if the reader of a pipe has left.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding, buffering = sys.stdout.encoding, sys.stdout.line_buffering
@@ -58,25 +58,25 @@ class _Output(io.TextIOWrapper):
             raise OutputLost(self._lost) from None
 
     def _leave(self) -> None:
-        """Let what is kept go nowhere: Python's own try, as it ends, would make the exit code 120."""
+        """Throw unwritten output away: Python's own try to write it at exit would make the exit code 120."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
 
 
 def say(text: str = "") -> None:
-    """Print at once, and don't mind that nobody reads it. Raises OutputLost."""
+    """Print at once; a reader that has left is no error. Raises OutputLost."""
     try:
         print(text, flush=True)  # noqa: T201 - the command's own output
-    except BrokenPipeError:  # whoever read it has left, as in `csq-proxy serve | head -1`
+    except BrokenPipeError:  # the reader has left, as in `csq-proxy serve | head -1`
         sys.stdout = None  # print() then does nothing, nor does the flush at the end
 
 
 def fail(faults: Iterable[str], code: int) -> NoReturn:
-    """A line for each fault on standard error, and the exit code."""
+    """Print a line for each fault on standard error, and exit with ``code``."""
     try:
         for fault in faults:
             print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
-    except OSError:  # nobody reads it, and the exit code says it all the same
+    except OSError:  # no reader is left, and the exit code tells the failure
         sys.stderr = None
     sys.exit(code)

@@ -1,8 +1,8 @@
-"""``csq-proxy check --live``: asks Contentsquare for everything that the configuration will need.
+"""``csq-proxy check --live``: tests at Contentsquare everything that the configuration will need.
 
-Hides in which order things can go wrong (DNS, TCP, an HTTP proxy, TLS, the clock, credentials, scope,
-project, integration, endpoint), so that of each chain the first broken link is named, with what to do.
-Works with the same parts as the running proxy, and starts none of it. Must not know the command line.
+Hides the order of the links (DNS, TCP, an HTTP proxy, TLS, the clock, credentials, scope, project,
+integration, endpoint), so that each chain names its first broken link and the next step. Uses the same
+parts as the running proxy, and starts no proxy. Must not know the command line.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _LINK_OF_CAUSE = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. ``project`` and ``api`` are "" where it is about all of them."""
+    """The result of one check. ``project`` and ``api`` are "" where the check is about all of them."""
 
     project: str
     api: str
@@ -101,7 +101,7 @@ def _finding(check: str, result: Result, message: str, project: str = "", api: s
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
-    """For each ``expires`` of the configuration, whether it is near or past. Asks nobody."""
+    """For each ``expires`` of the configuration, whether the date is near or past. Uses no network."""
     for name, access in (*settings.projects.items(), *settings.accounts.items()):
         if access.expires is None:
             continue
@@ -115,7 +115,7 @@ def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    """Everything, one after the other. Raises ConfigError where ``ca_file`` can't be used."""
+    """All checks, one after the other. Raises ConfigError where ``ca_file`` can't be used."""
     vendor = settings.contentsquare
     context = tls_context(vendor.ca_file)
     dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
@@ -258,7 +258,7 @@ def _project_ids(members: Mapping[str, object]) -> set[int]:
 async def _grant(
     endpoint: TokenEndpoint, dialer: Dialer, subject: _Subject, api: Api, known: dict[Origin, Finding | None]
 ) -> list[Finding]:
-    """A token for one API, and a connection to where it is good."""
+    """A token for one API, and a connection to the endpoint that the token's answer names."""
     request = TokenRequest(subject.credentials, api, subject.project_id, subject.integration_id)
     try:
         lease = await endpoint.fetch(request)
@@ -290,7 +290,7 @@ def _granted(subject: _Subject, api: Api, lease: Lease) -> Iterator[Finding]:
 
 
 def _link(error: TokenFetchError) -> str:
-    """The link of the chain that a failed token request shows to be broken."""
+    """The link of the chain that a failed token request points to."""
     if error.cause in _LINK_OF_CAUSE:
         return _LINK_OF_CAUSE[error.cause]
     if error.cause == "credentials_refused":

@@ -1,6 +1,6 @@
-"""What ``check --live`` shows: where it is while it waits, and then a row for what belongs together.
+"""The output of ``check --live``: the progress while it waits, and then a table of the findings.
 
-Hides rich. Must not know how anything is found out (`proxy.cli.live_check`).
+Hides rich. Must not know how the findings are made (`proxy.cli.live_check`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def collect(settings: Settings) -> list[Finding]:
-    """Everything that there is to find; meanwhile a terminal shows how far it is."""
+    """All findings; meanwhile a terminal shows the progress."""
 
     async def ask() -> list[Finding]:
         found = []
@@ -37,7 +37,7 @@ def collect(settings: Settings) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """What was found as a table, and how much of it isn't well."""
+    """Show the findings as a table, and below it how many failed or warned."""
     terminal = Terminal()
     longest = len("speed-analysis,") if terminal.is_narrow else None
     short = (Column(name, max_width=longest, overflow="fold") for name in ("API", "checks"))
@@ -62,7 +62,7 @@ def _summary(rows: Sequence[Finding]) -> str:
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """What is well is one row for a project and API; what is told of several APIs alike is one, too."""
+    """One row for all good findings of a project and API, and one for a finding that several APIs share."""
     told: list[Finding] = []
     for (_, _, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
         same = list(group)

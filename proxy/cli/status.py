@@ -1,7 +1,7 @@
-"""``csq-proxy status``: what a running proxy says of itself at ``/-/status``, as a table.
+"""``csq-proxy status``: the answer of a running proxy to ``/-/status``, as a table.
 
 Hides where the running proxy is found: by ``--url``, else by ``[server]`` of the configuration. Speaks
-only HTTP with the proxy, and shows what it answers; must not know what is behind it.
+only HTTP with the proxy, and shows its answer; must not know how the answer is made.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where 
 
 
 class Unreachable(Exception):
-    """There is no status to be had; the message is one line for people."""
+    """The proxy can't be asked for its status; the message is one line for people."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key goes where it was meant to go, and nowhere else."""
+    """Follows no redirect: a key is sent to the given address only."""
 
     def redirect_request(self, *_: object) -> None:
         return None

@@ -1,6 +1,6 @@
-"""Tables for people: on a narrow terminal a text goes on in its next line, and nothing of it is lost.
+"""Tables for people: on a narrow terminal a long text is wrapped, and no part of it is lost.
 
-Hides rich. Must not know what is shown.
+Hides rich. Must not know what the tables show.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from rich.console import Console
 from rich.table import Column, Table
 
 _NARROW = 110
-"""Characters in a line below which a long text needs what its neighbours can do without."""
+"""Characters in a line. On a narrower terminal, the columns beside a long text become short."""
 
 
 class Terminal(Console):
-    """Where tables go. Like `proxy.cli.console.say`, it doesn't mind that nobody reads it."""
+    """Standard output for tables. As for `proxy.cli.console.say`, a reader that has left is no error."""
 
     def on_broken_pipe(self) -> None:
-        """Whoever read it has left, as in ``csq-proxy check | head -1``: rich would end us with 1."""
-        sys.stdout = None  # what rich, too, takes for nowhere
+        """The reader has left, as in ``csq-proxy check | head -1``: rich would exit with 1."""
+        sys.stdout = None  # rich, too, writes there in this case
 
     @property
     def is_narrow(self) -> bool:
-        """Whether columns beside a long text have to be short."""
+        """Whether the columns beside a long text must be short."""
         return self.width < _NARROW
 
 
 def table(*columns: Column | str) -> Table:
-    """An empty table. A `Column` is for one that is told otherwise how to be narrow."""
+    """An empty table. A `Column` is a column with its own rule for narrow terminals."""
     folding = (Column(one, overflow="fold") if isinstance(one, str) else one for one in columns)
     return Table(*folding, box=box.SIMPLE)

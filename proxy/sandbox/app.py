@@ -1,7 +1,7 @@
 """The sandbox itself: six HTTP hosts in this process, and what happens to each request on them.
 
-Hides listeners, the order of checks (failures asked for, token, concurrency, then the answer)
-and how answers leave. Knows no API's data: those come as routes from the modules beside it.
+Hides listeners, the order of checks (the failures that options ask for, token, concurrency, then the
+answer) and how answers are sent. Knows no API's data: the modules beside this one give it their routes.
 The limits and codes are those of `proxy.contentsquare`.
 """
 
@@ -47,9 +47,9 @@ _Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Sandbox:
     """A simulated Contentsquare: listens from ``async with`` on, until its end.
 
-    ``auth_url`` and ``endpoints`` are base URLs, known once it listens; each of the latter
+    ``auth_url`` and ``endpoints`` are base URLs, known once the sandbox listens; each of the ``endpoints``
     ("eu", "us", "enrichment-eu", "enrichment-us") is an origin of its own, as is ``storage_url``,
-    where export files lie. ``now`` is the clock of tokens, exports and signatures (Unix time,
+    which has the export files. ``now`` is the clock of tokens, exports and signatures (Unix time,
     seconds). Entering raises OSError if the given port is taken.
     """
 
@@ -79,7 +79,7 @@ class Sandbox:
 
     @property
     def hosts(self) -> list[str]:
-        """The hosts of `endpoints`, as a proxy's ``allowed_endpoints`` has to have them."""
+        """The hosts of `endpoints`, in the form that a proxy's ``allowed_endpoints`` needs."""
         return [url.partition("://")[2] for url in self.endpoints.values()]
 
     async def __aenter__(self) -> Self:
@@ -207,7 +207,7 @@ class Sandbox:
             response = await self._handle(host, Call(request, project, {}, reset_in_body=in_body))
             if in_body and isinstance(response, web.Response):
                 return await send_half_then_reset(request, response)
-            # Sent here and not by the server, so that the slot is taken until the last byte.
+            # The answer is sent here and not by the server, so that the slot is taken until the last byte.
             await response.prepare(request)
             await response.write_eof()
             return response
@@ -224,7 +224,7 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _slot(self, project_id: int) -> Iterator[None]:
-        """One of the project's slots. Raises Fault 429 if there is none."""
+        """Take one of the project's slots. Raises Fault 429 if all are taken."""
         if self._in_flight[project_id] >= self.options.max_concurrency:
             self.counters.concurrency_refusals += 1
             raise Fault(429, CONCURRENT_API_CALL, "Too much concurrent calls")
@@ -274,7 +274,7 @@ def _bearer_token(request: web.BaseRequest) -> str:
 
 
 def _guarded(answer: _Answer) -> _Answer:
-    """Turns what an answer raises into a response; nothing of an exception's text gets out."""
+    """Turns an exception of an answer into a response, without the exception's text."""
 
     async def guarded(request: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -1,7 +1,7 @@
-"""What exists in a demo project: segments, goals, mappings, page groups, zonings, zones.
+"""The objects of a demo project: segments, goals, mappings, page groups, zonings, zones.
 
-Everything follows from the project id, so the same id always names the same thing. An object's
-id holds its parent's: page group 42103 is the third of mapping 421, which is project 42's first.
+Everything follows from the project id, so the same id always names the same object. An object's
+id contains its parent's: page group 42103 is the third of mapping 421, the first of project 42.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _PARENTS_DIGITS = {"page group": 2, "zoning": 1, "zone": 2}
 
 
 def noise(*what: object) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """A number in [0, 1) that depends only on the arguments."""
     digest = hashlib.blake2b("\x1f".join(map(str, what)).encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 

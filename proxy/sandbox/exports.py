@@ -1,8 +1,8 @@
 """The Data Export API: fields, export jobs, their runs, and the files behind signed URLs.
 
 Jobs live in memory. A run's state follows from the clock alone: scheduled, running, success.
-Files aren't stored but made while they are sent; what is in them follows from the job's id and
-its definition. Beyond the vendor's parameters a job takes ``rows`` (how many in all) and
+Files aren't stored but made while they are sent; their content follows from the job's id and
+its definition. Beyond the vendor's parameters a job has ``rows`` (how many in all) and
 ``compression`` ("none" or "gzip").
 """
 

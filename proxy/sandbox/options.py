@@ -1,7 +1,6 @@
-"""What a sandbox is made of: its knobs, its demo credentials, its counters.
+"""A sandbox's options, demo credentials and counters.
 
-Values only, no behaviour. The credentials are public by design: they open nothing but the
-sandbox itself.
+Values only, no behaviour. The credentials are public by design: they are good for the sandbox alone.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ CLOUDS = ("eu", "us")
 
 @dataclass(frozen=True, slots=True)
 class SandboxOptions:
-    """The knobs of a sandbox; rates are shares between 0 and 1."""
+    """The options of a sandbox; rates are shares between 0 and 1."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -34,9 +33,9 @@ class SandboxOptions:
     max_concurrency: int = MAX_CONCURRENCY
     """API requests at once per project, over all APIs and hosts."""
     seed: int = 1
-    """Of the random failures; the data don't depend on it."""
+    """For the random failures; the data don't depend on it."""
     ssl_context: ssl.SSLContext | None = None
-    """If given, every host speaks HTTPS with it."""
+    """None: every host speaks plain HTTP; else HTTPS with this context."""
     public_host: str = ""
     """The host name in URLs, ``host`` where empty."""
     export_duration_s: float = 1.0
@@ -77,7 +76,7 @@ DEMO_ACCOUNT = DemoAccount(
 
 @dataclass(slots=True)
 class Counters:
-    """What has happened since the start; plain numbers, only ever growing."""
+    """Counts since the start; plain numbers that only grow."""
 
     token_requests: int = 0
     """Every POST to the token endpoint, refused or not."""

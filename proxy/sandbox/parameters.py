@@ -1,6 +1,6 @@
-"""Reads what callers send as text or JSON: whole numbers and moments; writes moments as the vendor does.
+"""Reads callers' parameters, text or JSON: whole numbers and moments; writes moments as the vendor does.
 
-Whatever is wrong becomes a `Fault` 400 that names the parameter.
+A wrong parameter raises `Fault` 400, which names it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _YEARS = range(1990, 2200)  # beyond these, adding days or changing the time zon
 
 
 def number_in(text: str) -> int | None:
-    """The whole number that ``text`` is, None if it is anything else."""
+    """The whole number in ``text``; None for any other text."""
     return int(text) if _DIGITS.fullmatch(text) else None
 
 

@@ -1,7 +1,7 @@
-"""What is in an export file: the exportable fields, and the rows made of them.
+"""The content of an export file: the exportable fields, and the rows made of them.
 
 A row follows from the file's seed and its own number, so any part of a file can be made without
-the rest, and the same file comes out the same each time.
+the rest, and the same file is the same each time.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def column(item: Any, scope: str) -> Column:
 
 @dataclass(frozen=True, slots=True)
 class ExportFile:
-    """A file of a run: where it lies, and all that its content follows from."""
+    """A file of a run: its place, and everything that decides its content."""
 
     path: str
     format: str

@@ -1,9 +1,9 @@
 """The Metrics API's numbers: daily series for the site, a page group, a zone.
 
-Hides how they come about: for each day and device a few counts are drawn (the same ones for the
-same project, object, day, segments and goal), and a metric is one of them or a ratio of two, so
-that totals add up over days and devices and rates agree with them. Names and units of metrics
-follow the vendor's reference: rates in percent, times in seconds unless a name says otherwise.
+Hides how the numbers are made: for each day and device a few counts are drawn (the same counts for the
+same project, object, day, segments and goal), and a metric is a count or a ratio of two counts. So
+totals add up over days and devices, and rates agree with them. Names and units of metrics follow the
+vendor's reference: rates in percent, times in seconds unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ ZONE_APP = (
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a Metrics request asks for; ``end`` is exclusive, the empty ``device`` means all of them."""
+    """The parameters of a Metrics request; ``end`` is exclusive, the empty ``device`` means all of them."""
 
     start: datetime
     end: datetime

@@ -1,7 +1,7 @@
 """The storage host: export files behind URLs that carry their own signature, as S3's do.
 
-No bearer token is wanted here, and a request with an Authorization field is refused, so that a
-proxy or program that leaks its token to storage notices. Errors are XML, as S3's are.
+A request needs no bearer token, and a request with an Authorization field is refused, so that a
+program that leaks its token to storage notices. Errors are XML, as S3's are.
 """
 
 from __future__ import annotations

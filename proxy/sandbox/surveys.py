@@ -1,7 +1,7 @@
 """The Responses API (Voice of Customer): surveys, their questions, their responses, page by page.
 
-Its answers have no envelope: a list is ``{"results": [...], "next_cursor": ... or null}``, a survey
-is itself. A cursor is opaque to callers and good for the list that it came from.
+The answers have no envelope: a list is ``{"results": [...], "next_cursor": ... or null}``, a survey
+is the plain object. A cursor is opaque to callers and good for the list that it came from.
 """
 
 from __future__ import annotations

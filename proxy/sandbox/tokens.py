@@ -1,8 +1,8 @@
-"""The authentication host: who gets a token, for what, and how long it is good.
+"""The authentication host: which credentials get a token, for which APIs, and how long it is good.
 
 Hides the token's format (a JWT, HS256, with a key of this process) and the rules of
-``/v1/oauth/token`` and ``/v1/oauth/me``. Knows nothing of HTTP: it is given the JSON body and
-returns the answer's content, or raises `OAuthError` (RFC 6749, section 5.2) or `Fault`.
+``/v1/oauth/token`` and ``/v1/oauth/me``. Knows nothing of HTTP: its functions get the JSON body and
+return the answer's content, or raise `OAuthError` (RFC 6749, section 5.2) or `Fault`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def wrong_credentials() -> Fault:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid token says: for which project and scopes, until when (Unix time, seconds)."""
+    """The claims of a valid token: for which project and scopes, until when (Unix time, seconds)."""
 
     project_id: int
     scopes: frozenset[str]

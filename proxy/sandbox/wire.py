@@ -1,6 +1,6 @@
 """The shape of a call and of an answer, shared by every simulated API.
 
-Hides aiohttp's low-level server from the modules that know what the vendor answers: they get a
+Hides aiohttp's low-level server from the modules that know the vendor's answers: they get a
 `Call`, and return a response or raise `Fault`. Knows no API, no token and no project rules.
 """
 

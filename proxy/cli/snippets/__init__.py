@@ -43,11 +43,11 @@ DAYS = 7
 """How many whole days the example asks for, up to yesterday."""
 
 _PORT = "PORT"
-"""In a URL: the reader has to know better than we do."""
+"""A placeholder in a URL that the reader must fill in."""
 _SLASHES = ("powerbi", "powerbi-pages", "excel", "looker", "javascript")
-"""The tools whose comments begin with two slashes; those of others, with a number sign."""
+"""The tools whose comments begin with two slashes; the comments of others begin with a number sign."""
 _GRACE_S = 15
-"""What a platform gives us to stop, beside ``drain_timeout``."""
+"""Seconds that a platform gives the proxy to stop, in addition to ``drain_timeout``."""
 _PLACE = re.compile(r"<<(\w+)>>")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
 _CONTAINER_SECRETS = "/run/secrets"
@@ -72,7 +72,7 @@ def text_of(what: str, settings: Settings, project: str | None, *, today: dt.dat
     """
     if what == "grafana-dashboard":
         return dashboard.text()
-    if what in FOR_OPERATORS and not settings.server.port:  # who calls has to know it
+    if what in FOR_OPERATORS and not settings.server.port:  # a caller must know the port
         settings = replace(settings, server=replace(settings.server, port=DEFAULT_PORT))
     operators: dict[str, Callable[[], Mapping[str, str]]] = {
         "kubernetes": functools.partial(_kubernetes, settings),
@@ -154,7 +154,7 @@ def _origin(settings: Settings, own_port: int | None = None) -> str:
 def _from_cloud(settings: Settings) -> str | None:
     """The origin that a vendor's cloud reaches, None where no name is configured.
 
-    Something in front may end TLS for us, so that it is https whatever we speak ourselves.
+    A server in front may end TLS, so the origin is https even where the proxy itself speaks plain HTTP.
     """
     names = settings.server.allowed_hosts
     return f"https://{names[0]}" if names else None
@@ -225,7 +225,7 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
 
 
 def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path | None = None) -> str:
-    """The socket unit for a port, and a Unix socket beside it; ``name`` is what we know them by."""
+    """The socket unit for a port, and a Unix socket beside it; ``name`` is their ``FileDescriptorName=``."""
     host = settings.server.host
     try:
         shown = bracketed(str(ipaddress.ip_address(host)))

@@ -1,6 +1,6 @@
-"""The configuration as text for another place: without secrets, which come from files there.
+"""The configuration as text for another computer: without secrets, which come from files there.
 
-Hides which keys can travel: paths of this computer can't, and a comment stands in their place. Pure.
+Hides which keys can be copied: a path of this computer can't, and a comment stands in its place. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IN_CONTAINER = {
     "server.tls_key": "give its path here, and mount the file",
     "contentsquare.ca_file": "give its path here, and mount the file",
 }
-"""What is said in a comment in place of a key, in a container that shares its app's loopback."""
+"""The comment in place of a key, in a container that shares its app's loopback."""
 UNDER_SYSTEMD = {
     "server.host": "left out, for this computer alone; give the address here, once TLS is there",
     "server.unix_socket": "give its path here, in a RuntimeDirectory=, or take csq-proxy.socket below",
@@ -58,16 +58,16 @@ def config(settings: Settings, secrets: str, notes: Mapping[str, str], *, indent
 
 
 def secret_name(section: str, name: str) -> str:
-    """The name of the file that a project's, an account's or a caller's secret is in.
+    """The name of the file for a project's, an account's or a caller's secret.
 
-    No name that is configured holds a ``_`` or ``.``, so that no two files can have one name. Compose,
-    Kubernetes and systemd take both.
+    Names in the configuration hold no ``_`` and no ``.``, so two files can't have the same name. Compose,
+    Kubernetes and systemd accept both characters.
     """
     return f"caller_{name}" if section == "callers" else name
 
 
 def secret_names(settings: Settings) -> list[str]:
-    """The names of the files that the secrets are in."""
+    """The names of the files for the secrets."""
     names = []
     for section in ("projects", "accounts", "callers"):
         for name, table in getattr(settings, section).items():
@@ -106,7 +106,7 @@ def _lines(title: str, table: DataclassInstance, notes: Mapping[str, str]) -> It
 
 
 def _written(value: object) -> str:
-    """A value in TOML, which has JSON's strings, numbers, booleans and lists."""
+    """A value in TOML, whose strings, numbers, booleans and lists are JSON's."""
     if isinstance(value, enum.Enum):
         return _written(value.value)
     if isinstance(value, tuple):
