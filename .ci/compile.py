@@ -45,6 +45,7 @@ MODULES = (
     "server/request",
     "server/request_id",
     "upstream/connection",
+    "upstream/parser",
     "upstream/pool",
 )
 SETUP = """

@@ -22,7 +22,9 @@ from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
 from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, apis_of, make_session
 from proxy.tokens.lease import Lease
-from proxy.upstream.dial import Dialer, http_proxy_for, tls_context
+from proxy.upstream.dial import Dialer
+from proxy.upstream.http_proxy import http_proxy_for
+from proxy.upstream.tls import tls_context
 
 MAX_SKEW_S = 60.0
 Result = Literal["ok", "warning", "failed"]

@@ -344,7 +344,7 @@ def sandbox(
 def _try_certificates(settings: Settings) -> None:
     """Raise ConfigError where `serve` would, because a file of certificates holds none."""
     from proxy.server.listeners import server_tls  # noqa: PLC0415
-    from proxy.upstream.dial import tls_context  # noqa: PLC0415
+    from proxy.upstream.tls import tls_context  # noqa: PLC0415
 
     tls_context(settings.contentsquare.ca_file)
     server_tls(settings.server.tls_cert, settings.server.tls_key)

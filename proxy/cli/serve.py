@@ -79,7 +79,7 @@ def _no_garbage() -> Iterator[None]:
 def _no_certificates() -> Iterator[None]:
     """Aiohttp makes a TLS context as it is imported, of which we use none: 40 ms and 2 MiB of certificates.
 
-    Ours is `upstream.dial.tls_context`. If aiohttp's were used after all, it would trust nobody.
+    Ours is `upstream.tls.tls_context`. If aiohttp's were used after all, it would trust nobody.
     """
     import ssl  # noqa: PLC0415 - later than the start of the child
 

@@ -19,7 +19,7 @@ from proxy.gateway.rewrite import interim_head, response_head, trailers_to_calle
 from proxy.http1.chunked import chunk, last_chunk
 from proxy.http1.heads import Field, ResponseHead
 from proxy.server.request import Request
-from proxy.upstream.connection import Connection
+from proxy.upstream.connection import CloudConnection
 
 _BODYLESS: Final = (204, 304)
 
@@ -66,7 +66,7 @@ class Attempt:
     def __init__(
         self,
         request: Request,
-        connection: Connection,
+        connection: CloudConnection,
         ended: Callable[[Attempt], None],
         *,
         may_be_stale: bool,

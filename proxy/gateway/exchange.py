@@ -33,7 +33,7 @@ from proxy.projects.project import Project
 from proxy.projects.slots import Slots
 from proxy.server.request import Request
 from proxy.tokens.lease import Lease, LeaseKeeper
-from proxy.upstream.connection import Connection
+from proxy.upstream.connection import CloudConnection
 from proxy.upstream.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 
 TRY_AGAIN_S: Final = 5
@@ -301,7 +301,7 @@ class Exchange:
     async def _token(self, keeper: LeaseKeeper) -> Lease:
         return keeper.current() or await keeper.get(TOKEN_WAIT_S)
 
-    async def _way(self, keeper: LeaseKeeper) -> tuple[Connection, bool]:
+    async def _way(self, keeper: LeaseKeeper) -> tuple[CloudConnection, bool]:
         """A connection for the lease that is set then, and whether it was used before."""
         while True:
             self._lease = lease = await self._token(keeper)
@@ -331,7 +331,7 @@ class Exchange:
             attempt.abandon()
         return attempt
 
-    def _send(self, connection: Connection, lease: Lease, *, reused: bool) -> Attempt:
+    def _send(self, connection: CloudConnection, lease: Lease, *, reused: bool) -> Attempt:
         self._attempt = attempt = Attempt(
             self.request,
             connection,

@@ -34,8 +34,10 @@ from proxy.projects.slots import SharedSlots, Slots
 from proxy.projects.stored import Store
 from proxy.server.listeners import Listener, server_tls
 from proxy.tokens.endpoint import Credentials, TokenEndpoint, make_session
-from proxy.upstream.dial import Dialer, http_proxy_for, tls_context
+from proxy.upstream.dial import Dialer
+from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Upstreams
+from proxy.upstream.tls import tls_context
 
 _WAY = ("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
 """The keys of [contentsquare] that need new connections; the others are numbers that can change."""

@@ -26,7 +26,7 @@ from proxy.origin import Origin
 from proxy.secret import Secret
 from proxy.tokens.answer import TokenAnswer, http_date, lease_of, refusal
 from proxy.tokens.lease import SYSTEM_CLOCK, Clock, Lease
-from proxy.upstream.dns import Names
+from proxy.upstream.dns import NameResolver
 
 CONNECT_TIMEOUT_S = 5.0
 TOTAL_TIMEOUT_S = 15.0
@@ -117,10 +117,10 @@ def make_session(
 
 
 class _Resolver(AbstractResolver):
-    """`Names`, as aiohttp wants them."""
+    """`NameResolver`, with the interface that aiohttp wants."""
 
     def __init__(self) -> None:
-        self._names = Names()
+        self._resolver = NameResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -134,7 +134,7 @@ class _Resolver(AbstractResolver):
                 proto=proto,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for found, _, proto, _, address in await self._names.addresses(host, port)
+            for found, _, proto, _, address in await self._resolver.addresses(host, port)
             if family in (socket.AF_UNSPEC, found)
         ]
 

@@ -1,1 +1,5 @@
-"""Connections to clouds: `dial` opens one, `connection` carries one exchange, `pool` keeps them."""
+"""Connections to the clouds.
+
+`dial` (with `dns`, `tls`, `http_proxy`) opens a connection, `connection` carries one exchange at a time,
+`parser` reads the answers, and `pool` keeps the connections of each origin.
+"""

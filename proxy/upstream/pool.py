@@ -1,7 +1,7 @@
-"""Connections to the clouds: one pool for each origin, and who is ready before anybody asks.
+"""The pools of connections to the clouds, one for each origin.
 
-Hides keep-alive, the idle timeout, and how many connections are opened ahead. What happens on one is
-`proxy.upstream.connection`'s business. Must not know leases, projects, or what is sent.
+Hides keep-alive, the idle timeout, and how many connections are opened ahead of requests. Must not know
+leases, projects, or what is sent.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from typing import Final
 
 from proxy.errors import ConnectFailed
 from proxy.origin import Origin
-from proxy.upstream.connection import Connection, Home
+from proxy.upstream.connection import CloudConnection, Owner
 from proxy.upstream.dial import Dialer
 
 KEEP_ALIVE_S = 50.0
-"""An idle connection is closed after this: below the 60 s of common load balancers."""
+"""An idle connection is closed after this time: less than the 60 s of common load balancers."""
 SURE_REUSE_S: Final = 5.0
-"""A connection idle for less than this is unlikely to be closing: fit for what can't be sent twice."""
+"""The cloud is unlikely to be closing a connection that is idle for less than this time: it can carry a
+request that can't be sent twice."""
 WARM_S = 3600.0
-"""So long after a lease arrived, a connection to its origin is held ready; leases come more often."""
+"""For this time after a lease arrived, a connection to its origin is held ready; leases come more often."""
 COLD_S = (3.5, 30.0)
-"""Between two connections opened ahead to an origin: after one that came about, and after one that didn't.
+"""The least time between two connections opened ahead to an origin: after a success, and after a failure.
 
-With a look a second it is every fourth: soon enough for clouds that hang up after 5 s, as many servers do.
+With one sweep a second, 3.5 s means every fourth sweep: soon enough for clouds that close an idle
+connection after 5 s, as many servers do.
 """
 FRESH = 0.75
-"""Idle for this share of the time that it can be, a connection is to get its successor."""
+"""The successor of a connection is opened after this share of the time that the connection can be idle."""
 AT_ONCE_S = 2.0
-"""Connections that were used within this were used at once: longer than between two sweeps."""
+"""Connections that were used within this time count as used at once: it is longer than between two sweeps."""
 RECENT_S = 600.0
-"""So long after several were used at once, as many are held ready; after that one is."""
+"""For this time after several connections were used at once, as many are held ready; later only one is."""
 MOST_READY: Final = 8
-"""And never more than this: opened one every `COLD_S`, more would be too old before the last is there."""
+"""Never more than this are held ready: with one opened every `COLD_S`, the first of more would be too old
+before the last is open."""
 
 
-class Pool(Home):
+class Pool(Owner):
     """Connections to one origin: idle ones, the latest used first, and busy ones."""
 
     def __init__(
@@ -48,18 +51,18 @@ class Pool(Home):
         self.loop = asyncio.get_running_loop()
         self._dialer = dialer
         self._on_idle_lost = on_idle_lost
-        self._idle: deque[Connection] = deque()
-        self._busy: set[Connection] = set()
+        self._idle: deque[CloudConnection] = deque()
+        self._busy: set[CloudConnection] = set()
         self._connecting = 0
         self._closed = False
-        self._lasts_s = KEEP_ALIVE_S  # or less, where the cloud hung up on an idle one sooner
+        self._lasts_s = KEEP_ALIVE_S  # or less, where the cloud closed an idle connection sooner
         self._at_once = 1
         self._at_once_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
 
-    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> Connection | None:
+    def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> CloudConnection | None:
         """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
         if not max_idle_s:
             return None
@@ -68,7 +71,7 @@ class Pool(Home):
             connection = self._idle.pop()
             if not connection.is_usable:
                 continue
-            if connection.has_news():  # it is ending, or has an answer that nobody asked for
+            if connection.has_unread_input():  # EOF, or an answer without a request
                 connection.close()
                 continue
             if connection.last_activity >= oldest:
@@ -77,9 +80,9 @@ class Pool(Home):
             break
         return None
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> CloudConnection:
         """A new connection. Raises ConnectFailed."""
-        connection = Connection(self)
+        connection = CloudConnection(self)
         self._connecting += 1
         try:
             await self._dialer.dial(self.origin, connection)
@@ -87,11 +90,11 @@ class Pool(Home):
             self._connecting -= 1
         return connection
 
-    def mark_busy(self, connection: Connection) -> None:
-        """An exchange starts on it."""
+    def mark_busy(self, connection: CloudConnection) -> None:
+        """An exchange starts on the connection."""
         self._busy.add(connection)
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: CloudConnection) -> None:
         """An exchange ended well; the connection can carry another."""
         self._busy.discard(connection)
         if self._closed:
@@ -99,18 +102,18 @@ class Pool(Home):
         else:
             self._idle.append(connection)
 
-    def forget(self, connection: Connection) -> None:
-        """It is closed."""
+    def forget(self, connection: CloudConnection) -> None:
+        """The connection is closed."""
         self._busy.discard(connection)
         if self._idle and connection in self._idle:
             self._idle.remove(connection)
             idle_s = self.loop.time() - connection.last_activity
-            if idle_s >= COLD_S[0]:  # sooner, no successor could come before it goes
+            if idle_s >= COLD_S[0]:  # below that, no successor could be opened before the cloud closes it
                 self._lasts_s = idle_s
             self._on_idle_lost()
 
     def sweep(self, idle_timeout_s: float) -> None:
-        """End what is silent, and close what has been idle for too long."""
+        """Fail the exchanges that are silent for ``idle_timeout_s``; close connections idle for too long."""
         for connection in tuple(self._busy):
             connection.fail_if_silent(idle_timeout_s)
         oldest = self.loop.time() - KEEP_ALIVE_S
@@ -120,9 +123,9 @@ class Pool(Home):
         self._note_use()
 
     def lacks_ready(self) -> bool:
-        """Whether fewer connections are ready than lately were used at once.
+        """Whether fewer connections are ready than were used at once lately.
 
-        One that will soon be too old doesn't count, so that its successor comes before it goes.
+        A connection that will soon be too old doesn't count, so that its successor is opened in time.
         """
         oldest = self.loop.time() - FRESH * self._lasts_s
         ready = sum(1 for connection in self._idle if connection.last_activity > oldest)
@@ -143,12 +146,12 @@ class Pool(Home):
 
     @property
     def is_unused(self) -> bool:
-        """Whether no connection is left, nor on its way."""
+        """Whether the pool has no connection and opens none."""
         return not (self._idle or self._busy or self._connecting)
 
 
 class Upstreams:
-    """The pools, one per origin. `run` watches time-outs, and opens connections ahead for `warm` ones."""
+    """The pools, one per origin. `run` watches the time-outs, and opens connections ahead to warm origins."""
 
     def __init__(self, dialer: Dialer, *, idle_timeout_s: float) -> None:
         self._dialer = dialer
@@ -166,7 +169,7 @@ class Upstreams:
         return pool
 
     def warm(self, origin: Origin) -> None:
-        """Hold connections ready, so that the next request needs no DNS, TCP and TLS: a lease has come."""
+        """A lease for this origin has arrived: hold connections ready, to spare requests DNS, TCP and TLS."""
         self._warm_until[origin] = asyncio.get_running_loop().time() + WARM_S
         self._woken.set()
 
@@ -192,7 +195,7 @@ class Upstreams:
                 del self._pools[origin]
 
     def _lacking(self) -> list[Origin]:
-        """The origins to open a connection to now."""
+        """The warm origins that need one more connection now."""
         now = asyncio.get_running_loop().time()
         return [
             origin
@@ -202,12 +205,11 @@ class Upstreams:
 
     async def _open_ahead(self, origin: Origin) -> None:
         loop, pool = asyncio.get_running_loop(), self.pool(origin)
-        begun_at = loop.time()
         pause_s, longer_s = COLD_S
-        self._cold_until[origin] = begun_at + pause_s
+        self._cold_until[origin] = loop.time() + pause_s
         try:
             pool.give_back(await pool.connect())
-        except ConnectFailed:  # the next request says so, if it is still so then
+        except ConnectFailed:  # if it still fails then, the next request reports it
             self._cold_until[origin] = loop.time() + longer_s
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from support.harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway,
 from proxy.gateway.gateway import Gateway
 from proxy.origin import Origin
 from proxy.server.connection import CallerConnection
-from proxy.upstream.connection import Connection
+from proxy.upstream.connection import CloudConnection
 from proxy.upstream.dial import Dialer
 
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["data-export"]}
@@ -363,7 +363,7 @@ async def test_a_token_that_ends_while_a_connection_is_made_is_not_sent(
 
     dial = Dialer.dial
 
-    async def slowly(self: Dialer, origin: Origin, connection: Connection) -> None:
+    async def slowly(self: Dialer, origin: Origin, connection: CloudConnection) -> None:
         await asyncio.sleep(1.2)
         await dial(self, origin, connection)
 

@@ -15,7 +15,7 @@ from proxy.contentsquare import Api
 from proxy.secret import Secret
 from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, make_session
 from proxy.upstream import dns as names
-from proxy.upstream.dns import Names
+from proxy.upstream.dns import NameResolver
 
 LOOK_UP: Any = socket.getaddrinfo
 
@@ -60,12 +60,12 @@ async def test_an_address_is_its_own_and_needs_no_thread(
     host: str, family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(names, "in_thread")
-    [(found, kind, _, _, address)] = await Names().addresses(host, 8277)
+    [(found, kind, _, _, address)] = await NameResolver().addresses(host, 8277)
     assert (found, kind, address[:2]) == (family, socket.SOCK_STREAM, (host, 8277))
 
 
 async def test_names_that_hang_hold_up_no_other_one(server: NameServer) -> None:
-    looked_up = Names()
+    looked_up = NameResolver()
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         hanging = [group.create_task(looked_up.addresses(f"{number}.hangs", 1)) for number in range(40)]
         for number in range(40):
@@ -76,7 +76,7 @@ async def test_names_that_hang_hold_up_no_other_one(server: NameServer) -> None:
 
 
 async def test_who_asks_for_a_name_meanwhile_shares_its_lookup_and_may_leave(server: NameServer) -> None:
-    looked_up = Names()
+    looked_up = NameResolver()
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         first, *others = [group.create_task(looked_up.addresses("api.hangs", 1)) for _ in range(10)]
         await asked(server, "api.hangs")
@@ -91,7 +91,7 @@ async def test_who_asks_for_a_name_meanwhile_shares_its_lookup_and_may_leave(ser
 
 
 async def test_a_name_that_is_not_known_is_an_error_for_all_who_asked(server: NameServer) -> None:
-    looked_up = Names()
+    looked_up = NameResolver()
     found = await asyncio.gather(
         *(looked_up.addresses("api.missing", 1) for _ in range(3)), return_exceptions=True
     )
@@ -101,7 +101,7 @@ async def test_a_name_that_is_not_known_is_an_error_for_all_who_asked(server: Na
 
 async def test_what_is_no_name_is_an_error() -> None:
     with pytest.raises(UnicodeError):
-        await Names().addresses("a" * 64 + ".example", 1)
+        await NameResolver().addresses("a" * 64 + ".example", 1)
 
 
 async def test_a_token_is_fetched_while_lookups_of_other_names_hang(server: NameServer) -> None:
