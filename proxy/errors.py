@@ -47,11 +47,11 @@ class OutputLost(CsqProxyError):
 class TokenFetchError(CsqProxyError):
     """One token request failed.
 
-    ``cause`` is a short stable word for logs and metrics ("timeout", "refused", "malformed", ...),
-    ``permanent`` means that a further try can't help soon (the credentials are wrong, for example), and
+    ``cause`` is a short stable word for logs and metrics ("timeout", "tls", "malformed", ...).
+    ``permanent`` means that a further try can't help soon: the credentials are wrong, for example.
     ``retry_after_s`` is the wait that the token endpoint asked for, in seconds, or None. ``status`` is the
     answer's HTTP status; None means that there was no answer, or that a good answer couldn't be used.
-    ``said`` is the answer's own error text, safe to show.
+    ``quote`` is the answer's own error text, safe to show.
     The message never holds a secret or a library's own text.
     """
 
@@ -63,11 +63,11 @@ class TokenFetchError(CsqProxyError):
         permanent: bool = False,
         retry_after_s: float | None = None,
         status: int | None = None,
-        said: str = "",
+        quote: str = "",
     ) -> None:
         super().__init__(message)
         self.cause = cause
-        self.said = said
+        self.quote = quote
         self.permanent = permanent
         self.retry_after_s = retry_after_s
         self.status = status

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from proxy.config.expiry import days_left, step_of
-from proxy.config.settings import AccountSettings, ProjectSettings, Settings
-from proxy.config.settings import Credentials as Pair
+from proxy.config.settings import AccountSettings, Credentials, ProjectSettings, Settings
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
-from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, apis_of, make_session
-from proxy.tokens.lease import Lease
+from proxy.tokens import Lease, TokenEndpoint, TokenRequest, make_session
+from proxy.tokens.answer import apis_of
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.tls import tls_context
@@ -201,13 +200,9 @@ def _pairs(
 ) -> Iterator[_Subject]:
     # Without a project's number an account's credentials get no token: then /me alone is asked.
     apis = () if isinstance(access, AccountSettings) and project_id is None else access.apis
-    yield _Subject(name, _credentials(access), apis, project_id, integration_id)
+    yield _Subject(name, access, apis, project_id, integration_id)
     if access.standby is not None:
-        yield _Subject(f"{name} (standby)", _credentials(access.standby), apis, project_id, integration_id)
-
-
-def _credentials(pair: Pair) -> Credentials:
-    return Credentials(pair.client_id, pair.client_secret)
+        yield _Subject(f"{name} (standby)", access.standby, apis, project_id, integration_id)
 
 
 async def _ask(
@@ -215,7 +210,7 @@ async def _ask(
 ) -> AsyncIterator[Finding]:
     apis = subject.apis
     try:
-        members = await endpoint.me(subject.credentials)
+        members = await endpoint.me_members(subject.credentials)
     except TokenFetchError as error:
         if not apis:
             yield subject.fault(error)
@@ -296,7 +291,7 @@ def _link(error: TokenFetchError) -> str:
     if error.cause in _LINK_OF_CAUSE:
         return _LINK_OF_CAUSE[error.cause]
     if error.cause == "credentials_refused":
-        said = error.said.lower()
+        said = error.quote.lower()
         if "scope" in said:
             return "scope"
         if "integration" in said:

@@ -32,7 +32,7 @@ from proxy.gateway.rewrite import request_head
 from proxy.projects.project import Project
 from proxy.projects.slots import Slots
 from proxy.server.request import Request
-from proxy.tokens.lease import Lease, LeaseKeeper
+from proxy.tokens import Lease, LeaseKeeper
 from proxy.upstream.connection import CloudConnection
 from proxy.upstream.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 

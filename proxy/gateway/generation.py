@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.config.settings import Access, AccountSettings, ContentsquareSettings, ProjectSettings, Settings
-from proxy.config.settings import Credentials as Pair
 from proxy.config.watch import is_same
 from proxy.errors import ConfigError
 from proxy.gateway.callers import Callers
@@ -33,7 +32,7 @@ from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.slots import SharedSlots, Slots
 from proxy.projects.stored import Store
 from proxy.server.listeners import Listener, server_tls
-from proxy.tokens.endpoint import Credentials, TokenEndpoint, make_session
+from proxy.tokens import TokenEndpoint, make_session
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Upstreams
@@ -253,11 +252,11 @@ class Generations:
         return Project(
             name,
             Grant(
-                _pair(access),
+                access,
                 project_id,
                 access.integration_id if isinstance(access, ProjectSettings) else None,
                 access.apis,
-                None if access.standby is None else _pair(access.standby),
+                access.standby,
             ),
             endpoint=outward.endpoint,
             on_lease=lambda lease: outward.upstreams.warm(lease.origin),
@@ -312,7 +311,3 @@ def _own_address(listener: Listener) -> Iterator[str]:
         origin = Origin.parse(listener.url)
         if origin.is_loopback:
             yield origin.authority
-
-
-def _pair(configured: Pair) -> Credentials:
-    return Credentials(configured.client_id, configured.client_secret)

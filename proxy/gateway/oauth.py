@@ -117,7 +117,7 @@ class Facade:
         project.running += 1  # so that a reload leaves it what it asks with
         try:
             async with self._room:
-                answer = await project.ask_me()
+                answer = await project.me_answer()
         except TokenFetchError as error:
             raise _unavailable(error) from None
         finally:

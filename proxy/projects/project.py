@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden, TokenFetchError
 from proxy.logs.events import OnEvent
@@ -24,10 +25,11 @@ from proxy.logs.setup import redactor
 from proxy.projects.measures import ProjectMeasures
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.slots import Slots
+from proxy.tokens import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, TokenEndpoint, TokenRequest
 from proxy.tokens.answer import TokenAnswer
-from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, described
-from proxy.tokens.lease import SYSTEM_CLOCK, Clock, Lease, LeaseKeeper, retry_delay_s
-from proxy.tokens.standby import PairName, Rotation
+from proxy.tokens.endpoint import apis_named
+from proxy.tokens.schedule import retry_delay_s
+from proxy.tokens.standby import Failover, PairName
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 REDACTED_TOKENS = 3
@@ -99,7 +101,7 @@ class Project:
         self.requests: Counter[Api] = Counter()
         self.measures = ProjectMeasures()
         pairs = (grant.credentials,) if grant.standby is None else (grant.credentials, grant.standby)
-        self._rotation = Rotation(pairs, self._on_switch)
+        self._failover = Failover(pairs, self._on_switch)
         self._slots_of = slots_of
         self._learnt_id: int | None = None
         self._inherited: dict[Api, Lease] = {}  # until somebody asks for them
@@ -135,12 +137,12 @@ class Project:
     @property
     def credentials(self) -> Credentials:
         """The pair in use."""
-        return self._rotation.credentials
+        return self._failover.credentials
 
     @property
     def credentials_in_use(self) -> PairName:
         """Which pair is in use."""
-        return self._rotation.in_use
+        return self._failover.in_use
 
     @property
     def has_lease(self) -> bool:
@@ -180,13 +182,13 @@ class Project:
         if self._discovers:
             self._discovery = self._spawn(self._discover())
 
-    async def ask_me(self) -> TokenAnswer:
+    async def me_answer(self) -> TokenAnswer:
         """What Contentsquare says about the pair of credentials in use. Raises `TokenFetchError`."""
-        return await self._endpoint.ask_me(self.credentials)
+        return await self._endpoint.me_answer(self.credentials)
 
     def start_over(self) -> None:
         """Ask with the first pair of credentials again, when the next token is due."""
-        self._rotation.start_over()
+        self._failover.start_over()
 
     def inherit(self, before: Project) -> None:
         """Take over from a project of the same name, which is about to be retired, what is still good.
@@ -263,7 +265,7 @@ class Project:
 
         Where it can't be learnt, what was known before, else nothing.
         """
-        found = await self._described()
+        found = await self._apis_named()
         if found is not None:
             usable = found if self.grant.integration_id is not None else found - {Api.ENRICHMENT}
             self._wanted = tuple(api for api in Api if api in usable)
@@ -271,13 +273,13 @@ class Project:
         self._keep(self._wanted)
         self._emit("apis_discovered", apis=[api.value for api in self._wanted])
 
-    async def _described(self) -> frozenset[Api] | None:
+    async def _apis_named(self) -> frozenset[Api] | None:
         """The endpoint's answer, None where it has none; asked for until there is one."""
         rng = random.Random()  # noqa: S311 - jitter, not a secret
         failures = 0
         while True:
             try:
-                return await described(self._rotation.ask("me", self._endpoint.me))
+                return await apis_named(self._failover.fetch("me", self._endpoint.me_members))
             except TokenFetchError as error:
                 failures += 1
                 self._discovery_error = error
@@ -310,7 +312,7 @@ class Project:
             request = TokenRequest(credentials, api, grant.project_id, grant.integration_id)
             return await self._endpoint.fetch(request)
 
-        lease = await self._rotation.ask(api, ask)
+        lease = await self._failover.fetch(api, ask)
         self._redact(api, lease.access_token)
         if self._on_lease is not None:
             self._on_lease(lease)

@@ -1,1 +1,22 @@
-"""One token kept fresh: `endpoint` fetches it, `answer` reads the answer, `lease` decides when."""
+"""One token, kept fresh.
+
+`endpoint` requests it, `answer` reads the answer, `schedule` says when it is due, `keeper` holds and
+refreshes the `lease`, `standby` switches to the second pair of credentials.
+"""
+
+from proxy.tokens.clock import SYSTEM_CLOCK, Clock, SystemClock
+from proxy.tokens.endpoint import TokenEndpoint, TokenRequest, make_session
+from proxy.tokens.keeper import LeaseKeeper
+from proxy.tokens.lease import Lease, LeaseStatus
+
+__all__ = [
+    "SYSTEM_CLOCK",
+    "Clock",
+    "Lease",
+    "LeaseKeeper",
+    "LeaseStatus",
+    "SystemClock",
+    "TokenEndpoint",
+    "TokenRequest",
+    "make_session",
+]

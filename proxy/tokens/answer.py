@@ -1,10 +1,10 @@
 """What the token endpoint's answer says: a lease, or what went wrong and what to do about it.
 
-Pure decisions about bytes that came from outside; no I/O, and nothing of aiohttp. Lenient about
-shapes (client programs in the wild read several), strict about what would do harm: a token that
-isn't one, a life that isn't one, an ``endpoint`` that would be sent the token but isn't allowed to
-have it (`endpoint_fault`), and texts that may repeat the credentials (`quotable`). Sources: RFC 6749,
-section 5; RFC 6750, section 2.1; Contentsquare's authentication pages.
+Pure decisions about bytes from outside: no I/O, and nothing of aiohttp. Lenient about shapes, because
+client programs in the wild accept several. Strict about what would do harm: a malformed token, a
+malformed life, an ``endpoint`` that must not get the token (`endpoint_fault`), and texts that may
+repeat the credentials (`quotable`). Sources: RFC 6749, section 5; RFC 6750, section 2.1;
+Contentsquare's authentication pages.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
+from proxy.contentsquare import Api
 from proxy.errors import TokenFetchError
 from proxy.origin import Origin
-from proxy.tokens.lease import RETRY_AFTER_CAP_S, Lease
+from proxy.tokens.lease import Lease
+from proxy.tokens.schedule import RETRY_AFTER_CAP_S
 
 DEFAULT_LIFETIME_S = 600.0
 MAX_LIFETIME_S = 86400.0
 MAX_TOKEN = 16 << 10
-"""Characters of an access_token; a longer one would be refused as a request field."""
+"""Characters of an access_token; a request with a longer one in a field would be refused."""
 MAX_QUOTE = 200
-"""Characters of an answer's own text that are quoted."""
+"""Characters of an answer's text that a message quotes at most."""
 ENDPOINT_NAMES = ("endpoint", "api_endpoint", "base_url")
 ERROR_NAMES = ("error", "errorCode", "error_description", "errorMessage")
 
@@ -41,7 +43,10 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
-    """An answer as it came. ``sent_at`` (monotonic) and ``sent_at_wall`` (unix) are its request's."""
+    """An answer as it came.
+
+    Its request was sent at ``sent_at`` (monotonic seconds), which is ``sent_at_wall`` (seconds since 1970).
+    """
 
     status: int
     fields: Mapping[str, str]
@@ -50,7 +55,7 @@ class TokenAnswer:
     sent_at_wall: float
 
     def retry_after_s(self) -> float | None:
-        """RFC 9110, section 10.2.3: seconds, or a date, which is read by the answer's own clock."""
+        """Seconds (RFC 9110, section 10.2.3); a date is compared with the answer's own ``Date``."""
         value = self.fields.get("Retry-After", "").strip()
         if _DECIMAL.fullmatch(value):
             return min(float(value), RETRY_AFTER_CAP_S)
@@ -60,7 +65,7 @@ class TokenAnswer:
         return min(max(0.0, until - (self.sent_at_wall if now is None else now)), RETRY_AFTER_CAP_S)
 
     def members(self) -> Mapping[str, object]:
-        """The JSON object that the body is. Raises `TokenFetchError` if it is none."""
+        """The members of the body's JSON object. Raises `TokenFetchError` if the body is none."""
         members = _json_object(self.body)
         if members is None:
             raise _malformed(
@@ -80,7 +85,7 @@ def lease_of(
 ) -> Lease:
     """The lease that a 2xx answer grants. Raises `TokenFetchError`.
 
-    ``scope`` and ``project_id`` are what was asked for, and hold where the answer is silent.
+    ``scope`` and ``project_id`` are those of the request; they hold if the answer names none.
     ``private`` are the texts that no message may repeat.
     """
     members = answer.members()
@@ -97,28 +102,28 @@ def lease_of(
     )
 
 
-def refusal(answer: TokenAnswer, who: str, private: Collection[str]) -> TokenFetchError | None:
-    """What a status other than 2xx means, None for 2xx. ``who`` answered, in the message's words."""
+def failure_of(answer: TokenAnswer, sender: str, private: Collection[str]) -> TokenFetchError | None:
+    """The error that a status other than 2xx means; None for 2xx. ``sender`` is its name in messages."""
     if 200 <= answer.status < 300:
         return None
     cause, permanent, advice = _meaning(answer.status)
-    said = _said(answer.body, private)
+    quote = _quote(answer.body, private)
     return TokenFetchError(
-        f"{who} answered {answer.status}{said}: {advice}",
+        f"{sender} answered {answer.status}{quote}: {advice}",
         cause=cause,
         permanent=permanent,
         retry_after_s=None if permanent else answer.retry_after_s(),
         status=answer.status,
-        said=said,
+        quote=quote,
     )
 
 
 def endpoint_fault(origin: Origin, allowed: Sequence[str]) -> str | None:
-    """Why the token must not be sent to this origin, or None if it may be.
+    """Why the token must not be sent to this origin; None if it may be sent.
 
-    ``allowed``: "host" (the scheme's default port), "host:port", or the same with "*." in front for
-    any host below that name, not the name itself. IP addresses only match when listed exactly. Plain
-    http only goes to loopback.
+    A pattern in ``allowed`` is "host" (the scheme's default port) or "host:port"; with "*." in front it
+    means every host below that name, not the name itself. An IP address matches only an equal pattern.
+    Plain http is for loopback only.
     """
     if not origin.is_tls and not origin.is_loopback:
         return "plain http is only allowed for this machine itself"
@@ -131,8 +136,24 @@ def endpoint_fault(origin: Origin, allowed: Sequence[str]) -> str | None:
     return None
 
 
+def apis_of(members: Mapping[str, object]) -> frozenset[Api] | None:
+    """The APIs that an answer of ``/v1/oauth/me`` names; None if it names no scopes.
+
+    The scopes are one string, separated by spaces or commas, or a list of strings. Scopes of no known API
+    are passed over.
+    """
+    value = members.get("scopes", members.get("scope"))
+    if isinstance(value, str):
+        names: list[object] = list(value.replace(",", " ").split())
+    elif isinstance(value, list):
+        names = value
+    else:
+        return None
+    return frozenset(api for api in Api if api.scope in names)
+
+
 def quotable(text: str, private: Collection[str]) -> str:
-    """A foreign text fit for messages: one line, printable, short, and without the ``private`` texts."""
+    """A foreign text made fit for messages: one line, printable, short, without the ``private`` texts."""
     text = text[: 5 * MAX_QUOTE]
     if _gives_away(text, private):
         return "[withheld: it repeats the credentials]"
@@ -141,7 +162,7 @@ def quotable(text: str, private: Collection[str]) -> str:
 
 
 def http_date(value: str | None) -> float | None:
-    """A date of RFC 9110, section 5.6.7, as seconds since 1970; None if it isn't one."""
+    """A date of RFC 9110, section 5.6.7, as seconds since 1970; None if the value is no date."""
     try:
         date = parsedate_to_datetime(value or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -175,7 +196,7 @@ def _check_token_type(value: object) -> None:
 
 
 def _lifetime_s(value: object) -> float:
-    """``expires_in`` as seconds, > 0 and at most a day; 10 minutes where it is missing."""
+    """``expires_in`` as seconds, > 0 and at most a day; 10 minutes if it is missing."""
     if value is None:
         return DEFAULT_LIFETIME_S
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
@@ -221,7 +242,7 @@ def _project_id(value: object, asked: int | None) -> int | None:
 def _host_and_port(pattern: str) -> tuple[str, int | None]:
     match = _PATTERN.fullmatch(pattern.strip().lower())
     if match is None:
-        return "", None  # fits no host; the configuration has complained about it
+        return "", None  # fits no host; loading the configuration has reported it
     return match["ipv6"] or match["bare_ipv6"] or match["host"], int(match["port"]) if match["port"] else None
 
 
@@ -253,20 +274,20 @@ _MEANINGS = {
     500: (
         "server_error",
         False,
-        "a fault at Contentsquare, or a wrong client_id or client_secret, which it is known to answer so",
+        "a fault at Contentsquare, or a wrong client_id or client_secret: it may answer either with 500",
     ),
 }
 _REDIRECTED = (
     "redirected",
     False,
-    "redirects aren't followed; check contentsquare.auth_url, or for a network's login page in between",
+    "redirects aren't followed; check contentsquare.auth_url, or whether a login page is in between",
 )
 _SERVER_ERROR = ("server_error", False, "a fault at Contentsquare")
 _UNEXPECTED = ("unexpected_status", True, "check contentsquare.auth_url")
 
 
 def _meaning(status: int) -> tuple[str, bool, str]:
-    """A status other than 2xx as cause, whether it is permanent, and what it means or what to do."""
+    """For a status other than 2xx: the cause, whether it is permanent, and what it means or what to do."""
     if status in _MEANINGS:
         return _MEANINGS[status]
     if status > 500:
@@ -274,21 +295,21 @@ def _meaning(status: int) -> tuple[str, bool, str]:
     return _REDIRECTED if status < 400 else _UNEXPECTED
 
 
-def _said(body: bytes, private: Collection[str]) -> str:
-    """The answer's own words, in both shapes that are seen, ready to be put behind the status."""
+def _quote(body: bytes, private: Collection[str]) -> str:
+    """The answer's own error texts, in both known shapes, in brackets to follow the status; "" for none."""
     members = _json_object(body) or {}
     texts = (members.get(name) for name in ERROR_NAMES)
     quotes = (quotable(text, private) for text in texts if isinstance(text, str))
-    said = "; ".join(dict.fromkeys(quote for quote in quotes if quote))
-    return f" ({said})" if said else ""
+    joined = "; ".join(dict.fromkeys(filter(None, quotes)))
+    return f" ({joined})" if joined else ""
 
 
 def _gives_away(text: str, private: Collection[str]) -> bool:
-    """Whether it holds eight characters in a row of a private text, also when spread out or quoted."""
+    """Whether it repeats eight characters in a row of a private text, also spaced out or percent-coded."""
     squeezed = "".join(character for character in text if character.isprintable() and not character.isspace())
-    hays = (text.casefold(), squeezed.casefold())
+    searched = (text.casefold(), squeezed.casefold())
     for secret in filter(None, private):
         parts = [secret[start : start + 8] for start in range(max(1, len(secret) - 7))]
-        if any(part.casefold() in hay for part in (*parts, quote(secret, safe="")) for hay in hays):
+        if any(part.casefold() in one for part in (*parts, quote(secret, safe="")) for one in searched):
             return True
     return False

@@ -1,10 +1,10 @@
-"""Which of a project's credentials its tokens are asked with: the first pair, or its standby.
+"""Failover from one pair of credentials to the other: a project's first pair and its standby.
 
-Hides how a dead pair is told from a token endpoint in trouble. Contentsquare refuses a pair with
-400, 401 or 403, and is known to answer wrong credentials with a generic 500, which an outage looks
-like, too: so a few of those in a row are a reason to try the other pair, and only its success is
-one to go over. Knows nothing of when a token is due (`proxy.tokens.lease`) or of the wire
-(`proxy.tokens.endpoint`); one object is shared by all APIs of a project, so that they go over together.
+Hides how a dead pair is told from a token endpoint in trouble. Contentsquare refuses a pair with 400,
+401 or 403. It is known to answer wrong credentials with a generic 500, too, and an outage looks the
+same: so after a few such answers in a row the other pair is tried, and only its success makes it the
+pair in use. Knows nothing of when a token is due (`proxy.tokens.schedule`) or of the wire
+(`proxy.tokens.endpoint`). All APIs of a project share one object, so that they switch together.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Literal, TypeVar
 
+from proxy.config.settings import Credentials
 from proxy.errors import TokenFetchError
-from proxy.tokens.endpoint import Credentials
 
 T = TypeVar("T")
 
 SUSPICIOUS_500S = 3
-"""Answers of 500 in a row after which the other pair is tried; then again each time they have doubled."""
+"""The other pair is tried after so many answers of 500 in a row, then each time their number has doubled."""
 
 PairName = Literal["first", "standby"]
 _NAMES: tuple[PairName, PairName] = ("first", "standby")
 OnSwitch = Callable[[PairName, TokenFetchError], None]
 
 
-class Rotation:
-    """One or two ``pairs``, the first of them in use at first.
+class Failover:
+    """One or two ``pairs`` of credentials; at first, the first pair is in use.
 
-    ``on_switch`` hears which pair is in use from now on, and what the other one was refused with.
+    ``on_switch`` is called with the name of the pair that is in use from now on, and with the other
+    pair's error.
     """
 
     def __init__(self, pairs: Sequence[Credentials], on_switch: OnSwitch | None = None) -> None:
         if len(pairs) not in (1, 2):
-            raise ValueError("a rotation has one or two pairs")
+            raise ValueError("there must be one or two pairs")
         self._pairs = tuple(pairs)
         self._on_switch = on_switch
         self._current = 0
-        self._strange: Counter[Hashable] = Counter()
+        self._suspicious: Counter[Hashable] = Counter()  # 500s in a row, by purpose
 
     @property
     def credentials(self) -> Credentials:
@@ -47,7 +48,7 @@ class Rotation:
 
     @property
     def in_use(self) -> PairName:
-        """Which pair is in use."""
+        """The name of the pair in use."""
         return _NAMES[self._current]
 
     @property
@@ -56,66 +57,69 @@ class Rotation:
         return len(self._pairs) > 1
 
     def start_over(self) -> None:
-        """Use the first pair again; it may have been put right."""
+        """Use the first pair again: somebody may have put it right."""
         self._current = 0
-        self._strange.clear()
+        self._suspicious.clear()
 
-    async def ask(self, what: Hashable, fetch: Callable[[Credentials], Awaitable[T]]) -> T:
-        """What ``fetch`` gets with the pair in use, or with the other where the first doesn't work.
+    async def fetch(self, purpose: Hashable, fetch_with: Callable[[Credentials], Awaitable[T]]) -> T:
+        """The result of ``fetch_with`` for the pair in use, or for the other pair if the first one is dead.
 
-        ``what`` tells questions apart: failures are counted for each. Raises `TokenFetchError`: of two
-        failures the one that says more about when to try again.
+        Failures are counted for each ``purpose``. Raises `TokenFetchError`: of two errors the one that
+        says more about when to try again.
         """
         used = self._current
         try:
-            answer = await fetch(self._pairs[used])
+            result = await fetch_with(self._pairs[used])
         except TokenFetchError as error:
-            if not self._is_other_worth_a_try(what, error):
+            if not self._is_other_worth_a_try(purpose, error):
                 raise
-            mine = error
+            first_error = error
         else:
-            self._strange.pop(what, None)
-            return answer
-        return await self._ask_other(what, fetch, used, mine)
+            self._suspicious.pop(purpose, None)
+            return result
+        return await self._fetch_with_other(purpose, fetch_with, used, first_error)
 
-    async def _ask_other(
-        self, what: Hashable, fetch: Callable[[Credentials], Awaitable[T]], used: int, mine: TokenFetchError
+    async def _fetch_with_other(
+        self,
+        purpose: Hashable,
+        fetch_with: Callable[[Credentials], Awaitable[T]],
+        used: int,
+        first_error: TokenFetchError,
     ) -> T:
-        # Another question may have gone over meanwhile; then this is simply the pair in use.
-        other = 1 - used
+        # A fetch for another purpose may have switched meanwhile: then the other pair is in use already.
         try:
-            answer = await fetch(self._pairs[other])
-        except TokenFetchError as theirs:
-            if not _is_refusal(mine) or _speaks_of_credentials(theirs):
-                raise mine from None
-            # Ours is dead for sure, and the other only out of reach: next time it is asked first.
-            self._go_over(used, mine)
-            raise theirs from None
-        self._strange.pop(what, None)
-        self._go_over(used, mine)
-        return answer
+            result = await fetch_with(self._pairs[1 - used])
+        except TokenFetchError as other_error:
+            if not _is_refusal(first_error) or _may_be_the_credentials(other_error):
+                raise first_error from None
+            # The pair in use is certainly dead, and the other may be well: it is used first next time.
+            self._switch_from(used, first_error)
+            raise other_error from None
+        self._suspicious.pop(purpose, None)
+        self._switch_from(used, first_error)
+        return result
 
-    def _is_other_worth_a_try(self, what: Hashable, error: TokenFetchError) -> bool:
+    def _is_other_worth_a_try(self, purpose: Hashable, error: TokenFetchError) -> bool:
         if not self.has_standby:
             return False
         if error.status != 500:
             return _is_refusal(error)
-        self._strange[what] += 1
-        times, rest = divmod(self._strange[what], SUSPICIOUS_500S)
+        self._suspicious[purpose] += 1
+        times, rest = divmod(self._suspicious[purpose], SUSPICIOUS_500S)
         return not rest and times & (times - 1) == 0
 
-    def _go_over(self, used: int, why: TokenFetchError) -> None:
+    def _switch_from(self, used: int, error: TokenFetchError) -> None:
         if self._current == used:
             self._current = 1 - used
-            self._strange.clear()
+            self._suspicious.clear()
             if self._on_switch is not None:
-                self._on_switch(self.in_use, why)
+                self._on_switch(self.in_use, error)
 
 
 def _is_refusal(error: TokenFetchError) -> bool:
     return error.cause == "credentials_refused"
 
 
-def _speaks_of_credentials(error: TokenFetchError) -> bool:
-    """Whether it may be the credentials' fault: see `token_answer` for what 500 may mean."""
+def _may_be_the_credentials(error: TokenFetchError) -> bool:
+    """Whether wrong credentials may be the reason; a 500 may mean that, see above."""
     return _is_refusal(error) or error.status == 500

@@ -22,7 +22,7 @@ from support.harness import (
 )
 
 from proxy.app.app import App
-from proxy.tokens.lease import LeaseKeeper
+from proxy.tokens import LeaseKeeper
 
 SECRET = "canary-secret-5f1c"
 PROJECTS = {

@@ -41,7 +41,7 @@ from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs.setup import configure
-from proxy.tokens.lease import LeaseKeeper
+from proxy.tokens import LeaseKeeper
 
 needs_unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
@@ -377,7 +377,7 @@ async def test_without_a_token_requests_get_a_503_and_later_recover_without_a_re
 
 
 async def test_a_token_endpoint_that_is_back_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.5, 0.5, 0.5))
+    monkeypatch.setattr("proxy.tokens.schedule.BACKOFF_S", (0.5, 0.5, 0.5))
     outage = Outage(503)
     async with RawServer(Upstream()) as upstream, RawServer(outage) as token_server:
         outage.token.endpoint = upstream.url

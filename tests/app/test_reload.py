@@ -460,7 +460,7 @@ async def test_what_goes_fetches_nothing_more(tmp_path: Path) -> None:
 async def test_a_changed_secret_uses_the_old_token_while_the_token_endpoint_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.01, 0.02, 0.02))
+    monkeypatch.setattr("proxy.tokens.schedule.BACKOFF_S", (0.01, 0.02, 0.02))
     upstream = Upstream()
     async with rig(tmp_path, upstream) as running:
         running.token.status = 503
@@ -931,7 +931,7 @@ async def test_no_log_line_holds_a_token_or_secret_that_is_or_was_lately_in_use(
         [keeper] = running.project().keepers.values()
         for number in range(1, 5):
             await until(lambda: keeper.status().refreshes == number)  # noqa: B023 - awaited within
-            keeper._due_at = 0.0
+            keeper._schedule.due_at = 0.0
             keeper._hurry(gap_s=0.0)
         await until(lambda: keeper.status().refreshes == 5)
         await running.change(projects={"shop": {**shop, "client_secret": "canary-secret-second"}})

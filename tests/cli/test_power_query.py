@@ -25,7 +25,7 @@ from cli.test_snippets import KEY, PROJECT, served, settings_of, text, with_and_
 from support.harness import OK, WAIT_S, Gateway, TokenServer, Upstream, free_port, gateway, read_message
 
 from proxy.errors import ProxyError
-from proxy.tokens.lease import LeaseKeeper
+from proxy.tokens import LeaseKeeper
 
 EVALUATOR = Path(__file__).with_name("power_query.js")
 CROWDED = b'{"success": false, "errorMessage": "Too much", "errorCode": "CONCURRENT_API_CALL"}'
@@ -135,7 +135,7 @@ OTHERS = {"PROXY_INTERNAL_ERROR"}
 async def test_trouble_of_ours_never_asks_the_person_for_credentials(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (60.0, 60.0, 60.0))
+    monkeypatch.setattr("proxy.tokens.schedule.BACKOFF_S", (60.0, 60.0, 60.0))
     monkeypatch.setattr(LeaseKeeper._hurry, "__kwdefaults__", {"gap_s": 0.01})
     code, case = TROUBLE[name]
     async with case() as proxy:

@@ -183,7 +183,7 @@ async def test_a_token_endpoint_that_fails_is_one_warning_until_it_recovers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("proxy.tokens.schedule.BACKOFF_S", (0.01, 0.01, 0.01))
     configure("info", "json", stream)
     token = TokenServer(status=503)
     async with gateway(token=token) as proxy:

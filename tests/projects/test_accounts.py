@@ -395,7 +395,7 @@ async def test_a_valid_token_stays_in_use_while_both_pairs_are_refused() -> None
 
 
 async def test_the_generic_500_leads_to_the_standby_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.tokens.lease.BACKOFF_S", (0.001, 0.002, 0.002))
+    monkeypatch.setattr("proxy.tokens.schedule.BACKOFF_S", (0.001, 0.002, 0.002))
     token = Picky(refused={"id-1": 500})
     projects = {"shop": {**ONE, "standby": STANDBY}}
     async with gateway(token=cast(TokenServer, token), projects=projects) as running:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from support.harness import WAIT_S, RawServer, read_message, until
 
+from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
 from proxy.projects.project import Grant, Project
 from proxy.projects.slots import Slots
 from proxy.secret import Secret
-from proxy.tokens.endpoint import Credentials, TokenEndpoint, make_session
-from proxy.tokens.lease import SystemClock
+from proxy.tokens import SystemClock, TokenEndpoint, make_session
 
-CREDENTIALS = Credentials("id-1", Secret("secret-1"))
+CREDENTIALS = Credentials(client_id="id-1", client_secret=Secret("secret-1"))
 UNREACHABLE = 0
 """In place of a status: the connection is closed unanswered."""
 

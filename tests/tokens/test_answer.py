@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import TokenFetchError
 from proxy.origin import Origin
-from proxy.tokens.answer import TokenAnswer, endpoint_fault, http_date, lease_of, quotable, refusal
+from proxy.tokens.answer import TokenAnswer, endpoint_fault, failure_of, http_date, lease_of, quotable
 from proxy.tokens.lease import Lease
 
 ALLOWED = ("*.contentsquare.com",)
@@ -255,14 +255,14 @@ def test_no_answer_at_all_raises_anything_else(body: object) -> None:
 
 
 def fault(status: int, body: object = b"", **fields: str) -> TokenFetchError:
-    error = refusal(answer(body, status, **fields), "the token endpoint", PRIVATE)
+    error = failure_of(answer(body, status, **fields), "the token endpoint", PRIVATE)
     assert error is not None
     return error
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_2xx_is_no_refusal(status: int) -> None:
-    assert refusal(answer(b"", status), "x", PRIVATE) is None
+def test_2xx_is_no_failure_of(status: int) -> None:
+    assert failure_of(answer(b"", status), "x", PRIVATE) is None
 
 
 @pytest.mark.parametrize(

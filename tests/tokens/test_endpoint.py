@@ -22,8 +22,10 @@ import trustme
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
+from support.clocks import FakeClock
 from support.harness import WAIT_S, free_port, turns
 
+from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
@@ -31,17 +33,16 @@ from proxy.secret import Secret
 from proxy.tokens.endpoint import (
     MAX_BODY,
     TLS_RETRY_S,
-    Credentials,
     FindProxy,
     TokenEndpoint,
     TokenRequest,
-    described,
+    apis_named,
     make_session,
 )
 
 ALLOWED = ("*.contentsquare.com",)
 SECRET = "hush-hush-1234567890"
-CREDENTIALS = Credentials("an-id-5f1c", Secret(SECRET))
+CREDENTIALS = Credentials(client_id="an-id-5f1c", client_secret=Secret(SECRET))
 METRICS = TokenRequest(CREDENTIALS, Api.METRICS)
 AUTH_URL = "https://api.contentsquare.com"
 TOKEN_URL = f"{AUTH_URL}/v1/oauth/token"
@@ -54,23 +55,6 @@ GOOD = {
     "project_id": 42,
     "endpoint": "https://api.eu-west-1.production.contentsquare.com",
 }
-
-
-class FakeClock:
-    """Moves only when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.wall = 1_800_000_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
-
-    async def sleep(self, seconds: float) -> None:
-        raise NotImplementedError
 
 
 class _Answer(aiohttp.ClientResponse):
@@ -606,7 +590,7 @@ async def test_a_429_holds_back_all_requests_of_that_pair_and_no_others(answers:
     clock = FakeClock()
     answers.post(TOKEN_URL, status=429, headers={"Retry-After": "120"})
     answers.post(TOKEN_URL, payload=GOOD, repeat=True)
-    other = TokenRequest(Credentials("another", Secret("x")), Api.METRICS)
+    other = TokenRequest(Credentials(client_id="another", client_secret=Secret("x")), Api.METRICS)
     async with endpoint_at(AUTH_URL, clock=clock) as endpoint:
         first = await failure(endpoint.fetch(METRICS))
         clock.now += 20
@@ -691,7 +675,7 @@ async def test_the_credentials_scopes_are_read_leniently(
 ) -> None:
     answers.post(ME_URL, body=json.dumps(body))
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert await described(endpoint.me(CREDENTIALS)) == apis
+        assert await apis_named(endpoint.me_members(CREDENTIALS)) == apis
     [(_, calls)] = answers.requests.items()
     assert json.loads(calls[0].kwargs["data"]) == {"client_id": "an-id-5f1c", "client_secret": SECRET}
 
@@ -700,21 +684,21 @@ async def test_the_credentials_scopes_are_read_leniently(
 async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status, repeat=True)
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert await described(endpoint.me(CREDENTIALS)) is None
-        assert f"answered {status}" in str(await failure(endpoint.me(CREDENTIALS)))
+        assert await apis_named(endpoint.me_members(CREDENTIALS)) is None
+        assert f"answered {status}" in str(await failure(endpoint.me_members(CREDENTIALS)))
 
 
 @pytest.mark.parametrize("status", [302, 429, 500, 503])
 async def test_scopes_that_another_try_may_bring_are_an_error(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status)
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert not (await failure(described(endpoint.me(CREDENTIALS)))).permanent
+        assert not (await failure(apis_named(endpoint.me_members(CREDENTIALS)))).permanent
 
 
 async def test_scopes_of_an_unreachable_endpoint_are_an_error(answers: fake_answers) -> None:
     answers.post(ME_URL, exception=TimeoutError())
     async with endpoint_at(AUTH_URL) as endpoint:
-        assert (await failure(described(endpoint.me(CREDENTIALS)))).cause == "timeout"
+        assert (await failure(apis_named(endpoint.me_members(CREDENTIALS)))).cause == "timeout"
 
 
 def test_no_repr_holds_the_secret_or_the_client_id() -> None:
@@ -737,6 +721,6 @@ async def test_an_http_proxy_that_cant_be_used_is_a_failure_that_names_the_varia
             session, "https://api.contentsquare.com", allowed_endpoints=["x"], find_proxy=find_proxy
         )
         with pytest.raises(TokenFetchError, match="HTTPS_PROXY") as caught:
-            await endpoint.me(Credentials("id", Secret("secret")))
+            await endpoint.me_members(Credentials(client_id="id", client_secret=Secret("secret")))
     assert caught.value.cause == "http_proxy"
     assert not caught.value.permanent

@@ -1,160 +1,24 @@
-"""`proxy.tokens.lease`: when a token is fetched, kept, refused and replaced. The clock is a fake one."""
+"""`proxy.tokens.keeper`: when a token is fetched, kept, refused and replaced. The clock is a fake one."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clocks import FakeClock, settle
+from support.keeping import EU, HOUR, PERMANENT, TRANSIENT, Endpoint, Events, make_keeper, running
 
 from proxy.errors import TokenFetchError, TokenUnavailable
 from proxy.origin import Origin
-from proxy.tokens.lease import (
-    BACKOFF_S,
-    FORCED_REFRESH_GAP_S,
-    MIN_REFRESH_S,
-    PERMANENT_BACKOFF_S,
-    RETRY_AFTER_CAP_S,
-    SLICE_S,
-    SYSTEM_CLOCK,
-    Lease,
-    LeaseKeeper,
-    refresh_delay_s,
-    retry_delay_s,
-    safety_margin_s,
-)
+from proxy.tokens import Lease, LeaseKeeper
+from proxy.tokens.keeper import FORCED_REFRESH_GAP_S
+from proxy.tokens.schedule import BACKOFF_S, MIN_REFRESH_S
 
-EU = Origin("https", "api.eu-west-1.production.contentsquare.com", 443)
 US = Origin("https", "api.us-east-1.production.contentsquare.com", 443)
-HOUR = 3600.0
-
-TRANSIENT = TokenFetchError("the token endpoint answered 503", cause="server_error")
-PERMANENT = TokenFetchError("the token endpoint answered 401", cause="credentials_refused", permanent=True)
-
-
-class FakeClock:
-    """Stands still unless told; sleepers wake in order."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.wall = 1_800_000_000.0
-        self.sleepers: list[tuple[float, asyncio.Future[None]]] = []
-        self.longest_sleep = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
-
-    async def sleep(self, seconds: float) -> None:
-        assert seconds > 0, "a keeper must never spin"
-        self.longest_sleep = max(self.longest_sleep, seconds)
-        entry = (self.now + seconds, asyncio.get_running_loop().create_future())
-        self.sleepers.append(entry)
-        try:
-            await entry[1]
-        finally:
-            self.sleepers.remove(entry)
-
-    async def advance(self, seconds: float) -> None:
-        """Both clocks run on; whoever's time comes is woken on the way."""
-        target = self.now + seconds
-        await settle()
-        while due := [entry for entry in self.sleepers if entry[0] <= target and not entry[1].done()]:
-            deadline, future = min(due, key=lambda entry: entry[0])
-            self._move_to(max(self.now, deadline))
-            future.set_result(None)
-            await settle()
-        self._move_to(target)
-
-    def suspend(self, seconds: float) -> None:
-        """The laptop sleeps: only the wall clock goes on."""
-        self.wall += seconds
-
-    def _move_to(self, now: float) -> None:
-        self.wall += now - self.now
-        self.now = now
-
-
-async def settle() -> None:
-    for _ in range(8):
-        await asyncio.sleep(0)
-
-
-class Endpoint:
-    """A token endpoint that answers by script: lifetimes or errors, the last one for ever."""
-
-    def __init__(self, clock: FakeClock, *script: float | TokenFetchError, takes_s: float = 0.0) -> None:
-        self.clock = clock
-        self.script = list(script)
-        self.takes_s = takes_s
-        self.origin = EU
-        self.calls: list[float] = []
-        self.under_way = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def fetch(self) -> Lease:
-        self.calls.append(self.clock.now)
-        self.under_way += 1
-        assert self.under_way == 1, "one fetch at a time"
-        try:
-            return await self._answer()
-        finally:
-            self.under_way -= 1
-
-    async def _answer(self) -> Lease:
-        sent_at, sent_at_wall = self.clock.now, self.clock.wall
-        if self.takes_s:
-            await self.clock.sleep(self.takes_s)
-        await self.gate.wait()
-        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        if isinstance(step, TokenFetchError):
-            raise step
-        return Lease(
-            access_token=f"token-{len(self.calls)}",
-            origin=self.origin,
-            scope="metrics",
-            project_id=42,
-            lifetime_s=step,
-            received_at=sent_at,
-            expires_at=datetime.fromtimestamp(sent_at_wall + step, UTC),
-        )
-
-
-Events = list[tuple[str, Mapping[str, object]]]
-
-
-def make_keeper(endpoint: Endpoint, events: Events | None = None, seed: int = 1) -> LeaseKeeper:
-    def on_event(event: str, values: Mapping[str, object]) -> None:
-        if events is not None:
-            events.append((event, values))
-
-    return LeaseKeeper(
-        endpoint.fetch,
-        name="shop-fr/metrics",
-        clock=endpoint.clock,
-        rng=random.Random(seed),
-        on_event=on_event,
-    )
-
-
-@asynccontextmanager
-async def running(keeper: LeaseKeeper) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(keeper.run())
-    try:
-        await settle()
-        yield task
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def until_stale(keeper: LeaseKeeper, clock: FakeClock) -> None:
@@ -169,74 +33,6 @@ async def unavailable(waiting: Awaitable[Lease]) -> TokenUnavailable:
     assert isinstance(error.retry_after_s, int)
     assert error.retry_after_s >= 1
     return error
-
-
-# How long
-
-
-@given(lifetime_s=st.floats(min_value=1e-9, max_value=1e6), seed=st.integers(0, 1000))
-def test_the_refresh_delay_is_positive_for_any_lifetime(lifetime_s: float, seed: int) -> None:
-    assert refresh_delay_s(lifetime_s, random.Random(seed)) >= MIN_REFRESH_S > 0
-
-
-@given(lifetime_s=st.floats(min_value=1, max_value=86400), seed=st.integers(0, 1000))
-def test_a_refresh_is_due_between_a_third_and_half_of_the_life_and_before_the_margin(
-    lifetime_s: float, seed: int
-) -> None:
-    delay = refresh_delay_s(lifetime_s, random.Random(seed))
-    assert lifetime_s * 0.29 <= delay <= lifetime_s * 0.551
-    assert delay < lifetime_s - safety_margin_s(lifetime_s)
-
-
-def test_an_hour_is_refreshed_at_half_and_fifteen_minutes_leave_ten_for_an_outage() -> None:
-    rng = random.Random(1)
-    hours = [refresh_delay_s(HOUR, rng) for _ in range(1000)]
-    assert 1620 <= min(hours) < 1650
-    assert 1950 < max(hours) <= 1980
-    assert all(270 <= refresh_delay_s(900, rng) <= 330 for _ in range(100))
-
-
-@given(lifetime_s=st.floats(min_value=1e-6, max_value=86400))
-def test_the_safety_margin_is_a_tenth_of_the_life_and_half_a_minute_at_most(lifetime_s: float) -> None:
-    assert 0 < safety_margin_s(lifetime_s) <= min(30.0, lifetime_s / 10)
-
-
-@given(
-    failures=st.integers(1, 100_000),
-    usable_for_s=st.floats(0, 86400),
-    asked=st.one_of(st.none(), st.floats(0, 1e6)),
-    permanent=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_a_retry_comes_neither_at_once_nor_sooner_than_asked_nor_later_than_needed(
-    failures: int, usable_for_s: float, asked: float | None, permanent: bool, seed: int
-) -> None:
-    error = TokenFetchError("x", cause="x", permanent=permanent, retry_after_s=asked)
-    delay = retry_delay_s(error, failures, usable_for_s, random.Random(seed))
-    least, most = PERMANENT_BACKOFF_S if permanent else (BACKOFF_S[0], BACKOFF_S[2])
-    assert delay >= max(least, min(asked or 0, RETRY_AFTER_CAP_S))
-    assert delay <= max(most, min(asked or 0, RETRY_AFTER_CAP_S) * 1.1)
-    if usable_for_s and not permanent and not asked:
-        assert delay <= max(least, usable_for_s / 2)
-
-
-def test_transient_backoff_grows_from_one_second_to_a_minute() -> None:
-    ceilings = [
-        max(retry_delay_s(TRANSIENT, n, 0, random.Random(seed)) for seed in range(500)) for n in range(1, 9)
-    ]
-    assert ceilings == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], rel=0.02)
-
-
-def test_a_retry_comes_before_half_of_what_is_left_of_a_usable_lease() -> None:
-    delays = [retry_delay_s(TRANSIENT, 10, 10.0, random.Random(seed)) for seed in range(200)]
-    assert 4.5 < max(delays) <= 5.0
-
-
-def test_permanent_backoff_grows_from_one_minute_to_five() -> None:
-    delays = [retry_delay_s(PERMANENT, n, 0, random.Random(3)) for n in range(1, 6)]
-    assert delays[0] == 60
-    assert delays == sorted(delays)
-    assert 270 <= delays[-1] <= 300
 
 
 # The first lease
@@ -335,101 +131,88 @@ async def test_a_lone_get_without_a_running_keeper_ends_in_time() -> None:
 # Keeping it fresh
 
 
-async def test_a_lease_is_replaced_at_about_half_of_its_life_and_used_until_then() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        first = keeper.current()
-        await clock.advance(1619)
-        assert keeper.current() is first
-        await clock.advance(362)
-        second = keeper.current()
+async def test_a_lease_is_replaced_at_about_half_of_its_life_and_used_until_then(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    first = keeper.current()
+    await clock.advance(1619)
+    assert keeper.current() is first
+    await clock.advance(362)
+    second = keeper.current()
     assert len(endpoint.calls) == 2
     assert second is not first
     assert second is not None
     assert keeper.status().refreshes == 2
 
 
-async def test_a_valid_lease_is_handed_out_while_its_refresh_hangs() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        endpoint.gate.clear()
-        await clock.advance(2000)
-        assert endpoint.under_way == 1
-        assert (await keeper.get(0)).access_token == "token-1"
+async def test_a_valid_lease_is_handed_out_while_its_refresh_hangs(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.gate.clear()
+    await clock.advance(2000)
+    assert endpoint.under_way == 1
+    assert (await keeper.get(0)).access_token == "token-1"
 
 
-async def test_token_and_endpoint_change_together() -> None:
-    clock = FakeClock()
-    events: Events = []
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint, events)
-    async with running(keeper):
-        endpoint.origin = US
-        await clock.advance(2000)
-        lease = keeper.current()
+async def test_token_and_endpoint_change_together(
+    clock: FakeClock, endpoint: Endpoint, events: Events, keeper: LeaseKeeper
+) -> None:
+    endpoint.origin = US
+    await clock.advance(2000)
+    lease = keeper.current()
     assert lease is not None
     assert (lease.access_token, lease.origin) == ("token-2", US)
     changes = [values for event, values in events if event == "token_endpoint_changed"]
     assert changes == [{"lease": "shop-fr/metrics", "endpoint": str(US), "before": str(EU)}]
 
 
-async def test_an_outage_of_half_an_hour_goes_unnoticed() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(1600)
-        endpoint.script = [TRANSIENT]
-        for _ in range(1800 // 5):
-            await clock.advance(5)
-            assert keeper.current() is not None
-        assert keeper.status().state == "stale"
-        endpoint.script = [HOUR]
-        await clock.advance(60)
-        assert keeper.status().state == "fresh"
+async def test_an_outage_of_half_an_hour_goes_unnoticed(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    await clock.advance(1600)
+    endpoint.script = [TRANSIENT]
+    for _ in range(1800 // 5):
+        await clock.advance(5)
+        assert keeper.current() is not None
+    assert keeper.status().state == "stale"
+    endpoint.script = [HOUR]
+    await clock.advance(60)
+    assert keeper.status().state == "fresh"
     assert len(endpoint.calls) < 80
 
 
-async def test_a_lease_outlives_failing_refreshes_until_its_margin_and_is_never_sent_after() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR, TRANSIENT)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(HOUR - 30.1)
-        assert keeper.current() is not None
-        await clock.advance(0.2)
-        assert keeper.current() is None
-        error = await unavailable(keeper.get(0.0))
-        assert str(TRANSIENT) in error.message
-        assert keeper.status().state == "failing"
+async def test_a_lease_outlives_failing_refreshes_until_its_margin_and_is_never_sent_after(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [TRANSIENT]
+    await clock.advance(HOUR - 30.1)
+    assert keeper.current() is not None
+    await clock.advance(0.2)
+    assert keeper.current() is None
+    error = await unavailable(keeper.get(0.0))
+    assert str(TRANSIENT) in error.message
+    assert keeper.status().state == "failing"
 
 
-async def test_the_message_after_a_refresh_that_hangs_too_long_says_that_the_token_expired() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        endpoint.gate.clear()
-        await clock.advance(HOUR)
-        error = await unavailable(keeper.get(0.0))
+async def test_the_message_after_a_refresh_that_hangs_too_long_says_that_the_token_expired(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.gate.clear()
+    await clock.advance(HOUR)
+    error = await unavailable(keeper.get(0.0))
     assert "the last token expired" in error.message
 
 
-async def test_a_refusal_of_the_credentials_leaves_the_valid_lease_in_use() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR, PERMANENT)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(3000)
-        status = keeper.status()
-        assert keeper.current() is not None
-        assert (status.state, status.permanent) == ("stale", True)
-        await clock.advance(600)
-        assert keeper.status().state == "refused"
+async def test_a_refusal_of_the_credentials_leaves_the_valid_lease_in_use(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [PERMANENT]
+    await clock.advance(3000)
+    status = keeper.status()
+    assert keeper.current() is not None
+    assert (status.state, status.permanent) == ("stale", True)
+    await clock.advance(600)
+    assert keeper.status().state == "refused"
 
 
 async def test_a_refused_pair_is_tried_once_a_minute_at_most() -> None:
@@ -551,117 +334,103 @@ async def test_whatever_happens_no_expired_token_is_handed_out_and_nothing_spins
 # A token that upstream refused
 
 
-async def test_a_rejected_lease_is_out_of_use_and_replaced_at_once() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        lease = await keeper.get(1)
-        await clock.advance(100)
-        assert keeper.reject(lease)
-        assert keeper.current() is None
-        assert (await keeper.get(1)).access_token == "token-2"
+async def test_a_rejected_lease_is_out_of_use_and_replaced_at_once(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    lease = await keeper.get(1)
+    await clock.advance(100)
+    assert keeper.reject(lease)
+    assert keeper.current() is None
+    assert (await keeper.get(1)).access_token == "token-2"
     assert endpoint.calls == [1000.0, 1100.0]
 
 
-async def test_five_401s_for_one_token_cause_one_refresh() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        lease = await keeper.get(1)
-        await clock.advance(100)
-        assert [keeper.reject(lease) for _ in range(3)] == [True] * 3
-        await keeper.get(1)
-        assert [keeper.reject(lease) for _ in range(2)] == [True] * 2
-        await settle()
+async def test_five_401s_for_one_token_cause_one_refresh(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    lease = await keeper.get(1)
+    await clock.advance(100)
+    assert [keeper.reject(lease) for _ in range(3)] == [True] * 3
+    await keeper.get(1)
+    assert [keeper.reject(lease) for _ in range(2)] == [True] * 2
+    await settle()
     assert len(endpoint.calls) == 2
 
 
-async def test_a_late_401_for_an_old_token_leaves_the_fresh_one_alone() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        old = await keeper.get(1)
-        await clock.advance(2000)
-        fresh = keeper.current()
-        assert keeper.reject(old)
-        assert keeper.current() is fresh
-        await settle()
+async def test_a_late_401_for_an_old_token_leaves_the_fresh_one_alone(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    old = await keeper.get(1)
+    await clock.advance(2000)
+    fresh = keeper.current()
+    assert keeper.reject(old)
+    assert keeper.current() is fresh
+    await settle()
     assert len(endpoint.calls) == 2
 
 
-async def test_an_upstream_that_refuses_everything_forces_one_refresh_in_half_a_minute() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(100)
-        answers = []
-        for _ in range(300):
-            answers.append(keeper.reject(await keeper.get(1)))
-            await clock.advance(1)
+async def test_an_upstream_that_refuses_everything_forces_one_refresh_in_half_a_minute(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    await clock.advance(100)
+    answers = []
+    for _ in range(300):
+        answers.append(keeper.reject(await keeper.get(1)))
+        await clock.advance(1)
     assert len(endpoint.calls) == 1 + 300 / FORCED_REFRESH_GAP_S
     assert answers.count(True) == 300 / FORCED_REFRESH_GAP_S
 
 
-async def test_a_lease_refused_again_within_the_gap_stays_in_use() -> None:
-    clock = FakeClock()
-    keeper = make_keeper(Endpoint(clock, HOUR))
-    async with running(keeper):
-        keeper.reject(await keeper.get(1))
-        await clock.advance(2)
-        second = await keeper.get(1)
-        assert not keeper.reject(second)
-        assert keeper.current() is second
+async def test_a_lease_refused_again_within_the_gap_stays_in_use(
+    clock: FakeClock, keeper: LeaseKeeper
+) -> None:
+    keeper.reject(await keeper.get(1))
+    await clock.advance(2)
+    second = await keeper.get(1)
+    assert not keeper.reject(second)
+    assert keeper.current() is second
 
 
-async def test_a_rejected_lease_stays_out_of_use_when_its_replacement_fails() -> None:
-    clock = FakeClock()
-    events: Events = []
-    endpoint = Endpoint(clock, HOUR, PERMANENT)
-    keeper = make_keeper(endpoint, events)
-    async with running(keeper):
-        lease = await keeper.get(1)
-        await clock.advance(10)
-        assert keeper.reject(lease)
-        waiter = asyncio.create_task(keeper.get(3600))
-        error = await unavailable(waiter)
-        assert keeper.current() is None
+async def test_a_rejected_lease_stays_out_of_use_when_its_replacement_fails(
+    clock: FakeClock, endpoint: Endpoint, events: Events, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [PERMANENT]
+    lease = await keeper.get(1)
+    await clock.advance(10)
+    assert keeper.reject(lease)
+    waiter = asyncio.create_task(keeper.get(3600))
+    error = await unavailable(waiter)
+    assert keeper.current() is None
     assert str(PERMANENT) in error.message
     assert events[-1][1]["token_usable_for_s"] == 0
 
 
-async def test_the_message_after_a_401_says_that_the_token_was_refused() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        lease = await keeper.get(1)
-        await clock.advance(10)
-        endpoint.gate.clear()
-        keeper.reject(lease)
-        assert keeper.status().state == "fetching"
-        error = await unavailable(keeper.get(0.01))
+async def test_the_message_after_a_401_says_that_the_token_was_refused(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    lease = await keeper.get(1)
+    await clock.advance(10)
+    endpoint.gate.clear()
+    keeper.reject(lease)
+    assert keeper.status().state == "fetching"
+    error = await unavailable(keeper.get(0.01))
     assert "refused the last token" in error.message
 
 
-async def test_a_401_doesnt_break_the_pause_that_the_token_endpoint_asked_for() -> None:
-    clock = FakeClock()
+async def test_a_401_doesnt_break_the_pause_that_the_token_endpoint_asked_for(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
     asked = TokenFetchError("slow down", cause="rate_limited", retry_after_s=100)
-    endpoint = Endpoint(clock, HOUR, asked, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await until_stale(keeper, clock)
-        lease = keeper.current()
-        assert lease is not None
-        assert keeper.reject(lease)
-        keeper.refresh_now()
-        await clock.advance(5)
-        assert len(endpoint.calls) == 2
-        await clock.advance(110)
-        assert keeper.current() is not None
+    endpoint.script = [asked, HOUR]
+    await until_stale(keeper, clock)
+    lease = keeper.current()
+    assert lease is not None
+    assert keeper.reject(lease)
+    keeper.refresh_now()
+    await clock.advance(5)
+    assert len(endpoint.calls) == 2
+    await clock.advance(110)
+    assert keeper.current() is not None
     assert len(endpoint.calls) == 3
 
 
@@ -677,19 +446,17 @@ async def test_rejecting_after_the_keeper_ended_does_nothing_bad() -> None:
 # Asked for by a person
 
 
-async def test_refresh_now_fetches_though_nothing_is_due_and_the_old_lease_serves_meanwhile() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(10)
-        endpoint.gate.clear()
-        keeper.refresh_now()
-        await settle()
-        assert (len(endpoint.calls), keeper.current() is not None) == (2, True)
-        endpoint.gate.set()
-        await settle()
-        assert keeper.status().refreshes == 2
+async def test_refresh_now_fetches_though_nothing_is_due_and_the_old_lease_serves_meanwhile(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    await clock.advance(10)
+    endpoint.gate.clear()
+    keeper.refresh_now()
+    await settle()
+    assert (len(endpoint.calls), keeper.current() is not None) == (2, True)
+    endpoint.gate.set()
+    await settle()
+    assert keeper.status().refreshes == 2
 
 
 async def test_refresh_now_ends_the_long_pause_after_a_refusal() -> None:
@@ -702,27 +469,23 @@ async def test_refresh_now_ends_the_long_pause_after_a_refusal() -> None:
         assert (await keeper.get(1)).access_token == "token-2"
 
 
-async def test_refresh_now_in_a_loop_makes_one_fetch_a_second() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        for _ in range(100):
-            keeper.refresh_now()
-            await clock.advance(0.1)
+async def test_refresh_now_in_a_loop_makes_one_fetch_a_second(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    for _ in range(100):
+        keeper.refresh_now()
+        await clock.advance(0.1)
     assert 9 <= len(endpoint.calls) <= 11
 
 
-async def test_refresh_now_twice_in_a_row_is_one_refresh_and_no_accident() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(10)
-        for _ in range(10):
-            keeper.refresh_now()
-            keeper.refresh_now()
-            await asyncio.sleep(0)
+async def test_refresh_now_twice_in_a_row_is_one_refresh_and_no_accident(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    await clock.advance(10)
+    for _ in range(10):
+        keeper.refresh_now()
+        keeper.refresh_now()
+        await asyncio.sleep(0)
     assert len(endpoint.calls) == 2
 
 
@@ -747,133 +510,6 @@ async def test_refresh_now_during_a_fetch_makes_no_second_one() -> None:
         endpoint.gate.set()
         await clock.advance(10)
     assert len(endpoint.calls) == 1
-
-
-# Clocks
-
-
-async def test_sleeps_come_in_short_slices() -> None:
-    clock = FakeClock()
-    async with running(make_keeper(Endpoint(clock, HOUR))):
-        await clock.advance(1000)
-    assert clock.longest_sleep <= SLICE_S
-
-
-async def test_after_a_suspend_the_lease_is_refreshed_within_a_slice() -> None:
-    clock = FakeClock()
-    events: Events = []
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint, events)
-    async with running(keeper):
-        await clock.advance(60)
-        clock.suspend(1200)
-        await clock.advance(SLICE_S)
-        assert len(endpoint.calls) == 2
-        await clock.advance(60)
-    assert len(endpoint.calls) == 2
-    assert [values["by_s"] for event, values in events if event == "clock_jumped"] == [1200.0]
-
-
-async def test_a_request_right_after_a_long_suspend_gets_a_new_token_without_waiting_for_the_slice() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(61)
-        clock.suspend(2 * HOUR)
-        assert keeper.current() is None
-        assert (await keeper.get(1)).access_token == "token-2"
-    assert endpoint.calls[1] == 1061.0
-
-
-async def test_requests_after_a_suspend_dont_hammer_an_endpoint_that_is_away() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR, TRANSIENT)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        await clock.advance(60)
-        clock.suspend(2 * HOUR)
-        for _ in range(100):
-            assert keeper.current() is None
-            await settle()
-        assert len(endpoint.calls) == 2
-        assert keeper.status().state == "failing"
-
-
-async def test_a_short_suspend_is_enough_to_replace_a_short_life_at_once() -> None:
-    clock = FakeClock()
-    keeper = make_keeper(Endpoint(clock, 5.0))
-    async with running(keeper):
-        await clock.advance(1.1)
-        clock.suspend(6)
-        assert keeper.current() is None
-        assert (await keeper.get(1)).access_token == "token-2"
-
-
-async def test_a_suspend_outlasts_the_pause_that_the_token_endpoint_asked_for_and_is_told_once() -> None:
-    clock = FakeClock()
-    events: Events = []
-    asked = TokenFetchError("slow down", cause="rate_limited", retry_after_s=200)
-    endpoint = Endpoint(clock, asked)
-    async with running(make_keeper(endpoint, events)):
-        await clock.advance(20)
-        clock.suspend(60)
-        await clock.advance(40)
-        assert len(endpoint.calls) == 1
-        clock.suspend(150)
-        await clock.advance(SLICE_S)
-    assert len(endpoint.calls) == 2
-    assert [values["by_s"] for event, values in events if event == "clock_jumped"] == [60.0, 150.0]
-
-
-async def test_clocks_that_drift_apart_slowly_are_no_suspend() -> None:
-    clock = FakeClock()
-    events: Events = []
-    async with running(make_keeper(Endpoint(clock, HOUR), events)):
-        for _ in range(200):
-            await clock.advance(600)
-            clock.wall += 0.3
-    assert "clock_jumped" not in [event for event, _ in events]
-
-
-async def test_many_short_suspends_add_up() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    async with running(make_keeper(endpoint)):
-        for _ in range(4):
-            clock.suspend(4)
-            await clock.advance(20)
-    assert len(endpoint.calls) == 2
-
-
-async def test_a_wall_clock_put_back_neither_extends_a_life_nor_causes_a_refresh() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR, TRANSIENT)
-    keeper = make_keeper(endpoint)
-    async with running(keeper):
-        clock.wall -= HOUR
-        await clock.advance(1500)
-        assert len(endpoint.calls) == 1
-        await clock.advance(HOUR - 30 - 1500)
-        assert keeper.current() is None
-
-
-async def test_a_suspend_is_noticed_though_the_wall_clock_was_put_back_before() -> None:
-    clock = FakeClock()
-    endpoint = Endpoint(clock, HOUR)
-    async with running(make_keeper(endpoint)):
-        clock.wall -= HOUR
-        await clock.advance(30)
-        clock.suspend(600)
-        await clock.advance(SLICE_S)
-    assert len(endpoint.calls) == 2
-
-
-async def test_the_systems_clock_is_the_default() -> None:
-    before = SYSTEM_CLOCK.monotonic()
-    await SYSTEM_CLOCK.sleep(0.001)
-    assert SYSTEM_CLOCK.monotonic() > before
-    assert abs(SYSTEM_CLOCK.time() - datetime.now(UTC).timestamp()) < 5
 
 
 # Bugs and words
@@ -926,15 +562,14 @@ async def test_the_status_tells_the_whole_story_without_the_token() -> None:
         assert "token-" not in repr(status)
 
 
-async def test_events_are_told_with_their_values_and_without_the_token() -> None:
-    clock = FakeClock()
-    events: Events = []
-    keeper = make_keeper(Endpoint(clock, HOUR, PERMANENT), events)
-    async with running(keeper):
-        await until_stale(keeper, clock)
-        lease = keeper.current()
-        assert lease is not None
-        keeper.reject(lease)
+async def test_events_are_told_with_their_values_and_without_the_token(
+    clock: FakeClock, endpoint: Endpoint, events: Events, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [PERMANENT]
+    await until_stale(keeper, clock)
+    lease = keeper.current()
+    assert lease is not None
+    keeper.reject(lease)
     assert [event for event, _ in events] == ["token_fetched", "token_fetch_failed", "token_rejected"]
     assert events[0][1]["endpoint"] == str(EU)
     assert events[1][1]["cause"] == "credentials_refused"

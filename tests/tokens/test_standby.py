@@ -1,24 +1,19 @@
-"""`tokens.standby` and `config.expiry`: when the standby pair takes over, and when the end is announced."""
+"""`proxy.tokens.standby`: when the standby pair takes over from the first, and when it gives way."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Mapping
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from proxy.config.expiry import ExpiryWatch, days_left, step_of
+from proxy.config.settings import Credentials
 from proxy.errors import TokenFetchError
 from proxy.secret import Secret
-from proxy.tokens.endpoint import Credentials
-from proxy.tokens.standby import Rotation
+from proxy.tokens.standby import Failover
 
-FIRST = Credentials("id-1", Secret("secret-1"))
-STANDBY = Credentials("id-2", Secret("secret-2"))
+FIRST = Credentials(client_id="id-1", client_secret=Secret("secret-1"))
+STANDBY = Credentials(client_id="id-2", client_secret=Secret("secret-2"))
 REFUSED = TokenFetchError("refused", cause="credentials_refused", permanent=True, status=401)
 STRANGE = TokenFetchError("500", cause="server_error", status=500)
 DOWN = TokenFetchError("503", cause="server_error", status=503)
@@ -36,7 +31,7 @@ class Vendor:
         self.outcomes = {"id-1": first, "id-2": standby}
         self.asked: list[str] = []
         self.switches: list[tuple[str, TokenFetchError]] = []
-        self.rotation = Rotation(
+        self.failover = Failover(
             (FIRST,) if lone else (FIRST, STANDBY), lambda name, why: self.switches.append((name, why))
         )
 
@@ -49,7 +44,7 @@ class Vendor:
         return credentials.client_id
 
     async def ask(self, what: str = "metrics") -> str:
-        return await self.rotation.ask(what, self.fetch)
+        return await self.failover.fetch(what, self.fetch)
 
     async def fails(self, what: str = "metrics") -> TokenFetchError:
         with pytest.raises(TokenFetchError) as caught:
@@ -61,7 +56,7 @@ async def test_while_the_first_pair_works_the_standby_is_never_asked() -> None:
     vendor = Vendor()
     assert await vendor.ask() == "id-1"
     assert vendor.asked == ["id-1"]
-    assert vendor.rotation.in_use == "first"
+    assert vendor.failover.in_use == "first"
     assert not vendor.switches
 
 
@@ -70,7 +65,7 @@ async def test_a_refused_pair_is_replaced_within_the_same_question_and_it_is_tol
     assert [await vendor.ask(), await vendor.ask("surveys")] == ["id-2", "id-2"]
     assert vendor.asked == ["id-1", "id-2", "id-2"]
     assert vendor.switches == [("standby", REFUSED)]
-    assert vendor.rotation.credentials is STANDBY
+    assert vendor.failover.credentials is STANDBY
 
 
 async def test_two_questions_at_once_go_over_together() -> None:
@@ -97,10 +92,10 @@ async def test_a_working_standby_is_not_given_up_because_the_first_pair_works_ag
 async def test_starting_over_asks_the_first_pair_again() -> None:
     vendor = Vendor(REFUSED)
     await vendor.ask()
-    vendor.rotation.start_over()
+    vendor.failover.start_over()
     assert await vendor.ask() == "id-2"
     assert vendor.asked == ["id-1", "id-2", "id-1", "id-2"]
-    vendor.rotation.start_over()
+    vendor.failover.start_over()
     vendor.outcomes["id-1"] = None
     assert await vendor.ask() == "id-1"
 
@@ -179,62 +174,12 @@ async def test_a_bug_is_not_taken_for_a_refusal() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await vendor.rotation.ask("metrics", bug)
-    assert vendor.rotation.in_use == "first"
+        await vendor.failover.fetch("metrics", bug)
+    assert vendor.failover.in_use == "first"
 
 
-def test_a_rotation_has_one_or_two_pairs() -> None:
+def test_there_are_one_or_two_pairs() -> None:
     with pytest.raises(ValueError, match="one or two"):
-        Rotation(())
+        Failover(())
     with pytest.raises(ValueError, match="one or two"):
-        Rotation((FIRST, STANDBY, FIRST))
-
-
-# The end that somebody wrote down
-
-END = dt.date(2027, 1, 31)
-
-
-def told(days: list[int]) -> list[int]:
-    """What is said when it is looked ``days`` before the end, in turn."""
-    said: list[int] = []
-    today = [END]
-
-    def on_event(event: str, values: Mapping[str, object]) -> None:
-        assert (event, values["name"], values["expires"]) == ("credentials_expire", "shop", "2027-01-31")
-        assert isinstance(values["days_left"], int)
-        said.append(values["days_left"])
-
-    watch = ExpiryWatch(on_event, lambda: today[0])
-    for left in days:
-        today[0] = END - dt.timedelta(days=left)
-        watch.look([("shop", END)])
-    return said
-
-
-def test_the_end_is_announced_30_14_and_7_days_before_and_then_daily() -> None:
-    assert told([*range(60, -4, -1)]) == [30, 14, 7, 0, -1, -2, -3]
-
-
-def test_at_the_start_it_is_said_at_once_and_looking_often_says_no_more() -> None:
-    assert told([20, 20, 20, 19, 14, 14]) == [20, 14]
-    assert told([-5, -5, -6, -6]) == [-5, -6]
-    assert told([31]) == []
-
-
-def test_a_new_date_is_a_new_matter() -> None:
-    said: list[object] = []
-    watch = ExpiryWatch(lambda _, values: said.append(values["expires"]), lambda: END)
-    for date in (END, END, END + dt.timedelta(days=400), END + dt.timedelta(days=3)):
-        watch.look([("shop", date)])
-    assert said == ["2027-01-31", "2027-02-03"]
-    watch.look([])
-    watch.look([("shop", END)])
-    assert said[-1] == "2027-01-31"
-
-
-@given(st.integers(-1000, 1000))
-def test_a_step_is_never_left_for_a_looser_one(left: int) -> None:
-    assert days_left(END, END - dt.timedelta(days=left)) == left
-    order: Callable[[int], float] = lambda days: float("inf") if (s := step_of(days)) is None else s  # noqa: E731
-    assert order(left - 1) <= order(left)
+        Failover((FIRST, STANDBY, FIRST))

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from support.harness import WAIT_S, RawServer, read_message
 
+from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
 from proxy.secret import Secret
-from proxy.tokens.endpoint import Credentials, TokenEndpoint, TokenRequest, make_session
+from proxy.tokens import TokenEndpoint, TokenRequest, make_session
 from proxy.upstream import dns as names
 from proxy.upstream.dns import NameResolver
 
@@ -111,7 +112,7 @@ async def test_a_token_is_fetched_while_lookups_of_other_names_hang(server: Name
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         await writer.drain()
 
-    request = TokenRequest(Credentials("id", Secret("secret")), Api.METRICS)
+    request = TokenRequest(Credentials(client_id="id", client_secret=Secret("secret")), Api.METRICS)
     async with RawServer(script) as tokens, make_session() as session, asyncio.TaskGroup() as group:
         ways = [f"https://{number}.hangs" for number in range(40)] + [f"http://localhost:{tokens.port}"]
         *hanging, good = [

@@ -13,7 +13,7 @@ from support.harness import WAIT_S, until
 
 from proxy.errors import TokenFetchError, TokenUnavailable
 from proxy.origin import Origin
-from proxy.tokens.lease import Lease, LeaseKeeper, SystemClock
+from proxy.tokens import Lease, LeaseKeeper, SystemClock
 
 ORIGIN = Origin.parse("http://127.0.0.1:1")
 

@@ -1,0 +1,279 @@
+"""The keeper of one lease: it fetches the token, refreshes it in time, and hands it to requests.
+
+`LeaseKeeper.run` is the only writer; a request reads `LeaseKeeper.current` and never fetches. So there
+is one fetch at a time by construction, and a failed refresh can't take away a token that is still
+valid. Knows nothing of OAuth or HTTP: a keeper is given a ``fetch`` and a clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from proxy.errors import TokenFetchError, TokenUnavailable
+from proxy.logs.events import OnEvent
+from proxy.tokens.clock import CLOCK_JUMP_S, SYSTEM_CLOCK, Clock, SuspendWatch
+from proxy.tokens.lease import Lease, LeaseStatus, safety_margin_s, state_of
+from proxy.tokens.schedule import MIN_GAP_S, Schedule
+
+FORCED_REFRESH_GAP_S = 30.0
+"""The least time between two refreshes that a 401 forces: a cloud that always answers 401 makes no flood."""
+SLICE_S = 15.0
+"""The longest sleep in one piece; the clocks are compared after each."""
+UNDER_WAY_S = 5
+"""The ``Retry-After`` of our errors while a fetch is under way."""
+
+Fetch = Callable[[], Awaitable[Lease]]
+
+
+class LeaseKeeper:
+    """Keeps one lease fresh, and lets requests wait for the first lease.
+
+    ``fetch`` makes a lease or raises `TokenFetchError`. ``name`` says whose lease it is, in messages
+    and events. ``inherited`` is a lease of an earlier keeper, which is used until the first fetch
+    succeeds. ``on_event`` is called with past-tense events and their values (never a token):
+    ``token_fetched``, ``token_endpoint_changed``, ``token_fetch_failed``, ``token_rejected``,
+    ``clock_jumped``.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        *,
+        name: str,
+        clock: Clock = SYSTEM_CLOCK,
+        rng: random.Random | None = None,
+        on_event: OnEvent | None = None,
+        inherited: Lease | None = None,
+    ) -> None:
+        self.name = name
+        self._fetch = fetch
+        self._monotonic, self._wall, self._sleep = clock.monotonic, clock.time, clock.sleep
+        self._schedule = Schedule(clock.monotonic, rng or random.Random())  # noqa: S311 - jitter, not a secret
+        self._suspend_watch = SuspendWatch(clock)
+        self._on_event = on_event
+        self._lease: Lease | None = None
+        self._usable_until = -math.inf
+        self._usable_until_wall = -math.inf
+        self._rejected = False
+        self._forced_at = -math.inf
+        self._error: TokenFetchError | None = None  # of the last fetch, None after a success
+        self._failures = 0
+        self._last_error: str | None = None
+        self._last_error_at: datetime | None = None
+        self._refreshes = 0
+        self._fetching = False
+        self._nap: asyncio.Timeout | None = None
+        self._fetch_ended = asyncio.Event()  # a new one for each fetch
+        self._retired = False
+        if inherited is not None:
+            self._store(inherited)
+
+    # For requests
+
+    def current(self) -> Lease | None:
+        """The lease to use now. None: there is none yet, it expired (less a margin), or it was rejected."""
+        if self._lease is None or self._rejected or self._monotonic() >= self._usable_until:
+            return None
+        if self._wall() >= self._usable_until_wall:
+            self._compare_clocks()
+            return None
+        return self._lease
+
+    async def get(self, wait_s: float) -> Lease:
+        """The usable lease: at once if there is one, else within ``wait_s`` seconds.
+
+        Raises `TokenUnavailable` if none came in time, and sooner if none can come in time: the
+        credentials are refused, or the next try is later. A cancelled call cancels no fetch.
+        """
+        if (lease := self.current()) is not None:
+            return lease
+        if self._retired:
+            self._hurry()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self.current() is None and self._may_come_within(deadline - loop.time()):
+                    await self._fetch_ended.wait()
+        lease = self.current()
+        if lease is None:
+            raise self._unavailable()
+        return lease
+
+    def reject(self, lease: Lease) -> bool:
+        """The cloud answered 401 to a request with this lease. Returns whether another lease is to be had.
+
+        True: call `get` again, and send the request again if that is safe. False: a 401 forced the
+        refresh that brought this lease less than `FORCED_REFRESH_GAP_S` ago, so the next token would be
+        refused as well; this lease stays in use. A late 401 to an older lease changes nothing.
+        """
+        if lease is not self._lease or self._rejected:
+            return True
+        now = self._monotonic()
+        forced = now - self._forced_at >= FORCED_REFRESH_GAP_S
+        self._emit("token_rejected", refresh=forced, age_s=round(now - lease.received_at, 1))
+        if forced:
+            self._forced_at = now
+            self._rejected = True
+            self._hurry(gap_s=0.0)  # `FORCED_REFRESH_GAP_S` is gap enough
+        return forced
+
+    # For operators and reloads
+
+    def refresh_now(self) -> None:
+        """Fetch now, before a refresh is due; the token endpoint's ``Retry-After`` is still obeyed."""
+        self._hurry()
+
+    def retire(self) -> None:
+        """No new requests come: from now on fetch only if a running request needs it."""
+        self._retired = True
+        if self.current() is not None and not self._fetching:
+            self._schedule.stop()
+
+    # The task, which is the only writer
+
+    async def run(self) -> None:
+        """Keep the lease fresh until cancelled. Any error of ``fetch`` but `TokenFetchError` ends this."""
+        while True:
+            await self._fetch_once()
+            await self._sleep_until_due()
+
+    async def _fetch_once(self) -> None:
+        self._fetching = True
+        self._schedule.started()
+        self._suspend_watch.restart()
+        try:
+            self._succeed(await self._fetch())
+        except TokenFetchError as error:
+            self._fail(error)
+        finally:
+            self._fetching = False
+        ended, self._fetch_ended = self._fetch_ended, asyncio.Event()
+        ended.set()
+
+    def _succeed(self, lease: Lease) -> None:
+        now = self._monotonic()
+        if lease.usable_until <= now:
+            message = f"the token lives {lease.lifetime_s:g} s, and its request took longer than that"
+            raise TokenFetchError(message, cause="expired_on_arrival")
+        before = self._lease
+        self._store(lease)
+        self._rejected = False
+        self._error = None
+        self._failures = 0
+        self._refreshes += 1
+        self._schedule.succeeded(lease)
+        if self._retired:
+            self._schedule.stop()
+        self._emit(
+            "token_fetched",
+            endpoint=str(lease.origin),
+            lifetime_s=lease.lifetime_s,
+            took_s=round(now - lease.received_at, 3),
+            refresh_in_s=None if self._retired else round(self._schedule.due_in_s, 1),
+        )
+        if before is not None and before.origin != lease.origin:
+            self._emit("token_endpoint_changed", endpoint=str(lease.origin), before=str(before.origin))
+
+    def _store(self, lease: Lease) -> None:
+        self._lease = lease
+        self._usable_until = lease.usable_until
+        self._usable_until_wall = lease.expires_at.timestamp()
+        self._suspend_watch.threshold_s = min(CLOCK_JUMP_S, safety_margin_s(lease.lifetime_s))
+
+    def _fail(self, error: TokenFetchError) -> None:
+        self._error = error
+        self._failures += 1
+        self._last_error = str(error)
+        self._last_error_at = datetime.fromtimestamp(self._wall(), UTC)
+        usable_for_s = 0.0 if self._rejected else max(0.0, self._usable_until - self._monotonic())
+        delay_s = self._schedule.failed(error, self._failures, usable_for_s)
+        self._emit(
+            "token_fetch_failed",
+            error=str(error),
+            cause=error.cause,
+            permanent=error.permanent,
+            failures_in_a_row=self._failures,
+            next_try_in_s=round(delay_s, 1),
+            token_usable_for_s=round(usable_for_s, 1),
+        )
+
+    async def _sleep_until_due(self) -> None:
+        while (left_s := self._schedule.due_in_s) > 0:
+            # `_hurry` ends this sleep: it moves the deadline to now. So waking up needs no task and no queue.
+            try:
+                async with asyncio.timeout(None) as self._nap:
+                    await self._sleep(min(left_s, SLICE_S))
+            except TimeoutError:
+                pass
+            finally:
+                self._nap = None
+            self._compare_clocks()
+
+    def _hurry(self, *, gap_s: float = MIN_GAP_S) -> None:
+        self._schedule.hurry(gap_s)
+        if self._nap is not None:
+            self._nap.reschedule(0)
+            self._nap = None
+
+    def _compare_clocks(self) -> None:
+        """Refresh at once if the machine slept, or if its wall clock was put forward."""
+        if jump_s := self._suspend_watch.jump_s():
+            self._schedule.suspended(jump_s)
+            self._emit("clock_jumped", by_s=round(jump_s, 1))
+            self._hurry()
+
+    # For errors, status and events
+
+    def _may_come_within(self, wait_s: float) -> bool:
+        if self._fetching:
+            return True
+        permanent = self._error is not None and self._error.permanent
+        return self._schedule.due_in_s <= (min(wait_s, MIN_GAP_S) if permanent else wait_s)
+
+    def _unavailable(self) -> TokenUnavailable:
+        if self._fetching:
+            when, retry_after_s = "a try is under way", UNDER_WAY_S
+        else:
+            retry_after_s = max(1, math.ceil(self._schedule.due_in_s))
+            when = f"the next try is in {retry_after_s} s"
+        return TokenUnavailable(
+            f"no usable token for {self.name}: {self._why()}; {when}", retry_after_s=retry_after_s
+        )
+
+    def _why(self) -> str:
+        if self._error is not None:
+            return str(self._error)
+        if self._lease is None:
+            return "the first token request isn't answered yet"
+        if self._rejected:
+            return "Contentsquare refused the last token, and its replacement isn't here yet"
+        return "the last token expired, and its replacement isn't here yet"
+
+    def status(self) -> LeaseStatus:
+        """How the lease is doing now."""
+        lease, usable = self._lease, self.current() is not None
+        left_s = None if lease is None else lease.received_at + lease.lifetime_s - self._monotonic()
+        return LeaseStatus(
+            name=self.name,
+            state=state_of(self._error, usable=usable),
+            usable=usable,
+            endpoint=str(lease.origin) if lease else None,
+            seconds_left=None if left_s is None else max(0.0, left_s),
+            expires_at=lease.expires_at if lease else None,
+            last_error=self._last_error,
+            last_error_at=self._last_error_at,
+            permanent=self._error is not None and self._error.permanent,
+            failures_in_a_row=self._failures,
+            refreshes=self._refreshes,
+            next_try_in_s=None if self._fetching else self._schedule.due_in_s,
+        )
+
+    def _emit(self, event: str, **values: object) -> None:
+        if self._on_event is not None:
+            self._on_event(event, {"lease": self.name, **values})
