@@ -1,4 +1,4 @@
-"""What ``csq-proxy init`` asks, one question after the other; an answer that can't be is asked for again.
+"""The questions of ``csq-proxy init``, one after the other; after an impossible answer, the same one again.
 
 Hides the prompts. Must not know the file that is made of the answers (`proxy.config.new_file`).
 """
@@ -15,11 +15,11 @@ from proxy.errors import ConfigError
 
 _NUMBER = re.compile(r"0*[1-9][0-9]{0,17}\Z", re.ASCII)
 _NO_TEXT = re.compile("[\ud800-\udfff]")
-"""What Python makes of bytes that it can't decode."""
+"""The characters for bytes that Python can't decode."""
 
 
 def ask() -> Answers:
-    """Put the questions, on a terminal or to whatever standard input is.
+    """Put the questions, on a terminal or to any other standard input.
 
     Raises ConfigError where the answers end too soon, and Typer's Abort at Ctrl-C.
     """
@@ -28,16 +28,16 @@ def ask() -> Answers:
     except typer.Abort as abort:
         if not isinstance(abort.__context__, EOFError):
             raise
-        typer.echo()  # the question has no end of its line
+        typer.echo()  # the line of the question has no end yet
         raise ConfigError(
-            "init: needs answers, and standard input has no more; without a terminal start from "
-            "config.example.toml instead"
+            "init: standard input ended before all questions had an answer; without a terminal, "
+            "copy config.example.toml instead"
         ) from None
 
 
 def _answers() -> Answers:
     typer.echo(
-        "Credentials are made by an administrator in the Contentsquare console, for a project or an account."
+        "An administrator creates the credentials in the Contentsquare console, for a project or an account."
     )
     return Answers(
         _name("A name for the project (a-z, 0-9 and -), part of its URL"),

@@ -1,5 +1,5 @@
-// The status page: reads /-/status every two seconds, and changes what differs, so that focus, selections
-// and open parts stay as they are. Everything is text: nothing that comes is taken for markup.
+// The status page: reads /-/status every two seconds, and changes only the parts that differ, so that focus,
+// selections and open parts stay as they are. All values are shown as text, never as markup.
 'use strict';
 
 const POLL_MS = 2000, PATIENCE_MS = 5000, MANY = 8, SVG = 'http://www.w3.org/2000/svg';
@@ -49,7 +49,7 @@ function list(node, rows, build) {
   node.replaceChildren(...rows.map(build));
 }
 
-// What is told of a project
+// The state of a project in words
 
 const STATES = {
   fresh: ['fresh', 'good'],
@@ -82,7 +82,7 @@ function troubles(project) {
   if (left !== null && left <= 30) {
     const when = left < 0 ? 'ended' : left === 0 ? 'end today' : `end in ${count(left, 'day')}`;
     found.push([left <= 7 ? 'bad' : 'warn',
-      `The credentials ${when} (${credentials.expires}): have new ones made in Contentsquare's console,`
+      `The credentials ${when} (${credentials.expires}): ask for new ones in Contentsquare's console,`
       + ' and put them into the configuration.']);
   }
   if (credentials.in_use === 'standby') {
@@ -90,7 +90,7 @@ function troubles(project) {
   }
   if (slots.allowance < slots.limit) {
     found.push(['warn', `Other programs use this Contentsquare project, too: ${slots.allowance} of its`
-      + ` ${slots.limit} slots are ours at present.`]);
+      + ` ${slots.limit} slots are for this proxy at present.`]);
   }
   if (!Object.keys(project.apis).length) found.push(...project.missing.map((why) => ['bad', why]));
   return found;
@@ -152,7 +152,7 @@ function drawCharts(at, project) {
   set(at['latency-top'], slowest ? milliseconds(slowest) : '');
   const now = seen[seen.length - 1];
   set(at['requests-text'], seen.length ? `${count(sum('requests'), 'request')} and ${count(sum('errors'), 'error')} in the last hour` : 'none in the last hour');
-  set(at['latency-text'], now ? `median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)} of late` : 'no request in the last hour');
+  set(at['latency-text'], now ? `median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)} in the latest minute with requests` : 'no request in the last hour');
   attribute(at['requests-chart'], 'aria-label', `Requests per minute: ${at['requests-text'].textContent}, at most ${most} in a minute`);
   attribute(at['latency-chart'], 'aria-label', `Time to answer: ${at['latency-text'].textContent}, at most ${milliseconds(slowest)}`);
 }
@@ -230,7 +230,7 @@ function updateBody(card, project) {
   set(at.slots, `${slots.in_use} of ${slots.limit}`);
   list(at['slot-boxes'], slots.limit > 30 ? [] : Array.from({ length: slots.limit }, (_, n) => (n < slots.in_use ? 'used' : n < slots.allowance ? '' : 'lent')),
     (kind) => make('i', '', kind));
-  set(at.waiting, slots.waiting ? count(slots.waiting, 'request') : 'nobody');
+  set(at.waiting, slots.waiting ? count(slots.waiting, 'request') : 'none');
   set(at.credentials, credentialsText(project.credentials));
   drawCharts(at, project);
   updateApis(at, project);
@@ -266,7 +266,7 @@ function why(api) {
 }
 
 function summed(errors) {
-  // The same error again and again is one, the latest; numbers in it, such as a wait, may differ.
+  // Repeated errors are one line, the latest; numbers in them, such as a wait, may differ.
   const rows = [];
   for (const { at, code, message } of errors) {
     const kind = code + message.replace(/\d+/g, ''), last = rows[rows.length - 1];
@@ -314,9 +314,9 @@ function general(status) {
   set($('about'), `${status.version}, up ${duration(status.uptime_s)}`);
   const found = [];
   const faults = status.reload.last_faults;
-  if (faults.length) found.push(['bad', `The changed configuration was refused, and the one before goes on: ${faults.join('; ')}`]);
-  if (status.log_lines_dropped) found.push(['warn', `${count(status.log_lines_dropped, 'log line')} couldn't be written: look at what reads the log, or at its disk.`]);
-  if (status.event_loop_lag_s.max > 0.5) found.push(['warn', `The proxy was held up for ${status.event_loop_lag_s.max.toFixed(1)} s of late: this computer is very busy.`]);
+  if (faults.length) found.push(['bad', `The changed configuration has faults, so the proxy still uses the one before: ${faults.join('; ')}`]);
+  if (status.log_lines_dropped) found.push(['warn', `${count(status.log_lines_dropped, 'log line')} couldn't be written: check the program that reads the log, or its disk.`]);
+  if (status.event_loop_lag_s.max > 0.5) found.push(['warn', `The proxy stood still for ${status.event_loop_lag_s.max.toFixed(1)} s in the last minute: this computer is very busy.`]);
   list($('notices'), found, ([kind, text]) => make('li', text, kind));
 }
 
