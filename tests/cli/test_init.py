@@ -83,7 +83,7 @@ def test_answers_that_end_too_soon_are_a_line_that_says_what_else_to_do(given: s
     )
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1].lstrip()  # behind what Python says where no terminal is
-    assert line.startswith("csq-proxy: init: needs answers, ")
+    assert line.startswith("csq-proxy: init: standard input ended ")
     assert "config.example.toml" in line
     assert "Abort" not in result.stderr
     assert not path.exists()
