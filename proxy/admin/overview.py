@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from proxy.admin.loop_lag import LoopLag
 from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
 from proxy.logs.setup import dropped_lines
-from proxy.projects.measures import LoopLag
 from proxy.projects.project import Project
 from proxy.server.listeners import Listener
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from proxy.admin.loop_lag import LoopLag
 from proxy.admin.overview import Overview
 from proxy.app import notify
 from proxy.config.expiry import ExpiryWatch
@@ -25,7 +26,6 @@ from proxy.gateway.generation import Generation, Generations, Outward, Plan, pla
 from proxy.logs import setup as log
 from proxy.logs.events import EventLog
 from proxy.process import descriptor_limit
-from proxy.projects.measures import LoopLag
 from proxy.projects.project import Project
 from proxy.server.listeners import Listener, Listeners
 from proxy.server.passed_sockets import PassedSocket

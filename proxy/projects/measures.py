@@ -8,7 +8,6 @@ Durations are in seconds, sizes in bytes of content.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter, deque
@@ -29,10 +28,6 @@ BOUNDS_S: Final[tuple[float, ...]] = (
 HOUR: Final = 60
 """Minutes that are kept."""
 MOST_ERRORS: Final = 20
-LAG_EVERY_S = 0.5
-SLOW_S = 0.5
-"""A lag of the event loop that is worth a warning, once in `LAG_WINDOW_S`."""
-LAG_WINDOW_S: Final = 60.0
 SHARED: Final = ("hit", "collapsed")
 """What `Request.shared` says of an answer that was another request's."""
 
@@ -177,35 +172,3 @@ class ProjectMeasures:
         if counts := self._durations:
             p50_s, p95_s = quantile_s(counts, 0.5), quantile_s(counts, 0.95)
             yield Minute(int(self._minute) * 60, sum(counts), self._errors, p50_s, p95_s)
-
-
-class LoopLag:
-    """How late the event loop is: ``last_s``, and `max_s` of the last minute or two.
-
-    ``on_slow`` hears of a lag above `SLOW_S`, in seconds.
-    """
-
-    def __init__(self, on_slow: Callable[[float], None]) -> None:
-        self.last_s = 0.0
-        self._on_slow = on_slow
-        self._worst = [0.0, 0.0]  # of the window before, and of this one
-
-    @property
-    def max_s(self) -> float:
-        """The worst of late."""
-        return max(self._worst)
-
-    async def run(self) -> None:
-        """Measure until cancelled."""
-        turns_at, quiet_until = time.perf_counter() + LAG_WINDOW_S, 0.0
-        while True:
-            began_at = time.perf_counter()
-            await asyncio.sleep(LAG_EVERY_S)
-            now = time.perf_counter()
-            self.last_s = max(0.0, now - began_at - LAG_EVERY_S)
-            if now >= turns_at:
-                turns_at, self._worst = now + LAG_WINDOW_S, [self._worst[1], 0.0]
-            self._worst[1] = max(self._worst[1], self.last_s)
-            if self.last_s > SLOW_S and now >= quiet_until:
-                quiet_until = now + LAG_WINDOW_S
-                self._on_slow(self.last_s)
