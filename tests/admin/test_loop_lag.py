@@ -11,11 +11,14 @@ from proxy.admin import loop_lag
 from proxy.admin.loop_lag import LoopLag
 
 
-async def test_a_loop_that_is_held_up_is_measured_and_warned_of_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_lag, "LAG_EVERY_S", 0.001)
     monkeypatch.setattr(loop_lag, "SLOW_S", 0.02)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_loop_that_is_held_up_is_measured_and_warned_of_once() -> None:
     told: list[float] = []
     lag = LoopLag(told.append)
     task = asyncio.create_task(lag.run())
