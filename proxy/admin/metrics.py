@@ -1,7 +1,7 @@
 """The measures in Prometheus' text exposition, with ``prometheus_client``.
 
-Loaded at the first scrape and not before: the library costs memory that an unwatched proxy needn't
-have. Rendered a few projects at a time, so that a thousand of them don't hold up requests.
+Imported at the first scrape, because a proxy without Prometheus needn't spend memory on the library.
+Rendered a few projects at a time, so that a scrape of a thousand projects doesn't delay requests.
 Source: Prometheus' exposition format 0.0.4, and its conventions for names and units.
 """
 
@@ -40,7 +40,9 @@ async def exposition(overview: Overview) -> bytes:
     return b"".join(text for parts in texts.values() for text in parts)
 
 
-class _Lone(Collector):
+class _OneFamily(Collector):
+    """`generate_latest` takes only a collector."""
+
     def __init__(self, family: Metric) -> None:
         self._family = family
 
@@ -49,94 +51,89 @@ class _Lone(Collector):
 
 
 def _add(texts: dict[str, list[bytes]], families: Iterable[Metric]) -> None:
-    """All samples of a family have to stand together, below one HELP and TYPE."""
+    """Append the samples: those of one family must stand together, below one HELP and TYPE."""
     for family in families:
-        text = generate_latest(_Lone(family))
+        text = generate_latest(_OneFamily(family))
         parts = texts.setdefault(family.name, [])
         if parts:
             text = b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"#"))
         parts.append(text)
 
 
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"csq_proxy_{name}", text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"csq_proxy_{name}", text, labels=labels)
+
+
+def _histogram(name: str, text: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"csq_proxy_{name}", text, labels=labels)
+
+
 def _of_process(overview: Overview) -> Iterator[Metric]:
-    build = GaugeMetricFamily("csq_proxy_build_info", "The version that runs.", labels=["version", "python"])
+    build = _gauge("build_info", "The version of the running proxy.", "version", "python")
     build.add_metric([__version__, platform.python_version()], 1)
     yield build
     lag, reload = overview.loop_lag, overview.reload
-    yield _gauge("event_loop_lag_seconds", "How late the event loop was at the last look.", lag.last_s)
-    yield _gauge("event_loop_lag_max_seconds", "The worst lag of the last minute or two.", lag.max_s)
-    yield _count("log_lines_dropped", "Log lines that couldn't be written.", overview.log_lines_dropped)
-    yield _count("reloads", "Configurations that were loaded while running.", reload.count)
-    yield _count("reloads_refused", "Configurations that were found bad.", reload.refused)
-    refused = CounterMetricFamily(
-        "csq_proxy_requests_refused", "Requests refused before they reached a project.", labels=["code"]
+    gauges = (
+        (lag.last_s, _gauge("event_loop_lag_seconds", "How late the event loop was at the last check.")),
+        (lag.max_s, _gauge("event_loop_lag_max_seconds", "The longest lag of the last one to two minutes.")),
+    )
+    counters = (
+        (overview.log_lines_dropped, _counter("log_lines_dropped", "Log lines that couldn't be written.")),
+        (reload.count, _counter("reloads", "Changed configurations that the running proxy has loaded.")),
+        (reload.refused, _counter("reloads_refused", "Changed configurations that had errors.")),
+    )
+    for value, family in (*gauges, *counters):
+        family.add_metric([], value)
+        yield family
+    refused = _counter(
+        "requests_refused", "Requests that were refused before they reached a project.", "code"
     )
     for code, count in overview.refused.items():
         refused.add_metric([code], count)
     yield refused
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"csq_proxy_{name}", text, value)
-
-
-def _count(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"csq_proxy_{name}", text, value)
-
-
 class _Families:
-    """The families of projects; each sample has the labels ``project``, mostly ``api``, and one more."""
+    """The metric families of projects: each sample has the label ``project``, and most have ``api``."""
 
     def __init__(self) -> None:
-        one, both = ["project"], ["project", "api"]
-        self.requests = CounterMetricFamily(
-            "csq_proxy_requests",
-            "Requests that ended, by class of status and of method.",
-            labels=[*both, "code", "method"],
+        of_api = ("project", "api")
+        self.requests = _counter(
+            "requests", "Requests that ended, by class of status and of method.", *of_api, "code", "method"
         )
-        self.duration = HistogramMetricFamily(
-            "csq_proxy_request_duration_seconds", "From a request's head to its answer's end.", labels=both
+        self.duration = _histogram(
+            "request_duration_seconds", "Time from the head of a request to the end of its answer.", *of_api
         )
-        self.received = CounterMetricFamily(
-            "csq_proxy_received_bytes", "Content of requests from callers.", labels=both
+        self.received = _counter("received_bytes", "Content bytes of requests from callers.", *of_api)
+        self.sent = _counter("sent_bytes", "Content bytes of answers to callers.", *of_api)
+        self.cut = _counter("answers_cut", "Answers that broke off before their end.", *of_api)
+        self.errors = _counter("errors", "Errors that the proxy itself answered with.", "project", "code")
+        self.replays = _counter(
+            "replays", "Requests that the proxy sent to the cloud once more, by reason.", "project", "reason"
         )
-        self.sent = CounterMetricFamily("csq_proxy_sent_bytes", "Content of answers to callers.", labels=both)
-        self.cut = CounterMetricFamily(
-            "csq_proxy_answers_cut", "Answers that ended before their end.", labels=both
+        self.shared = _counter(
+            "answers_shared", "Answers that came from another request, by kind.", "project", "kind"
         )
-        self.errors = CounterMetricFamily(
-            "csq_proxy_errors", "Errors of the proxy's own.", labels=[*one, "code"]
+        self.stored = _gauge("stored_bytes", "Memory that stored answers take.", "project")
+        self.in_use = _gauge("slots_in_use", "Slots in use: requests at the cloud now.", "project")
+        self.limit = _gauge("slots_limit", "Slots that the project has.", "project")
+        self.allowance = _gauge(
+            "slots_allowance", "Slots that other programs leave to the proxy at present.", "project"
         )
-        self.replays = CounterMetricFamily(
-            "csq_proxy_replays", "Requests sent once more, by reason.", labels=[*one, "reason"]
+        self.waiting = _gauge("slots_waiting", "Requests that wait for a slot.", "project")
+        self.slot_wait = _histogram("slot_wait_seconds", "Time that requests waited for a slot.", "project")
+        self.days_left = _gauge(
+            "credential_days_left", "Days until the credentials end, as configured.", "project"
         )
-        self.shared = CounterMetricFamily(
-            "csq_proxy_answers_shared", "Answers that were another request's, by kind.", labels=[*one, "kind"]
+        self.seconds_left = _gauge(
+            "token_seconds_left", "Time until the token expires, 0 without a token.", *of_api
         )
-        self.stored = GaugeMetricFamily(
-            "csq_proxy_stored_bytes", "What stored answers take in memory.", labels=one
-        )
-        self.in_use = GaugeMetricFamily("csq_proxy_slots_in_use", "Requests at the cloud now.", labels=one)
-        self.limit = GaugeMetricFamily("csq_proxy_slots_limit", "Slots of the project.", labels=one)
-        self.allowance = GaugeMetricFamily(
-            "csq_proxy_slots_allowance", "Slots that other programs leave us at present.", labels=one
-        )
-        self.waiting = GaugeMetricFamily(
-            "csq_proxy_slots_waiting", "Requests that wait for a slot.", labels=one
-        )
-        self.slot_wait = HistogramMetricFamily(
-            "csq_proxy_slot_wait_seconds", "How long requests waited for a slot.", labels=one
-        )
-        self.days_left = GaugeMetricFamily(
-            "csq_proxy_credential_days_left", "Days until the credentials end, as configured.", labels=one
-        )
-        self.seconds_left = GaugeMetricFamily(
-            "csq_proxy_token_seconds_left", "Life left of the token, 0 without one.", labels=both
-        )
-        self.refreshes = CounterMetricFamily("csq_proxy_token_refreshes", "Tokens fetched.", labels=both)
-        self.failures = CounterMetricFamily(
-            "csq_proxy_token_failures", "Token requests that failed, by cause.", labels=[*both, "cause"]
-        )
+        self.refreshes = _counter("token_refreshes", "Tokens that were fetched.", *of_api)
+        self.failures = _counter("token_failures", "Token requests that failed, by cause.", *of_api, "cause")
 
     def add(self, project: Project) -> None:
         """The samples of one project."""
@@ -156,7 +153,7 @@ class _Families:
         answers = project.shared_answers
         self.stored.add_metric([name], 0 if answers is None else answers.shelf.bytes)
         ended = sum(sum(one.duration.counts) for one in measures.apis.values())
-        # Only those that did wait are counted as they come; the others waited for 0 s.
+        # The measures count only the requests that waited; all others waited for 0 s.
         at_once = ended - sum(measures.slot_wait.counts)
         self.slot_wait.add_metric([name], *_buckets(measures.slot_wait, at_once))
         for api, keeper in project.keepers.items():
@@ -179,7 +176,7 @@ class _Families:
 
 
 def _buckets(histogram: Histogram, zeros: int = 0) -> tuple[list[tuple[str, float]], float]:
-    """Buckets, each with those below it, and the sum in seconds; ``zeros`` more durations of 0 s."""
+    """The cumulative buckets and the sum in seconds, with ``zeros`` durations of 0 s added."""
     first, *others = histogram.counts
     return list(zip(_LE, accumulate((first + zeros, *others)), strict=True)), histogram.sum_s
 

@@ -1,11 +1,11 @@
-// The status page: reads /-/status every two seconds, and changes only the parts that differ, so that focus,
-// selections and open parts stay as they are. All values are shown as text, never as markup.
+// The status page: reads /-/status every two seconds and changes only the nodes whose content differs, so that
+// the focus, selections and open parts stay. All values are set as text, never as markup.
 'use strict';
 
 const POLL_MS = 2000, PATIENCE_MS = 5000, MANY = 8, SVG = 'http://www.w3.org/2000/svg';
 const KEY = 'YOUR-KEY';
 const cards = new Map();
-let before = null, wasGone = false, timer = 0, asking = false;
+let before = null, wasGone = false, timer = 0, isPolling = false;
 
 const $ = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat('en');
@@ -42,7 +42,7 @@ function pill(node, text, kind) {
 }
 
 function list(node, rows, build) {
-  // Rebuilt only when something changed, so that a screen reader isn't sent back to its start.
+  // Rebuilt only after a change, so that a screen reader does not start again from the top.
   const key = JSON.stringify(rows);
   if (node.dataset.key === key) return;
   node.dataset.key = key;
@@ -54,13 +54,13 @@ function list(node, rows, build) {
 const STATES = {
   fresh: ['fresh', 'good'],
   stale: ['usable, but not renewed', 'warn'],
-  fetching: ['on its way', 'warn'],
-  failing: ['none', 'bad'],
+  fetching: ['being fetched', 'warn'],
+  failing: ['no token', 'bad'],
   refused: ['credentials refused', 'bad'],
 };
 
 function reach(project) {
-  // As the reader reaches this page: the proxy may not know the name it is called by.
+  // With the host name that the browser uses: the proxy may not know this name.
   const url = new URL(project.url);
   if (url.pathname !== '/') return location.origin + url.pathname;
   url.protocol = location.protocol;
@@ -82,22 +82,22 @@ function troubles(project) {
   if (left !== null && left <= 30) {
     const when = left < 0 ? 'ended' : left === 0 ? 'end today' : `end in ${count(left, 'day')}`;
     found.push([left <= 7 ? 'bad' : 'warn',
-      `The credentials ${when} (${credentials.expires}): ask for new ones in Contentsquare's console,`
+      `The credentials ${when} (${credentials.expires}). Make new credentials in Contentsquare's console,`
       + ' and put them into the configuration.']);
   }
   if (credentials.in_use === 'standby') {
-    found.push(['warn', 'The standby credentials are in use, because the first ones were refused: renew the first ones.']);
+    found.push(['warn', 'Contentsquare refused the first credentials, so the standby credentials are in use. Renew the first credentials.']);
   }
   if (slots.allowance < slots.limit) {
-    found.push(['warn', `Other programs use this Contentsquare project, too: ${slots.allowance} of its`
-      + ` ${slots.limit} slots are for this proxy at present.`]);
+    found.push(['warn', `Other programs use this Contentsquare project too. At present the proxy has ${slots.allowance}`
+      + ` of its ${slots.limit} slots.`]);
   }
   if (!Object.keys(project.apis).length) found.push(...project.missing.map((why) => ['bad', why]));
   return found;
 }
 
-function credentialsText({ days_left: left, in_use: pair }) {
-  const which = pair === 'standby' ? 'standby, ' : '';
+function credentialsText({ days_left: left, in_use: used }) {
+  const which = used === 'standby' ? 'standby, ' : '';
   if (left === null) return `${which}no end date configured`;
   return which + (left < 0 ? 'ended' : `${count(left, 'day')} left`);
 }
@@ -151,26 +151,26 @@ function drawCharts(at, project) {
   set(at['requests-top'], most ? numbers.format(most) : '');
   set(at['latency-top'], slowest ? milliseconds(slowest) : '');
   const now = seen[seen.length - 1];
-  set(at['requests-text'], seen.length ? `${count(sum('requests'), 'request')} and ${count(sum('errors'), 'error')} in the last hour` : 'none in the last hour');
+  set(at['requests-text'], seen.length ? `${count(sum('requests'), 'request')} and ${count(sum('errors'), 'error')} in the last hour` : 'no request in the last hour');
   set(at['latency-text'], now ? `median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)} in the latest minute with requests` : 'no request in the last hour');
   attribute(at['requests-chart'], 'aria-label', `Requests per minute: ${at['requests-text'].textContent}, at most ${most} in a minute`);
   attribute(at['latency-chart'], 'aria-label', `Time to answer: ${at['latency-text'].textContent}, at most ${milliseconds(slowest)}`);
 }
 
-// Ready text for tools: [name, hint, text]; with a key where callers are defined
+// Ready text for tools: [name, hint, text]; the text holds a place for the key where callers are defined
 
 function snippets(url, needsKey) {
   const target = `${url}/v1/segments`, when = (text) => (needsKey ? text : '');
   const access = needsKey
-    ? `Choose Basic as the kind of access: any user name, and your key for ${KEY}.`
-    : 'Choose Anonymous as the kind of access.';
+    ? 'For access choose Basic, with any user name, and your key as the password.'
+    : 'For access choose Anonymous.';
   return [
     ['curl', '', `curl ${when(`-H "X-API-Key: ${KEY}" `)}"${target}"`],
-    ['Power BI / Power Query', `New source, Blank query, Advanced editor. ${needsKey ? 'Choose Anonymous: the key is in the text.' : access}`,
+    ['Power BI / Power Query', `New source, Blank query, Advanced editor. ${needsKey ? 'For access choose Anonymous: the key is in the text.' : access}`,
       `let\n    Source = Json.Document(Web.Contents("${url}", [\n        RelativePath = "v1/segments"`
       + `${when(`,\n        Headers = [#"X-API-Key" = "${KEY}"]`)}\n    ]))\nin\n    Source`],
-    ['Excel', `Data, Get data, From other sources, From web: paste this. ${access}`, target],
-    ['Python', 'With the library requests.',
+    ['Excel', `Data, Get data, From other sources, From web: paste this URL. ${access}`, target],
+    ['Python', 'Needs the package requests.',
       `import requests\n\nanswer = requests.get(\n    "${target}",${when(`\n    headers={"X-API-Key": "${KEY}"},`)}\n    timeout=300,\n)\nanswer.raise_for_status()\nprint(answer.json())`],
     ['PowerShell', '', `Invoke-RestMethod "${target}"${when(` -Headers @{ "X-API-Key" = "${KEY}" }`)}`],
     ['Grafana', `Data source Infinity: type JSON, parser Backend, method GET, this URL${when(', and the header X-API-Key with your key')}.`, target],
@@ -261,12 +261,12 @@ function updateApis(at, project) {
 }
 
 function why(api) {
-  const next = api.next_try_in_s === null ? 'a try is under way' : `next try in ${duration(Math.max(5, Math.ceil(api.next_try_in_s / 5) * 5))}`;
+  const next = api.next_try_in_s === null ? 'the proxy is trying now' : `next try in ${duration(Math.max(5, Math.ceil(api.next_try_in_s / 5) * 5))}`;
   return `${api.last_error}; ${next}`;
 }
 
 function summed(errors) {
-  // Repeated errors are one line, the latest; numbers in them, such as a wait, may differ.
+  // Equal errors in a row become one row, with the time of the latest; numbers in them, such as a wait, may differ.
   const rows = [];
   for (const { at, code, message } of errors) {
     const kind = code + message.replace(/\d+/g, ''), last = rows[rows.length - 1];
@@ -288,7 +288,7 @@ async function copy(button, source) {
   const text = source.textContent;
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // no secure context, as under a name of the local network
+  } catch { // the page is no secure context, for example under a host name of the local network
     const area = make('textarea', text, 'unseen');
     button.after(area);
     area.select();
@@ -304,7 +304,7 @@ async function copy(button, source) {
 
 async function refresh(card) {
   const answer = await fetch(`${location.origin}/-/refresh/${card.name}`, { method: 'POST' }).catch(() => null);
-  say(answer && answer.ok ? `${card.name}: new tokens are being fetched` : `${card.name}: that did not work`);
+  say(answer && answer.ok ? `${card.name}: new tokens are being fetched` : `${card.name}: the proxy did not accept the request for new tokens`);
   poll();
 }
 
@@ -314,9 +314,9 @@ function general(status) {
   set($('about'), `${status.version}, up ${duration(status.uptime_s)}`);
   const found = [];
   const faults = status.reload.last_faults;
-  if (faults.length) found.push(['bad', `The changed configuration has faults, so the proxy still uses the one before: ${faults.join('; ')}`]);
-  if (status.log_lines_dropped) found.push(['warn', `${count(status.log_lines_dropped, 'log line')} couldn't be written: check the program that reads the log, or its disk.`]);
-  if (status.event_loop_lag_s.max > 0.5) found.push(['warn', `The proxy stood still for ${status.event_loop_lag_s.max.toFixed(1)} s in the last minute: this computer is very busy.`]);
+  if (faults.length) found.push(['bad', `The changed configuration has errors, so the proxy still uses the one before: ${faults.join('; ')}`]);
+  if (status.log_lines_dropped) found.push(['warn', `${count(status.log_lines_dropped, 'log line')} couldn't be written: check the disk, or the program that reads the log.`]);
+  if (status.event_loop_lag_s.max > 0.5) found.push(['warn', `In the last two minutes the proxy stood still for ${status.event_loop_lag_s.max.toFixed(1)} s: this computer is very busy.`]);
   list($('notices'), found, ([kind, text]) => make('li', text, kind));
 }
 
@@ -365,26 +365,26 @@ function gone(text) {
 
 async function poll() {
   clearTimeout(timer);
-  if (document.hidden || asking) return;
-  asking = true;
+  if (document.hidden || isPolling) return;
+  isPolling = true;
   try {
     // From the origin, because a URL with a user and password in it can't be fetched.
     const answer = await fetch(`${location.origin}/-/status?hour=1`, { signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!answer.ok) {
-      gone(answer.status === 401 ? 'key refused: reload this page' : `no status: ${answer.status}`);
+      gone(answer.status === 401 ? 'key not accepted: reload this page' : `no status: ${answer.status}`);
     } else {
       draw(await answer.json());
     }
   } catch {
     gone('no answer: stopped, or restarting');
   }
-  asking = false;
+  isPolling = false;
   timer = setTimeout(poll, cards.size > 50 ? 5 * POLL_MS : POLL_MS);
 }
 
 function draw(status) {
   if (wasGone) document.body.classList.remove('gone');
-  if (before && status.uptime_s < before.uptime_s) before = null; // another process
+  if (before && status.uptime_s < before.uptime_s) before = null; // the proxy was restarted
   wasGone = false;
   pill($('live'), status.stopping ? 'stopping' : 'live', status.stopping ? 'warn' : 'good');
   rates(status);

@@ -1,0 +1,117 @@
+"""What ``/-/status`` says, as JSON values. Holds no token and no secret."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from proxy import __version__
+from proxy.admin.overview import Overview
+from proxy.config.expiry import days_left, utc_today
+from proxy.config.watch import ReloadStatus
+from proxy.projects.measures import Minute
+from proxy.projects.project import Project
+from proxy.tokens.lease import LeaseStatus
+
+Sees: TypeAlias = Callable[[str], bool]
+"""Whether a caller may know a project or an account, by its name."""
+
+
+def of_process(overview: Overview, sees: Sees, *, uptime_s: float, with_faults: bool) -> dict[str, object]:
+    """The part about the whole process; ``with_faults``: also the errors of a refused configuration."""
+    lag = overview.loop_lag
+    return {
+        "version": __version__,
+        "uptime_s": round(uptime_s, 1),
+        "stopping": overview.is_stopping,
+        "needs_key": overview.needs_key,
+        "reload": _of_reload(overview.reload, with_faults=with_faults),
+        "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
+        "log_lines_dropped": overview.log_lines_dropped,
+        "requests_refused": dict(overview.refused),
+        "accounts": {name: overview.project_url(name) for name in overview.accounts if sees(name)},
+    }
+
+
+def of_project(overview: Overview, project: Project, *, with_hour: bool) -> dict[str, object]:
+    """One project's part; ``with_hour``: also the minutes of the last hour."""
+    slots, measures = project.slots, project.measures
+    return {
+        "url": overview.project_url(project.name),
+        "ready": project.is_ready,
+        "read_only": project.read_only,
+        "missing": project.missing(),
+        "credentials": _of_credentials(project),
+        "slots": {
+            "in_use": slots.in_use,
+            "waiting": slots.waiting,
+            "limit": slots.limit,
+            "allowance": slots.allowance,
+        },
+        "apis": {
+            api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
+            for api, keeper in project.keepers.items()
+        },
+        "sharing": _of_sharing(project),
+        "last_errors": [
+            {"at": _stamp(one.at), "code": one.code, "message": one.message}
+            for one in reversed(measures.last_errors)
+        ],
+        **({"hour": [_of_minute(one) for one in measures.hour()]} if with_hour else {}),
+    }
+
+
+def _stamp(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _of_minute(one: Minute) -> dict[str, object]:
+    return {
+        "at": one.at,
+        "requests": one.requests,
+        "errors": one.errors,
+        "p50_ms": round(one.p50_s * 1000),
+        "p95_ms": round(one.p95_s * 1000),
+    }
+
+
+def _of_reload(status: ReloadStatus, *, with_faults: bool) -> dict[str, object]:
+    return {
+        "count": status.count,
+        "refused": status.refused,
+        "last_at": status.last_at and status.last_at.isoformat(timespec="seconds"),
+        "last_faults": status.last_faults if with_faults else (),  # they name projects
+    }
+
+
+def _of_credentials(project: Project) -> dict[str, object]:
+    expires = project.expires
+    return {
+        "in_use": project.credentials_in_use,
+        "expires": expires and expires.isoformat(),
+        "days_left": None if expires is None else days_left(expires, utc_today()),
+    }
+
+
+def _of_sharing(project: Project) -> dict[str, object] | None:
+    if project.shared_answers is None:
+        return None
+    shelf = project.shared_answers.shelf
+    return {**project.measures.shared, "stored": len(shelf.answers), "stored_bytes": shelf.bytes}
+
+
+def _of_lease(status: LeaseStatus) -> dict[str, object]:
+    return {
+        "state": status.state,
+        "usable": status.usable,
+        "endpoint": status.endpoint,
+        "seconds_left": None if status.seconds_left is None else round(status.seconds_left, 1),
+        "expires_at": status.expires_at and status.expires_at.isoformat(timespec="seconds"),
+        "last_error": status.last_error,
+        "last_error_at": status.last_error_at and status.last_error_at.isoformat(timespec="seconds"),
+        "permanent": status.permanent,
+        "failures_in_a_row": status.failures_in_a_row,
+        "refreshes": status.refreshes,
+        "next_try_in_s": None if status.next_try_in_s is None else round(status.next_try_in_s, 1),
+    }
