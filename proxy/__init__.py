@@ -1,6 +1,6 @@
 """csq-proxy: a local gateway to Contentsquare's APIs.
 
-Two straight lines run through this package (the README draws them): a *request* reads one
+Two straight lines run through this package (CONTRIBUTING.md draws them): a *request* reads one
 immutable lease and is forwarded with it; a *refresh*, in a task of its own, is the only
 writer of leases.
 """
