@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
@@ -18,7 +18,7 @@ from proxy.gateway.held_error import SmallError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
 from proxy.http1.chunked import chunk, last_chunk
 from proxy.http1.heads import Field, ResponseHead
-from proxy.server.request import Request
+from proxy.server.request import Request, WritingPeer
 from proxy.upstream.connection import CloudConnection
 
 _BODYLESS: Final = (204, 304)
@@ -38,6 +38,27 @@ class Outcome(enum.Enum):
 _FINAL: Final = (Outcome.DELIVERED, Outcome.ABORTED)
 
 
+class Recorder(Protocol):
+    """Hears of the answer as it comes, try by try, where the proxy shares answers."""
+
+    def on_start(self, source: WritingPeer) -> WritingPeer:
+        """The request goes out; returns the peer to slow down when the caller is slow."""
+        ...
+
+    def on_head(self, head: ResponseHead) -> bytes:
+        """An answer's head; returns the field line to add to it for the caller."""
+        ...
+
+    def on_body(self, data: bytes) -> None:
+        """Content."""
+
+    def on_end(self, trailers: list[Field]) -> None:
+        """The answer is complete."""
+
+    def on_over(self) -> None:
+        """Nothing more will come: the request was answered, or its caller has left."""
+
+
 class Attempt:
     """One try of one request on one upstream connection, in both directions.
 
@@ -53,6 +74,7 @@ class Attempt:
         "_held",
         "_may_be_stale",
         "_out",
+        "_recorder",
         "_refused",
         "_request",
         "_starting",
@@ -70,11 +92,13 @@ class Attempt:
         ended: Callable[[Attempt], None],
         *,
         may_be_stale: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self._request = request
         self._connection = connection
         self._ended = ended
         self._may_be_stale = may_be_stale
+        self._recorder = recorder
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
         self._refused: Outcome | None = None
@@ -96,8 +120,8 @@ class Attempt:
         request = self._request
         body = request.body
         is_head_request = request.head.method == b"HEAD"
-        request.sent_at = time.perf_counter()
-        recorder = request.recorder
+        request.facts.sent_at = time.perf_counter()
+        recorder = self._recorder
         request.connection.peer = (
             self._connection if recorder is None else recorder.on_start(self._connection)
         )
@@ -193,7 +217,7 @@ class Attempt:
         if 400 <= head.status < 500 and not bodyless:
             self._held = SmallError.of(head)
         request.status = head.status
-        added = b"" if request.recorder is None else request.recorder.on_head(head)
+        added = b"" if self._recorder is None else self._recorder.on_head(head)
         self._out.append(
             response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked, added=added)
         )
@@ -206,8 +230,8 @@ class Attempt:
             return
         self._request.answer_bytes += len(data)
         self._out.append(chunk(data) if self._caller_chunked else data)
-        if self._request.recorder is not None:
-            self._request.recorder.on_body(data)
+        if self._recorder is not None:
+            self._recorder.on_body(data)
         if self._held is not None and not self._held.feed(data):
             self._held = None
 
@@ -234,8 +258,8 @@ class Attempt:
                 self._settle(Outcome.CROWDED)
                 return
             self._held = None
-        if self._request.recorder is not None:
-            self._request.recorder.on_end(trailers)
+        if self._recorder is not None:
+            self._recorder.on_end(trailers)
         if self._caller_chunked:
             self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
         self.on_flush()
@@ -244,7 +268,7 @@ class Attempt:
     def on_failure(self, error: UpstreamError) -> None:
         """The answer will never be complete: what went to the caller must not look whole."""
         if self._request.head_sent:
-            self._request.cut_because = str(error)
+            self._request.facts.cut_because = str(error)
             self._abort_caller()
         elif (
             self._may_be_stale

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 from proxy.contentsquare import Api, changes_data
@@ -27,7 +27,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.gateway.attempt import Attempt, Outcome
+from proxy.gateway.attempt import Attempt, Outcome, Recorder
 from proxy.gateway.rewrite import request_head
 from proxy.projects.project import Project
 from proxy.projects.slots import Slots
@@ -75,6 +75,7 @@ class Exchange:
         "is_counted",
         "keep",
         "project",
+        "recorder",
         "request",
         "target",
     )
@@ -97,6 +98,8 @@ class Exchange:
         """Whether whoever made it counts it as running."""
         self.keep = False
         """Whether the caller's connection can be kept, once it is over."""
+        self.recorder: Recorder | None = None
+        """Hears of the answer, where the project shares answers."""
         self._forwarder = forwarder
         self._ended = ended
         self._is_attended = False
@@ -116,7 +119,7 @@ class Exchange:
         """Send the request now; False where something has to be waited for, and then nothing was done."""
         lease = self.project.keeper(self.api).current()
         slots = self.project.slots
-        if lease is None or not slots.try_acquire(self.request.caller):
+        if lease is None or not slots.try_acquire(_in_line_as(self.request)):
             return False
         pool = self._forwarder.upstreams.pool(lease.origin)
         connection = pool.take_idle(self._max_idle_s)
@@ -195,7 +198,7 @@ class Exchange:
 
     async def _in_turn(self) -> bool:
         """As `run`, for a request that may take a slot."""
-        wait_s = max(0.0, self._forwarder.queue_timeout_s - self.request.waited_s)
+        wait_s = max(0.0, self._forwarder.queue_timeout_s - self.request.facts.waited_s)
         deadline = asyncio.get_running_loop().time() + wait_s
         try:
             if self._slots is None:
@@ -215,12 +218,12 @@ class Exchange:
 
     async def _take_slot(self, wait_s: float, *, first: bool) -> None:
         request, slots = self.request, self.project.slots
-        if first or not slots.try_acquire(request.caller):
+        if first or not slots.try_acquire(_in_line_as(request)):
             asked_at = time.perf_counter()
             try:
-                await slots.acquire(request.caller, wait_s, first=first)
+                await slots.acquire(_in_line_as(request), wait_s, first=first)
             finally:
-                request.waited_s += time.perf_counter() - asked_at
+                request.facts.waited_s += time.perf_counter() - asked_at
         self._slots, self._began_in = slots, slots.round
 
     def _settle(self, attempt: Attempt) -> bool:
@@ -253,7 +256,7 @@ class Exchange:
         self._lease = None
 
     def _repeat(self, why: str) -> None:
-        self.request.replays += (why,)
+        self.request.facts.replays += (why,)
         self.request.body.rewind()
         self._attempt = None
 
@@ -337,9 +340,21 @@ class Exchange:
             connection,
             self._attempt_ended,
             may_be_stale=reused and not self._changes,
+            recorder=self.recorder,
         )
         attempt.begin(request_head(self.request.head, self.target, lease))
         return attempt
+
+
+def exchange_of(request: Request) -> Exchange | None:
+    """The exchange of a request, None for one that is not forwarded."""
+    exchange = request.exchange
+    return exchange if isinstance(exchange, Exchange) else None
+
+
+def _in_line_as(request: Request) -> Hashable:
+    """What shares a project's slots fairly with others: the caller where it is known, else the connection."""
+    return request.facts.caller or id(request.connection)
 
 
 def _as_answer(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool) -> ProxyError:

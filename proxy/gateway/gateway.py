@@ -21,7 +21,7 @@ from proxy.contentsquare import oauth_path
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
 from proxy.gateway import policy
 from proxy.gateway.callers import Caller, Callers, WrongKey, WrongKeys
-from proxy.gateway.exchange import Exchange
+from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import Facade, FindRoute
 from proxy.gateway.request_log import RequestLog
@@ -60,7 +60,7 @@ class Gateway:
         """Send a request that has to wait for nothing but the cloud; False: `run` must answer it."""
         if request.error is not None or not request.body.complete:
             return False
-        request.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
+        request.facts.began_at = time.perf_counter()  # uvloop's own clock has whole milliseconds
         generation = self.generation
         try:
             caller, target, is_own = self._admit(request, generation)
@@ -106,10 +106,10 @@ class Gateway:
             self._leave(request)
 
     async def _answer(self, request: Request) -> bool:
-        exchange: Exchange | None = request.exchange
+        exchange = exchange_of(request)
         if exchange is not None and exchange.is_counted:  # `try_now` sent it
             return await _run(exchange)
-        request.began_at = time.perf_counter()
+        request.facts.began_at = time.perf_counter()
         generation = self.generation
         caller, target, is_own = self._admit(request, generation)
         if is_own:
@@ -127,7 +127,7 @@ class Gateway:
         request.exchange = exchange
         policy.check(request.head, target, project, caller)
         if caller is not None:
-            request.caller = caller.name
+            request.facts.caller = caller.name
             self._check_room(caller)
             self._in_flight[caller.name] += 1
         project.requests[api] += 1
@@ -137,17 +137,16 @@ class Gateway:
 
     def _leave(self, request: Request) -> None:
         """Count and log a request that is over."""
-        took_s = time.perf_counter() - request.began_at
-        if request.recorder is not None:
-            request.recorder.on_over()
-            request.recorder = None
-        exchange: Exchange | None = request.exchange
+        took_s = time.perf_counter() - request.facts.began_at
+        exchange = exchange_of(request)
         if exchange is not None:
+            if exchange.recorder is not None:
+                exchange.recorder.on_over()
             project = exchange.project
             if exchange.is_counted:
                 project.running -= 1
-                if isinstance(request.caller, str):
-                    self._in_flight[request.caller] -= 1
+                if request.facts.caller is not None:
+                    self._in_flight[request.facts.caller] -= 1
             project.measures.ended(exchange.api, request, took_s)
         self._log.tell(request, took_s)
         request.exchange = None  # each knows the other: without this, they were the garbage collector's
@@ -223,10 +222,11 @@ class Gateway:
         self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
 
     def _count_error(self, error: ProxyError, request: Request) -> None:
-        if request.exchange is None:
+        exchange = exchange_of(request)
+        if exchange is None:
             self._overview.refused[error.code] += 1
             return
-        project, api = request.exchange.project, request.exchange.api
+        project, api = exchange.project, exchange.api
         project.measures.failed(error.code, error.message)
         if error.status >= 500 and not isinstance(error, Stopping):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from proxy.contentsquare import Api
-from proxy.gateway.exchange import Exchange
+from proxy.gateway.exchange import exchange_of
 from proxy.logs.setup import quick_logger
 from proxy.server.request import Request
 from proxy.server.request_id import request_id, trace_id
@@ -98,12 +98,12 @@ class RequestLog:
 
     def _fill(self, line: list[str], request: Request, took_s: float) -> None:
         """Add the line's own keys, in their order; one that says nothing is left out."""
-        exchange: Exchange | None = request.exchange
+        exchange, facts = exchange_of(request), request.facts
         if exchange is not None:
             line.append(self._project.recurring(exchange.project.name))
             line.append(self._api.recurring(_API_NAMES[exchange.api]))
-        if type(request.caller) is str:
-            line.append(self._caller.recurring(request.caller))
+        if facts.caller is not None:
+            line.append(self._caller.recurring(facts.caller))
         if request.head.method:
             line.append(self._method.recurring(_METHODS.get(request.head.method, "{other}")))
             target = request.head.target if exchange is None else exchange.target
@@ -113,18 +113,18 @@ class RequestLog:
         line.append(self._bytes_in.recurring(request.body.received))
         line.append(self._bytes_out.single(request.answer_bytes))
         if exchange is not None:
-            line.append(self._wait.recurring(_ms(request.waited_s)))
-        if request.sent_at:
-            line.append(self._upstream.recurring(_ms(request.began_at + took_s - request.sent_at)))
+            line.append(self._wait.recurring(_ms(facts.waited_s)))
+        if facts.sent_at:
+            line.append(self._upstream.recurring(_ms(facts.began_at + took_s - facts.sent_at)))
         line.append(self._total.recurring(_ms(took_s)))
-        if request.replays:
-            line.append(self._replayed.single(list(request.replays)))
-        if request.shared is not None:
-            line.append(self._shared.recurring(request.shared))
-        if request.error_code is not None:
-            line.append(self._error.recurring(request.error_code))
-        if request.cut_because is not None:
-            line.append(self._reason.recurring(request.cut_because))
+        if facts.replays:
+            line.append(self._replayed.single(list(facts.replays)))
+        if facts.shared is not None:
+            line.append(self._shared.recurring(facts.shared))
+        if facts.error_code is not None:
+            line.append(self._error.recurring(facts.error_code))
+        if facts.cut_because is not None:
+            line.append(self._reason.recurring(facts.cut_because))
         line.append(self._request_id.single(request_id(request)))
         if (trace := trace_id(request.head)) is not None:
             line.append(self._trace_id.single(trace))

@@ -29,7 +29,7 @@ HOUR: Final = 60
 """Minutes that are kept."""
 MOST_ERRORS: Final = 20
 SHARED: Final = ("hit", "collapsed")
-"""What `Request.shared` says of an answer that was another request's."""
+"""What `Facts.shared` says of an answer that was another request's."""
 
 
 class Histogram:
@@ -142,16 +142,17 @@ class ProjectMeasures:
         self._durations[place] += 1
         if status >= 400:
             self._errors += 1
-        if request.cut_because is not None:
+        facts = request.facts
+        if facts.cut_because is not None:
             one.cut += 1
             self._errors += status < 400
-            self.failed("PROXY_ANSWER_CUT", f"The answer was cut: {request.cut_because}. Send it again.")
-        if request.waited_s:
-            self.slot_wait.add(request.waited_s)
-        if request.shared is not None:
-            self.shared[request.shared] += 1
-        if request.replays:
-            self.replays.update(request.replays)
+            self.failed("PROXY_ANSWER_CUT", f"The answer was cut: {facts.cut_because}. Send it again.")
+        if facts.waited_s:
+            self.slot_wait.add(facts.waited_s)
+        if facts.shared is not None:
+            self.shared[facts.shared] += 1
+        if facts.replays:
+            self.replays.update(facts.replays)
 
     def failed(self, code: str, message: str) -> None:
         """Keep an error of ours."""

@@ -57,7 +57,7 @@ class RunningAnswer:
         self._key = key
         self._leader = leader
         self._epoch = epoch
-        self._began_at, self._waited_before_s = time.perf_counter(), leader.waited_s
+        self._began_at, self._waited_before_s = time.perf_counter(), leader.facts.waited_s
         self._sent_at: float | None = None
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -70,7 +70,7 @@ class RunningAnswer:
     @property
     def leader_had_no_slot(self) -> bool:
         """Whether the leader's request waited for a slot and was never sent."""
-        return self._sent_at is None and self._leader.waited_s > self._waited_before_s
+        return self._sent_at is None and self._leader.facts.waited_s > self._waited_before_s
 
     async def follow(self, request: Request) -> Answer | None:
         """Wait for the answer; None where the request was let go and has to go its own way.
@@ -85,8 +85,8 @@ class RunningAnswer:
         await asyncio.wait((self._ended,))
         if self.answer is not None:
             return self.answer
-        slot_at = self._began_at + self._leader.waited_s - self._waited_before_s
-        request.waited_s += max(0.0, min(slot_at, time.perf_counter()) - joined_at)
+        slot_at = self._began_at + self._leader.facts.waited_s - self._waited_before_s
+        request.facts.waited_s += max(0.0, min(slot_at, time.perf_counter()) - joined_at)
         return None
 
     def sent(self, at: float) -> None:

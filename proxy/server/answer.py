@@ -74,7 +74,7 @@ def write_error(
     ``members`` come first, for clients that know another shape.
     """
     shown = {**members, "success": False, "errorCode": error.code, "errorMessage": error.message}
-    request.error_code = error.code
+    request.facts.error_code = error.code
     fields = (
         (b"Proxy-Status", PSEUDONYM + b"; error=" + error.proxy_status.encode()),
         (b"X-Request-Id", request_id(request).encode()),

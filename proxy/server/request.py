@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
 from typing import Any, Protocol, cast
 
 from proxy.errors import ProxyError
-from proxy.http1.heads import (
-    Field,
-    RequestHead,
-    ResponseHead,
-)
+from proxy.http1.heads import RequestHead
 from proxy.server.body import RequestBody, Source
+from proxy.server.facts import Facts
 
 
 class WritingPeer(Protocol):
@@ -25,25 +21,11 @@ class WritingPeer(Protocol):
         """Go on."""
 
 
-class Recorder(Protocol):
-    """Is told of the answer as it comes, try by try, where the proxy shares answers."""
+class Exchange(Protocol):
+    """What a handler does about a request that it didn't answer at once."""
 
-    def on_start(self, source: WritingPeer) -> WritingPeer:
-        """The request goes out; gives back who is to be slowed down when the caller is slow."""
-        ...
-
-    def on_head(self, head: ResponseHead) -> bytes:
-        """An answer's head; gives back the field line to add to it for the caller."""
-        ...
-
-    def on_body(self, data: bytes) -> None:
-        """Content."""
-
-    def on_end(self, trailers: list[Field]) -> None:
-        """The answer is complete."""
-
-    def on_over(self) -> None:
-        """Nothing more will come: it was answered, or its caller has left."""
+    def abandon(self) -> None:
+        """The caller has left: end it, and tell nobody."""
 
 
 class Connection(Source, Protocol):
@@ -98,56 +80,31 @@ class Request:
 
     __slots__ = (
         "answer_bytes",
-        "began_at",
         "body",
-        "caller",
         "connection",
-        "cut_because",
         "error",
-        "error_code",
         "exchange",
+        "facts",
         "head",
         "head_sent",
-        "recorder",
-        "replays",
-        "request_id",
-        "sent_at",
-        "shared",
         "status",
         "transport",
-        "waited_s",
     )
 
     def __init__(self, head: RequestHead, body: RequestBody, connection: Connection) -> None:
         self.head = head
         self.body = body
         self.connection = connection
-        self.caller: Hashable = id(connection)
-        """Who shares slots fairly with others: the connection, or the caller where it is known."""
         self.transport: asyncio.Transport = cast(asyncio.Transport, connection.transport)
         self.error: ProxyError | None = None
-        self.error_code: str | None = None
-        """Of our own answer, where it is an error."""
-        self.request_id: str | None = None
-        """As `proxy.server.request_id` gives it, once somebody asked for it."""
-        self.sent_at = 0.0
-        """When its head last went upstream, by `time.perf_counter`; 0 where it didn't."""
-        self.cut_because: str | None = None
-        """Why the answer was cut after its head had gone out, for the log."""
         self.head_sent = False
         self.status = 0
+        """Of the answer; 0 until there is one."""
         self.answer_bytes = 0
-        self.waited_s = 0.0
-        """For a slot, in seconds."""
-        self.began_at = 0.0
-        """When it was begun on, by `time.perf_counter`."""
-        self.exchange: Any = None
-        """What it is on its way as, with a method ``abandon``: called if the caller leaves. The handler's."""
-        self.replays: tuple[str, ...] = ()
-        """Why it was sent once more, each time: "token", "stale" or "concurrency"."""
-        self.recorder: Recorder | None = None
-        self.shared: str | None = None
-        """Where the answer is another request's: "hit" for a stored one, "collapsed" for a running one's."""
+        """Of the answer's content, so far."""
+        self.exchange: Exchange | None = None
+        """The handler's; None before and after."""
+        self.facts = Facts()
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first field with this lower-case name, None where there is none."""

@@ -27,13 +27,14 @@ _numbers = itertools.count(1)
 
 def request_id(request: Request) -> str:
     """The caller's where it is sane, else one of ours, unique over restarts; the same at every call."""
-    if request.request_id is None:
+    facts = request.facts
+    if facts.request_id is None:
         given = request.head.fields.only(b"x-request-id")
         if given is not None and _is_sane(given):
-            request.request_id = given.decode("ascii")
+            facts.request_id = given.decode("ascii")
         else:
-            request.request_id = f"{_process}-{next(_numbers)}"
-    return request.request_id
+            facts.request_id = f"{_process}-{next(_numbers)}"
+    return facts.request_id
 
 
 def _is_sane(value: bytes) -> bool:

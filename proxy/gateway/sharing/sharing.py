@@ -45,7 +45,7 @@ def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
 async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
     """As `Exchange.run`, also after `try_now`. Raises ProxyError."""
     request = exchange.request
-    found = _find(exchange, answers) if request.recorder is None else None
+    found = _find(exchange, answers) if exchange.recorder is None else None
     while isinstance(found, RunningAnswer):
         answer = await found.follow(request)
         if answer is not None and (answer.age_s or 0.0) <= terms_of(request.head.section).max_age_s:
@@ -53,7 +53,7 @@ async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
         if found.is_vacant:
             found = _find(exchange, answers, then=b"; collapsed=?0")
         else:
-            request.recorder, found = Note(found.why + b"; collapsed=?0"), None
+            exchange.recorder, found = Note(found.why + b"; collapsed=?0"), None
     return await (exchange.run() if found is None else _write(request, found, "hit"))
 
 
@@ -66,10 +66,9 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     request, target = exchange.request, exchange.target
     terms = terms_of(request.head.section)
     if request.head.method != b"GET" or terms.key is None or not may_be_shared(target):
-        request.recorder = _recorder_apart(request.head.method, target, terms, answers)
+        exchange.recorder = _recorder_apart(request.head.method, target, terms, answers)
         return None
-    caller = request.caller if isinstance(request.caller, str) else None
-    key = (caller, exchange.api, target, terms.key)
+    key = (request.facts.caller, exchange.api, target, terms.key)
     stored, why = _stored(answers, key, terms)
     if stored is not None:
         return stored
@@ -79,7 +78,7 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     if keep_s and (terms.no_store or not may_be_stored(target)):
         keep_s = 0.0
     running = answers.lead(key, request, why + then, alone=terms.is_alone)
-    request.recorder = Recording(request, running, keep_s=keep_s)
+    exchange.recorder = Recording(request, running, keep_s=keep_s)
     return None
 
 
@@ -115,7 +114,7 @@ def _now() -> float:
 
 def _write_start(request: Request, answer: Answer, shared: str) -> bool:
     """Write the head and the first piece of a shared answer; whether the connection can be kept."""
-    request.shared, request.status, request.head_sent = shared, 200, True
+    request.facts.shared, request.status, request.head_sent = shared, 200, True
     now, keep = _now(), request.may_keep
     lines = [answer.head]
     if shared == "hit":

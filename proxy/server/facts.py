@@ -1,0 +1,39 @@
+"""What the log and the measures tell of one request beside what is on the wire."""
+
+from __future__ import annotations
+
+
+class Facts:
+    """Plain values that the handler of the request fills in. Times are by `time.perf_counter`, in seconds."""
+
+    __slots__ = (
+        "began_at",
+        "caller",
+        "cut_because",
+        "error_code",
+        "replays",
+        "request_id",
+        "sent_at",
+        "shared",
+        "waited_s",
+    )
+
+    def __init__(self) -> None:
+        self.began_at = 0.0
+        """When the handler began."""
+        self.sent_at = 0.0
+        """When the request's head last went upstream; 0 where it didn't."""
+        self.waited_s = 0.0
+        """How long the request waited for a slot."""
+        self.caller: str | None = None
+        """The caller's name; None where no callers are defined, or the caller isn't known yet."""
+        self.request_id: str | None = None
+        """As `proxy.server.request_id` gives it; None until it is first needed."""
+        self.replays: tuple[str, ...] = ()
+        """Why the request was sent once more, each time: "token", "stale" or "concurrency"."""
+        self.shared: str | None = None
+        """For another request's answer: "hit" if it was stored, "collapsed" if it was on its way."""
+        self.error_code: str | None = None
+        """The code of the proxy's own error answer, None for any other answer."""
+        self.cut_because: str | None = None
+        """Why the answer was cut after its head had gone out."""
