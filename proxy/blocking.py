@@ -1,7 +1,8 @@
-"""Work that blocks, aside from the event loop and waited for by nobody who doesn't want to.
+"""Blocking work, in a thread of its own for each piece.
 
-Not the loop's own threads: those are few, so that work that hangs (on a dead network mount, a command,
-a name server that doesn't answer) holds up all that comes after it, and they are waited for at exit.
+The event loop's own threads are not used: they are few, so work that hangs (on a dead network mount, a
+command, a name server that doesn't answer) would hold up all later work; and the loop waits for them at
+exit.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ T = TypeVar("T")
 
 
 class NoThread(OSError):
-    """The system starts no more threads now."""
+    """The system refuses to start another thread."""
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """What ``work`` gives or raises, from a thread of its own; `NoThread` where there is none to be had."""
+    """The result or the exception of ``work``, which runs in a thread of its own; `NoThread` without one."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 
@@ -37,7 +38,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         result = error = None
         try:
             result = work()
-        except Exception as caught:  # noqa: BLE001 - it comes out where it is awaited
+        except Exception as caught:  # noqa: BLE001 - raised where the future is awaited
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, result, error)

@@ -1,6 +1,6 @@
-"""What the process asks of the operating system: no core dumps, enough file descriptors, early signals.
+"""The process's settings in the operating system: no core dumps, enough file descriptors, early signals.
 
-Each step is taken where the system has it, and left out silently where it hasn't.
+A step that the system doesn't have is left out silently.
 Sources: setrlimit(2), prctl(2).
 """
 
@@ -16,10 +16,10 @@ _PR_SET_DUMPABLE = 4
 
 
 def fill_standard_streams() -> None:
-    """Open what is closed of the first three descriptors, as a supervisor may leave them.
+    """Open those of the first three descriptors that a supervisor left closed.
 
-    Else the next socket would be one of them: written to by whoever has something to say, and no good to
-    uvloop, which aborts the process where it finds one of its own there.
+    Otherwise the next socket would become standard input, output or error: prints would go into the
+    socket, and uvloop aborts the process when its own socket has such a number.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -27,9 +27,9 @@ def fill_standard_streams() -> None:
 
 
 def harden() -> None:
-    """No memory of ours reaches a disk or another process of the same user.
+    """Keep the process's memory from disks and from other processes of the same user.
 
-    A core dump would hold tokens and secrets; a process that isn't dumpable can't be attached to,
+    A core dump would hold tokens and secrets. No process can attach to a process that isn't dumpable,
     and its /proc entries belong to root.
     """
     if sys.platform != "win32":
@@ -45,7 +45,7 @@ def harden() -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Use all the file descriptors that we may have: the soft limit is often 1024, or 256."""
+    """Raise the limit of file descriptors to the highest allowed: the soft limit is often 1024, or 256."""
     if sys.platform == "win32":
         return
     import resource  # noqa: PLC0415 - not on Windows
@@ -57,7 +57,7 @@ def raise_descriptor_limit() -> None:
 
 
 def descriptor_limit() -> int | None:
-    """How many file descriptors we may have; None where there is no such limit."""
+    """The most file descriptors that the process may have; None where there is no limit."""
     if sys.platform == "win32":
         return None
     import resource  # noqa: PLC0415 - not on Windows
