@@ -26,10 +26,8 @@ from proxy.gateway.route import Router
 from proxy.logs.events import OnEvent
 from proxy.logs.setup import redactor
 from proxy.origin import Origin
-from proxy.projects.accounts import AccountProjects
-from proxy.projects.project import Grant, Project, Spawn
+from proxy.projects import AccountProjects, Grant, Project, Services, SharedSlots, Spawn
 from proxy.projects.shared_answers import SharedAnswers
-from proxy.projects.slots import SharedSlots, Slots
 from proxy.projects.stored import Store
 from proxy.server.listeners import Listener, server_tls
 from proxy.tokens import TokenEndpoint, make_session
@@ -176,7 +174,8 @@ class Generations:
             raise ValueError("the first generation needs a context")
         projects, fresh = self._projects(settings, outward, before)
         leaving = [] if before is None else self._leaving(settings, outward, before, projects)
-        self._resize(vendor.max_concurrency, projects)
+        if vendor.max_concurrency != self._slots.limit:
+            self._slots.limit = vendor.max_concurrency
         default = settings.default_project
         generation = Generation(
             settings=settings,
@@ -234,12 +233,6 @@ class Generations:
             project.start_over()
         return leaving
 
-    def _resize(self, limit: int, projects: Mapping[str, Project]) -> None:
-        if limit != self._slots.limit:
-            self._slots.limit = limit
-            for project in projects.values():  # those whose slots aren't shared yet
-                project.slots.limit = limit
-
     def _make(
         self,
         name: str,
@@ -258,14 +251,15 @@ class Generations:
                 access.apis,
                 access.standby,
             ),
-            endpoint=outward.endpoint,
-            on_lease=lambda lease: outward.upstreams.warm(lease.origin),
-            slots=Slots(self._slots.limit) if project_id is None else self._slots.of(project_id),
-            slots_of=self._slots.of,
-            spawn=self._spawn,
+            Services(
+                endpoint=outward.endpoint,
+                slots=self._slots,
+                spawn=self._spawn,
+                on_event=self._on_event,
+                on_lease=lambda lease: outward.upstreams.warm(lease.origin),
+            ),
             read_only=access.read_only,
             from_start=from_start,
-            on_event=self._on_event,
             expires=access.expires,
             shared_answers=self._shared_answers(access),
         )

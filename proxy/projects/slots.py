@@ -15,7 +15,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Hashable
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from proxy.errors import QueueTimeout
 from proxy.projects.uploads import Uploads
@@ -276,26 +276,31 @@ def _was_granted(turn: asyncio.Future[None]) -> bool:
 
 
 class SharedSlots:
-    """The slots of Contentsquare's projects by their ids, each as long as somebody has them."""
+    """The slots of all Contentsquare projects, each for as long as a `Project` uses them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._by_id: WeakValueDictionary[int, Slots] = WeakValueDictionary()
+        self._without_id: WeakSet[Slots] = WeakSet()
 
     @property
     def limit(self) -> int:
-        """How many each project has; a new number holds for those that exist, too."""
+        """How many slots each project has; a new limit holds for the slots in use, too."""
         return self._limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
         self._limit = limit
-        for slots in self._by_id.values():
+        for slots in (*self._by_id.values(), *self._without_id):
             slots.limit = limit
 
-    def of(self, project_id: int) -> Slots:
-        """The slots of one project."""
-        slots = self._by_id.get(project_id)
+    def of(self, project_id: int | None) -> Slots:
+        """The slots of one Contentsquare project; new ones if its id is not known (None)."""
+        slots = None if project_id is None else self._by_id.get(project_id)
         if slots is None:
-            slots = self._by_id[project_id] = Slots(self._limit)
+            slots = Slots(self._limit)
+            if project_id is None:
+                self._without_id.add(slots)
+            else:
+                self._by_id[project_id] = slots
         return slots

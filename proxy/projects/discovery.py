@@ -1,0 +1,53 @@
+"""Finds out which APIs a project's credentials are for, where the configuration doesn't say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+
+from proxy.contentsquare import Api
+from proxy.errors import TokenFetchError
+from proxy.tokens import Clock
+from proxy.tokens.endpoint import apis_named
+from proxy.tokens.schedule import retry_delay_s
+
+
+class Discovery:
+    """Asks ``/v1/oauth/me`` until an answer comes.
+
+    ``me_members`` sends one request. ``emit`` is called with ``api_discovery_failed`` and its values.
+    ``error`` is the last failure, or None.
+    """
+
+    def __init__(
+        self,
+        me_members: Callable[[], Awaitable[Mapping[str, object]]],
+        clock: Clock,
+        emit: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self.error: TokenFetchError | None = None
+        self._me_members = me_members
+        self._clock = clock
+        self._emit = emit
+
+    async def apis(self) -> frozenset[Api] | None:
+        """The APIs that the answer names; None if it names none, or if no try can bring an answer."""
+        rng = random.Random()  # noqa: S311 - jitter, not a secret
+        failures = 0
+        while True:
+            try:
+                return await apis_named(self._me_members())
+            except TokenFetchError as error:
+                failures += 1
+                self.error = error
+                delay_s = retry_delay_s(error, failures, 0.0, rng)
+                self._emit(
+                    "api_discovery_failed",
+                    {
+                        "error": str(error),
+                        "cause": error.cause,
+                        "failures_in_a_row": failures,
+                        "next_try_in_s": round(delay_s, 1),
+                    },
+                )
+            await self._clock.sleep(delay_s)
