@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import math
+import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +15,13 @@ from typing import Any
 
 import pytest
 from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
-from support.harness import WAIT_S, Gateway, TokenServer, free_port, gateway
+from support.harness import WAIT_S, Gateway, RawServer, TokenServer, Upstream, free_port, gateway
 
+from proxy.app.app import App
+from proxy.config.load import load
+from proxy.config.settings import DEFAULT_PORT, Settings
 from proxy.contentsquare import Api
+from proxy.sandbox import Sandbox, SandboxOptions
 
 pytestmark = pytest.mark.asyncio(
     loop_factories=["asyncio"]
@@ -25,6 +34,8 @@ PROJECTS = {
     "ro": {"client_id": "id-2", "client_secret": "canary-secret-5f1c", "apis": [], "read_only": True},
 }
 CALLERS = {"powerbi": {"key": "canary-key-0123456789abcdef"}}
+VISITS = b"GET /%b/v1/metrics/site/visits?startDate=2026-01-01&endDate=2026-01-07&period=daily"
+SLOW = b"GET /%b/v1/x-sandbox/slow?seconds=30"
 TEXT = "return document.querySelector('main').innerText"
 
 
@@ -167,3 +178,59 @@ async def test_it_fits_a_phone_and_its_parts_have_names(tmp_path: Path) -> None:
         await chromium.screenshot(tmp_path / "phone.png", width=390, height=844, dark=True)
         assert await chromium.run("return document.documentElement.scrollWidth") <= 390
         assert (tmp_path / "phone.png").stat().st_size > 10_000
+
+
+@needs_chromium
+async def test_a_picture_of_it_is_made(tmp_path: Path) -> None:
+    """`PAGE_SCREENSHOT=.github/page.png` makes README's picture: an hour of traffic, on the usual port."""
+    wanted = os.environ.get("PAGE_SCREENSHOT")
+    picture, minutes, port = (Path(wanted), 60, DEFAULT_PORT) if wanted else (tmp_path / "page.png", 2, 0)
+    options = SandboxOptions(latency_s=0.03, failure_rate=0.02)
+    async with Sandbox(options) as sandbox:
+        app = App(_settings_of(sandbox, port))
+        async with app.started():
+            await app.settled(WAIT_S)
+            proxy = Gateway(app, TokenServer(), RawServer(Upstream()))
+            await _fill_hour(proxy, minutes)
+            async with page(proxy) as chromium:
+                in_flight = [asyncio.create_task(proxy.call(SLOW % b"demo-eu")) for _ in range(3)]
+                await until(
+                    chromium, "document.querySelector('[data-is=slots]').innerText.startsWith('3 of')"
+                )
+                await chromium.run("document.querySelector('article + article > details').open = false")
+                await chromium.screenshot(picture, width=1200, height=0)
+                for call in in_flight:
+                    call.cancel()
+                await asyncio.wait(in_flight)
+            await proxy.aclose()
+    assert 10_000 < picture.stat().st_size < 200 * 1024
+
+
+def _settings_of(sandbox: Sandbox, port: int) -> Settings:
+    projects = {
+        project.name: {
+            "client_id": project.client_id,
+            "client_secret": project.client_secret,
+            "apis": ["metrics", "surveys"],
+            "read_only": project.name == "demo-us",
+        }
+        for project in sandbox.projects.values()
+    }
+    contentsquare = {"auth_url": sandbox.auth_url, "allowed_endpoints": sandbox.hosts}
+    values = {"server": {"port": port}, "contentsquare": contentsquare, "projects": projects}
+    return load(None, values, {}, search=False)
+
+
+async def _fill_hour(proxy: Gateway, minutes: int) -> None:
+    """Some requests in each of the last minutes, by the clocks of the projects' measures."""
+
+    def now(minutes_ago: int) -> float:
+        return time.time() - 60 * minutes_ago
+
+    for minute in range(minutes):
+        for name, project in proxy.app._generation.projects.items():
+            project.measures._now = functools.partial(now, minutes - 1 - minute)
+            count = round((9 if name == "demo-eu" else 5) * (1.2 + math.sin(minute / 7)))
+            await asyncio.gather(*(proxy.call(VISITS % name.encode()) for _ in range(count)))
+    with contextlib.suppress(ConnectionResetError, asyncio.IncompleteReadError):
+        await proxy.call(b"GET /demo-eu/v1/x-sandbox/truncated?size=900&sent=5")

@@ -152,7 +152,7 @@ function drawCharts(at, project) {
   set(at['latency-top'], slowest ? milliseconds(slowest) : '');
   const now = seen[seen.length - 1];
   set(at['requests-text'], seen.length ? `${count(sum('requests'), 'request')} and ${count(sum('errors'), 'error')} in the last hour` : 'no request in the last hour');
-  set(at['latency-text'], now ? `median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)} in the latest minute with requests` : 'no request in the last hour');
+  set(at['latency-text'], now ? `median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)} (last minute)` : 'no request in the last hour');
   attribute(at['requests-chart'], 'aria-label', `Requests per minute: ${at['requests-text'].textContent}, at most ${most} in a minute`);
   attribute(at['latency-chart'], 'aria-label', `Time to answer: ${at['latency-text'].textContent}, at most ${milliseconds(slowest)}`);
 }
