@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from proxy.contentsquare import Api, changes_data
+from proxy.contentsquare import Api
 from proxy.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -28,6 +28,7 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from proxy.gateway.attempt import Attempt, Outcome, Recorder
+from proxy.gateway.policy import may_change_data
 from proxy.gateway.rewrite import request_head
 from proxy.projects.project import Project
 from proxy.projects.slots import Slots
@@ -104,7 +105,7 @@ class Exchange:
         self._ended = ended
         self._is_attended = False
         head = request.head
-        self._changes = changes_data(head.method, target) or head.overrides_method
+        self._changes = may_change_data(head, target)
         self._max_idle_s = SURE_REUSE_S if self._changes else KEEP_ALIVE_S
         self._slots: Slots | None = None
         self._began_in = 0

@@ -25,7 +25,7 @@ from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import Facade, FindRoute
 from proxy.gateway.request_log import RequestLog
-from proxy.gateway.route import API_FIELD, PROJECT_FIELD, Route
+from proxy.gateway.route import Route, named_by_fields
 from proxy.gateway.sharing import sharing
 from proxy.logs.events import OnEvent
 from proxy.server.answer import write_answer, write_error, write_json
@@ -241,12 +241,7 @@ async def _run(exchange: Exchange) -> bool:
 
 def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route:
     listener: Listener = request.connection.listener
-    project = api = None
-    for field in request.head.steering:
-        if field.name == PROJECT_FIELD:
-            project = field.value
-        elif field.name == API_FIELD:
-            api = field.value
+    project, api = named_by_fields(request.head.fields)
     own = generation.owners[listener.index]
     if own is None and listener.project is not None:
         raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")

@@ -16,6 +16,8 @@ from proxy.http1.heads import RequestHead
 
 _AUTHORITY_END: Final = re.compile(rb"[/?]")
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+_OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site"))
+"""Fields by which a browser says which page makes a request."""
 _DEFAULT_PORTS: Final = (80, 443)
 """With these a Host has no port (RFC 9110, section 4.2)."""
 
@@ -42,16 +44,16 @@ class Guard:
         for host in head.hosts:
             if host not in self._hosts and host.lower() not in self._hosts:
                 raise self._host_refused()
-        if head.steering:
+        if head.fields.has_any(_OF_PAGES):
             self._check_site(head)
-            if head.method == b"OPTIONS" and _is_last_hop(head):
-                return b"*"
+        if head.method == b"OPTIONS" and _is_last_hop(head):
+            return b"*"
         if head.target.startswith(b"/"):
             return head.target
         return self._origin_form(head)
 
     def _check_site(self, head: RequestHead) -> None:
-        for field in head.steering:
+        for field in head.fields.among(_OF_PAGES):
             if field.name == b"sec-fetch-site" and field.value not in (b"none", b"same-origin"):
                 raise OriginRefused("Web pages of other sites can't call this proxy; call it from a program.")
             if field.name == b"origin" and not self._is_own_origin(field.value, head):
@@ -88,8 +90,5 @@ class Guard:
 
 
 def _is_last_hop(head: RequestHead) -> bool:
-    """RFC 9110, section 7.6.2: at 0 the request is for who has it."""
-    return any(
-        field.name == b"max-forwards" and field.value.isdigit() and not field.value.strip(b"0")
-        for field in head.steering
-    )
+    """RFC 9110, section 7.6.2: at 0 the request is for the proxy that gets it."""
+    return any(hops.isdigit() and not hops.strip(b"0") for hops in head.fields.values(b"max-forwards"))

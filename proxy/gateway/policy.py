@@ -46,6 +46,11 @@ class Project(Protocol):
         ...
 
 
+def may_change_data(head: RequestHead, target: bytes) -> bool:
+    """Whether a server may take the request for one that changes data."""
+    return changes_data(head.method, target) or head.fields.has_any(METHOD_OVERRIDES)
+
+
 def check(head: RequestHead, target: bytes, project: Project, caller: Caller | None) -> None:
     """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller."""
     if caller is not None and not caller.may_use(project.name):

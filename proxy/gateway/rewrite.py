@@ -53,7 +53,7 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
     fields = section.to_upstream
     if fields is None:
         fields = fields_to_upstream(section)
-    if head.method == b"OPTIONS" and head.steering:
+    if head.method == b"OPTIONS":
         fields = b"\r\n".join(map(_one_hop_less, fields.split(b"\r\n")))
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
         head.method,

@@ -13,11 +13,13 @@ from typing import Final
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
+from proxy.http1.heads import FieldLines
 from proxy.projects.naming import names_like
 from proxy.projects.project import Project
 
-PROJECT_FIELD: Final = b"x-csq-project"
-API_FIELD: Final = b"x-csq-api"
+_PROJECT_FIELD: Final = b"x-csq-project"
+_API_FIELD: Final = b"x-csq-api"
+_FIELDS: Final = frozenset((_PROJECT_FIELD, _API_FIELD))
 
 _SEPARATOR: Final = rb"(?:[/\\]|%2f|%5c)"
 _DOTS: Final = re.compile(
@@ -32,6 +34,14 @@ _QUESTION_MARK: Final = ord("?")
 _VERSION: Final = re.compile(rb"/v[0-9]+(?=[/?]|\Z)")
 _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
+
+
+def named_by_fields(fields: FieldLines) -> tuple[bytes | None, bytes | None]:
+    """The values of X-CSQ-Project and X-CSQ-Api; each None where there is none, the last of several."""
+    if not fields.has_any(_FIELDS):
+        return None, None
+    found = {field.name: field.value for field in fields.among(_FIELDS)}
+    return found.get(_PROJECT_FIELD), found.get(_API_FIELD)
 
 
 class Route:

@@ -61,14 +61,8 @@ METHOD_OVERRIDES: Final = frozenset(
     for spelling in _spellings(name)
 )
 """Fields, in lower case, that make some servers take a request for one of another method."""
-_STEERING: Final = METHOD_OVERRIDES | {
-    b"origin",
-    b"sec-fetch-site",
-    b"x-csq-project",
-    b"x-csq-api",
-    b"max-forwards",
-}
-_NOTABLE: Final = _FRAMING | _STEERING
+_NEVER_TRAILERS: Final = _FRAMING | METHOD_OVERRIDES | {b"origin", b"sec-fetch-site", b"max-forwards"}
+"""Fields that change what a message means; a trailer section must not hold them (RFC 9110, section 6.5.1)."""
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 
 
@@ -203,7 +197,6 @@ class FieldSection:
         "keep_alive",
         "minor",
         "raw",
-        "steering",
         "to_upstream",
         "wants_trailers",
     )
@@ -213,7 +206,6 @@ class FieldSection:
         self.fields = fields
         self.minor = minor
         self.hosts: list[bytes] = []
-        self.steering: list[Field] = []
         """The fields that say who calls from where, for which project and API, and by which method indeed."""
         self.connection: frozenset[bytes] = _NO_OPTIONS
         """The lower-case options of ``Connection`` (RFC 9110, section 7.6.1)."""
@@ -241,7 +233,6 @@ class RequestHead:
         "method",
         "minor",
         "section",
-        "steering",
         "target",
         "wants_trailers",
     )
@@ -253,18 +244,12 @@ class RequestHead:
         self.minor = section.minor
         self.fields = section.fields
         self.hosts = section.hosts
-        self.steering = section.steering
         self.connection = section.connection
         self.content_length = section.content_length
         self.chunked = section.chunked
         self.keep_alive = section.keep_alive
         self.expects_continue = section.expects_continue
         self.wants_trailers = section.wants_trailers
-
-    @property
-    def overrides_method(self) -> bool:
-        """Whether some servers would take it for a request of another method."""
-        return bool(self.steering) and any(field.name in METHOD_OVERRIDES for field in self.steering)
 
     @classmethod
     def unreadable(cls) -> RequestHead:
@@ -480,8 +465,6 @@ def _field_section(head: bytes, raw: bytes, minor: int, before: FieldNames | Non
     parsed.content_length = _content_length(fields.values(b"content-length"))
     transfer_codings = fields.values(b"transfer-encoding")
     connection = _options(fields.values(b"connection"))
-    if fields.has_any(_STEERING):
-        parsed.steering = fields.among(_STEERING)
     parsed.expects_continue = minor == 1 and any(
         value.lower() == b"100-continue" for value in fields.values(b"expect")
     )
@@ -568,6 +551,6 @@ def parse_trailers(lines: list[bytes]) -> list[Field]:
         fields = _parse_fields(section, _split_lines(section), None)
     except _Syntax as exc:
         raise ProtocolViolation(f"the trailer section holds {exc}") from None
-    if fields.has_any(_NOTABLE):
+    if fields.has_any(_NEVER_TRAILERS):
         raise ProtocolViolation("the trailer section holds a field that belongs in the head")
     return list(fields)

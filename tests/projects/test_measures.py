@@ -44,7 +44,7 @@ def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Reques
     made = Request(parse_request_head(method + b" / HTTP/1.1\r\nHost: x"), body, connection)
     made.status, made.answer_bytes = status, 7
     for name, value in rest.items():
-        setattr(made, name, value)
+        setattr(made.facts, name, value)
     return made
 
 
