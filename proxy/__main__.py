@@ -12,18 +12,18 @@ def main() -> NoReturn:
     """Run the command that the arguments say."""
     if sys.argv[1:2] in (["serve"], ["sandbox"]):
         leave_on_signals()  # first of all: what is imported below takes a while
-    from proxy.cli import serve as start  # noqa: PLC0415
     from proxy.cli.console import fail, open_output  # noqa: PLC0415
     from proxy.errors import ConfigError, ListenError, OutputLost  # noqa: PLC0415
 
     fill_standard_streams()
     open_output()
     try:
-        options = start.usual(sys.argv[1:])
-        if options is not None:
-            start.serve(options)
+        if sys.argv[1:2] == ["serve"]:
+            from proxy.cli import serve  # noqa: PLC0415
+
+            serve.main(sys.argv[2:])
         else:
-            from proxy.cli import main as cli  # noqa: PLC0415 - not for `serve`
+            from proxy.cli import main as cli  # noqa: PLC0415 - not for `serve`, which does without Typer
 
             cli.main()
     except ConfigError as exc:

@@ -1,4 +1,4 @@
-"""The commands: arguments in, exit codes out. ``serve`` mostly comes by `proxy.cli.serve` instead.
+"""The commands but for `serve`: arguments in, exit codes out.
 
 0 is a clean stop, 1 a failure while running, 2 bad usage or configuration: one line a fault on
 standard error, no traceback. Modules that a command doesn't need are not imported by it.
@@ -25,8 +25,6 @@ from proxy.cli import serve as start
 from proxy.cli.console import fail, say
 from proxy.errors import ConfigError
 from proxy.origin import bracketed
-from proxy.process import harden, raise_descriptor_limit
-from proxy.server.passed_sockets import take
 
 if TYPE_CHECKING:
     from proxy.cli.live_check import Finding
@@ -125,39 +123,16 @@ def _options(
 ) -> None: ...
 
 
-@cli.command()
+@cli.command(help=start.PURPOSE)
 def serve(
     *,
-    config: ConfigOption = None,
-    sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="Serve a simulated Contentsquare: no file, no credentials.")
-    ] = False,
-    host: Annotated[
-        str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            parser=_port,
-            metavar="PORT",
-            help="The port to listen on, 0 for any free one.",
-            show_default="8277",
-        ),
-    ] = None,
+    config: ConfigOption = None,  # noqa: ARG001
+    sandbox: Annotated[bool, typer.Option("--sandbox")] = False,  # noqa: ARG001
+    host: str = "",  # noqa: ARG001
+    port: str = "",  # noqa: ARG001
 ) -> None:
-    """Run the proxy until it is stopped (Ctrl-C or SIGTERM)."""
-    if not sandbox:
-        start.serve(start.Options(config, host, port))
-        return
-    if config is not None:
-        raise ConfigError("--sandbox: brings its own projects; leave --config out")
-    passed = take()
-    harden()
-    raise_descriptor_limit()
-    from proxy.app.run import run  # noqa: PLC0415
-    from proxy.cli.sandbox import serve_demo  # noqa: PLC0415
-
-    run(lambda: serve_demo({"host": host, "port": port}, passed))
+    """Hand over to `proxy.cli.serve`, which reads the arguments. The options here are for completion."""
+    start.main(sys.argv[sys.argv.index("serve") + 1 :])
 
 
 @cli.command()

@@ -25,17 +25,17 @@ _FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
 """Only where we listen and how we log counts of it."""
 
 
-async def serve_demo(server: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
-    """Be a proxy for the sandbox's projects until stopped; ``server`` are flags, as `load` takes them."""
+async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
+    """Be a proxy for the sandbox's projects until stopped; ``flags`` are overrides, as `load` takes them."""
     signals = StopSignals()
     async with Sandbox() as sandbox:
-        await serve(_settings(sandbox, server), signals, announce=announce, passed=passed)
+        await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed)
 
 
-def _settings(sandbox: Sandbox, server: Mapping[str, object]) -> Settings:
+def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name.startswith(_FROM_ENVIRONMENT)}
     overrides = {
-        "server": server,
+        **flags,
         "contentsquare": {"auth_url": sandbox.auth_url, "allowed_endpoints": sandbox.hosts},
         "projects": {
             project.name: {

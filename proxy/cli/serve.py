@@ -1,91 +1,100 @@
-"""How ``serve`` starts: in an order that is quick, and without what would stay in memory for nothing.
+"""``csq-proxy serve``: reads its arguments and the configuration, and serves until it is stopped.
 
-While a process of its own reads the configuration (`config.reading`), what serves is imported here. Typer,
-which has pydantic in tow, is passed by as well where the command is written the usual way.
+The parser of arguments is the standard library's: Typer would take 70 ms of the start, and stay in the
+memory of a process that runs for months.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NoReturn
 
-from proxy.config.reading import Reading, read
+from proxy.cli.console import fail, say
+from proxy.config.load import load
+from proxy.config.messages import did_you_mean
+from proxy.config.settings import Settings
+from proxy.errors import ConfigError
 from proxy.process import harden, ignore_hangup, interruptibly, raise_descriptor_limit
-from proxy.server.passed_sockets import take
+from proxy.server.passed_sockets import PassedSocket, take
+
+PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
 
 
-class Options(NamedTuple):
-    """Those of ``serve``; None is not given."""
-
-    config: Path | None = None
-    host: str | None = None
-    port: int | None = None
-
-
-def usual(arguments: Sequence[str]) -> Options | None:
-    """The options in a command line ``serve ...``; None for another or a faulty one: those are for Typer."""
-    if arguments[:1] != ["serve"]:
-        return None
-    found: dict[str, str] = {}
-    words = iter(arguments[1:])
-    for word in words:
-        name, equals, value = word.partition("=")
-        found[name] = value if equals else next(words, "")
-    known = all(name in ("--config", "--host", "--port") for name in found)
-    if not known or not all(value and not value.startswith("-") for value in found.values()):
-        return None
-    config, host, port = (found.get(f"--{name}") for name in Options._fields)
-    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65_535):
-        return None
-    return Options(Path(config) if config else None, host, int(port) if port else None)
-
-
-def serve(options: Options) -> None:
-    """Read the configuration and serve until stopped. Raises ConfigError, ListenError, SystemExit."""
-    ignore_hangup()
-    passed = take()  # before there are children, which must not inherit them
+def main(arguments: Sequence[str]) -> None:
+    """Do what the arguments after ``serve`` say. Raises ConfigError, ListenError, OutputLost, SystemExit."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.refuse(rest[0])
+    if options.help:
+        say(parser.format_help().rstrip())
+        return
+    passed = take()  # first, since child processes must not inherit the sockets
     harden()  # before there is a secret to protect
     raise_descriptor_limit()
     flags = {"server": {"host": options.host, "port": options.port}}
-    with Reading(options.config, flags) as reading:
-        with _no_garbage(), _no_certificates():
-            from proxy.app import run as serving  # noqa: PLC0415 - meanwhile, for it takes as long
-            from proxy.cli.summary import announce  # noqa: PLC0415
-        with interruptibly():
-            settings = reading.settings()
-    serving.run(
-        lambda: serving.serve(
-            settings, announce=announce, reload=lambda file: read(file, flags), passed=passed
-        )
+    if options.sandbox:
+        if options.config is not None:
+            raise ConfigError("--sandbox: brings its own projects; leave --config out")
+        _serve_sandbox(flags, passed)
+    else:
+        _serve(options.config, flags, passed)
+
+
+def _serve(config: Path | None, flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
+    ignore_hangup()  # until the application takes SIGHUP for a reload
+    with interruptibly():
+        settings = load(config, flags)
+    from proxy.app.run import run, serve  # noqa: PLC0415 - a faulty configuration is told before
+    from proxy.cli.summary import announce  # noqa: PLC0415
+
+    def reload(file: Path | None) -> Settings:
+        return load(file, flags)
+
+    run(lambda: serve(settings, announce=announce, reload=reload, passed=passed))
+
+
+def _serve_sandbox(flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
+    from proxy.app.run import run  # noqa: PLC0415
+    from proxy.cli.sandbox import serve_demo  # noqa: PLC0415
+
+    run(lambda: serve_demo(flags, passed))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its faults are one line each, like those of the other commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Tell the fault, and end with 2. `argparse` calls it."""
+        fault = message.removeprefix("argument ")
+        fail((f"{fault}{'' if fault[-1] in '.?' else '.'} See: {self.prog} --help",), 2)
+
+    def refuse(self, word: str) -> NoReturn:
+        """Tell that there is no such option or argument, and end with 2."""
+        name = word.partition("=")[0]
+        if name.startswith("-"):
+            self.error(f"No such option: {name}{did_you_mean(name, self._option_string_actions)}")
+        self.error(f"Got unexpected extra argument ({word!r})")
+
+
+def _parser() -> _Parser:
+    parser = _Parser("csq-proxy serve", description=PURPOSE, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration file (TOML).")
+    parser.add_argument(
+        "--sandbox", action="store_true", help="Serve a simulated Contentsquare: no file, no credentials."
     )
+    parser.add_argument("--host", help="The address to listen on. [default: 127.0.0.1]")
+    parser.add_argument(
+        "--port", type=_port, help="The port to listen on, 0 for any free one. [default: 8277]"
+    )
+    parser.add_argument("--help", action="store_true", help="Show this message and exit.")
+    return parser
 
 
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Modules are none: to look for some takes a tenth of their time now, and some of every look later."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@contextlib.contextmanager
-def _no_certificates() -> Iterator[None]:
-    """Aiohttp makes a TLS context as it is imported, of which we use none: 40 ms and 2 MiB of certificates.
-
-    Ours is `upstream.tls.tls_context`. If aiohttp's were used after all, it would trust nobody.
-    """
-    import ssl  # noqa: PLC0415 - later than the start of the child
-
-    load = ssl.SSLContext.load_default_certs
-    ssl.SSLContext.load_default_certs = lambda *_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ssl.SSLContext.load_default_certs = load  # type: ignore[method-assign]
+def _port(text: str) -> int:
+    if re.fullmatch("[0-9]{1,5}", text) and int(text) <= 65_535:
+        return int(text)
+    raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")

@@ -132,11 +132,11 @@ def test_a_signal_that_comes_while_it_is_still_starting_is_a_clean_stop_too(
     early = f"""
 import os
 from proxy.__main__ import main
-from proxy.config.reading import Reading
-def settings(_):
+from proxy.cli import serve
+def load(*_):
     os.kill(os.getpid(), {number.value})
     raise AssertionError("it goes on")
-Reading.settings = settings
+serve.load = load
 main()
 """
     with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
@@ -218,13 +218,13 @@ def test_signals_that_come_while_it_leaves_before_it_served_change_nothing(
     early = f"""
 import os, sys
 from proxy.__main__ import main
-from proxy.config.reading import Reading
+from proxy.cli import serve
 def end(*_, kill=os.kill, pid=os.getpid()):
     kill(pid, {again.value})
 class Last:
     __del__ = end
 sys.modules["last"] = Last()
-Reading.settings = Reading.__exit__ = end
+serve.load = end
 main()
 """
     with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import pickle
 import re
 import sys
 import tomllib
@@ -927,6 +928,8 @@ def test_no_repr_shows_a_secret(write: Writer) -> None:
     tables = [*settings.projects.values(), *settings.accounts.values(), *settings.callers.values()]
     for shown in (settings, *tables, settings.projects):
         assert CANARY not in f"{shown!r} {shown!s}"
+    with pytest.raises(TypeError):
+        pickle.dumps(settings.projects["shop"])
 
 
 # ---- what others rely on
