@@ -232,9 +232,9 @@ class Exchange:
         slots = self._slots
         assert slots is not None  # noqa: S101 - held since before the attempt
         if attempt.outcome is Outcome.CROWDED:
-            slots.refused(self._began_in)
+            slots.note_refusal(self._began_in)
             return False
-        slots.answered()
+        slots.note_answer()
         self.keep = attempt.keep
         return True
 

@@ -147,7 +147,7 @@ class Gateway:
                 project.running -= 1
                 if request.facts.caller is not None:
                     self._in_flight[request.facts.caller] -= 1
-            project.measures.ended(exchange.api, request, took_s)
+            project.measures.count_request(exchange.api, request, took_s)
         self._log.tell(request, took_s)
         request.exchange = None  # each knows the other: without this, they were the garbage collector's
 
@@ -227,7 +227,7 @@ class Gateway:
             self._overview.refused[error.code] += 1
             return
         project, api = exchange.project, exchange.api
-        project.measures.failed(error.code, error.message)
+        project.measures.count_error(error.code, error.message)
         if error.status >= 500 and not isinstance(error, Stopping):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)

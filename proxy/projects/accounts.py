@@ -1,7 +1,8 @@
-"""The projects of accounts, which come into being when somebody calls them and go when nobody does.
+"""The projects of accounts: each is made when a caller names it, and dropped when it is idle.
 
-Hides how many there are at once, and who has to go: of those that no request uses, the one that
-was idle longest. Knows nothing of how a project is made, or of the configuration.
+Hides how many there may be at once, and which project makes room for a new one: of those that no
+request uses, the one that was idle longest. Knows nothing of how a project is made, or of the
+configuration.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from proxy.errors import TokenUnavailable
 from proxy.projects.project import Project
 
 MOST = 1000
-"""Projects at once, over all accounts: their tokens are kept fresh, and whoever calls can name any number."""
+"""Projects of all accounts at once: each keeps tokens fresh, and a caller can name any project id."""
 IDLE_S = 3600.0
-"""A project that no request used for so long is dropped: about the life of its last token."""
+"""A project is dropped when no request used it for so long: about the life of its last token."""
 USELESS_S = 300.0
-"""The same, for one that has no usable token: a wrong number isn't asked for again and again."""
+"""The same for a project without a usable token: its id may be wrong, and it requests tokens in vain."""
 
 
 class AccountProjects:
-    """Projects by name, ``acme/42``, made on demand."""
+    """Projects by name, such as ``acme/42``."""
 
     def __init__(self, *, most: int = MOST, now: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._now = now
-        self._projects: OrderedDict[str, Project] = OrderedDict()  # the longest unused first
+        self._projects: OrderedDict[str, Project] = OrderedDict()  # the one that was idle longest is first
         self._used_at: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[Project]:
-        """By name."""
+        """All projects, sorted by name."""
         return iter([project for _, project in sorted(self._projects.items())])
 
     def __len__(self) -> int:
         return len(self._projects)
 
     def get(self, name: str, make: Callable[[str], Project]) -> Project:
-        """The project of that name, for a request that is about to use it.
+        """The project of that name, for a request that is about to use it; ``make`` makes a new one.
 
-        Raises `TokenUnavailable` where there are too many, all of them in use.
+        Raises `TokenUnavailable` if there are too many projects and requests use all of them.
         """
         project = self._projects.get(name)
         if project is None:
@@ -53,7 +54,7 @@ class AccountProjects:
         return project
 
     def sweep(self) -> list[str]:
-        """Drop what was idle for too long; the names of those."""
+        """Drop the projects that were idle for too long, and return their names."""
         now = self._now()
         gone = []
         for name, project in tuple(self._projects.items()):
@@ -65,9 +66,9 @@ class AccountProjects:
         return gone
 
     def replace(self, account: str, successor: Callable[[Project], Project | None]) -> list[Project]:
-        """Put its successor in the place of each of the account's projects; None: nothing.
+        """Put a successor in the place of each of the account's projects, or remove it if that is None.
 
-        Gives back those of before; whoever gets them closes them.
+        Returns the projects of before; the caller of this method closes them.
         """
         old = [project for name, project in self._projects.items() if name.partition("/")[0] == account]
         for project in old:

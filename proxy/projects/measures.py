@@ -1,9 +1,8 @@
-"""What is counted while the proxy runs: requests, times, bytes, retries, errors, and the loop's lag.
+"""The counts of each project: requests, durations, bytes, replays and errors.
 
-Plain numbers, fed by one call at the end of each request (well under a microsecond), and no library:
-who shows them (`proxy.admin.metrics`, ``/-/status``) turns them into what is shown. Bounded: a project has
-its five APIs, sixty minutes and twenty errors, and takes them along when it goes.
-Durations are in seconds, sizes in bytes of content.
+Plain numbers without a library; one call at the end of each request updates them, in well under a
+microsecond. `proxy.admin.metrics` and `proxy.admin.status` show them. Their size is bounded: a project has
+five APIs, sixty minutes and twenty errors. Durations are in seconds, sizes in bytes of content.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ BOUNDS_S: Final[tuple[float, ...]] = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )
 # fmt: on
-"""The upper bounds of a histogram's buckets, included; one more bucket takes what is beyond them."""
+"""The upper bounds of a histogram's buckets, which include them; one more bucket holds longer durations."""
 HOUR: Final = 60
-"""Minutes that are kept."""
+"""How many minutes are kept."""
 MOST_ERRORS: Final = 20
+"""How many errors are kept with their message."""
 SHARED: Final = ("hit", "collapsed")
-"""What `Facts.shared` says of an answer that was another request's."""
+"""The values of `Facts.shared` for a request that got the answer to another request."""
 
 
 class Histogram:
@@ -42,13 +42,13 @@ class Histogram:
         self.sum_s = 0.0
 
     def add(self, duration_s: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self.counts[bisect_left(BOUNDS_S, duration_s)] += 1
         self.sum_s += duration_s
 
 
 def quantile_s(counts: Sequence[int], share: float) -> float:
-    """About the duration that ``share`` of them didn't exceed (even within a bucket); 0 for none."""
+    """An estimate of the duration that ``share`` (0 to 1) of the durations don't exceed; 0.0 without any."""
     wanted = share * sum(counts)
     if not wanted:
         return 0.0
@@ -60,7 +60,7 @@ def quantile_s(counts: Sequence[int], share: float) -> float:
 
 
 class ApiMeasures:
-    """Of one API of a project. ``cut`` answers ended before their end."""
+    """The counts of one API of a project. ``cut`` counts answers that ended too early."""
 
     __slots__ = ("_answers", "cut", "duration", "received_bytes", "sent_bytes", "token_failures")
 
@@ -69,14 +69,14 @@ class ApiMeasures:
         self.cut = 0
         self.duration = Histogram()
         self.received_bytes = self.sent_bytes = 0
-        self.token_failures: Counter[str] = Counter()
+        self.token_failures: Counter[str] = Counter()  # by cause
 
     def count(self, status: int, *, is_read: bool) -> None:
-        """Count one answer."""
+        """Count an answer; status 0: the caller left before its head."""
         self._answers[status // 100 * 2 + is_read] += 1
 
     def answers(self) -> Iterator[tuple[str, str, int]]:
-        """Status class ("2xx", "abandoned" where the caller left first), "read" or "write", how many."""
+        """Status class ("2xx"; "abandoned" if the caller left first), "read" or "write", and count."""
         for place, count in enumerate(self._answers):
             if count:
                 kind, is_read = divmod(place, 2)
@@ -85,7 +85,7 @@ class ApiMeasures:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute of a project. ``at`` is its beginning, seconds since 1970; p50 and p95 are estimates."""
+    """One minute of a project. ``at`` is its start in seconds since 1970; p50 and p95 are estimates."""
 
     at: int
     requests: int
@@ -95,8 +95,8 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An error of the proxy's own that a caller got. ``at``: seconds since 1970."""
+class OwnError:
+    """An error of the proxy's own that a caller got, ``at`` seconds since 1970."""
 
     at: float
     code: str
@@ -104,7 +104,7 @@ class Failure:
 
 
 class ProjectMeasures:
-    """Of one project; ``ended`` once for each request, ``failed`` for an answer that was an error of ours."""
+    """The counts of one project."""
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self.apis: dict[Api, ApiMeasures] = {}
@@ -112,7 +112,7 @@ class ProjectMeasures:
         self.replays: Counter[str] = Counter()
         self.shared = dict.fromkeys(SHARED, 0)
         self.errors: Counter[str] = Counter()
-        self.last_errors: deque[Failure] = deque(maxlen=MOST_ERRORS)
+        self.last_errors: deque[OwnError] = deque(maxlen=MOST_ERRORS)
         self._now = wall_clock
         self._past: deque[Minute] = deque(maxlen=HOUR)
         self._minute = -1.0
@@ -120,33 +120,33 @@ class ProjectMeasures:
         self._errors = 0
 
     def of(self, api: Api) -> ApiMeasures:
-        """The API's own measures."""
-        one = self.apis.get(api)
-        if one is None:
-            one = self.apis[api] = ApiMeasures()
-        return one
+        """The counts of one API."""
+        measures = self.apis.get(api)
+        if measures is None:
+            measures = self.apis[api] = ApiMeasures()
+        return measures
 
-    def ended(self, api: Api, request: Request, took_s: float) -> None:
-        """Count a request that was forwarded, or would have been: answered, cut or abandoned."""
-        one = self.apis.get(api) or self.of(api)
+    def count_request(self, api: Api, request: Request, took_s: float) -> None:
+        """Count a request of this project that has ended: answered, cut or abandoned."""
+        measures = self.apis.get(api) or self.of(api)
         status = request.status
-        one.count(status, is_read=request.head.method in SAFE_METHODS)
+        measures.count(status, is_read=request.head.method in SAFE_METHODS)
         place = bisect_left(BOUNDS_S, took_s)
-        one.duration.counts[place] += 1
-        one.duration.sum_s += took_s
-        one.received_bytes += request.body.received
-        one.sent_bytes += request.answer_bytes
+        measures.duration.counts[place] += 1
+        measures.duration.sum_s += took_s
+        measures.received_bytes += request.body.received
+        measures.sent_bytes += request.answer_bytes
         minute = self._now() // 60
         if minute != self._minute:
-            self._turn(minute)
+            self._begin_minute(minute)
         self._durations[place] += 1
         if status >= 400:
             self._errors += 1
         facts = request.facts
         if facts.cut_because is not None:
-            one.cut += 1
+            measures.cut += 1
             self._errors += status < 400
-            self.failed("PROXY_ANSWER_CUT", f"The answer was cut: {facts.cut_because}. Send it again.")
+            self.count_error("PROXY_ANSWER_CUT", f"The answer was cut: {facts.cut_because}. Send it again.")
         if facts.waited_s:
             self.slot_wait.add(facts.waited_s)
         if facts.shared is not None:
@@ -154,18 +154,18 @@ class ProjectMeasures:
         if facts.replays:
             self.replays.update(facts.replays)
 
-    def failed(self, code: str, message: str) -> None:
-        """Keep an error of ours."""
+    def count_error(self, code: str, message: str) -> None:
+        """Count an answer that was an error of the proxy's own, and keep its message."""
         self.errors[code] += 1
-        self.last_errors.append(Failure(self._now(), code, message))
+        self.last_errors.append(OwnError(self._now(), code, message))
 
     def hour(self) -> list[Minute]:
-        """The minutes of the last hour in which a request ended, in order."""
+        """The minutes of the last hour in which requests ended, the oldest first."""
         now = self._now() // 60
         minutes = [*self._past, *self._current()]
-        return [one for one in minutes if now - HOUR < one.at // 60 <= now]
+        return [minute for minute in minutes if now - HOUR < minute.at // 60 <= now]
 
-    def _turn(self, minute: float) -> None:
+    def _begin_minute(self, minute: float) -> None:
         self._past.extend(self._current())
         self._minute, self._durations, self._errors = minute, [0] * (len(BOUNDS_S) + 1), 0
 

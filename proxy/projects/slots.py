@@ -1,11 +1,11 @@
-"""A Contentsquare project's concurrency: so many requests at once, the others wait their turn.
+"""A Contentsquare project's slots: a request holds one while it is at the cloud; the others wait for one.
 
-Hides the queue: first come, first served within a caller; round-robin between callers, so that
-one dashboard's 60 queries can't starve another's one; a deadline for each. Hides, too, how the
-project is shared with programs that we can't see: each refusal of the cloud shrinks our
-`allowance`, answers let it grow again, as TCP's congestion window does (RFC 5681). Has no tasks
-of its own and knows nothing of HTTP. Invariant: while anyone waits, the allowance is used up, or
-a pause after a refusal is on.
+Hides the queue: first come, first served within a caller; round-robin between callers, so that the 60
+queries of one dashboard can't starve the single query of another; a deadline for each request. Also
+hides how the project is shared with other programs, which we can't see: each refusal of the cloud
+shrinks our `allowance`, and answers let it grow again, as TCP's congestion window does (RFC 5681). Has
+no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the allowance
+are in use, or a pause after a refusal is running.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from proxy.errors import QueueTimeout
 from proxy.projects.uploads import Uploads
 
 RETRY_AFTER_CAP_S = 120
-"""Callers that honour ``Retry-After`` at all (Power Query) honour no more than this."""
+"""The longest ``Retry-After`` in seconds that callers obey, if they obey any (Power Query)."""
 
 SHRINK = 0.7
-"""What a refusal leaves of the allowance."""
+"""A refusal multiplies the allowance by this."""
 PAUSE_S = (0.05, 2.0)
-"""No new request goes out for so long after a refusal: at first, and at most after several in a row."""
+"""How long no new request goes out after a refusal: after the first, and at most after several in a row."""
 COOL_DOWN_S = (1.0, 30.0)
-"""The allowance doesn't grow for so long after it shrank: at first, and at most if growing keeps failing."""
+"""How long a shrunk allowance doesn't grow: at first, and at most if each growth is followed by a refusal."""
 ANSWERS_PER_GROWTH = 2
 """The allowance grows by one after so many answers for each slot of it."""
 
-_Queue = OrderedDict[asyncio.Future[None], None]  # ordered, and anyone can leave it in O(1)
+_Queue = OrderedDict[asyncio.Future[None], None]  # in order, and each waiter can leave it in O(1)
 
 
 class Slots:
-    """``limit`` slots; who takes one (`try_acquire`, `acquire`) gives it back by `release`, once."""
+    """``limit`` slots. Each `acquire`, or `try_acquire` that returned True, needs one `release`."""
 
     def __init__(self, limit: int) -> None:
         self.in_use = 0
         self.waiting = 0
         self._limit = 0
         self._allowance = 0
-        self._open = 0  # the allowance, or 0 during a pause
+        self._open = 0  # the allowance; 0 during a pause
         self.round = 0
-        """Grows with each shrinking; tell `refused` which one a request began in."""
+        """The number of times that the allowance shrank: an argument of `note_refusal`."""
         self._answers = 0
         self._refusals_in_a_row = 0
         self._cool_down_s = COOL_DOWN_S[0]
         self._shrunk_at = -math.inf
-        self._queues: OrderedDict[Hashable, _Queue] = OrderedDict()  # the caller whose turn is next, first
-        self._release_every_s: float | None = None  # smoothed, and only counted while someone waits
+        self._queues: OrderedDict[Hashable, _Queue] = OrderedDict()  # the caller with the next turn is first
+        self._release_every_s: float | None = None  # smoothed, and measured only while a request waits
         self._released_at = 0.0
         self._successor: Slots | None = None
         self.uploads = Uploads()
-        """The room for those whose content is still coming."""
+        """The places for requests whose content is still coming."""
         self.limit = limit
 
     def move_to(self, successor: Slots) -> None:
-        """Two names turned out to be one project: who holds or waits for a slot here does so there.
+        """Two names turned out to be one project: all slots in use and all waiting requests move over.
 
-        What was taken here is given back here as before, and passed on. Over the limit, as many may
-        run as ran before, but none is added.
+        From now on each method of this object calls that of ``successor``. If more slots are in use than
+        the limit allows, the requests that hold them go on, but no further request gets one.
         """
         if successor is self:
             return
@@ -79,7 +79,7 @@ class Slots:
 
     @property
     def limit(self) -> int:
-        """How many may be in use at once; a smaller one takes effect as slots are released."""
+        """How many slots may be in use at once; a smaller limit takes effect as slots are released."""
         return self._limit
 
     @limit.setter
@@ -95,21 +95,21 @@ class Slots:
 
     @property
     def allowance(self) -> int:
-        """How many of the `limit` are ours at present: fewer while the cloud refuses for others' sake."""
+        """How many of the `limit` slots we may use now; fewer while other programs use it, too."""
         return self._allowance
 
-    def refused(self, began_in: int) -> None:
-        """The cloud refused a request because too many run at once; call it before `release`.
+    def note_refusal(self, began_in: int) -> None:
+        """The cloud refused a request because too many run at once. Call this before `release`.
 
-        ``began_in`` is the `round` in which that request went out: several refusals of one round
-        are one sign, not several.
+        ``began_in`` is the `round` in which that request went out: several refusals in one round shrink
+        the allowance only once.
         """
         self._answers = 0
         if began_in != self.round:
             return
         self.round += 1
         if self._successor is not None:
-            self._successor.refused(self._successor.round)
+            self._successor.note_refusal(self._successor.round)
             return
         self._refusals_in_a_row += 1
         now = asyncio.get_running_loop().time()
@@ -124,7 +124,7 @@ class Slots:
         first_s, last_s = PAUSE_S
         pause_s = min(last_s, first_s * 2 ** min(self._refusals_in_a_row - 1, 16))
         self._open = 0
-        pause_s *= random.uniform(0.75, 1.25)  # noqa: S311 - so that several proxies don't come back together
+        pause_s *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, so that several proxies don't come back together
         asyncio.get_running_loop().call_later(pause_s, self._resume, self.round)
 
     def _resume(self, paused_in: int) -> None:
@@ -132,10 +132,10 @@ class Slots:
             self._open = self._allowance
             self._grant()
 
-    def answered(self) -> None:
-        """The cloud answered a request with anything but such a refusal; call it before `release`."""
+    def note_answer(self) -> None:
+        """The cloud's answer to a request was no such refusal. Call this before `release`."""
         if self._successor is not None:
-            self._successor.answered()
+            self._successor.note_answer()
             return
         self._refusals_in_a_row = 0
         if self._allowance == self._limit:
@@ -153,7 +153,7 @@ class Slots:
             self._open = self._allowance
 
     def try_acquire(self, caller: Hashable) -> bool:
-        """Take a slot if one is free and nobody waits; never blocks."""
+        """Take a slot if one is free and no request waits; returns whether it did."""
         if self._successor is not None:
             return self._successor.try_acquire(caller)
         if self.waiting or self.in_use >= self._open:
@@ -162,10 +162,10 @@ class Slots:
         return True
 
     async def acquire(self, caller: Hashable, timeout_s: float, *, first: bool = False) -> None:
-        """Take a slot, waiting for at most ``timeout_s`` seconds; ``first`` goes before all who wait.
+        """Take a slot, or wait for one for at most ``timeout_s`` seconds; ``first``: before all others.
 
-        Raises `QueueTimeout` with the time after which a retry has a chance. Cancelled, it holds
-        nothing: a slot that was granted in the same moment goes to the next one.
+        Raises `QueueTimeout`, with the time after which a retry may succeed. A cancelled call holds no
+        slot: one that was granted in the same moment goes to the next request.
         """
         if self._successor is not None:
             await self._successor.acquire(caller, timeout_s, first=first)
@@ -189,12 +189,12 @@ class Slots:
             raise
 
     def release(self) -> None:
-        """Give a slot back; it goes to whoever is next."""
+        """Give a slot back; the next request in the queue gets it."""
         if self._successor is not None:
             self._successor.release()
             return
         if self.in_use < 1:
-            raise RuntimeError("a slot was released that nobody held")
+            raise RuntimeError("a slot was released, but none was in use")
         self.in_use -= 1
         if self.waiting:
             self._measure()
@@ -215,11 +215,11 @@ class Slots:
 
     def _leave(self, caller: Hashable, turn: asyncio.Future[None]) -> None:
         if self._successor is not None:
-            self._successor._leave(caller, turn)  # noqa: SLF001 - of its own kind
+            self._successor._leave(caller, turn)  # noqa: SLF001 - the same class
             return
         queue = self._queues.get(caller)
         if queue is None or turn not in queue:
-            return  # `_grant` met it first, and passed it over
+            return  # `_grant` has removed it already
         del queue[turn]
         self.waiting -= 1
         if not queue:
@@ -228,7 +228,7 @@ class Slots:
     def _grant(self) -> None:
         while self.waiting and self.in_use < self._open:
             turn = self._next_turn()
-            if not turn.done():  # done: cancelled, and about to leave
+            if not turn.done():  # a cancelled turn is done
                 self.in_use += 1
                 turn.set_result(None)
 
@@ -251,7 +251,7 @@ class Slots:
 
     def _timed_out(self, timeout_s: float) -> QueueTimeout:
         if self._successor is not None:
-            return self._successor._timed_out(timeout_s)  # noqa: SLF001 - of its own kind
+            return self._successor._timed_out(timeout_s)  # noqa: SLF001 - the same class
         others = f", and {self.waiting} more wait" if self.waiting else ""
         return QueueTimeout(
             f"all {self._limit} slots of this Contentsquare project were busy for {timeout_s:g} s{others};"
@@ -265,7 +265,7 @@ class Slots:
         return f" other programs use the project too, and leave about {self._allowance} of them;"
 
     def _retry_after_s(self) -> int:
-        """When the queue as it is now would be through, at the pace seen of late."""
+        """Seconds until each request that waits now would have a slot, at the pace of the last releases."""
         silent_s = asyncio.get_running_loop().time() - self._released_at
         every_s = max(self._release_every_s or 0.0, silent_s)
         return max(1, min(RETRY_AFTER_CAP_S, math.ceil(every_s * (self.waiting + 1))))

@@ -1,8 +1,8 @@
-"""Room for requests whose content is still coming: they may hold half of a project's slots, no more.
+"""Places for requests whose content is still coming: these may hold half of a project's slots, no more.
 
-Whoever sends a content a byte at a time would hold a slot meanwhile, and ten of them would keep
-everybody else out. So of those that are still coming only half may go on at once; the others go on
-once their content is here, whole or as a place becomes free. Knows nothing of HTTP or slots' queues.
+A caller that sends its content a byte at a time holds a slot meanwhile, and ten such callers would keep
+all others out. So only half of the slots are for such requests; another one waits until a place is free
+or its content is complete. Knows nothing of HTTP or of the queue for slots.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Protocol
 
 
 class Content(Protocol):
-    """What is still coming. ``on_end`` is called once it is complete, or ``broken`` and never will be."""
+    """The content of a request. ``on_end`` is called when it is complete, or broken."""
 
     complete: bool
     on_end: Callable[[], None] | None
 
     @property
     def broken(self) -> object:
-        """Why it never will be complete; None otherwise."""
+        """Why the content will never be complete; None while it may be."""
         ...
 
 
 class Uploads:
-    """Of one project. Who got True from `enter` gives the place back by `leave`, once."""
+    """The places of one project. Each `enter` that returned True needs one `leave`."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -34,11 +34,11 @@ class Uploads:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place or for their end."""
+        """How many requests wait for a place or for the end of their content."""
         return len(self._waiting)
 
     async def enter(self, content: Content, limit: int, wait_s: float) -> bool:
-        """Wait for a place among ``limit``; False where none is needed any more: no content is to come.
+        """Take one of ``limit`` places, or wait for one. False: no more content comes, so none is needed.
 
         Raises TimeoutError after ``wait_s`` seconds.
         """
@@ -62,10 +62,10 @@ class Uploads:
             self._waiting.pop(turn, None)
 
     def leave(self) -> None:
-        """Give a place back; who waits longest takes it."""
+        """Give a place back; the request that has waited longest gets it."""
         while self._waiting:
             turn, _ = self._waiting.popitem(last=False)
-            if not turn.done():  # who waited may have left a moment ago
+            if not turn.done():  # a cancelled turn is done
                 turn.set_result(True)
                 return
         self.running -= 1

@@ -46,7 +46,7 @@ async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.Complete
 async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
     async with gateway(projects=PROJECTS) as proxy:
         await proxy.call(b"GET /v1/segments")
-        proxy.app._generation.projects["shop"].measures.failed(
+        proxy.app._generation.projects["shop"].measures.count_error(
             "PROXY_QUEUE_TIMEOUT", "all slots [b]were[/] busy"
         )
         shown = await run("--url", f"http://127.0.0.1:{proxy.port}/", cwd=tmp_path)

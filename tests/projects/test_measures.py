@@ -84,7 +84,7 @@ def test_the_last_hour_has_a_cell_for_each_minute_with_requests_and_no_more_than
     mine = ProjectMeasures(wall)
     for minute in range(3 * HOUR):
         wall.s = 1_800_000_000 + 60 * minute
-        mine.ended(Api.METRICS, request(500 if minute % 2 else 200), 0.02)
+        mine.count_request(Api.METRICS, request(500 if minute % 2 else 200), 0.02)
     hour = mine.hour()
     assert len(hour) == HOUR
     assert [one.at for one in hour] == [1_800_000_000 + 60 * minute for minute in range(2 * HOUR, 3 * HOUR)]
@@ -98,23 +98,23 @@ def test_a_wall_clock_that_was_wrong_for_a_while_does_not_stop_the_counting() ->
     wall = Wall()
     mine = ProjectMeasures(wall)
     wall.s += 10_000_000
-    mine.ended(Api.METRICS, request(), 0.02)
+    mine.count_request(Api.METRICS, request(), 0.02)
     wall.s -= 10_000_000
-    mine.ended(Api.METRICS, request(), 0.02)
+    mine.count_request(Api.METRICS, request(), 0.02)
     assert [(one.at, one.requests) for one in mine.hour()] == [(1_800_000_000, 1)]
 
 
 def test_only_the_last_errors_are_kept_and_all_are_counted() -> None:
     mine = ProjectMeasures()
     for number in range(MOST_ERRORS + 5):
-        mine.failed("PROXY_X", f"error {number}")
+        mine.count_error("PROXY_X", f"error {number}")
     assert [one.message for one in mine.last_errors] == [f"error {n}" for n in range(5, MOST_ERRORS + 5)]
     assert mine.errors == {"PROXY_X": MOST_ERRORS + 5}
 
 
 def test_a_cut_answer_is_an_error_though_its_status_was_good() -> None:
     mine = ProjectMeasures()
-    mine.ended(Api.METRICS, request(cut_because="the connection ended"), 0.1)
+    mine.count_request(Api.METRICS, request(cut_because="the connection ended"), 0.1)
     assert (mine.of(Api.METRICS).cut, mine.hour()[0].errors) == (1, 1)
     assert mine.last_errors[0].code == "PROXY_ANSWER_CUT"
 
@@ -125,7 +125,7 @@ def test_counting_a_request_costs_next_to_nothing() -> None:
     for _ in range(20):
         began_at = time.perf_counter()
         for _ in range(1000):
-            mine.ended(Api.METRICS, one, 0.02)
+            mine.count_request(Api.METRICS, one, 0.02)
         least_s = min(least_s, (time.perf_counter() - began_at) / 1000)
     assert least_s < 5e-6  # about 0.6 us on a machine of 2024; traced by coverage it is more
 
@@ -267,7 +267,7 @@ async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
         route_to = proxy.app._generation.router.route
         for number in range(1, 1000):
             project = route_to(b"/acme/%d/v1/segments" % number).project
-            project.measures.ended(Api.METRICS, request(), 0.02)
+            project.measures.count_request(Api.METRICS, request(), 0.02)
         longest_s, done = 0.0, False
 
         async def watch() -> None:

@@ -214,7 +214,7 @@ async def test_a_limit_below_one_is_a_bug(limit: int) -> None:
 
 
 async def test_releasing_what_nobody_holds_is_a_bug() -> None:
-    with pytest.raises(RuntimeError, match="nobody held"):
+    with pytest.raises(RuntimeError, match="none was in use"):
         Slots(1).release()
 
 
@@ -305,7 +305,7 @@ async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str
 
 async def test_a_refusal_shrinks_the_allowance_and_pauses_new_requests() -> None:
     slots = taken(10)
-    slots.refused(slots.round)
+    slots.note_refusal(slots.round)
     assert slots.allowance == 7
     slots.release()
     assert not slots.try_acquire("a")
@@ -319,14 +319,14 @@ async def test_refusals_of_one_round_count_once() -> None:
     slots = taken(10)
     began_in = slots.round
     for _ in range(5):
-        slots.refused(began_in)
+        slots.note_refusal(began_in)
     assert slots.allowance == 7
 
 
 async def test_the_allowance_never_falls_below_one() -> None:
     slots = taken(2)
     for _ in range(20):
-        slots.refused(slots.round)
+        slots.note_refusal(slots.round)
     assert slots.allowance == 1
 
 
@@ -336,12 +336,12 @@ async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
     monkeypatch.setattr("proxy.projects.slots.COOL_DOWN_S", (0.0, 0.0))
     slots = Slots(4)
     await slots.acquire("a", 1)
-    slots.refused(slots.round)
+    slots.note_refusal(slots.round)
     assert slots.allowance == 1
     slots.release()
     for _ in range(100):
         await slots.acquire("a", 1)
-        slots.answered()
+        slots.note_answer()
         slots.release()
     assert slots.allowance == slots.limit == 4
     assert [slots.try_acquire("a") for _ in range(5)] == [True] * 4 + [False]
@@ -350,9 +350,9 @@ async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
 async def test_the_allowance_does_not_grow_while_it_cools_down() -> None:
     slots = Slots(4)
     await slots.acquire("a", 1)
-    slots.refused(slots.round)
+    slots.note_refusal(slots.round)
     for _ in range(100):
-        slots.answered()
+        slots.note_answer()
     assert slots.allowance == 1
 
 
@@ -375,19 +375,19 @@ async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either(
     pauses = []
     for _ in range(6):
         await slots.acquire("a", 10)
-        slots.refused(slots.round)
+        slots.note_refusal(slots.round)
         slots.release()
         begun_at = loop.time()
         await slots.acquire("a", 10)
         pauses.append(loop.time() - begun_at)
-        slots.answered()
+        slots.note_answer()
         slots.release()
     assert max(pauses) < 0.5  # in a row, the last would be 1.6 s
 
 
 async def test_who_waits_during_a_pause_is_served_after_it() -> None:
     slots = taken(3)
-    slots.refused(slots.round)
+    slots.note_refusal(slots.round)
     queue = Queue(slots)
     await queue.join("a1", "a2", "a3")
     for _ in range(3):
@@ -472,10 +472,10 @@ async def test_what_the_cloud_says_after_the_move_is_the_shared_slots_business()
     began_in = old.round
     old.move_to(shared)
     for _ in range(3):
-        old.refused(began_in)
+        old.note_refusal(began_in)
         old.release()
     assert shared.allowance == int(4 * SHRINK)
-    old.answered()
+    old.note_answer()
     old.release()
     old.move_to(old)
     assert shared.in_use == 0
