@@ -17,12 +17,14 @@ from typing import Self
 from proxy.admin.loop_lag import LoopLag
 from proxy.admin.overview import Overview
 from proxy.app import notify
+from proxy.app.build import Generations
 from proxy.config.expiry import ExpiryWatch
 from proxy.config.settings import Settings
 from proxy.config.watch import Changes, Reloader, differences
 from proxy.errors import ConfigError, ListenError
 from proxy.gateway.gateway import Gateway
-from proxy.gateway.generation import Generation, Generations, Outward, Plan, plan
+from proxy.gateway.generation import Generation
+from proxy.gateway.outward import Outward, Plan, plan
 from proxy.logs import setup as log
 from proxy.logs.events import EventLog
 from proxy.process import descriptor_limit
@@ -162,7 +164,7 @@ class App:
     def _prepare(self, settings: Settings) -> Callable[[], Changes]:
         """Runs in a thread. Raises ConfigError."""
         self._listeners.refuse_exposed(settings)
-        planned = plan(settings, self._generation)
+        planned = plan(settings, self._generation.outward)
         return lambda: self._apply(planned)
 
     def _apply(self, planned: Plan) -> Changes:

@@ -43,14 +43,6 @@ TOKEN_WAIT_S: Final = 10.0
 """How long a request waits for a first lease."""
 
 
-class Forwarder:
-    """Where requests go."""
-
-    def __init__(self, upstreams: Upstreams, *, queue_timeout_s: float) -> None:
-        self.upstreams = upstreams
-        self.queue_timeout_s = queue_timeout_s
-
-
 class Exchange:
     """One request's way to a cloud and back.
 
@@ -65,13 +57,14 @@ class Exchange:
         "_began_in",
         "_changes",
         "_ended",
-        "_forwarder",
         "_is_attended",
         "_lease",
         "_max_idle_s",
         "_over",
+        "_queue_timeout_s",
         "_replayed",
         "_slots",
+        "_upstreams",
         "api",
         "is_counted",
         "keep",
@@ -83,12 +76,13 @@ class Exchange:
 
     def __init__(
         self,
-        forwarder: Forwarder,
         request: Request,
         project: Project,
         api: Api,
         target: bytes,
+        upstreams: Upstreams,
         *,
+        queue_timeout_s: float,
         ended: Callable[[Exchange], None],
     ) -> None:
         self.request = request
@@ -101,7 +95,8 @@ class Exchange:
         """Whether the caller's connection can be kept, once it is over."""
         self.recorder: Recorder | None = None
         """Hears of the answer, where the project shares answers."""
-        self._forwarder = forwarder
+        self._upstreams = upstreams
+        self._queue_timeout_s = queue_timeout_s
         self._ended = ended
         self._is_attended = False
         head = request.head
@@ -122,7 +117,7 @@ class Exchange:
         slots = self.project.slots
         if lease is None or not slots.try_acquire(_in_line_as(self.request)):
             return False
-        pool = self._forwarder.upstreams.pool(lease.origin)
+        pool = self._upstreams.pool(lease.origin)
         connection = pool.take_idle(self._max_idle_s)
         if connection is None:
             slots.release()
@@ -182,7 +177,7 @@ class Exchange:
         uploads = slots.uploads
         try:
             room = max(1, slots.limit // 2)
-            holds_place = await uploads.enter(body, room, self._forwarder.queue_timeout_s)
+            holds_place = await uploads.enter(body, room, self._queue_timeout_s)
         except TimeoutError:
             if body.is_paused:  # it is we who didn't read on
                 raise QueueTimeout(
@@ -199,7 +194,7 @@ class Exchange:
 
     async def _in_turn(self) -> bool:
         """As `run`, for a request that may take a slot."""
-        wait_s = max(0.0, self._forwarder.queue_timeout_s - self.request.facts.waited_s)
+        wait_s = max(0.0, self._queue_timeout_s - self.request.facts.waited_s)
         deadline = asyncio.get_running_loop().time() + wait_s
         try:
             if self._slots is None:
@@ -309,7 +304,7 @@ class Exchange:
         """A connection for the lease that is set then, and whether it was used before."""
         while True:
             self._lease = lease = await self._token(keeper)
-            pool = self._forwarder.upstreams.pool(lease.origin)
+            pool = self._upstreams.pool(lease.origin)
             connection = pool.take_idle(self._max_idle_s)
             if connection is not None:
                 return connection, True

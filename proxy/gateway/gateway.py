@@ -123,7 +123,15 @@ class Gateway:
         route = _route(request, generation, caller, target)
         project, target = route.project, route.target
         api = route.api or project.first_api
-        exchange = Exchange(generation.forwarder, request, project, api, target, ended=self._ended)
+        exchange = Exchange(
+            request,
+            project,
+            api,
+            target,
+            generation.outward.upstreams,
+            queue_timeout_s=generation.queue_timeout_s,
+            ended=self._ended,
+        )
         request.exchange = exchange
         policy.check(request.head, target, project, caller)
         if caller is not None:

@@ -44,7 +44,7 @@ from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.config.watch import MOST_IN_VAIN, Changes, Reloader, differences, signature
 from proxy.errors import ConfigError
-from proxy.gateway.generation import plan
+from proxy.gateway.outward import plan
 from proxy.logs import setup as log
 from proxy.logs.setup import redactor
 from proxy.projects.project import Project
@@ -1050,7 +1050,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
             flips = 0
             while not done.is_set():
                 flips += 1
-                app._apply(plan(versions[flips % len(versions)], app._generation))
+                app._apply(plan(versions[flips % len(versions)], app._generation.outward))
                 if flips % 2:
                     await asyncio.sleep(0.002)
                 else:

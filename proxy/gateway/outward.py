@@ -1,0 +1,97 @@
+"""The way out to Contentsquare, and what a configuration has to have ready before that way can be used.
+
+Hides which settings need new connections. Must not know projects or requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+
+from proxy.config.settings import ContentsquareSettings, Settings
+from proxy.errors import ConfigError
+from proxy.projects import Spawn
+from proxy.server.listeners import server_tls
+from proxy.tokens import TokenEndpoint, make_session
+from proxy.upstream.dial import Dialer
+from proxy.upstream.http_proxy import http_proxy_for
+from proxy.upstream.pool import Upstreams
+from proxy.upstream.tls import tls_context
+
+_way_of = attrgetter("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
+"""The values in [contentsquare] that need new connections when they change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings that can be used, with what `plan` read from files for them.
+
+    ``ca_digest`` is of the content of ``contentsquare.ca_file``. ``tls`` is None where the `Outward` of
+    before is kept.
+    """
+
+    settings: Settings
+    ca_digest: bytes
+    tls: ssl.SSLContext | None
+
+
+def plan(settings: Settings, before: Outward | None) -> Plan:
+    """Check the files that these settings name, and read them. Blocks on files; raises ConfigError.
+
+    ``before`` is the way that is in use, None at the start.
+    """
+    server, vendor = settings.server, settings.contentsquare
+    server_tls(server.tls_cert, server.tls_key)
+    ca_digest = _digest(vendor.ca_file)
+    if before is not None and before.fits(vendor, ca_digest):
+        return Plan(settings, ca_digest, None)
+    return Plan(settings, ca_digest, tls_context(vendor.ca_file))
+
+
+def _digest(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        raise ConfigError("contentsquare.ca_file: can't be read") from None
+
+
+class Outward:
+    """The way to Contentsquare: the client of its token endpoint, and connections to its clouds."""
+
+    def __init__(
+        self, vendor: ContentsquareSettings, ca_digest: bytes, tls: ssl.SSLContext, spawn: Spawn
+    ) -> None:
+        self._vendor = vendor
+        self._ca_digest = ca_digest
+        self._session = make_session(tls)
+        self.endpoint = TokenEndpoint(
+            self._session,
+            vendor.auth_url,
+            allowed_endpoints=vendor.allowed_endpoints,
+            find_proxy=http_proxy_for,
+        )
+        dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout)
+        self.upstreams = Upstreams(dialer, idle_timeout_s=vendor.idle_timeout)
+        self._task = spawn(self.upstreams.run())
+
+    def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:
+        """Whether these settings ask for the same way, so that it can be kept."""
+        return ca_digest == self._ca_digest and all(
+            getattr(vendor, key) == getattr(self._vendor, key) for key in _WAY_KEYS
+        )
+
+    def trusts_like(self, other: Outward) -> bool:
+        """Whether both ask the same token endpoint and send tokens to the same hosts."""
+        mine, theirs = self._vendor, other._vendor
+        return (mine.auth_url, mine.allowed_endpoints) == (theirs.auth_url, theirs.allowed_endpoints)
+
+    async def close(self) -> None:
+        """Close its connections. No request may be using it."""
+        self._task.cancel()
+        self.upstreams.close()
+        await self._session.close()
