@@ -81,9 +81,7 @@ class Outward:
 
     def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:
         """Whether these settings ask for the same way, so that it can be kept."""
-        return ca_digest == self._ca_digest and all(
-            getattr(vendor, key) == getattr(self._vendor, key) for key in _WAY_KEYS
-        )
+        return bool(ca_digest == self._ca_digest and _way_of(vendor) == _way_of(self._vendor))
 
     def trusts_like(self, other: Outward) -> bool:
         """Whether both ask the same token endpoint and send tokens to the same hosts."""
