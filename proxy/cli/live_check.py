@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from proxy.config.expiry import days_left, step_of
-from proxy.config.settings import AccountSettings, Credentials, ProjectSettings, Settings
+from proxy.config.settings import Settings
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
-from proxy.tokens import Lease, TokenEndpoint, TokenRequest, make_session
+from proxy.projects import Grant
+from proxy.tokens import Lease, TokenEndpoint, make_session
 from proxy.tokens.answer import apis_of
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for
@@ -28,7 +29,7 @@ from proxy.upstream.tls import tls_context
 MAX_SKEW_S = 60.0
 Result = Literal["ok", "warning", "failed"]
 
-_NEXT = {
+_NEXT_STEP = {
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
     "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",
@@ -40,12 +41,13 @@ _NEXT = {
     " deleted, or over a year old.",
     "scope": "Ask a Contentsquare administrator to give the credentials this API, or take it out of apis.",
     "project": "Compare project_id with the Contentsquare console; account-level credentials need it.",
-    "integration": "Compare integration_id with the Contentsquare console: it is for this project alone.",
+    "integration": "Compare integration_id with the Contentsquare console: each project has its own.",
     "endpoint": "If the host is Contentsquare's, add it to contentsquare.allowed_endpoints.",
-    "me": "Try again later. The proxy doesn't need it where apis are named; a caller that asks for it does.",
+    "me": "Try again later. Where apis is configured, the proxy doesn't need /v1/oauth/me; callers may.",
     "expires": "Have new credentials made in the Contentsquare console; put them into the configuration, and"
     " their date into expires.",
-    "answer": "Check contentsquare.auth_url, and for a network's login page in between, or try again later.",
+    "answer": "Check contentsquare.auth_url, and whether a network's login page is in between;"
+    " or try again later.",
 }
 _LINK_OF_STATUS = {
     "dns_error": "dns",
@@ -79,26 +81,23 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A pair of credentials and what is asked with it; ``apis`` None: what ``/v1/oauth/me`` names."""
+    """The checks of one pair of credentials. ``name`` says in the findings whose pair it is."""
 
     name: str
-    credentials: Credentials
-    apis: tuple[Api, ...] | None
-    project_id: int | None = None
-    integration_id: int | None = None
+    grant: Grant
 
     def finding(self, check: str, result: Result, message: str, api: Api | None = None) -> Finding:
         return _finding(check, result, message, self.name, "" if api is None else api.value)
 
-    def fault(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
-        """A failed token request; a warning of ``check`` where that is given."""
+    def failure(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
+        """The finding for a failed token request; only a warning of ``check`` where that is given."""
         result: Result = "failed" if check is None else "warning"
-        found = self.finding(check or _link(error), result, str(error), api)
+        found = self.finding(check or _link_of(error), result, str(error), api)
         return replace(found, next_step=_wait(error)) if error.cause == "rate_limited" else found
 
 
 def _finding(check: str, result: Result, message: str, project: str = "", api: str = "") -> Finding:
-    return Finding(project, api, check, result, message, "" if result == "ok" else _NEXT[check])
+    return Finding(project, api, check, result, message, "" if result == "ok" else _NEXT_STEP[check])
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
@@ -122,7 +121,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
     origin = Origin.parse(vendor.auth_url)
     reached = True
-    async for finding in _reach(dialer, origin):
+    async for finding in _connection_findings(dialer, origin):
         reached = reached and finding.result == "ok"
         yield finding
     if not reached:
@@ -134,16 +133,19 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             allowed_endpoints=vendor.allowed_endpoints,
             find_proxy=http_proxy_for,
         )
-        known: dict[Origin, Finding | None] = {origin: None}
+        checks = _TokenChecks(endpoint, dialer)
         for subject in _subjects(settings):
-            async for finding in _ask(endpoint, dialer, subject, known):
+            async for finding in checks.findings(subject):
                 yield finding
         if endpoint.clock_skew_s is not None:
-            yield _clock(endpoint.clock_skew_s)
+            yield _clock_finding(endpoint.clock_skew_s)
 
 
-async def _reach(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
-    """The links of one connection, up to the first broken one."""
+# Connections
+
+
+async def _connection_findings(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
+    """A finding for each link of one connection, up to the first broken link."""
     links = [*([] if origin.is_ip else ["dns"]), "tcp", *(["tls"] if origin.is_tls else [])]
     broken, why = "", ""
     try:
@@ -152,7 +154,7 @@ async def _reach(dialer: Dialer, origin: Origin) -> AsyncIterator[Finding]:
         await _connect(dialer, origin)
     except ConnectFailed as error:
         broken, why = _LINK_OF_STATUS.get(error.proxy_status, "tcp"), str(error)
-        if broken not in links:  # an HTTP proxy is on the way: it is the one that can't be reached, or used
+        if broken not in links:  # an HTTP proxy is on the way, and can't be reached or used
             links, broken = ["http-proxy"], "http-proxy"
     for link in links:
         if link == broken:
@@ -175,7 +177,7 @@ class _Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
 
-def _clock(skew_s: float) -> Finding:
+def _clock_finding(skew_s: float) -> Finding:
     side = "ahead of" if skew_s > 0 else "behind"
     message = f"this computer is {abs(skew_s):.0f} s {side} Contentsquare"
     return _finding("clock", "warning" if abs(skew_s) > MAX_SKEW_S else "ok", message)
@@ -186,58 +188,77 @@ def _clock(skew_s: float) -> Finding:
 
 def _subjects(settings: Settings) -> Iterator[_Subject]:
     for name, project in settings.projects.items():
-        yield from _pairs(name, project, project.project_id, project.integration_id)
+        yield from _pairs(
+            name, Grant(project, project.project_id, project.integration_id, project.apis, project.standby)
+        )
     for name, account in settings.accounts.items():
-        for number in account.projects or (None,):
-            yield from _pairs(name if number is None else f"{name}/{number}", account, number, None)
+        for number in account.projects or ():
+            yield from _pairs(f"{name}/{number}", Grant(account, number, None, account.apis, account.standby))
+        if not account.projects:
+            # Without a project's number these credentials get no token, so only /v1/oauth/me is checked.
+            yield from _pairs(name, Grant(account, apis=(), standby=account.standby))
 
 
-def _pairs(
-    name: str,
-    access: ProjectSettings | AccountSettings,
-    project_id: int | None,
-    integration_id: int | None,
-) -> Iterator[_Subject]:
-    # Without a project's number an account's credentials get no token: then /me alone is asked.
-    apis = () if isinstance(access, AccountSettings) and project_id is None else access.apis
-    yield _Subject(name, access, apis, project_id, integration_id)
-    if access.standby is not None:
-        yield _Subject(f"{name} (standby)", access.standby, apis, project_id, integration_id)
+def _pairs(name: str, grant: Grant) -> Iterator[_Subject]:
+    yield _Subject(name, grant)
+    if grant.standby is not None:
+        yield _Subject(f"{name} (standby)", replace(grant, credentials=grant.standby))
 
 
-async def _ask(
-    endpoint: TokenEndpoint, dialer: Dialer, subject: _Subject, known: dict[Origin, Finding | None]
-) -> AsyncIterator[Finding]:
-    apis = subject.apis
-    try:
-        members = await endpoint.me_members(subject.credentials)
-    except TokenFetchError as error:
-        if not apis:
-            yield subject.fault(error)
-            return
-        yield subject.fault(error, check="me")
-    else:
-        yield _described(subject, members)
-        if apis is None:
-            found = apis_of(members) or frozenset()
-            apis = tuple(api for api in Api if api in found - _unusable(subject))
+class _TokenChecks:
+    """Checks credentials at the token endpoint, and the connections to the endpoints of their tokens."""
+
+    def __init__(self, endpoint: TokenEndpoint, dialer: Dialer) -> None:
+        self._endpoint = endpoint
+        self._dialer = dialer
+        # The broken link on the way to each origin, None where all is well; each is checked once.
+        self._broken: dict[Origin, Finding | None] = {endpoint.origin: None}
+
+    async def findings(self, subject: _Subject) -> AsyncIterator[Finding]:
+        apis = subject.grant.apis
+        try:
+            members = await self._endpoint.me_members(subject.grant.credentials)
+        except TokenFetchError as error:
             if not apis:
-                yield subject.finding("scope", "failed", "/v1/oauth/me names no API that is known here")
-    for api in apis:
-        for finding in await _grant(endpoint, dialer, subject, api, known):
+                yield subject.failure(error)
+                return
+            yield subject.failure(error, check="me")
+        else:
+            yield _me_finding(subject, members)
+            if apis is None:
+                named = apis_of(members) or ()
+                apis = tuple(api for api in Api if api in named and subject.grant.allows(api))
+                if not apis:
+                    yield subject.finding("scope", "failed", "/v1/oauth/me names no API that is known here")
+        for api in apis:
+            async for finding in self._api_findings(subject, api):
+                yield finding
+
+    async def _api_findings(self, subject: _Subject, api: Api) -> AsyncIterator[Finding]:
+        """A token for one API, and a connection to the endpoint that the token's answer names."""
+        try:
+            lease = await self._endpoint.fetch(subject.grant.request(api, subject.grant.credentials))
+        except TokenFetchError as error:
+            yield subject.failure(error, api)
+            return
+        for finding in _lease_findings(subject, api, lease):
             yield finding
+        if lease.origin not in self._broken:
+            *_, last = [finding async for finding in _connection_findings(self._dialer, lease.origin)]
+            self._broken[lease.origin] = last if last.result != "ok" else None
+        broken = self._broken[lease.origin]
+        if broken is None:
+            yield subject.finding("endpoint", "ok", f"{lease.origin} can be reached", api)
+        else:
+            yield subject.finding(broken.check, "failed", broken.message, api)
 
 
-def _unusable(subject: _Subject) -> frozenset[Api]:
-    return frozenset((Api.ENRICHMENT,)) if subject.integration_id is None else frozenset()
-
-
-def _described(subject: _Subject, members: Mapping[str, object]) -> Finding:
+def _me_finding(subject: _Subject, members: Mapping[str, object]) -> Finding:
     scopes = members.get("scopes", members.get("scope"))
-    numbers = _project_ids(members)
-    if subject.project_id is not None and numbers and subject.project_id not in numbers:
-        named = ", ".join(map(str, sorted(numbers)[:10]))
-        message = f"the credentials are for the projects {named}, not for {subject.project_id}"
+    project_id, project_ids = subject.grant.project_id, _project_ids(members)
+    if project_id is not None and project_ids and project_id not in project_ids:
+        listed = ", ".join(map(str, sorted(project_ids)[:10]))
+        message = f"the credentials are for the projects {listed}, not for {project_id}"
         return subject.finding("project", "failed", message)
     if isinstance(scopes, list):
         scopes = " ".join(map(str, scopes))
@@ -252,51 +273,31 @@ def _project_ids(members: Mapping[str, object]) -> set[int]:
     return {number for number in found if isinstance(number, int)}
 
 
-async def _grant(
-    endpoint: TokenEndpoint, dialer: Dialer, subject: _Subject, api: Api, known: dict[Origin, Finding | None]
-) -> list[Finding]:
-    """A token for one API, and a connection to the endpoint that the token's answer names."""
-    request = TokenRequest(subject.credentials, api, subject.project_id, subject.integration_id)
-    try:
-        lease = await endpoint.fetch(request)
-    except TokenFetchError as error:
-        return [subject.fault(error, api)]
-    found = list(_granted(subject, api, lease))
-    if lease.origin not in known:
-        links = [finding async for finding in _reach(dialer, lease.origin)]
-        known[lease.origin] = links[-1] if links[-1].result != "ok" else None
-    broken = known[lease.origin]
-    if broken is None:
-        found.append(subject.finding("endpoint", "ok", f"{lease.origin} can be reached", api))
-    else:
-        found.append(subject.finding(broken.check, "failed", broken.message, api))
-    return found
-
-
-def _granted(subject: _Subject, api: Api, lease: Lease) -> Iterator[Finding]:
+def _lease_findings(subject: _Subject, api: Api, lease: Lease) -> Iterator[Finding]:
+    project_id = subject.grant.project_id
     yield subject.finding("credentials", "ok", f"a token for {lease.lifetime_s / 60:.0f} minutes", api)
     if api.scope in lease.scope.replace(",", " ").split():
         yield subject.finding("scope", "ok", lease.scope, api)
     else:
         yield subject.finding("scope", "failed", f"asked for {api.scope}, got {lease.scope}", api)
-    if subject.project_id is not None and lease.project_id != subject.project_id:
-        message = f"the token is for project {lease.project_id}, not {subject.project_id}"
+    if project_id is not None and lease.project_id != project_id:
+        message = f"the token is for project {lease.project_id}, not {project_id}"
         yield subject.finding("project", "failed", message, api)
     elif lease.project_id is not None:
         yield subject.finding("project", "ok", str(lease.project_id), api)
 
 
-def _link(error: TokenFetchError) -> str:
-    """The link of the chain that a failed token request points to."""
+def _link_of(error: TokenFetchError) -> str:
+    """The broken link that a failed token request points to."""
     if error.cause in _LINK_OF_CAUSE:
         return _LINK_OF_CAUSE[error.cause]
     if error.cause == "credentials_refused":
-        said = error.quote.lower()
-        if "scope" in said:
+        quote = error.quote.lower()
+        if "scope" in quote:
             return "scope"
-        if "integration" in said:
+        if "integration" in quote:
             return "integration"
-        return "project" if "project" in said else "credentials"
+        return "project" if "project" in quote else "credentials"
     return "credentials" if error.status == 500 else "answer"
 
 

@@ -24,7 +24,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def collect(settings: Settings) -> list[Finding]:
     """All findings; meanwhile a terminal shows the progress."""
 
-    async def ask() -> list[Finding]:
+    async def collected() -> list[Finding]:
         found = []
         async for finding in examine(settings):
             found.append(finding)
@@ -33,7 +33,7 @@ def collect(settings: Settings) -> list[Finding]:
         return found
 
     with Console(stderr=True).status("Asking Contentsquare ...") as status:
-        return asyncio.run(ask())
+        return asyncio.run(collected())
 
 
 def show(findings: Sequence[Finding]) -> None:
@@ -63,9 +63,9 @@ def _summary(rows: Sequence[Finding]) -> str:
 
 def _rows(findings: Sequence[Finding]) -> Iterator[Finding]:
     """One row for all good findings of a project and API, and one for a finding that several APIs share."""
-    told: list[Finding] = []
+    rows: list[Finding] = []
     for (_, _, result), group in groupby(findings, lambda one: (one.project, one.api, one.result)):
         same = list(group)
-        told += [replace(same[-1], check=", ".join(one.check for one in same))] if result == "ok" else same
-    for alike, group in groupby(told, lambda one: replace(one, api="")):
+        rows += [replace(same[-1], check=", ".join(one.check for one in same))] if result == "ok" else same
+    for alike, group in groupby(rows, lambda one: replace(one, api="")):
         yield replace(alike, api=", ".join(filter(None, (one.api for one in group))))
