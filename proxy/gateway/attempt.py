@@ -16,8 +16,7 @@ from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
 from proxy.gateway.held_error import SmallError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
-from proxy.http1.chunked import chunk, last_chunk
-from proxy.http1.heads import Field, ResponseHead
+from proxy.http1 import Field, ResponseHead, chunk, last_chunk
 from proxy.server.request import Request, WritingPeer
 from proxy.upstream.connection import CloudConnection
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 from proxy.config.settings import CallerSettings
 from proxy.errors import CallerUnknown
-from proxy.http1.heads import RequestHead
+from proxy.http1 import RequestHead
 
 FREE_TRIES = 10
 """Wrong keys that are answered at once; so many are forgiven in ``FORGIVEN_S``, too."""

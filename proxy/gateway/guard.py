@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from proxy.errors import BadTarget, HostRefused, MethodRefused, OriginRefused
-from proxy.http1.heads import RequestHead
+from proxy.http1 import RequestHead
 
 _AUTHORITY_END: Final = re.compile(rb"[/?]")
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")

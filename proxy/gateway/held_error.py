@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 
-from proxy.http1.heads import ResponseHead
+from proxy.http1 import ResponseHead
 
 LIMIT_BYTES = 4096
 

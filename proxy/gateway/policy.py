@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
 from proxy.gateway.callers import Caller
-from proxy.http1.heads import METHOD_OVERRIDES, RequestHead
+from proxy.http1 import METHOD_OVERRIDES, RequestHead
 
 _SEPARATOR: Final = re.compile(rb"[&;?]")
 _NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.http1.heads import Field, FieldSection, RequestHead, ResponseHead
+from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead
 from proxy.tokens.lease import Lease
 
 _HOP_BY_HOP: Final = frozenset(

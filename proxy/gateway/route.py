@@ -13,7 +13,7 @@ from typing import Final
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
-from proxy.http1.heads import FieldLines
+from proxy.http1 import FieldLines
 from proxy.projects.naming import names_like
 from proxy.projects.project import Project
 

@@ -1,4 +1,4 @@
-"""Chunked framing (RFC 9112, section 7.1), strictly: taken off as bytes arrive, and put on.
+"""Chunked framing (RFC 9112, section 7.1), strictly: decoded as bytes arrive, and encoded.
 
 Pure; used in both directions.
 """
@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from proxy.errors import ProtocolViolation
-from proxy.http1.heads import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
+from proxy.http1.fields import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
 
 MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
 MAX_TRAILER_BYTES: Final = 16 * 1024
@@ -24,10 +24,10 @@ _TRAILER: Final = 3
 
 
 class ChunkedDecoder:
-    """Takes chunked framing off (RFC 9112, section 7.1), as bytes arrive.
+    """Removes chunked framing as bytes arrive.
 
-    After ``feed`` has returned with ``done`` true, ``trailers`` holds the trailer fields and
-    ``rest`` the bytes after the end of the message.
+    When ``feed`` has set ``done``, ``trailers`` holds the trailer fields and ``rest`` the bytes after the
+    end of the message.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class ChunkedDecoder:
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The content bytes within ``data``. Raises ProtocolViolation on malformed framing."""
+        """The content bytes in ``data``. Raises ProtocolViolation on malformed framing."""
         if self._state == _DATA and len(data) < self._left:
             self._left -= len(data)
             return data

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.errors import BadRequest, ProxyError
-from proxy.http1.heads import Field
+from proxy.http1 import Field
 
 BUFFER_BYTES: Final = 64 * 1024
 """Of a request body (or of pipelined requests) that nobody takes yet, before reading pauses."""

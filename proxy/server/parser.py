@@ -11,8 +11,8 @@ import re
 from typing import Final, cast
 
 from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
-from proxy.http1.chunked import ChunkedDecoder
-from proxy.http1.heads import (
+from proxy.http1 import (
+    ChunkedDecoder,
     FieldSection,
     RequestHead,
     check_request_start,

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Protocol, cast
 
 from proxy.errors import ProxyError
-from proxy.http1.heads import RequestHead
+from proxy.http1 import RequestHead
 from proxy.server.body import RequestBody, Source
 from proxy.server.facts import Facts
 

@@ -10,7 +10,7 @@ import itertools
 import secrets
 from typing import Final
 
-from proxy.http1.heads import RequestHead
+from proxy.http1 import RequestHead
 from proxy.server.request import Request
 
 _LONGEST_ID: Final = 128

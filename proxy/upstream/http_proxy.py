@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from proxy.errors import ConnectFailed, ProtocolViolation
-from proxy.http1.heads import MAX_HEAD_BYTES, parse_response_head
+from proxy.http1 import MAX_HEAD_BYTES, parse_response_head
 from proxy.origin import Origin, bracketed
 
 

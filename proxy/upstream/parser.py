@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from proxy.errors import ProtocolViolation, UpstreamError
-from proxy.http1.chunked import ChunkedDecoder
-from proxy.http1.heads import (
+from proxy.http1 import (
     MAX_HEAD_BYTES,
+    ChunkedDecoder,
     Field,
     FieldNames,
     ResponseHead,

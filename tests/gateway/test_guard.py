@@ -6,7 +6,7 @@ import pytest
 
 from proxy.errors import BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyError
 from proxy.gateway.guard import Guard
-from proxy.http1.heads import parse_request_head
+from proxy.http1 import parse_request_head
 
 OWN = b"127.0.0.1:8277"
 

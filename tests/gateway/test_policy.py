@@ -15,7 +15,7 @@ from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
 from proxy.gateway import policy
 from proxy.gateway.callers import Caller
-from proxy.http1.heads import parse_request_head
+from proxy.http1 import parse_request_head
 
 READS = frozenset(
     b"/v1/speed-analysis/" + path

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.harness import OK, WAIT_S, Gateway, Message, Upstream, close, gateway, read_message
 
 from proxy.gateway.request_log import LONGEST_ROUTE, route_of
-from proxy.http1.heads import RequestHead, parse_request_head
+from proxy.http1 import RequestHead, parse_request_head
 from proxy.logs.setup import configure
 from proxy.server.request_id import trace_id
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, gateway, read_message
 
 from proxy.contentsquare import Api
-from proxy.http1.heads import parse_request_head
+from proxy.http1 import parse_request_head
 from proxy.projects.measures import (
     BOUNDS_S,
     HOUR,

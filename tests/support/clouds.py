@@ -12,7 +12,7 @@ import pytest
 from support.harness import WAIT_S
 
 from proxy.errors import ConnectFailed, UpstreamError
-from proxy.http1.heads import Field, ResponseHead
+from proxy.http1 import Field, ResponseHead
 from proxy.origin import Origin
 from proxy.upstream.connection import CloudConnection
 from proxy.upstream.dial import Dialer

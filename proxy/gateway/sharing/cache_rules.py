@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy.gateway.rewrite import fields_to_upstream
-from proxy.http1.heads import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
+from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
 
 MAX_CONTENT_BYTES = 1 << 20
 """Of an answer that can be shared."""

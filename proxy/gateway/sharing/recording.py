@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from proxy.gateway.rewrite import shared_head
 from proxy.gateway.sharing.cache_rules import MAX_CONTENT_BYTES, Verdict, verdict_of
-from proxy.http1.heads import Field, ResponseHead
+from proxy.http1 import Field, ResponseHead
 from proxy.projects.shared_answers import RunningAnswer
 from proxy.projects.stored import Answer
 from proxy.server.request import Request, WritingPeer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.gateway.sharing.cache_rules import MAX_CONTENT_BYTES, Terms, Verdict, terms_of, verdict_of
-from proxy.http1.heads import parse_request_head, parse_response_head
+from proxy.http1 import parse_request_head, parse_response_head
 
 
 def terms(*lines: bytes) -> Terms:
