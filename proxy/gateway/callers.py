@@ -1,8 +1,8 @@
-"""Callers and their keys: who is calling, and what this caller may do.
+"""Callers and their keys: which caller sent a request, and the caller's rights.
 
 Keys are held as SHA-256 digests and compared in constant time. A key comes as a bearer token,
 as Basic (any user name, the key as password), as X-API-Key, or as the query parameter
-``csq_key``; whichever way, it goes no further than here.
+``csq_key``; no key is forwarded.
 Sources: RFC 6750, section 2; RFC 7617.
 """
 
@@ -24,7 +24,7 @@ from proxy.errors import CallerUnknown
 from proxy.http1 import RequestHead
 
 FREE_TRIES = 10
-"""Wrong keys that are answered at once; so many are forgiven in ``FORGIVEN_S``, too."""
+"""Wrong keys that are answered without a delay; the same number is forgiven in ``FORGIVEN_S``."""
 FORGIVEN_S = 60.0
 DELAY_STEP_S = 0.2
 LONGEST_DELAY_S = 2.0
@@ -36,27 +36,27 @@ _CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"')
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who may call. ``projects`` None: all projects and accounts, by their names."""
+    """A caller and its rights. ``projects``: names of projects and accounts; None: all of them."""
 
     name: str
     projects: frozenset[str] | None
     read_only: bool
 
     def may_use(self, project: str) -> bool:
-        """Whether a project (or, for ``acme/42``, its account) is this caller's to use."""
+        """Whether this caller may use a project (or, for ``acme/42``, its account)."""
         return self.projects is None or project in self.projects or project.partition("/")[0] in self.projects
 
 
 class WrongKey(CallerUnknown):
-    """A key was sent, and it is nobody's."""
+    """The key of the request belongs to no caller."""
 
 
 class WrongKeys:
-    """How long the answer to a wrong key waits, so that keys can't be guessed fast.
+    """Delays for answers to wrong keys, so that keys can't be guessed fast.
 
-    Each peer's wrong keys are counted, and forgiven over time. A right key never waits, so that
-    nobody can lock out others who share an address with him; nor does who sends no key at all, as
-    browsers and BI tools do to be asked for one.
+    Each peer's wrong keys are counted, and forgiven over time. A right key never waits, so that one peer
+    can't lock out others with the same address. A request without a key doesn't wait, either: browsers and
+    BI tools send one first, to learn that a key is needed.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class WrongKeys:
         return len(self._counts)
 
     def delay_s(self, peer: str) -> float:
-        """Count one more wrong key of this address ("" for none), and say how long its answer waits."""
+        """Count a wrong key of this address ("" for none); the seconds that its answer has to wait."""
         peer, now = _network(peer), self._now()
         count, at = self._counts.pop(peer, (0.0, now))
         count = max(0.0, count - (now - at) * FREE_TRIES / FORGIVEN_S) + 1
@@ -79,7 +79,7 @@ class WrongKeys:
 
 
 def _network(peer: str) -> str:
-    """What one host can take addresses from at will: its /64, in IPv6 (RFC 4291, section 2.5.4)."""
+    """The address; for IPv6 its /64, in which one host may use all addresses (RFC 4291, section 2.5.4)."""
     if ":" not in peer:
         return peer
     try:
@@ -89,7 +89,7 @@ def _network(peer: str) -> str:
 
 
 class Callers:
-    """The configured callers; without any, everybody who reaches the port may call."""
+    """The configured callers; if there are none, every request is accepted."""
 
     def __init__(self, configured: Mapping[str, CallerSettings]) -> None:
         self._by_digest = [
@@ -98,7 +98,7 @@ class Callers:
         ]
 
     def identify(self, head: RequestHead, target: bytes) -> tuple[Caller | None, bytes]:
-        """Who calls (None where no callers are defined), and the target without a key in it.
+        """The caller (None where no callers are defined), and the target without a key in it.
 
         Raises CallerUnknown where callers are defined and no key of theirs was sent.
         """
@@ -108,7 +108,7 @@ class Callers:
         return self.of_keys(keys)[0], target
 
     def of_keys(self, keys: Iterable[bytes]) -> tuple[Caller | None, str | None]:
-        """Whose keys these are, and the first that is a caller's; None, None where no callers are defined.
+        """The caller with one of these keys, and that key; None, None where no callers are defined.
 
         Raises as `identify` does.
         """
@@ -121,7 +121,7 @@ class Callers:
                 return caller, key.decode()
         raise (WrongKey if keys else CallerUnknown)(
             "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
-            " or as the query parameter csq_key. Whoever runs the proxy has it, in [callers].",
+            " or as the query parameter csq_key. The keys are in [callers] of the proxy's configuration.",
             fields=_CHALLENGE,
         )
 
@@ -144,7 +144,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
-    """Every key that a request brings, whichever way, and its target without one."""
+    """All keys of a request, from its fields and its query, and its target without a key."""
     query_keys, target = _take_query_keys(target) if _QUERY_KEY in target else ([], target)
     return [*_field_keys(head), *query_keys], target
 
@@ -169,7 +169,7 @@ def _field_keys(head: RequestHead) -> Iterator[bytes]:
 
 
 def _take_query_keys(target: bytes) -> tuple[list[bytes], bytes]:
-    """The keys in the query, and the target without them; nothing else of it changes."""
+    """The keys in the query, and the target without them, otherwise unchanged."""
     path, _, query = target.partition(b"?")
     parts = query.split(b"&")
     left = [part for part in parts if not part.startswith(_QUERY_KEY)]

@@ -1,8 +1,8 @@
-"""Who may call: the checks that come before everything else, and are cheap.
+"""The first checks of a request, which are cheap: its method, its Host, and the web page that sent it.
 
-Whoever reaches the port has the credentials' power, so web pages must not: an exact list of
-Host values stops DNS rebinding, and a request that a page of another site makes names itself by
-Origin or Sec-Fetch-Site. Knows nothing of projects or upstreams.
+A program that reaches the port has the credentials' power, so web pages must not reach it. An exact list
+of Host values stops DNS rebinding, and a browser marks the requests of a page of another site by Origin or
+Sec-Fetch-Site. Knows nothing of projects or upstreams.
 """
 
 from __future__ import annotations

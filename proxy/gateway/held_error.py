@@ -1,6 +1,6 @@
 """A small JSON error of the cloud, held back until its ``errorCode`` is known.
 
-The one place where content is looked at, and only of 4xx answers that say they are JSON: never of
+Only this module reads an answer's content, and only of 4xx answers whose Content-Type is JSON: never of
 good answers, and never more than `LIMIT_BYTES`.
 """
 
@@ -25,7 +25,7 @@ class SmallError:
 
     @classmethod
     def of(cls, head: ResponseHead) -> SmallError | None:
-        """For an answer that may be one; None for any that is too long, or not JSON that we can read."""
+        """For an answer that may be such an error; None if it is too long, not JSON, or has a coding."""
         if head.content_length is not None and head.content_length > LIMIT_BYTES:
             return None
         if head.content_length is None and not head.chunked:
@@ -41,7 +41,7 @@ class SmallError:
         return cls(gzipped=gzipped) if is_json else None
 
     def feed(self, data: bytes) -> bool:
-        """Take content; False once it is too long to be held."""
+        """Add content; False once it is too long to be held."""
         self._bytes += data
         return len(self._bytes) <= LIMIT_BYTES
 

@@ -1,9 +1,9 @@
-"""For programs that do the OAuth dance themselves: ``/v1/oauth/token`` and ``/v1/oauth/me``, answered here.
+"""The proxy's own ``/v1/oauth/token`` and ``/v1/oauth/me``, for programs that fetch their own tokens.
 
-A token request gets a placeholder: the caller's own key, or a constant where no callers are
-defined, with this proxy as its ``endpoint``. What such a program then sends as its bearer token is
-so a key, or nothing of value; the real token and secret never leave. Hides both formats of the
-request (JSON, as the vendor's; a form, as RFC 6749, section 4.4.2) and the errors of section 5.2.
+A token request gets a placeholder, with this proxy as its ``endpoint``: the caller's own key, or a
+constant where no callers are defined. So the program's bearer token is a key, or of no value; the real
+token and secret never leave the proxy. Hides both formats of the request (JSON, as the vendor's; a form,
+as RFC 6749, section 4.4.2) and the errors of section 5.2.
 Must not know generations or leases.
 """
 
@@ -37,11 +37,11 @@ from proxy.server.answer import write_answer, write_error, write_json
 from proxy.server.request import Request
 
 PLACEHOLDER = "csq-proxy-local"
-"""The access_token where no callers are defined: nothing that anybody checks."""
+"""The access_token where no callers are defined; it is never checked."""
 MAX_CONTENT_BYTES = 64 * 1024
 CONTENT_TIMEOUT_S = 10.0
 MOST_ME = 4
-"""Of ``/v1/oauth/me`` at once: it goes where tokens are fetched, and must not keep those waiting."""
+"""Requests for ``/v1/oauth/me`` at once: they go to the token endpoint, and must not delay its tokens."""
 
 FindRoute = Callable[[Caller | None, bytes], Route]
 Directory = Callable[[], tuple[Callers, FindRoute]]
@@ -63,7 +63,7 @@ class _Refused(ProxyError):
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request as it came: its content, and the target without a key, split at the path that is ours."""
+    """A request as it came: its content, and the target without a key, split at the path of OAuth."""
 
     members: Mapping[str, object]
     prefix: bytes
@@ -78,8 +78,8 @@ class _Asked:
 class Facade:
     """Answers what `oauth_path` finds, below any prefix.
 
-    It authenticates by itself, because these programs send their key as ``client_secret``;
-    ``slow_down`` makes who sent a wrong one wait.
+    Identifies the caller itself, because these programs send their key as ``client_secret``;
+    ``slow_down`` delays the answer to a wrong key.
     """
 
     def __init__(self, slow_down: Callable[[Request], Awaitable[None]]) -> None:
@@ -113,8 +113,8 @@ class Facade:
         return await self._describe(request, route.project)
 
     async def _describe(self, request: Request, project: Project) -> bool:
-        """What Contentsquare says about the real credentials; the caller's own go no further."""
-        project.running += 1  # so that a reload leaves it what it asks with
+        """Contentsquare's description of the real credentials; the caller's own aren't forwarded."""
+        project.running += 1  # so that a reload doesn't close what this request uses
         try:
             async with self._room:
                 answer = await project.me_answer()
@@ -131,14 +131,14 @@ class Facade:
 
 
 def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
-    """Answer with an error as RFC 6749, section 5.2, has it, beside Contentsquare's shape."""
+    """Answer with an error in the form of RFC 6749, section 5.2, and of Contentsquare."""
     code = error.error if isinstance(error, _Refused) else "invalid_client"
     members = {"error": code, "error_description": error.message}
     return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
 def _grant(request: Request, asked: _Asked, route: Route, key: str | None) -> bool:
-    """The placeholder for what was asked. Raises `_Refused`."""
+    """The placeholder that answers a token request. Raises `_Refused`."""
     members, project = asked.members, route.project
     if members.get("grant_type") != GRANT_TYPE:
         raise _Refused("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
@@ -171,9 +171,9 @@ def _scope(value: object) -> str:
 
 
 def _endpoint(request: Request, prefix: bytes, project: Project) -> str:
-    """The base URL of that project here, by the name that the caller knows this proxy by.
+    """The base URL of that project at this proxy, with the host name that the caller used.
 
-    Where X-CSQ-Project chose it, its path does: a program can't be relied on to send the field again.
+    A project that X-CSQ-Project chose gets a path, because a program may not send the field again.
     """
     listener = request.connection.listener
     scheme = "https" if listener.url.startswith("https:") else "http"

@@ -1,8 +1,8 @@
-"""What may be sent at all: read-only callers and projects, and the bounds of one Contentsquare project.
+"""The requests that must not be forwarded: of read-only callers and projects, and for other projects.
 
 Decides on the exact bytes that would go to the cloud, and reads them as the most lenient server
-might: whatever could hide a changing call, or name another project than the one whose token goes
-along, is refused. Contentsquare enforces the latter too; this is the second lock on that door.
+might: a request is refused if it could hide a call that changes data, or name another project than
+the token's. Contentsquare checks the project, too; this check is a second lock.
 Pure; must not know how a project gets its token.
 """
 
@@ -22,17 +22,17 @@ _SEPARATOR: Final = re.compile(rb"[&;?]")
 _NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
 _PARAMETERS: Final = re.compile(rb";[^/]*")
 _MAY_NAME_ONE: Final = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
-"""What has none of these names no project, whatever is decoded: the last two stand for letters."""
+"""A target without any of these names no project, in no decoding: the last two begin coded letters."""
 _MOST_CODINGS: Final = 3
-"""How often in a row a server may percent-decode: each is taken for possible."""
+"""Percent-decodings in a row that a server may do; the result of each counts."""
 
 
 class Project(Protocol):
-    """What a project looks like from here; ``project_id`` None: its credentials are for one project alone."""
+    """The part of a project that this module needs."""
 
     @property
     def name(self) -> str:
-        """As callers address it."""
+        """The name in callers' URLs."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Project(Protocol):
 
     @property
     def project_id(self) -> int | None:
-        """The one that its tokens are asked for."""
+        """The Contentsquare project of its tokens; None: its credentials are for one project alone."""
         ...
 
 
@@ -64,15 +64,15 @@ def check(head: RequestHead, target: bytes, project: Project, caller: Caller | N
 
 
 def check_refresh(name: str, caller: Caller | None) -> None:
-    """Raise Forbidden where new tokens of a project are not this caller's to ask for."""
+    """Raise Forbidden where this caller may not refresh the project's tokens."""
     if caller is not None and not caller.may_use(name):
         raise Forbidden(f"The caller {caller.name} may not refresh that project.")
 
 
 def check_quit(caller: Caller | None) -> None:
-    """Raise Forbidden where ending the proxy, for all, is not this caller's to ask for."""
+    """Raise Forbidden where this caller may not stop the proxy, because that affects all callers."""
     if caller is not None and (caller.read_only or caller.projects is not None):
-        raise Forbidden(f"The caller {caller.name} may not stop the proxy: that takes one without limits.")
+        raise Forbidden(f"The caller {caller.name} may not stop the proxy: only a caller without limits may.")
 
 
 def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
@@ -91,7 +91,7 @@ def _check_project(target: bytes, project_id: int, name: str) -> None:
 
 
 def _named_projects(target: bytes) -> set[bytes]:
-    """Every project that ``target`` could be taken to name, by its path or by ``projectId``."""
+    """All projects that a server might read in ``target``, in its path or in ``projectId``."""
     found: set[bytes] = set()
     path, _, query = target.partition(b"?")
     for spelling in _spellings(path):
@@ -107,12 +107,12 @@ def _named_projects(target: bytes) -> set[bytes]:
 
 
 def _is_project_id(key: bytes) -> bool:
-    """Also ``project_id``, and the ``projectId[]`` and ``filter[projectId]`` of some frameworks."""
+    """Whether the key is ``projectId``, ``project_id``, or a framework's ``projectId[]``, ``filter[projectId]``."""
     return re.sub(rb"[^a-z0-9]", b"", key.lower()).endswith(b"projectid")
 
 
 def _spellings(text: bytes) -> list[bytes]:
-    """The text, and what repeated percent-decoding makes of it."""
+    """The text, and the results of repeated percent-decoding."""
     found = [text]
     for _ in range(_MOST_CODINGS):
         decoded = unquote_to_bytes(found[-1].replace(b"+", b" "))

@@ -1,7 +1,7 @@
-"""The log's one line a request: what it holds, and how what a caller chose is kept out of it.
+"""The line of a request in the log: its keys, and how texts that a caller chose stay out of it.
 
-Its keys are a contract with operators (README, "Watching it"). The target's identifiers and query never
-get here, nor does any other word of it that doesn't look like one of an API's own.
+The keys are a contract with operators (README, "The log"). The line holds no identifier and no query of
+the target, and no other word of it that doesn't look like a word of an API.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _MOST_WORDS: Final = 512
 _words: Final = {
     word.encode(): word for word in ("", "-", "page.css", "page.js", *(f"v{number}" for number in range(100)))
 }
-"""Segments that tell nothing about anybody, and what was found to be words: an API has few."""
+"""Segments that identify nothing; those that were found to be words of an API, which has few, are added."""
 
 
 def route_of(target: bytes) -> str:
-    """The path of a request target with ``{id}`` for whatever isn't plainly a word of an API.
+    """The path of a request target with ``{id}`` for each segment that isn't plainly a word of an API.
 
-    A longer one than `LONGEST_ROUTE` ends with ``/...``; what is no path at all is ``{other}``.
+    A path longer than `LONGEST_ROUTE` ends with ``/...``; a target without a path is ``{other}``.
     """
     path = target.partition(b"?")[0]
     if path[:1] != b"/":
         return "*" if path == b"*" else "{other}"
     if len(path) > 8 * LONGEST_ROUTE:
-        path = path[: 8 * LONGEST_ROUTE].rpartition(b"/")[0] + b"/..."  # of which an identifier is made
+        path = path[: 8 * LONGEST_ROUTE].rpartition(b"/")[0] + b"/..."  # the cut segment becomes {id}
     route = "/".join([_shown(segment) for segment in path.split(b"/")])
     if len(route) > LONGEST_ROUTE:
         route = route[: LONGEST_ROUTE - 3].rpartition("/")[0] + "/..."
@@ -51,7 +51,7 @@ def route_of(target: bytes) -> str:
 def _shown(segment: bytes) -> str:
     word = _words.get(segment)
     if word is None:
-        # Mostly an identifier, and seen to be one without the regex.
+        # Mostly an identifier, which this test finds without the regex.
         if segment.translate(None, _IN_WORDS) or not _WORD.fullmatch(segment):
             return "{id}"
         word = segment.decode("ascii")
@@ -144,5 +144,5 @@ def _event(request: Request) -> str:
 
 
 def _ms(duration_s: float) -> float:
-    """Rounded to tenths; several times as fast as `round`."""
+    """Milliseconds rounded to tenths; several times as fast as `round`."""
     return int(duration_s * 10_000 + 0.5) / 10

@@ -1,7 +1,7 @@
-"""Which fields go on, and which are ours: the heads that a gateway sends in both directions.
+"""The heads that the gateway sends in both directions: the fields that are forwarded, and its own fields.
 
-Strips first (hop-by-hop fields, and whatever ``Connection`` names), then adds what is ours, so that
-no caller can have one of ours removed. Field lines go on as the bytes that came. Pure.
+Removes fields first (hop-by-hop fields, and all that ``Connection`` names), then adds the gateway's own, so
+that no caller can have one of these removed. Field lines are forwarded as the bytes that came. Pure.
 Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE); RFC 9112, section 6.
 """
 
@@ -37,9 +37,9 @@ _NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
 _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
-"""They name no field that isn't dropped anyway."""
+"""Options of ``Connection`` that name no field, or one that is dropped anyway."""
 _MOST_HOPS: Final = 999_999_999
-"""Of ``Max-Forwards``: who sends more gets this, as RFC 9110 allows."""
+"""The largest ``Max-Forwards`` to send; a larger one becomes this, as RFC 9110 allows."""
 
 
 def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
@@ -48,7 +48,7 @@ def _nominated(options: frozenset[bytes]) -> frozenset[bytes]:
 
 
 def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
-    """The head to send upstream: what the caller sent, less what is between it and us, plus ours."""
+    """The head to send upstream: the caller's, less hop-by-hop fields, plus the gateway's own fields."""
     section = head.section
     fields = section.to_upstream
     if fields is None:
@@ -65,7 +65,7 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
 
 
 def fields_to_upstream(section: FieldSection) -> bytes:
-    """The field lines but for Host and Authorization, each with its line end; worked out once."""
+    """The field lines except Host and Authorization, each with its line end; made once for a section."""
     if section.to_upstream is not None:
         return section.to_upstream
     drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
@@ -82,7 +82,7 @@ def fields_to_upstream(section: FieldSection) -> bytes:
 
 
 def _one_hop_less(line: bytes) -> bytes:
-    """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); at 0 the request doesn't come here."""
+    """``Max-Forwards`` counted down (RFC 9110, section 7.6.2); a request with 0 isn't forwarded."""
     name, _, value = line.partition(b":")
     hops = value.strip(b" \t")
     if name.lower() != b"max-forwards" or not hops.isdigit():
@@ -101,7 +101,7 @@ def response_head(
 ) -> bytes:
     """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing.
 
-    ``added`` is a field line of ours, without its line end.
+    ``added`` is a field line of the gateway's, without its line end.
     """
     drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
     if not head.connection <= _COMMON_OPTIONS:
@@ -125,7 +125,7 @@ def response_head(
 def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
     """The lines of an answer that may go to several callers, each with its line end.
 
-    Without Age and what is between a caller and us: `end_of_head` is added for each.
+    Without Age and hop-by-hop fields: `end_of_head` adds the last lines for each caller.
     """
     drop = _NOT_SHARED
     if not head.connection <= _COMMON_OPTIONS:
@@ -152,11 +152,11 @@ def interim_head(head: ResponseHead) -> bytes:
 
 
 def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field]:
-    """The caller's trailer fields that may go on."""
+    """The caller's trailer fields that are forwarded."""
     drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
     return [field for field in trailers if field.name not in drop]
 
 
 def trailers_to_caller(trailers: list[Field], head: RequestHead) -> list[Field]:
-    """The cloud's trailer fields that may go on: none, unless the caller said ``TE: trailers``."""
+    """The cloud's trailer fields that are forwarded: none, unless the caller sent ``TE: trailers``."""
     return [field for field in trailers if field.name not in _NOT_TO_CALLER] if head.wants_trailers else []

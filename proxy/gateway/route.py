@@ -1,8 +1,8 @@
-"""Which project and API a raw request target is for.
+"""Finds the project and the API of a raw request target.
 
-Pure: bytes in, a `Route` out. Decides on the raw first segment and on nothing decoded, and
-refuses dot segments that could leave it, in any spelling, before a project is chosen; the rest
-of the target is left byte for byte. Knows no leases and no I/O.
+Pure: bytes in, a `Route` out. Decides on the raw first segment, without decoding it. Refuses dot
+segments that could leave the prefix, in any spelling, before a project is chosen. The rest of the
+target stays byte for byte. Knows no leases and no I/O.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DOTS: Final = re.compile(
 )
 _SEGMENT: Final = re.compile(_SEPARATOR, re.IGNORECASE)
 _DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
-# Bytes as numbers: to look for one in bytes is several times as fast as for bytes.
+# Numbers of bytes: to look for a number in bytes is several times as fast as for bytes.
 _DOT: Final = ord(".")
 _PERCENT: Final = ord("%")
 _QUESTION_MARK: Final = ord("?")
@@ -45,7 +45,7 @@ def named_by_fields(fields: FieldLines) -> tuple[bytes | None, bytes | None]:
 
 
 class Route:
-    """``api`` is None where the path is in no row of the vendor's table; ``target`` lacks the prefix."""
+    """``api`` is None for a path of no known API; ``target`` lacks the prefix."""
 
     __slots__ = ("api", "project", "target")
 
@@ -87,13 +87,13 @@ class Router:
         """The route of an origin-form ``target``.
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
-        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` is asked whether an
-        account's projects, which come into being here, are this caller's to use, and which names to tell.
+        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` says whether the caller may
+        use an account, whose projects are created here, and which names an error may tell the caller.
         Raises BadTarget, UnknownProject, or Forbidden for an account's project that is not allowed.
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
-        # No dot segment is spelt without one of these two.
+        # Every spelling of a dot segment has one of these two.
         dotted = _dotted_path(target) if _DOT in target or _PERCENT in target else None
         if dotted is not None:
             _refuse_escape(dotted, 0)
