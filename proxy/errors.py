@@ -37,7 +37,7 @@ class ConfigError(CsqProxyError):
 
 
 class ListenError(CsqProxyError):
-    """A listener can't be opened: the port is taken, or the address isn't ours."""
+    """A listener can't be opened: the port is taken, or the address isn't one of this computer."""
 
 
 class OutputLost(CsqProxyError):

@@ -78,7 +78,7 @@ class Generations:
             return before.outward
         outward = Outward(planned.settings.contentsquare, planned.ca_digest, planned.tls, self._spawn)
         if before is not None:
-            outward.endpoint.take_over(before.outward.endpoint)
+            outward.endpoint.share_pauses(before.outward.endpoint)
         return outward
 
     def _projects(

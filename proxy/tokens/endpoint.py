@@ -159,7 +159,7 @@ class TokenEndpoint:
         # By client_id, because a 429 is meant for all its APIs; by both clocks: see `proxy.tokens.clock`.
         self._paused_until: dict[str, tuple[float, float]] = {}
 
-    def take_over(self, before: TokenEndpoint) -> None:
+    def share_pauses(self, before: TokenEndpoint) -> None:
         """Share the pauses of an earlier object from now on, if both are for the same origin."""
         if before.origin == self.origin:
             self._paused_until = before._paused_until

@@ -62,10 +62,10 @@ class Failover:
         self._suspicious.clear()
 
     async def fetch(self, purpose: Hashable, fetch_with: Callable[[Credentials], Awaitable[T]]) -> T:
-        """The result of ``fetch_with`` for the pair in use, or for the other pair if the first one is dead.
+        """The result of ``fetch_with`` for the pair in use, or for the other pair if the pair in use is dead.
 
-        Failures are counted for each ``purpose``. Raises `TokenFetchError`: of two errors the one that
-        says more about when to try again.
+        Failures are counted for each ``purpose``. Raises `TokenFetchError`: if both pairs fail, the error
+        that says more about when to try again.
         """
         used = self._current
         try:

@@ -137,7 +137,7 @@ def no_integration(values: dict[str, Any]) -> None:
         (no_integration, "integration", "no such integration", "integration_id"),
     ],
 )
-async def test_each_failure_is_named_with_what_to_do(
+async def test_each_failure_is_named_with_the_next_step(
     change: Change, check: str, says: str, todo: str, values: dict[str, Any]
 ) -> None:
     change(values)

@@ -36,7 +36,7 @@ ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 
 @dataclass
 class Stub:
-    """What a project is to the module under test."""
+    """A project, as far as the module under test knows one."""
 
     name: str
     running: int = 0
@@ -175,7 +175,7 @@ def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idle projects go after 0.4 s, which the tests' own steps don't take; it is looked every 2 ms."""
+    """Idle projects go after 0.4 s, which the steps of the tests don't take; a sweep comes every 2 ms."""
     monkeypatch.setattr(accounts, "IDLE_S", 0.4)
     monkeypatch.setattr(accounts, "USELESS_S", 0.4)
     monkeypatch.setattr("proxy.app.app.SWEEP_S", 0.002)

@@ -1,4 +1,4 @@
-"""What is counted, and how ``/-/metrics`` and ``/-/status`` show it."""
+"""`proxy.projects.measures`, and how ``/-/metrics`` and ``/-/status`` show the counts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_quantile_lies_in_the_bucket_that_the_true_one_lies_in(
     assert low <= quantile_s(histogram.counts, share) <= high
 
 
-def test_nothing_has_no_quantile_and_what_is_beyond_the_buckets_has_the_last_bound() -> None:
+def test_no_durations_have_no_quantile_and_those_beyond_the_buckets_have_the_last_bound() -> None:
     histogram = Histogram()
     assert quantile_s(histogram.counts, 0.5) == 0
     histogram.add(10_000)

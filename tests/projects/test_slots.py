@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import QueueTimeout
-from proxy.projects.slots import SHRINK, Slots
+from proxy.projects.slots import SHRINK, SharedSlots, Slots
 
 
 async def settle() -> None:
@@ -80,7 +80,7 @@ async def test_a_dashboard_of_many_queries_doesnt_starve_another_caller() -> Non
     assert queue.order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
-async def test_nobody_overtakes_who_waits() -> None:
+async def test_no_caller_overtakes_a_waiter() -> None:
     queue = Queue(taken(1))
     await queue.join("a1")
     queue.slots.release()
@@ -157,7 +157,7 @@ async def test_a_slot_granted_in_the_moment_of_cancellation_goes_to_the_next() -
     assert (queue.slots.in_use, queue.slots.waiting) == (1, 0)
 
 
-async def test_a_release_in_the_moment_of_cancellation_passes_over_who_leaves() -> None:
+async def test_a_release_in_the_moment_of_cancellation_passes_over_the_leaving_waiter() -> None:
     queue = Queue(taken(1))
     await queue.join("a1", "b1")
     queue.tasks["a1"].cancel()
@@ -178,7 +178,7 @@ async def test_a_slot_granted_in_the_moment_of_the_deadline_is_kept_and_used() -
             pass
 
     started = loop.time()
-    loop.call_later(0.25, keep_the_loop_busy)  # so that both of what follows happens in one turn of it
+    loop.call_later(0.25, keep_the_loop_busy)  # so that both calls that follow happen in one turn of the loop
     loop.call_later(0.3, slots.release)
     await waiter
     assert (slots.in_use, slots.waiting) == (1, 0)
@@ -213,12 +213,12 @@ async def test_a_limit_below_one_is_a_bug(limit: int) -> None:
         Slots(limit)
 
 
-async def test_releasing_what_nobody_holds_is_a_bug() -> None:
+async def test_releasing_a_slot_that_is_not_in_use_is_a_bug() -> None:
     with pytest.raises(RuntimeError, match="none was in use"):
         Slots(1).release()
 
 
-async def test_nothing_is_kept_about_callers_who_left() -> None:
+async def test_nothing_is_kept_about_callers_that_left() -> None:
     queue = Queue(taken(1))
     await queue.join(*(f"{letter}1" for letter in "abcdef"))
     for task in queue.tasks.values():
@@ -356,7 +356,7 @@ async def test_the_allowance_does_not_grow_while_it_cools_down() -> None:
     assert slots.allowance == 1
 
 
-async def test_who_was_refused_goes_before_all_who_wait() -> None:
+async def test_a_refused_request_goes_before_all_waiters() -> None:
     slots = taken(1)
     queue = Queue(slots)
     await queue.join("a1", "b1")
@@ -412,7 +412,7 @@ async def test_a_smaller_limit_takes_the_allowance_along() -> None:
 # Two names that turn out to be one project
 
 
-async def test_who_holds_a_slot_when_two_projects_become_one_gives_it_back_to_the_shared_ones() -> None:
+async def test_a_slot_taken_before_two_projects_become_one_is_given_back_to_the_shared_slots() -> None:
     old, shared = Slots(3), Slots(3)
     for slots in (old, old, shared):
         assert slots.try_acquire("a")
@@ -479,3 +479,12 @@ async def test_what_the_cloud_says_after_the_move_is_the_shared_slots_business()
     old.release()
     old.move_to(old)
     assert shared.in_use == 0
+
+
+def test_one_project_has_the_same_slots_under_all_its_names_and_a_new_limit_is_for_all() -> None:
+    shared = SharedSlots(10)
+    shop, same, other, unknown = shared.of(42), shared.of(42), shared.of(43), shared.of(None)
+    assert shop is same
+    assert len({shop, other, unknown, shared.of(None)}) == 4
+    shared.limit = 5
+    assert [slots.limit for slots in (shop, other, unknown, shared.of(44))] == [5] * 4

@@ -1,4 +1,4 @@
-"""`proxy.projects.uploads`, and what it is for: senders that never end don't keep others out."""
+"""`proxy.projects.uploads`, and its purpose: callers that never end their content keep no others out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Content:
             self.on_end()
 
 
-async def test_what_is_complete_needs_no_place() -> None:
+async def test_complete_content_needs_no_place() -> None:
     uploads = Uploads()
     assert not await uploads.enter(Content(complete=True), 1, WAIT_S)
     assert uploads.running == 0
@@ -46,7 +46,7 @@ async def test_so_many_are_let_in_and_the_others_as_places_become_free_in_their_
     assert (uploads.running, uploads.waiting) == (0, 0)
 
 
-async def test_who_has_sent_all_while_waiting_goes_on_without_a_place() -> None:
+async def test_a_waiter_whose_content_ends_goes_on_without_a_place() -> None:
     uploads, content = Uploads(), Content()
     assert await uploads.enter(Content(), 1, WAIT_S)
     task = asyncio.create_task(uploads.enter(content, 1, WAIT_S))
@@ -58,7 +58,7 @@ async def test_who_has_sent_all_while_waiting_goes_on_without_a_place() -> None:
 
 
 @pytest.mark.parametrize("at", ["before its turn", "at its turn", "as its turn comes", "as its content ends"])
-async def test_who_leaves_while_waiting_takes_no_place_along(at: str) -> None:
+async def test_a_waiter_that_leaves_takes_no_place_along(at: str) -> None:
     uploads, content = Uploads(), Content()
     assert await uploads.enter(Content(), 1, WAIT_S)
     task = asyncio.create_task(uploads.enter(content, 1, WAIT_S))
@@ -88,7 +88,7 @@ SLOW = (b"Content-Length: 9",)
 
 
 async def upload_for_ever(proxy: Gateway) -> None:
-    """Hold a slot by a content of which the rest never comes."""
+    """Hold a slot with a request whose content never ends."""
     [project] = proxy.app.projects()
     _, slow = await proxy.connect()
     slow.write(proxy.request(b"POST /v1/exports", *SLOW, body=b"a"))

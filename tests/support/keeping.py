@@ -65,7 +65,7 @@ class Endpoint:
 
 
 def make_keeper(endpoint: Endpoint, events: Events | None = None, seed: int = 1) -> LeaseKeeper:
-    """A keeper that isn't running yet; what it tells is appended to ``events``."""
+    """A keeper that isn't running yet; its events are appended to ``events``."""
 
     def on_event(event: str, values: Mapping[str, object]) -> None:
         if events is not None:

@@ -26,7 +26,7 @@ UNREACHABLE = 0
 
 
 class HurriedClock(SystemClock):
-    """Real clocks, but nobody sleeps for long; what was asked for is recorded."""
+    """Real clocks, but each sleep is short; the seconds that were asked for are recorded."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -38,7 +38,7 @@ class HurriedClock(SystemClock):
 
 @dataclass
 class AuthHost:
-    """A token endpoint whose ``/v1/oauth/me`` answers with ``answers`` in turn, the last one for good."""
+    """A token endpoint whose ``/v1/oauth/me`` answers with ``answers`` in turn; the last answer stays."""
 
     answers: Sequence[tuple[int, object]] = ((200, {"scopes": "metrics"}),)
     tokens: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class AuthHost:
 
     @property
     def scopes(self) -> list[str]:
-        """What tokens were asked for."""
+        """The scopes of the token requests."""
         return [str(members["scope"]) for members in self.tokens]
 
 

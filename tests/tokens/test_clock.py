@@ -9,6 +9,7 @@ from support.keeping import HOUR, TRANSIENT, Endpoint, Events, make_keeper, runn
 
 from proxy.errors import TokenFetchError
 from proxy.tokens import SYSTEM_CLOCK, LeaseKeeper
+from proxy.tokens.clock import CLOCK_JUMP_S, SuspendWatch
 from proxy.tokens.keeper import SLICE_S
 
 
@@ -120,3 +121,15 @@ async def test_the_systems_clock_is_the_default() -> None:
     await SYSTEM_CLOCK.sleep(0.001)
     assert SYSTEM_CLOCK.monotonic() > before
     assert abs(SYSTEM_CLOCK.time() - datetime.now(UTC).timestamp()) < 5
+
+
+def test_the_watch_tells_each_jump_once_and_none_below_its_threshold(clock: FakeClock) -> None:
+    watch = SuspendWatch(clock)
+    clock.suspend(CLOCK_JUMP_S - 0.1)
+    assert watch.jump_s() == 0
+    clock.suspend(0.1)
+    assert watch.jump_s() == CLOCK_JUMP_S
+    assert watch.jump_s() == 0
+    clock.suspend(CLOCK_JUMP_S)
+    watch.restart()
+    assert watch.jump_s() == 0

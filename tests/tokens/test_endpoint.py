@@ -609,7 +609,7 @@ async def test_a_pause_ends_while_the_machine_sleeps(answers: fake_answers) -> N
     answers.post(TOKEN_URL, payload=GOOD)
     async with endpoint_at(AUTH_URL, clock=clock) as endpoint:
         await failure(endpoint.fetch(METRICS))
-        clock.wall -= 3600  # the clock was set: nobody slept
+        clock.wall -= 3600  # the clock was set, and the machine didn't sleep
         assert (await failure(endpoint.fetch(METRICS))).retry_after_s == 120
         clock.wall += 3600 + 8 * 3600  # the monotonic clock stood still
         assert (await endpoint.fetch(METRICS)).project_id == 42
@@ -622,13 +622,13 @@ async def test_a_pause_is_taken_over_where_the_same_endpoint_is_asked(
     answers.post(TOKEN_URL, status=429, headers={"Retry-After": "120"})
     answers.post(f"{url}/v1/oauth/token", status=503)
     async with endpoint_at(AUTH_URL) as before, endpoint_at(url) as endpoint:
-        endpoint.take_over(before)
-        await failure(before.fetch(METRICS))  # of a request that runs on: it counts for both
+        endpoint.share_pauses(before)
+        await failure(before.fetch(METRICS))  # of a request that goes on: its pause counts for both
         error = await failure(endpoint.fetch(METRICS))
     assert error.cause == ("server_error" if is_asked else "rate_limited")
 
 
-async def test_a_503_holds_nobody_else_back(answers: fake_answers) -> None:
+async def test_a_503_holds_no_other_request_back(answers: fake_answers) -> None:
     answers.post(TOKEN_URL, status=503, headers={"Retry-After": "120"})
     answers.post(TOKEN_URL, payload=GOOD)
     async with endpoint_at(AUTH_URL, clock=FakeClock()) as endpoint:

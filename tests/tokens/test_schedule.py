@@ -43,11 +43,6 @@ def test_an_hour_is_refreshed_at_half_and_fifteen_minutes_leave_ten_for_an_outag
     assert all(270 <= refresh_delay_s(900, rng) <= 330 for _ in range(100))
 
 
-@given(lifetime_s=st.floats(min_value=1e-6, max_value=86400))
-def test_the_safety_margin_is_a_tenth_of_the_life_and_half_a_minute_at_most(lifetime_s: float) -> None:
-    assert 0 < safety_margin_s(lifetime_s) <= min(30.0, lifetime_s / 10)
-
-
 @given(
     failures=st.integers(1, 100_000),
     usable_for_s=st.floats(0, 86400),

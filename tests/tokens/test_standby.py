@@ -25,7 +25,7 @@ Outcome = TokenFetchError | None
 
 
 class Vendor:
-    """Answers by client_id: an error, or the client_id itself where there is none."""
+    """Answers each client_id with its error, or with the client_id itself if it has none."""
 
     def __init__(self, first: Outcome = None, standby: Outcome = None, *, lone: bool = False) -> None:
         self.outcomes = {"id-1": first, "id-2": standby}
