@@ -1,4 +1,4 @@
-"""A hatchling build hook: with ``CSQ_PROXY_COMPILE=1`` mypyc compiles the modules that a request passes through.
+"""A hatchling build hook: ``CSQ_PROXY_COMPILE=1`` has mypyc compile the modules on a request's way.
 
 The compiled modules need less than half of the CPU time. The wheel then fits one platform and one version of
 Python, and the build needs a C compiler. The modules are compiled in a temporary folder, so that no extension
@@ -84,7 +84,7 @@ class CompiledHook(BuildHookInterface[Any]):
 
 
 def compiled(root: Path, folder: Path) -> list[Path]:
-    """Compile the sources of ``root`` in ``folder``, and give the extension modules' paths; exit on failure."""
+    """Compile the sources of ``root`` in ``folder``; return the extension modules, or exit on failure."""
     shutil.copytree(root / "proxy", folder / "proxy")
     sources = [str(path.relative_to(folder)) for path in _sources(folder / "proxy")]
     version = "{}.{}".format(*sys.version_info)
