@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS
+from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.config import environment
 from proxy.config.keys import schema
 from proxy.config.load import find_config_file

@@ -223,7 +223,7 @@ def snippets(
     """Print ready text for a tool or for operating the proxy; without --for, all for callers."""
     import datetime as dt  # noqa: PLC0415
 
-    from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS, text_of  # noqa: PLC0415
+    from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, text_of  # noqa: PLC0415
     from proxy.config.load import load  # noqa: PLC0415
 
     if what is not None and what not in FOR_CALLERS + FOR_OPERATORS:

@@ -12,7 +12,7 @@ import pytest
 from support.commands import write
 from support.harness import WAIT_S
 
-from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS
+from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 
 NAMES = """
 [projects.shop-fr]

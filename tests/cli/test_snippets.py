@@ -29,7 +29,7 @@ from support.commands import run
 from support.harness import WAIT_S
 
 from proxy.app.app import App
-from proxy.cli.snippets import FOR_CALLERS, FOR_OPERATORS, text_of
+from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, text_of
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError

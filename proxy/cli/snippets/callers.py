@@ -1,0 +1,101 @@
+"""A project as its callers reach it: the values for the tools' texts. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+
+from proxy.config.settings import WILDCARDS, Settings
+from proxy.errors import ConfigError
+from proxy.origin import bracketed, is_loopback
+
+DAYS = 7
+"""The number of whole days that the examples ask for, up to yesterday."""
+PORT = "PORT"
+"""A placeholder in a URL that the reader must fill in."""
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A project as a caller addresses it. ``project_id`` None: the calls need none."""
+
+    name: str
+    url: str
+    origin: str
+    project_id: int | None
+
+
+def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> Target:
+    """The project of that name (``acme/42`` below an account); ``in_cloud``: as a vendor's cloud reaches it.
+
+    Raises ConfigError.
+    """
+    from_cloud = _from_cloud(settings) if in_cloud else None
+    name = name or settings.default_project or next(iter((*settings.projects, *settings.accounts)))
+    account, _, number = name.partition("/")
+    if name in settings.projects:
+        project = settings.projects[name]
+        if project.port and from_cloud is None:
+            origin = _origin(settings, project.port)
+            return Target(name, origin, origin, project.project_id)
+        found = project.project_id
+    elif account in settings.accounts:
+        known = settings.accounts[account].projects
+        if not number and known:
+            number = str(known[0])
+        if not _NUMBER.match(number):
+            raise ConfigError(f"{name}: is an account; name one of its projects, too: {account}/42")
+        if known is not None and int(number) not in known:
+            raise ConfigError(
+                f"{name}: isn't among accounts.{account}.projects: {', '.join(map(str, known))}"
+            )
+        name, found = f"{account}/{number}", int(number)
+    else:
+        names = ", ".join((*settings.projects, *settings.accounts))
+        raise ConfigError(f"{name}: there is no such project; there are {names}")
+    origin = from_cloud or _origin(settings)
+    return Target(name, f"{origin}/{name}", origin, found)
+
+
+def _origin(settings: Settings, own_port: int | None = None) -> str:
+    """The origin at which callers here reach the projects, or the project with the port ``own_port``."""
+    server = settings.server
+    scheme = "https" if server.tls_cert is not None else "http"
+    if server.allowed_hosts and own_port is None and not is_loopback(server.host):
+        return f"{scheme}://{server.allowed_hosts[0]}"
+    host = "localhost" if server.host in WILDCARDS else bracketed(server.host)
+    return f"{scheme}://{host}:{own_port or server.port or PORT}"
+
+
+def _from_cloud(settings: Settings) -> str | None:
+    """The origin that a vendor's cloud reaches, None where no name is configured.
+
+    A server in front may end TLS, so the origin is https even where the proxy itself speaks plain HTTP.
+    """
+    names = settings.server.allowed_hosts
+    return f"https://{names[0]}" if names else None
+
+
+def values(project: Target, today: dt.date) -> dict[str, str]:
+    """The values for a tool's text; the keys ``..._id`` hold the project's number in the tool's syntax."""
+    number = project.project_id
+    given = {"and_id": "", "m_id": "", "py_id": "", "js_id": "", "ps_id": ""}
+    if number is not None:
+        given = {
+            "and_id": f"&projectId={number}",
+            "m_id": f', projectId = "{number}"',
+            "py_id": f", projectId={number}",
+            "js_id": f", projectId: {number}",
+            "ps_id": f"; projectId = {number}",
+        }
+    return {
+        "project": project.name,
+        "url": project.url,
+        "origin": project.origin,
+        "number": "PROJECT_ID" if number is None else str(number),
+        "start": str(today - dt.timedelta(days=DAYS)),
+        "end": str(today - dt.timedelta(days=1)),
+        **given,
+    }

@@ -1,0 +1,118 @@
+"""The values for the texts by which operators run the proxy: Kubernetes, Compose, systemd, Windows. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from pathlib import Path, PurePosixPath
+from xml.sax.saxutils import escape
+
+from proxy import __version__
+from proxy.cli.snippets import portable
+from proxy.config.settings import Settings
+from proxy.origin import bracketed
+
+_GRACE_S = 15
+"""Seconds that a platform gives the proxy to stop, in addition to ``drain_timeout``."""
+_CONTAINER_SECRETS = "/run/secrets"
+_HIDDEN = frozenset(("home", "root"))
+"""The folders of the root that ``ProtectHome=`` hides (systemd.exec(5))."""
+
+
+def values(platform: str, settings: Settings, python: str) -> dict[str, str]:
+    """The values for ``platform``; ``python`` is the path of the proxy's interpreter there."""
+    general = {
+        "port": str(settings.server.port),
+        "version": __version__,
+        "grace_s": str(math.ceil(settings.server.drain_timeout) + _GRACE_S),
+    }
+    if platform == "kubernetes":
+        return general | _kubernetes(settings)
+    if platform == "compose":
+        return general | _compose(settings)
+    if platform == "systemd":
+        return general | _systemd(settings, python)
+    return general | _windows(python)
+
+
+def _kubernetes(settings: Settings) -> dict[str, str]:
+    names = portable.secret_names(settings)
+    return {
+        "config_mounted": portable.config(
+            settings, f"{_CONTAINER_SECRETS}/csq-proxy", portable.IN_CONTAINER, indent=4
+        ),
+        "caller_secret": next((portable.secret_name("callers", name) for name in settings.callers), ""),
+        "kubectl_secrets": " ".join(f"--from-file={name}=FILE" for name in names),
+    }
+
+
+def _compose(settings: Settings) -> dict[str, str]:
+    names = portable.secret_names(settings)
+    config = portable.config(settings, _CONTAINER_SECRETS, portable.IN_CONTAINER, indent=6)
+    return {
+        "config_compose": config.replace("$", "$$"),  # else it would be a variable
+        "compose_secret_names": "\n".join(f"      - {name}" for name in names),
+        "compose_secrets": "\n".join(f"  {name}:\n    file: ./secrets/{name}" for name in names),
+    }
+
+
+def _systemd(settings: Settings, python: str) -> dict[str, str]:
+    config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", portable.UNDER_SYSTEMD, indent=0)
+    names = portable.secret_names(settings)
+    ports = {name: project.port for name, project in settings.projects.items() if project.port}
+    sockets = [
+        _socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, settings.server.unix_socket)
+    ]
+    sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]
+    return {
+        "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
+        "sockets": "\n\n".join(sockets),
+        "command": f"{_quoted(python)} -m proxy",
+        "systemd_config": "\n".join(f"#   {line}".rstrip() for line in config.splitlines()),
+        "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
+        "protect_home": "yes" if _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2]) else "read-only",
+    }
+
+
+def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path | None = None) -> str:
+    """The socket unit for a port, and a Unix socket beside it; ``name`` is their ``FileDescriptorName=``."""
+    host = settings.server.host
+    try:
+        shown = bracketed(str(ipaddress.ip_address(host)))
+    except ValueError:  # localhost: a unit needs an address
+        shown = "127.0.0.1"
+    also: tuple[str, ...] = ()
+    if path is not None:
+        also = (f"ListenStream={_percent(path)}", "SocketMode=0660", "# SocketGroup=who-may-call")
+    return "\n".join(
+        (
+            f"# /etc/systemd/system/{unit}.socket",
+            "[Unit]",
+            f"Description=A port of csq-proxy ({name})",
+            "",
+            "[Socket]",
+            f"ListenStream={shown}:{port}",
+            *also,
+            f"FileDescriptorName={name}",
+            "Service=csq-proxy.service",
+            "",
+            "[Install]",
+            "WantedBy=sockets.target",
+        )
+    )
+
+
+def _quoted(path: str) -> str:
+    """As systemd.service(5) has it: quotes around spaces, and %% for one that is no specifier."""
+    path = _percent(path)
+    return f'"{path}"' if " " in path else path
+
+
+def _percent(path: Path | str) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _windows(python: str) -> dict[str, str]:
+    windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", python)
+    return {"windows_python": escape(python), "windows_pythonw": escape(windowless)}

@@ -1,0 +1,65 @@
+"""Ready text for callers and operators, filled in from the configuration; never with a secret.
+
+Hides the templates, one file for each text. ``<<name>>`` in a template stands for a value. A line that
+begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without.
+Pure, apart from reading templates; must not know the command line.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+
+from proxy.cli.snippets import callers, dashboard, operators
+from proxy.config.settings import DEFAULT_PORT, Settings
+
+FOR_CALLERS = (
+    "curl",
+    "powerbi",
+    "powerbi-pages",
+    "excel",
+    "tableau",
+    "looker",
+    "grafana",
+    "python",
+    "javascript",
+    "powershell",
+)
+FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "grafana-dashboard")
+_IN_CLOUDS = ("looker",)
+"""The tools that call from their vendor's computers."""
+_SLASHES = ("powerbi", "powerbi-pages", "excel", "looker", "javascript")
+"""The tools whose comments begin with two slashes; the comments of others begin with a number sign."""
+_PLACE = re.compile(r"<<(\w+)>>")
+
+
+def text_of(name: str, settings: Settings, project: str | None, *, today: dt.date, python: str) -> str:
+    """The text ``name``, one of `FOR_CALLERS` or `FOR_OPERATORS`.
+
+    ``project`` None is the default project, or the first. ``python`` is the path of the proxy's interpreter.
+    Raises ConfigError where there is no such project.
+    """
+    if name == "grafana-dashboard":
+        return dashboard.text()
+    if name in FOR_OPERATORS:
+        if not settings.server.port:  # an operator's callers must know the port
+            settings = replace(settings, server=replace(settings.server, port=DEFAULT_PORT))
+        return _fill(name, settings, operators.values(name, settings, python))
+    target = callers.target(settings, project, in_cloud=name in _IN_CLOUDS)
+    text = _fill(name, settings, callers.values(target, today))
+    if target.origin.endswith(f":{callers.PORT}"):
+        mark = "//" if name in _SLASHES else "#"
+        note = f"{callers.PORT}: server.port is 0, any free one; csq-proxy prints it at its start."
+        text = f"{mark} {note}\n{text}"
+    return text
+
+
+def _fill(name: str, settings: Settings, values: Mapping[str, str]) -> str:
+    condition = "<<:key>>" if settings.callers else "<<:open>>"
+    template = resources.files(__package__).joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
+    lines = [line.removeprefix(condition) for line in template.splitlines()]
+    text = "\n".join(line for line in lines if not line.startswith("<<:"))
+    return _PLACE.sub(lambda place: values[place[1]], text) + "\n"
