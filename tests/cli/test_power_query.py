@@ -13,21 +13,16 @@ import contextlib
 import datetime as dt
 import functools
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from cli.test_snippets import KEY, PROJECT, served, settings_of, text, with_and_without_callers
 from support.harness import OK, WAIT_S, Gateway, TokenServer, Upstream, free_port, gateway, read_message
+from support.power_query import ended, evaluate, has_parser
+from support.snippets import KEY, PROJECT, served, settings_of, text, with_and_without_callers
 
 from proxy.errors import ProxyError
 from proxy.tokens import LeaseKeeper
 
-EVALUATOR = Path(__file__).with_name("power_query.js")
 CROWDED = b'{"success": false, "errorMessage": "Too much", "errorCode": "CONCURRENT_API_CALL"}'
 ASKS_FOR_CREDENTIALS = (401, 403, 407)
 LONGEST_WAIT_S = 120
@@ -175,45 +170,9 @@ def test_every_error_is_either_the_callers_own_or_in_the_table() -> None:
 # The text for Power Query, evaluated
 
 
-@functools.cache
-def has_parser() -> bool:
-    if shutil.which("node") is None:
-        return False
-    found = subprocess.run(
-        ["node", "-e", "require.resolve('@microsoft/powerquery-parser')"],
-        capture_output=True,
-        timeout=WAIT_S,
-        cwd=EVALUATOR.parent,
-        check=False,
-    )
-    return found.returncode == 0
-
-
 needs_parser = pytest.mark.skipif(
     not has_parser(), reason="no node with @microsoft/powerquery-parser in $NODE_PATH here"
 )
-
-
-async def evaluate(m: str, *, key: str = "") -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        "node",
-        str(EVALUATOR),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "CSQ_KEY": key, "PACE": "0.02"},
-    )
-    assert process.stdin is not None
-    process.stdin.write(m.encode())
-    process.stdin.close()
-    return process
-
-
-async def ended(process: asyncio.subprocess.Process) -> tuple[list[dict[str, Any]], str]:
-    """The table's rows, none where it failed, and what went to standard error."""
-    async with asyncio.timeout(WAIT_S):
-        output, errors = await process.communicate()
-    return (json.loads(output) if process.returncode == 0 else []), errors.decode()
 
 
 @needs_parser

@@ -14,9 +14,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from cli.test_power_query import ended, evaluate, has_parser
 from support.commands import STARTUP_S, get, run, started
 from support.harness import free_port
+from support.power_query import ended, evaluate, has_parser
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 

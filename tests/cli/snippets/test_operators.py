@@ -1,0 +1,184 @@
+"""The texts for operators: checked by the platforms' own schemas and programs where they are there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import kubernetes_validate
+import pytest
+import yaml
+from support.harness import WAIT_S
+from support.snippets import (
+    FULL,
+    KEY,
+    PROJECT,
+    executed,
+    needs,
+    served,
+    settings_of,
+    text,
+    with_and_without_callers,
+)
+
+from proxy.config.load import load
+from proxy.config.settings import Settings
+
+
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd"])
+def test_operators_have_the_default_port_where_it_is_any_free_one(what: str) -> None:
+    assert text(what, settings_of(server={"port": 0})) == text(what, settings_of())
+
+
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "windows"])
+def test_the_platform_waits_longer_than_a_drain_may_take(what: str) -> None:
+    assert "45" in text(what, settings_of())
+    shown = text(what, settings_of(server={"drain_timeout": 119.5}))
+    assert re.search(r"(?:Seconds: |stop_grace_period: |TimeoutStopSec=|<stoptimeout>)135s?\b", shown)
+
+
+def mounted(folder: Path, config: str, place: str) -> Settings:
+    """The settings that a configuration gives where its secrets are mounted at ``place``."""
+    table = tomllib.loads(config.replace(place, str(folder)))
+    for sections in (table.get("projects", {}), table.get("accounts", {}), table.get("callers", {})):
+        for one in sections.values():
+            for key in ("client_secret_file", "key_file"):
+                if key in one:
+                    Path(one[key]).touch(mode=0o600)
+                    Path(one[key]).write_text("from-a-file-123")
+            if "standby" in one:
+                Path(one["standby"]["client_secret_file"]).touch(mode=0o600)
+                Path(one["standby"]["client_secret_file"]).write_text("from-a-file-456")
+    return load(None, table, {}, search=False)
+
+
+def assert_same(settings: Settings) -> None:
+    assert settings.projects["shop-fr"].client_id == 'id"$1'
+    assert settings.projects["shop-fr"].standby is not None
+    assert settings.projects["shop-fr"].expires == dt.date(2027, 1, 31)
+    assert settings.accounts["acme"].projects == (43, 44)
+    assert settings.callers["powerbi"].read_only
+    assert (settings.server.port, settings.server.host) == (9000, "127.0.0.1")
+    assert settings.log.level == "debug"
+
+
+def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tmp_path: Path) -> None:
+    config_map, deployment = yaml.safe_load_all(text("kubernetes", FULL))
+    for resource in (config_map, deployment):
+        kubernetes_validate.validate(resource, "1.31", strict=True)
+    assert_same(mounted(tmp_path, config_map["data"]["config.toml"], "/run/secrets/csq-proxy"))
+    pod = deployment["spec"]["template"]["spec"]
+    [sidecar] = pod["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(sidecar)
+    secret = next(volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+    assert secret["defaultMode"] == 0o400
+    names = re.findall(r"--from-file=(\S+)=FILE", text("kubernetes", FULL))
+    assert names == ["shop-fr", "shop-fr.standby", "own", "acme", "caller_powerbi"]
+
+
+@with_and_without_callers
+async def test_the_probes_of_the_kubernetes_snippet_work(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        _, deployment = yaml.safe_load_all(text("kubernetes", settings))
+        [sidecar] = deployment["spec"]["template"]["spec"]["initContainers"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            command = sidecar[probe]["exec"]["command"]
+            assert command[:2] == ["python", "-c"]
+            # Without a key they would get a 401, which says nothing of tokens.
+            assert ('"X-API-Key": key' in command[2]) is with_callers
+            script = command[2].replace("/run/secrets/csq-proxy/", "./")
+            await executed(
+                tmp_path, sys.executable, "-c", script, *command[3:], file="caller_bi", content=f"{KEY}\n"
+            )
+
+
+def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Path) -> None:
+    compose = yaml.safe_load(text("compose", FULL))
+    service = compose["services"]["csq-proxy"]
+    assert service["network_mode"] == "service:my-app"
+    assert service["secrets"] == list(compose["secrets"])
+    assert service["configs"][0]["source"] in compose["configs"]
+    content = compose["configs"]["csq-proxy"]["content"].replace("$$", "$")
+    assert_same(mounted(tmp_path, content, "/run/secrets"))
+
+
+@pytest.mark.skipif(
+    shutil.which("docker") is None
+    or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0,
+    reason="no docker compose here",
+)
+def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(text("compose", FULL))
+    ended = subprocess.run(
+        ["docker", "compose", "config", "--quiet"],
+        cwd=tmp_path,
+        timeout=WAIT_S,
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_systemd_snippet_has_the_configuration_in_its_comment(tmp_path: Path) -> None:
+    unit = text("systemd", FULL)
+    config = "\n".join(line.removeprefix("#   ") for line in unit.splitlines() if line.startswith("#   "))
+    assert_same(mounted(tmp_path, config, "${CREDENTIALS_DIRECTORY}"))
+    assert unit.count("LoadCredential=") == 5
+
+
+def units_of(settings: Settings) -> dict[str, str]:
+    """The units of the systemd snippet, by file name."""
+    parts = re.split(r"^# /etc/systemd/system/(\S+)$", text("systemd", settings), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@needs("systemd-analyze")
+@pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
+def test_systemd_accepts_the_units(settings: Settings, tmp_path: Path) -> None:
+    for name, unit in units_of(settings).items():
+        (tmp_path / name).write_text(unit)
+    ended = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    complaints = [line for line in ended.stderr.splitlines() if "csq-proxy" in line]
+    assert (ended.returncode, complaints) == (0, [])
+
+
+def test_every_port_has_a_socket_unit_that_names_its_project(tmp_path: Path) -> None:
+    server = {"host": "localhost", "port": 9000, "unix_socket": str(tmp_path / "100%")}
+    units = units_of(settings_of(server=server, projects={"shop-fr": {**PROJECT, "port": 9001}}))
+    main, own = units["csq-proxy.socket"], units["csq-proxy-shop-fr.socket"]
+    assert f"ListenStream=127.0.0.1:9000\nListenStream={tmp_path}/100%%\nSocketMode=0660\n" in main
+    assert "\nFileDescriptorName=csq-proxy\n" in main
+    assert "ListenStream=127.0.0.1:9001\nFileDescriptorName=shop-fr\nService=csq-proxy.service\n" in own
+    six = units_of(settings_of(server={"host": "::1"}))
+    assert "ListenStream=[::1]:8277\n" in six["csq-proxy.socket"]
+
+
+def test_a_path_with_spaces_and_signs_survives() -> None:
+    python = "/opt/my 100% & python"
+    assert 'ExecStart="/opt/my 100%% & python" -m proxy serve' in text("systemd", FULL, python=python)
+    windows = text("windows", FULL, python=r"C:\R & D\python.exe")
+    service = ET.fromstring(windows[windows.index("<service>") :])
+    assert service.findtext("executable") == r"C:\R & D\python.exe"
+
+
+def test_the_windows_snippet_is_two_files_of_xml() -> None:
+    shown = text("windows", settings_of(), python=r"C:\venv\Scripts\python.exe")
+    task, service = (
+        ET.fromstring(part) for part in (shown.split("</Task>")[0] + "</Task>", shown.split("</Task>")[1])
+    )
+    space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
+    assert task.findtext(f"{space}Actions/{space}Exec/{space}Command") == r"C:\venv\Scripts\pythonw.exe"
+    assert service.findtext("id") == "csq-proxy"

@@ -1,0 +1,166 @@
+"""What ``snippets`` prints for tools: run for real where its program is there, else parsed and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import datetime as dt
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tree_sitter
+import tree_sitter_powershell
+import yaml
+from support.commands import run
+from support.snippets import FULL, KEY, executed, needs, served, settings_of, text, with_and_without_callers
+
+from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
+from proxy.config.settings import Settings
+
+
+@pytest.mark.parametrize("what", FOR_CALLERS + FOR_OPERATORS)
+@pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
+def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Settings) -> None:
+    shown = text(what, settings)
+    assert "<<" not in shown
+    assert ">>" not in shown
+    assert "canary" not in shown
+    if what in FOR_CALLERS:
+        url = "http://csq-proxy:9000/shop-fr" if settings is FULL else "http://127.0.0.1:8277/shop-fr"
+        if settings is FULL and what == "looker":
+            url = url.replace("http:", "https:")
+        assert url in shown
+        keys = ("X-API-Key", "Basic", "basicAuth") if settings is FULL or what == "looker" else ()
+        assert any(word in shown for word in ("X-API-Key", "Basic", "basicAuth")) == bool(keys)
+        assert re.search("projectId|projects/42", shown) if settings is FULL else "projectId" not in shown
+
+
+@with_and_without_callers
+async def test_the_python_snippet_prints_a_row_a_day(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        printed = await executed(
+            tmp_path, sys.executable, "it.py", file="it.py", content=text("python", settings)
+        )
+    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n){7}", printed)
+
+
+@with_and_without_callers
+async def test_the_tableau_snippet_writes_a_table(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        await executed(tmp_path, sys.executable, "it.py", file="it.py", content=text("tableau", settings))
+    written = await asyncio.to_thread((tmp_path / "visits.csv").read_text, encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(written)))
+    assert len(rows) == 90
+    assert int(rows[0]["value"]) > 0
+
+
+@needs("curl")
+@needs("bash")
+@with_and_without_callers
+async def test_the_curl_snippet_gets_an_answer(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        printed = await executed(tmp_path, "bash", "it.sh", file="it.sh", content=text("curl", settings))
+    assert json.loads(printed)["success"] is True
+
+
+@needs("node")
+@with_and_without_callers
+async def test_the_javascript_snippet_prints_a_row_a_day(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        printed = await executed(
+            tmp_path, "node", "it.js", file="it.js", content=text("javascript", settings)
+        )
+    assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n){7}", printed)
+
+
+GOOGLE = """
+const { execFileSync } = require('node:child_process');
+const PropertiesService = { getScriptProperties: () => ({ getProperty: () => process.env.CSQ_KEY }) };
+const UrlFetchApp = { fetch: (url, { headers }) => {
+  const fields = Object.entries(headers).flatMap(([name, value]) => ['-H', `${name}: ${value}`]);
+  return { getContentText: () => execFileSync('curl', ['-sSf', ...fields, url], { encoding: 'utf8' }) };
+} };
+const SpreadsheetApp = { getActiveSheet: () => ({
+  clearContents: () => {},
+  getRange: (...place) => ({ setValues: (rows) => console.log(JSON.stringify([place, rows])) }),
+}) };
+"""
+
+
+@needs("node")
+@needs("curl")
+@with_and_without_callers
+async def test_the_looker_snippet_fills_a_sheet(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        script = f"{GOOGLE}{text('looker', settings)}\nvisits();"
+        printed = await executed(tmp_path, "node", "it.js", file="it.js", content=script)
+    place, rows = json.loads(printed)
+    assert len(rows) == 91
+    assert place == [1, 1, len(rows), len(rows[0])]
+    assert "value" in rows[0]
+
+
+@pytest.mark.parametrize("what", ["powerbi", "excel"])
+def test_power_query_keeps_its_base_url_apart(what: str) -> None:
+    shown = text(what, FULL)  # Power BI Service needs a URL that is a constant
+    assert 'Web.Contents("http://csq-proxy:9000/shop-fr", [' in shown
+    assert 'RelativePath = "v1/metrics/site/visits"' in shown
+    assert 'Query = [startDate = Day(-7), endDate = Day(-1), period = "daily", projectId = "42"]' in shown
+    assert "Basic" in shown
+
+
+@pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
+def test_the_powershell_snippet_is_parsed_without_an_error(settings: Settings) -> None:
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+    assert parser.parse(b"$answer = Invoke-RestMethod -Uri 'http://").root_node.has_error
+    assert not parser.parse(text("powershell", settings).encode()).root_node.has_error
+
+
+@needs("curl")
+@with_and_without_callers
+async def test_the_grafana_snippet_finds_its_rows_and_columns(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        shown = text("grafana", settings)
+        source = yaml.safe_load(shown)["datasources"][0]
+        asked = re.search(r"^# +(/v1/\S+)\n# +root selector: (\S+), columns: (.*)$", shown, re.MULTILINE)
+        assert asked is not None
+        target, root, columns = asked.groups()
+        target = target.replace("${__from:date:YYYY-MM-DD}", "2026-03-03")
+        target = target.replace("${__to:date:YYYY-MM-DD}", "2026-03-09")
+        call = ["curl", "-sSf", *(["-u", f"{source['basicAuthUser']}:{KEY}"] if with_callers else [])]
+        printed = await executed(tmp_path, *call, source["url"] + target, file="none", content="")
+    rows = json.loads(printed)
+    for name in root.split("."):
+        rows = rows[name]
+    assert len(rows) == 7
+    kinds: dict[str, Callable[[Any], object]] = {"time": dt.datetime.fromisoformat, "number": float}
+    for column in columns.split(", "):
+        name, kind = column.removesuffix(")").split(" (")
+        assert all(kinds[kind](row[name]) for row in rows)
+
+
+async def test_the_grafana_snippet_asks_what_the_proxy_has() -> None:
+    source = yaml.safe_load(text("grafana", FULL))["datasources"][0]
+    assert source["url"] == "http://csq-proxy:9000/shop-fr"
+    assert source["url"].startswith(source["jsonData"]["allowedHosts"][0])
+    assert "basicAuth" not in yaml.safe_load(text("grafana", settings_of()))["datasources"][0]
+
+
+def test_the_command_prints_one_or_all(environ: dict[str, str], config: Path) -> None:
+    ended = run("snippets", "--for", "curl", environ=environ, cwd=config.parent)
+    assert ended.returncode == 0
+    assert '\ncurl "http://127.0.0.1:PORT/shop/v1/' in ended.stdout
+    ended = run("snippets", "shop", environ=environ, cwd=config.parent)
+    assert ended.returncode == 0
+    assert all(f"--- {what}\n" in ended.stdout for what in FOR_CALLERS)
+    assert "canary" not in ended.stdout
+    for wrong in (["shap"], ["--for", "cobol"]):
+        ended = run("snippets", *wrong, environ=environ, cwd=config.parent)
+        assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
+        assert "there are" in ended.stderr

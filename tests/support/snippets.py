@@ -1,0 +1,109 @@
+"""Ready text for tools and operators: made from a configuration, and run beside a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.harness import WAIT_S
+
+from proxy.app.app import App
+from proxy.cli.snippets.text import text_of
+from proxy.config.load import load
+from proxy.config.settings import Settings
+from proxy.sandbox import Sandbox
+
+TODAY = dt.date(2026, 3, 10)
+
+
+KEY = "caller-key-canary-1"
+
+
+PROJECT = {"client_id": "id-1", "client_secret": "canary-1", "apis": ["metrics"]}
+
+
+def settings_of(**sections: Mapping[str, object]) -> Settings:
+    return load(None, {"projects": {"shop-fr": PROJECT}, **sections}, {}, search=False)
+
+
+FULL = settings_of(
+    server={"port": 9000, "allowed_hosts": ["csq-proxy:9000"], "host": "0.0.0.0", "allow_quit": True},
+    projects={
+        "shop-fr": {
+            **PROJECT,
+            "client_id": 'id"$1',
+            "project_id": 42,
+            "integration_id": 7,
+            "expires": dt.date(2027, 1, 31),
+            "standby": {"client_id": "id-2", "client_secret": "canary-2"},
+        },
+        "own": {**PROJECT, "port": 9001},
+    },
+    accounts={"acme": {"client_id": "id-3", "client_secret": "canary-3", "projects": [43, 44]}},
+    callers={"powerbi": {"key": KEY, "projects": ["shop-fr"], "read_only": True}},
+    log={"level": "debug"},
+)
+
+
+def text(what: str, settings: Settings, project: str | None = None, python: str = sys.executable) -> str:
+    return text_of(what, settings, project, today=TODAY, python=python)
+
+
+@contextlib.asynccontextmanager
+async def served(with_callers: bool) -> AsyncIterator[Settings]:
+    """A proxy before the sandbox, and its configuration with the port that it listens on."""
+    async with Sandbox() as sandbox:
+        demo = sandbox.projects["demo-eu"]
+        values: dict[str, Any] = {
+            "server": {"port": 0},
+            "contentsquare": {
+                "auth_url": sandbox.auth_url,
+                "allowed_endpoints": sandbox.hosts,
+            },
+            "projects": {
+                "shop-fr": {
+                    "client_id": demo.client_id,
+                    "client_secret": demo.client_secret,
+                    "project_id": demo.project_id,
+                    "apis": ["metrics"],
+                }
+            },
+        }
+        if with_callers:
+            values["callers"] = {"bi": {"key": KEY}}
+        app = App(load(None, values, {}, search=False))
+        async with app.started():
+            await app.settled(WAIT_S)
+            values["server"]["port"] = int(app.listeners[0].url.rpartition(":")[2])
+            yield load(None, values, {}, search=False)
+
+
+async def executed(folder: Path, *command: str, file: str, content: str) -> str:
+    """Run a command beside a file with that content; what it prints."""
+
+    def call() -> subprocess.CompletedProcess[str]:
+        (folder / file).write_text(content, encoding="utf-8")
+        environ = {**os.environ, "CSQ_KEY": KEY, "NO_PROXY": "*"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=WAIT_S, cwd=folder, env=environ, check=False
+        )
+
+    ended = await asyncio.to_thread(call)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program} here")
+
+
+with_and_without_callers = pytest.mark.parametrize("with_callers", [False, True])
