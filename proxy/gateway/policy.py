@@ -107,7 +107,7 @@ def _named_projects(target: bytes) -> set[bytes]:
 
 
 def _is_project_id(key: bytes) -> bool:
-    """Whether the key is ``projectId``, ``project_id``, or a framework's ``projectId[]``, ``filter[projectId]``."""
+    """Whether the key is ``projectId``, also as ``project_id``, ``projectId[]`` or ``filter[projectId]``."""
     return re.sub(rb"[^a-z0-9]", b"", key.lower()).endswith(b"projectid")
 
 
