@@ -128,13 +128,7 @@ class Generations:
     ) -> Project:
         return Project(
             name,
-            Grant(
-                access,
-                project_id,
-                access.integration_id if isinstance(access, ProjectSettings) else None,
-                access.apis,
-                access.standby,
-            ),
+            Grant.of(access, project_id),
             Services(
                 endpoint=outward.endpoint,
                 slots=self._slots,

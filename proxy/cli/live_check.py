@@ -188,15 +188,13 @@ def _clock_finding(skew_s: float) -> Finding:
 
 def _subjects(settings: Settings) -> Iterator[_Subject]:
     for name, project in settings.projects.items():
-        yield from _pairs(
-            name, Grant(project, project.project_id, project.integration_id, project.apis, project.standby)
-        )
+        yield from _pairs(name, Grant.of(project, project.project_id))
     for name, account in settings.accounts.items():
         for number in account.projects or ():
-            yield from _pairs(f"{name}/{number}", Grant(account, number, None, account.apis, account.standby))
+            yield from _pairs(f"{name}/{number}", Grant.of(account, number))
         if not account.projects:
             # Without a project's number these credentials get no token, so only /v1/oauth/me is checked.
-            yield from _pairs(name, Grant(account, apis=(), standby=account.standby))
+            yield from _pairs(name, replace(Grant.of(account, None), apis=()))
 
 
 def _pairs(name: str, grant: Grant) -> Iterator[_Subject]:

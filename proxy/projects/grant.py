@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from proxy.config.settings import Credentials
+from proxy.config.settings import AccountSettings, Credentials, ProjectSettings
 from proxy.contentsquare import Api
 from proxy.tokens import TokenRequest
 
@@ -23,6 +23,12 @@ class Grant:
     integration_id: int | None = None
     apis: tuple[Api, ...] | None = None
     standby: Credentials | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, access: ProjectSettings | AccountSettings, project_id: int | None) -> Grant:
+        """The grant of a configured project, or of one project of a configured account."""
+        integration_id = access.integration_id if isinstance(access, ProjectSettings) else None
+        return cls(access, project_id, integration_id, access.apis, access.standby)
 
     @property
     def pairs(self) -> tuple[Credentials, ...]:

@@ -112,8 +112,8 @@ class Project:
         if self._wanted is None:
             return self._discovery.error is not None
         statuses = [self.keepers[api].status() for api in self._wanted if api in self.keepers]
-        tried = [status for status in statuses if status.usable or status.failures_in_a_row]
-        return len(tried) == len(self._wanted)
+        ended = [status.usable or status.failures_in_a_row > 0 for status in statuses]
+        return len(ended) == len(self._wanted) and all(ended)
 
     def missing(self) -> list[str]:
         """A line, for people, for each token that is wanted from the start and not usable now: its reason."""
@@ -121,12 +121,13 @@ class Project:
             return [
                 f"{self.name}: {self._discovery.error or 'the APIs of its credentials are not known yet'}"
             ]
-        usable = {api for api in self._wanted if api in self.keepers and self.keepers[api].current()}
-        return [f"{self.name}/{api.value}: {self._reason(api)}" for api in self._wanted if api not in usable]
-
-    def _reason(self, api: Api) -> str:
-        error = self.keepers[api].status().last_error if api in self.keepers else None
-        return error or "no token yet"
+        missing = []
+        for api in self._wanted:
+            keeper = self.keepers.get(api)
+            if keeper is None or keeper.current() is None:
+                error = None if keeper is None else keeper.status().last_error
+                missing.append(f"{self.name}/{api.value}: {error or 'no token yet'}")
+        return missing
 
     # Life
 

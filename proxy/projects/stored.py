@@ -1,8 +1,8 @@
 """Whole answers in memory, for all projects of the process within one bound of bytes.
 
-Hides the bound, who has to go (the one that nobody asked for longest), and what a stored answer takes
-beside its content. Knows nothing of HTTP's rules, callers, or why an answer may be kept; each project
-has a `Shelf`, so that one's answers can't be found, or dropped, by way of another's.
+Hides the bound, which answer is dropped for a new one (the one that was unused longest), and how much
+memory an answer takes beside its content. Knows nothing of HTTP's rules, callers, or why an answer may be
+stored. Each project has a `Shelf` of its own, so that no project can find or drop another's answers.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 MAX_BYTES = 64 << 20
-"""Of all stored answers together, `OVERHEAD_BYTES` for each of them included."""
+"""The bound of all stored answers together, with `OVERHEAD_BYTES` for each."""
 OVERHEAD_BYTES = 1024
-"""What an answer takes beside the bytes of its content, head and key; an estimate from above."""
+"""The memory that an answer takes beside its content, head and key; estimated on the high side."""
 
 
 class Answer:
     """One whole answer.
 
-    ``age_s`` is what the cloud said when it was asked, None for nothing, and ``lifetime_s`` how old it
-    may become; ``asked_at`` and ``fresh_until`` are by the event loop's clock. ``head`` are its lines for
-    a caller, each with its end, but for Age and those of the connection.
+    ``age_s`` is the Age that the cloud sent, in seconds, None if it sent none; ``lifetime_s`` is the age up
+    to which the answer is fresh. ``asked_at``, when its request was sent, and ``fresh_until`` are times of
+    the event loop. ``head`` holds the lines for a caller, each with its CRLF, without Age and the fields of
+    the connection.
     """
 
     __slots__ = ("age_s", "asked_at", "content", "fresh_until", "head", "key", "shelf", "size")
@@ -33,54 +34,54 @@ class Answer:
         self.content = content
         self.asked_at = asked_at
         self.age_s = age_s
-        self.fresh_until = asked_at + (lifetime_s - (age_s or 0.0))  # so nothing is won by rounding
+        self.fresh_until = asked_at + (lifetime_s - (age_s or 0.0))  # in this order rounding gains no time
         self.shelf: Shelf | None = None
-        """Where it is stored, by ``key``, and takes ``size`` bytes."""
+        """The shelf that holds it under ``key``, None if none does; it takes ``size`` bytes there."""
         self.key: Hashable = None
         self.size = 0
 
     def is_fresh_at(self, now: float) -> bool:
-        """Whether it may be given to somebody."""
+        """Whether a caller may get it."""
         return now < self.fresh_until
 
     def age_at(self, now: float) -> float:
-        """How old it is, in seconds (RFC 9111, section 4.2.3)."""
-        return (self.age_s or 0.0) + (now - self.asked_at)  # in this order none is lost to rounding
+        """Its age in seconds (RFC 9111, section 4.2.3)."""
+        return (self.age_s or 0.0) + (now - self.asked_at)  # in this order rounding loses no time
 
 
 class Store:
-    """Makes shelves, and keeps what is on them all within one bound."""
+    """Makes shelves, and keeps the answers on all of them within one bound."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.bytes = 0
         self._max_bytes = max_bytes
-        self._answers: OrderedDict[Answer, None] = OrderedDict()  # the longest unused first
+        self._answers: OrderedDict[Answer, None] = OrderedDict()  # the one that was unused longest is first
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def shelf(self) -> Shelf:
-        """A new one."""
+        """A new shelf."""
         return Shelf(self)
 
     def sweep(self, now: float) -> None:
-        """Drop what isn't fresh any longer."""
+        """Drop the answers that aren't fresh any more."""
         for answer in [answer for answer in self._answers if not answer.is_fresh_at(now)]:
             self._drop(answer)
 
     def added(self, answer: Answer) -> None:
-        """A shelf has one more; if that is too much, the longest unused have to go."""
+        """A shelf holds one more answer; above the bound, those that were unused longest are dropped."""
         self._answers[answer] = None
         self.bytes += answer.size
         while self.bytes > self._max_bytes:
             self._drop(next(iter(self._answers)))
 
     def used(self, answer: Answer) -> None:
-        """It was given to somebody."""
+        """A caller got this answer."""
         self._answers.move_to_end(answer)
 
     def dropped(self, answer: Answer) -> None:
-        """A shelf has one less."""
+        """A shelf holds one answer less."""
         del self._answers[answer]
         self.bytes -= answer.size
 
@@ -90,7 +91,7 @@ class Store:
 
 
 class Shelf:
-    """One project's answers. ``bytes`` is what they take."""
+    """One project's answers, which take ``bytes`` of memory."""
 
     def __init__(self, store: Store) -> None:
         self.answers: dict[Hashable, Answer] = {}
@@ -98,15 +99,15 @@ class Shelf:
         self._store = store
 
     def get(self, key: Hashable) -> Answer | None:
-        """The answer with this key, fresh or not, None where there is none."""
+        """The answer with this key, fresh or not; None if there is none."""
         return self.answers.get(key)
 
     def used(self, answer: Answer) -> None:
-        """One that is here was given to somebody."""
+        """A caller got this answer, which is on this shelf."""
         self._store.used(answer)
 
     def put(self, key: Hashable, answer: Answer, key_bytes: int) -> None:
-        """Keep an answer, in place of the one with this key, which takes ``key_bytes``."""
+        """Store an answer in place of the one with the same key; the key takes ``key_bytes``."""
         if key in self.answers:
             self.drop(key)
         answer.shelf, answer.key = self, key
@@ -116,13 +117,13 @@ class Shelf:
         self._store.added(answer)
 
     def drop(self, key: Hashable) -> None:
-        """Forget one that is here."""
+        """Drop the answer with this key."""
         answer = self.answers.pop(key)
         answer.shelf = None
         self.bytes -= answer.size
         self._store.dropped(answer)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all answers."""
         for key in tuple(self.answers):
             self.drop(key)
