@@ -334,23 +334,7 @@ async def test_max_forwards_counts_down_on_options_alone(start: bytes, sent: byt
 # Host
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        b"other.example",
-        b"127.0.0.1",
-        b"127.0.0.1:1",
-        b"0.0.0.0:PORT",
-        b"localhost.other.example:PORT",
-        b"other.example@127.0.0.1:PORT",
-        b"127.0.0.1:PORT, other.example",
-        b"127.0.0.1:PORT/",
-        b"127.0.0.1 :PORT",
-        b"2130706433:PORT",
-        b"",
-        b"[::]:PORT",
-    ],
-)
+@pytest.mark.parametrize("host", [b"localhost.other.example:PORT", b""])  # all: gateway/test_guard.py
 async def test_a_host_that_is_not_ours_is_refused(host: bytes) -> None:
     upstream = Upstream()
     async with gateway(upstream) as proxy:
@@ -360,7 +344,7 @@ async def test_a_host_that_is_not_ours_is_refused(host: bytes) -> None:
         assert upstream.requests == []
 
 
-@pytest.mark.parametrize("host", [b"127.0.0.1:PORT", b"localhost:PORT", b"LOCALHOST:PORT", b"[::1]:PORT"])
+@pytest.mark.parametrize("host", [b"127.0.0.1:PORT", b"LOCALHOST:PORT"])
 async def test_a_host_that_is_ours_passes(host: bytes) -> None:
     async with gateway() as proxy:
         host = host.replace(b"PORT", b"%d" % proxy.port)

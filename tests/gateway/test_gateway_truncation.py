@@ -7,7 +7,6 @@ import contextlib
 import random
 import socket
 import ssl
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from typing import cast
 
 import pytest
 import trustme
+from support.cuts import cut, received_until_reset, reset
 from support.harness import (
     OK,
     WAIT_S,
     Message,
-    Script,
     TokenServer,
     Upstream,
     close,
@@ -69,41 +68,6 @@ UNTIL_THE_END = {
     "until-close-within-content": UNTIL_CLOSE + b"01234",
     "until-close-in-1.0": b"HTTP/1.0 200 OK\r\n\r\n01234",
 }
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST."""
-    linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    writer.transport.abort()
-
-
-def cut(part: bytes, ending: str) -> Script:
-    """A cloud whose answer is ``part`` and nothing more."""
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_message(reader)
-        writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(0.004)
-        if ending == "reset":
-            reset(writer)
-        elif ending == "stall":
-            await reader.read()
-
-    return script
-
-
-async def received_until_reset(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection is reset; a clean end is a failure."""
-    received = b""
-    async with asyncio.timeout(WAIT_S):
-        try:
-            while data := await reader.read(1 << 16):
-                received += data
-        except ConnectionResetError:
-            return received
-    raise AssertionError("a clean end")
 
 
 @pytest.mark.parametrize("part", BEFORE_THE_HEAD)

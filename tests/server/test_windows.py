@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from gateway.test_gateway_truncation import cut, received_until_reset
 from support.clouds import closing, dialer, exchange, pool_of
+from support.cuts import cut, received_until_reset
 from support.harness import OK, WAIT_S, RawServer, Upstream, gateway, read_message
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\nT: r\r\n\r\n"

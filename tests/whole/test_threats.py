@@ -55,19 +55,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc a
 # Web pages, and programs that can be made to call
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        b"evil.example",
-        b"evil.example:%d",
-        b"127.0.0.1",
-        b"127.0.0.1.nip.io:%d",
-        b"localhost.evil.example:%d",
-        b"0.0.0.0:%d",
-        b"[::ffff:127.0.0.1]:%d",
-        b"127.0.0.1:%d@evil.example",
-    ],
-)
+@pytest.mark.parametrize("host", [b"evil.example:%d", b"0.0.0.0:%d"])  # all: gateway/test_guard.py
 async def test_dns_rebinding_and_0_0_0_0_are_a_421_before_anything_else(host: bytes) -> None:
     upstream = Upstream()
     async with gateway(upstream) as proxy:
