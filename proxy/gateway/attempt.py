@@ -1,8 +1,8 @@
 """One try of one request on one upstream connection, in both directions.
 
-Hides streaming with back-pressure both ways, framing on the caller's side, what is held back because
-the request may be sent again, and what a cut answer looks like to the caller. Decides nothing about
-trying again: it says how it ended.
+Hides streaming with back-pressure both ways, framing on the caller's side, which part of an answer is held
+back because the request may be sent again, and how the caller is told that an answer was cut. Doesn't decide
+whether the request is sent again: an `Attempt` only says how it ended.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Final, Protocol
 
 from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
-from proxy.gateway.held_error import SmallError
+from proxy.gateway.held_error import HeldError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
 from proxy.http1 import Field, ResponseHead, chunk, last_chunk
 from proxy.server.request import Request, WritingPeer
+from proxy.tokens import Lease
 from proxy.upstream.connection import CloudConnection
 
 _BODYLESS: Final = (204, 304)
 
 
 class Outcome(enum.Enum):
-    """How one attempt ended, where it did not fail."""
+    """How one attempt ended."""
 
     DELIVERED = "the answer is with the caller, whole"
-    ABORTED = "the answer was cut, and so was the caller's connection"
-    REFUSED = "401: nothing went to the caller"
-    CROWDED = "too many requests at once at the cloud: nothing went to the caller"
-    STALE = "a reused connection closed before a byte of an answer"
+    CUT = "the answer was cut, and so was the caller's connection"
+    UNAUTHORIZED = "401: nothing went to the caller"
+    CROWDED = "too many requests ran at once at the cloud: nothing went to the caller"
+    STALE = "a reused connection closed before a byte of an answer: nothing went to the caller"
     FAILED = "there will be no answer: nothing went to the caller"
 
 
-_FINAL: Final = (Outcome.DELIVERED, Outcome.ABORTED)
+_FINAL: Final = (Outcome.DELIVERED, Outcome.CUT)
 
 
 class Recorder(Protocol):
@@ -59,11 +60,12 @@ class Recorder(Protocol):
 
 
 class Attempt:
-    """One try of one request on one upstream connection, in both directions.
+    """One try of one request on one upstream connection, with the token of one lease.
 
-    Implements `ResponseSink` for what the cloud sends, `BodySink` for what the caller sends, and
-    `WritingPeer` for a caller that is slow. ``ended`` is called once, when it is over, unless it was
-    abandoned: then either ``error`` is set, and the caller has got nothing, or ``outcome`` and ``keep``.
+    Implements `ResponseSink` for what the cloud sends, and `BodySink` for what the caller sends.
+    ``may_be_stale``: the connection may have been closing, so that the request can be sent again if no answer
+    comes. ``ended`` is called once, when the attempt is over, unless it was abandoned. Then ``outcome`` says
+    how it ended; ``error`` says why for `Outcome.FAILED`, and is None for any other.
     """
 
     __slots__ = (
@@ -72,15 +74,16 @@ class Attempt:
         "_ended",
         "_held",
         "_may_be_stale",
+        "_no_answer",
         "_out",
         "_recorder",
-        "_refused",
         "_request",
         "_starting",
         "_upstream_chunked",
         "error",
         "is_over",
         "keep",
+        "lease",
         "outcome",
     )
 
@@ -88,11 +91,13 @@ class Attempt:
         self,
         request: Request,
         connection: CloudConnection,
+        lease: Lease,
         ended: Callable[[Attempt], None],
+        recorder: Recorder | None,
         *,
         may_be_stale: bool,
-        recorder: Recorder | None = None,
     ) -> None:
+        self.lease = lease
         self._request = request
         self._connection = connection
         self._ended = ended
@@ -100,22 +105,27 @@ class Attempt:
         self._recorder = recorder
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
-        self._refused: Outcome | None = None
+        self._no_answer: Outcome | None = None
+        """Why the cloud's answer isn't for the caller; None where it is."""
         self._out: list[bytes] = []
-        self._held: SmallError | None = None
+        """For the caller, at the next flush."""
+        self._held: HeldError | None = None
+        """A small error, which is held back together with ``_out`` until it is whole."""
         self._starting: list[bytes] | None = None
+        """The first bytes for the cloud, while they are put together."""
         self.is_over = False
-        self.outcome = Outcome.ABORTED
+        self.outcome = Outcome.CUT
         self.error: UpstreamError | ProxyError | None = None
         self.keep = False
+        """Whether the caller's connection can be kept."""
 
     @property
     def is_final(self) -> bool:
-        """Whether the answer is with the caller or was cut, so that nothing more can be done."""
-        return self.error is None and self.outcome in _FINAL
+        """Whether the answer is with the caller or was cut, so that no other try can follow."""
+        return self.outcome in _FINAL
 
-    def begin(self, head: bytes) -> None:
-        """Send the request; its content follows as it comes from the caller."""
+    def send(self, head: bytes) -> None:
+        """Send the request's head; its content follows as it comes from the caller."""
         request = self._request
         body = request.body
         is_head_request = request.head.method == b"HEAD"
@@ -132,24 +142,24 @@ class Attempt:
         self._starting = [head]
         body.attach(self)
         first, self._starting = b"".join(self._starting), None
-        if self.is_over:  # the content is malformed, and the connection nobody else's to close
+        if self.is_over:  # the content is malformed; the connection didn't know of this attempt yet
             self._connection.close()
         else:
             self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
 
     def abandon(self) -> None:
-        """End it at once, without a word to anybody; nothing where it is over."""
+        """End it at once, and call nobody; does nothing where it is over."""
         if not self.is_over:
-            self._close()
+            self._detach()
             self._connection.abandon(self)
 
-    def _settle(self, outcome: Outcome, error: UpstreamError | ProxyError | None = None) -> None:
+    def _end(self, outcome: Outcome, error: UpstreamError | ProxyError | None = None) -> None:
         if not self.is_over:
-            self._close()
+            self._detach()
             self.outcome, self.error = outcome, error
             self._ended(self)
 
-    def _close(self) -> None:
+    def _detach(self) -> None:
         self.is_over = True
         self._request.connection.peer = None
         self._request.body.detach()
@@ -182,7 +192,7 @@ class Attempt:
         if self._request.head_sent:
             self._abort_caller()
         else:
-            self._settle(Outcome.FAILED, error)
+            self._end(Outcome.FAILED, error)
 
     # ResponseSink: from the cloud to the caller
 
@@ -194,7 +204,7 @@ class Attempt:
     def on_head(self, head: ResponseHead) -> None:
         """The final answer's head: hold it until its first bytes are here."""
         if head.status == 401:
-            self._refused = Outcome.REFUSED
+            self._no_answer = Outcome.UNAUTHORIZED
             return
         if (
             head.status == 408
@@ -202,8 +212,8 @@ class Attempt:
             and self._may_be_stale
             and self._request.body.replayable
         ):
-            # Sent to an idle connection, most likely (RFC 9110, section 15.5.9).
-            self._refused = Outcome.STALE
+            # The cloud sent it before the request came, most likely (RFC 9110, section 15.5.9).
+            self._no_answer = Outcome.STALE
             return
         request = self._request
         bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
@@ -214,7 +224,7 @@ class Attempt:
             and (bodyless or head.content_length is not None or self._caller_chunked)
         )
         if 400 <= head.status < 500 and not bodyless:
-            self._held = SmallError.of(head)
+            self._held = HeldError.of(head)
         request.status = head.status
         added = b"" if self._recorder is None else self._recorder.on_head(head)
         self._out.append(
@@ -225,7 +235,7 @@ class Attempt:
 
     def on_body(self, data: bytes) -> None:
         """Content from the cloud."""
-        if self._refused:
+        if self._no_answer:
             return
         self._request.answer_bytes += len(data)
         self._out.append(chunk(data) if self._caller_chunked else data)
@@ -235,11 +245,11 @@ class Attempt:
             self._held = None
 
     def on_flush(self) -> None:
-        """Send what has come so far."""
-        if self._refused:
-            # What is left of a refused answer isn't worth waiting for.
+        """Send to the caller what has come so far."""
+        if self._no_answer:
+            # The rest of such an answer isn't worth a wait.
             self._connection.close()
-            self._settle(self._refused)
+            self._end(self._no_answer)
         elif self._out and self._held is None:
             out, self._out = self._out, []
             self._request.head_sent = True
@@ -248,13 +258,13 @@ class Attempt:
     def on_end(self, trailers: list[Field]) -> None:
         """The answer is complete."""
         self._request.connection.peer = None
-        if self._refused:
-            self._settle(self._refused)
+        if self._no_answer:
+            self._end(self._no_answer)
             return
         if self._held is not None:
             if self._held.error_code() == CONCURRENT_API_CALL:
                 self._request.status = self._request.answer_bytes = 0
-                self._settle(Outcome.CROWDED)
+                self._end(Outcome.CROWDED)
                 return
             self._held = None
         if self._recorder is not None:
@@ -262,10 +272,10 @@ class Attempt:
         if self._caller_chunked:
             self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
         self.on_flush()
-        self._settle(Outcome.DELIVERED)
+        self._end(Outcome.DELIVERED)
 
     def on_failure(self, error: UpstreamError) -> None:
-        """The answer will never be complete: what went to the caller must not look whole."""
+        """The answer will never be complete: if a part went to the caller, it must not look whole."""
         if self._request.head_sent:
             self._request.facts.cut_because = str(error)
             self._abort_caller()
@@ -275,11 +285,12 @@ class Attempt:
             and isinstance(error, ConnectionLost)
             and self._request.body.replayable
         ):
-            self._settle(Outcome.STALE)
+            self._end(Outcome.STALE)
         else:
-            self._settle(Outcome.FAILED, self._whose_silence(error))
+            self._end(Outcome.FAILED, self._blamed(error))
 
-    def _whose_silence(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
+    def _blamed(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
+        """The error as it is; for silence while the content has to come, one that blames the caller."""
         body = self._request.body
         if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
             return RequestTimeout("The request's content did not come in time; send it again.")
@@ -295,4 +306,4 @@ class Attempt:
     def _abort_caller(self) -> None:
         self.keep = False
         self._request.connection.abort()
-        self._settle(Outcome.ABORTED)
+        self._end(Outcome.CUT)

@@ -19,7 +19,7 @@ from proxy.admin.admin import Admin
 from proxy.admin.overview import Overview
 from proxy.contentsquare import oauth_path
 from proxy.errors import Internal, MethodRefused, ProxyError, QueueTimeout, Stopping, UnknownProject
-from proxy.gateway import policy
+from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, Callers, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.generation import Generation
@@ -244,7 +244,7 @@ class Gateway:
 async def _run(exchange: Exchange) -> bool:
     exchange.attend()
     answers = exchange.project.shared_answers
-    return await (exchange.run() if answers is None else sharing.run(exchange, answers))
+    return await (tries.run(exchange) if answers is None else sharing.run(exchange, answers))
 
 
 def _route(request: Request, generation: Generation, caller: Caller | None, target: bytes) -> Route:

@@ -14,7 +14,7 @@ from proxy.http1 import ResponseHead
 LIMIT_BYTES = 4096
 
 
-class SmallError:
+class HeldError:
     """The content of one error answer, as it arrives."""
 
     __slots__ = ("_bytes", "_gzipped")
@@ -24,7 +24,7 @@ class SmallError:
         self._gzipped = gzipped
 
     @classmethod
-    def of(cls, head: ResponseHead) -> SmallError | None:
+    def of(cls, head: ResponseHead) -> HeldError | None:
         """For an answer that may be such an error; None if it is too long, not JSON, or has a coding."""
         if head.content_length is not None and head.content_length > LIMIT_BYTES:
             return None

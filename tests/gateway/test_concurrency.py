@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from support.harness import OK, WAIT_S, Message, Upstream, gateway, read_message
 
-from proxy.gateway.held_error import LIMIT_BYTES, SmallError
+from proxy.gateway.held_error import LIMIT_BYTES, HeldError
 
 CROWDED = json.dumps(
     {"success": False, "errorMessage": "Too much concurrent calls", "errorCode": "CONCURRENT_API_CALL"}
@@ -171,6 +171,6 @@ async def test_a_waiting_caller_that_leaves_gives_its_place_away() -> None:
 
 
 def test_a_gzip_bomb_is_not_inflated() -> None:
-    small = SmallError(gzipped=True)
+    small = HeldError(gzipped=True)
     assert small.feed(gzip.compress(b" " * 1_000_000 + CROWDED))
     assert small.error_code() is None

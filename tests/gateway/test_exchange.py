@@ -320,7 +320,7 @@ async def test_a_bug_as_an_answer_ends_cuts_its_caller_off_and_holds_nothing(
         [project] = proxy.app.projects()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
         with monkeypatch.context() as broken:
-            broken.setattr(project.slots, "answered", None)
+            broken.setattr(project.slots, "note_answer", None)
             reader, writer = await proxy.connect()
             writer.write(proxy.request(b"GET /v1/x"))
             async with asyncio.timeout(WAIT_S):

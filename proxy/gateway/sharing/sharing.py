@@ -1,12 +1,16 @@
 """How one request takes part in its project's shared answers: it is given one, follows one, or leads.
 
-Stands between the gateway and an `Exchange`, in place of whose `try_now` and `run` the gateway calls these
-here. A request that leads is forwarded as ever, and its answer recorded as it comes. A request for the same
+Stands between the gateway and an exchange: the gateway calls `try_now` and `run` in place of
+`Exchange.try_now` and `tries.run`, and they call those where the request is forwarded.
+
+A request that leads is forwarded as ever, and its answer recorded as it comes. A request for the same
 meanwhile follows: it holds no slot, and gets the answer once that is whole, or is let go (see `recording`).
-Two requests are for the same if caller, API, target and every field that goes upstream are the same, so that
-an answer may vary with any of them. A request that may change data ends the sharing of all answers of
-before. What HTTP allows is for `cache_rules` to say. Must not know configuration, or what a caller may do:
-the gateway has checked that before.
+Two requests are for the same if caller, API, target and every field that goes upstream are the same, so
+that an answer may vary with any of them. A request that may change data ends the sharing of all answers of
+before.
+
+What HTTP allows is for `cache_rules` to say. Must not know configuration, or what a caller may do: the
+gateway has checked that before.
 Sources: RFC 9111, sections 3, 4 and 5.2; RFC 9211.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 
 from proxy.contentsquare import changes_data, may_be_shared, may_be_stored
+from proxy.gateway import tries
 from proxy.gateway.exchange import Exchange
 from proxy.gateway.rewrite import end_of_head
 from proxy.gateway.sharing.cache_rules import Terms, terms_of
@@ -38,12 +43,12 @@ def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
         return False
     if connection.writing_paused or connection.unanswered > 1:
         return False  # answered one within the other, a long row of requests would be a deep stack
-    exchange.answered(keep=_write_start(request, found, "hit"))
+    exchange.finish(keep=_write_start(request, found, "hit"))
     return True
 
 
 async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
-    """As `Exchange.run`, also after `try_now`. Raises ProxyError."""
+    """As `tries.run`, also after `try_now`. Raises ProxyError."""
     request = exchange.request
     found = _find(exchange, answers) if exchange.recorder is None else None
     while isinstance(found, RunningAnswer):
@@ -54,7 +59,7 @@ async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
             found = _find(exchange, answers, then=b"; collapsed=?0")
         else:
             exchange.recorder, found = Note(found.why + b"; collapsed=?0"), None
-    return await (exchange.run() if found is None else _write(request, found, "hit"))
+    return await (tries.run(exchange) if found is None else _write(request, found, "hit"))
 
 
 def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> Answer | RunningAnswer | None:

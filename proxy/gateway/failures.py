@@ -1,0 +1,46 @@
+"""How the failure of a try is told to the caller."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.errors import (
+    ConnectFailed,
+    ProxyError,
+    UpstreamError,
+    UpstreamSilent,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from proxy.tokens import Lease
+
+RETRY_AFTER_S: Final = 5
+"""Where a cloud could not be reached, or sent nothing."""
+
+
+def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool) -> ProxyError:
+    """The answer to a request that failed before the cloud's answer came.
+
+    It asks the caller to try again, unless the request may change data (``changes``) and may have arrived.
+    """
+    if isinstance(error, ProxyError):
+        return error
+    host = lease.origin.authority
+    may_be_done = changes and not isinstance(error, ConnectFailed)
+    retry_after_s = None if may_be_done else RETRY_AFTER_S
+    if isinstance(error, UpstreamSilent):
+        advice = (
+            "It may be done all the same: look before you send it again, " if may_be_done else "Try again, "
+        )
+        return UpstreamTimeout(
+            f"Contentsquare ({host}) did not answer: {error}. {advice}ask for less,"
+            " or raise contentsquare.idle_timeout.",
+            retry_after_s=retry_after_s,
+        )
+    advice = "It may be done all the same: look before you send it again" if may_be_done else "Try again"
+    return UpstreamUnreachable(
+        f"No answer from Contentsquare ({host}): {error}. {advice};"
+        " `csq-proxy check --live` helps to find why.",
+        proxy_status=error.proxy_status,
+        retry_after_s=retry_after_s,
+    )

@@ -1,0 +1,196 @@
+"""The loop of tries: sends one request until its answer is with the caller, and waits for what that takes.
+
+Decides when a request may be sent again: after a refused token, on a connection that had gone stale, and
+when the cloud refuses it because too many run at once. Knows leases and slots only as things to take and give
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from proxy.errors import (
+    ConnectionLost,
+    QueueTimeout,
+    RequestTimeout,
+    TokenRefused,
+    TokenUnavailable,
+    UpstreamError,
+)
+from proxy.gateway.attempt import Attempt, Outcome
+from proxy.gateway.exchange import Exchange
+from proxy.gateway.failures import answer_for
+from proxy.tokens import Lease, LeaseKeeper
+from proxy.upstream.connection import CloudConnection
+
+TOKEN_WAIT_S: Final = 10.0
+"""How long a request waits for a usable token."""
+
+
+async def run(exchange: Exchange) -> bool:
+    """Go on until an answer is with the caller or was cut; whether the caller's connection can be kept.
+
+    Raises ProxyError only while nothing of an answer went to the caller.
+    """
+    body = exchange.request.body
+    tries = _Tries(exchange)
+    if body.complete:
+        return await tries.run()
+    slots = exchange.project.slots
+    uploads = slots.uploads
+    try:
+        holds_place = await uploads.enter(body, max(1, slots.limit // 2), exchange.queue_timeout_s)
+    except TimeoutError:
+        if body.is_paused:  # the proxy itself reads no further
+            raise QueueTimeout(
+                "Requests whose content is still coming use half of this project's slots already:"
+                " send the request again.",
+                retry_after_s=2,
+            ) from None
+        raise RequestTimeout("The request's content did not come in time; send it again.") from None
+    try:
+        return await tries.run()
+    finally:
+        if holds_place:
+            uploads.leave()
+
+
+class _Tries:
+    """The tries of one exchange. The first may be the attempt that `Exchange.try_now` made, and is over."""
+
+    __slots__ = ("_exchange", "_keeper", "_max_idle_s", "_token_was_replaced")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._keeper: LeaseKeeper = exchange.project.keeper(exchange.api)
+        self._max_idle_s = exchange.max_idle_s
+        self._token_was_replaced = False
+
+    async def run(self) -> bool:
+        """As `run` of this module, for a request that may take a slot."""
+        exchange = self._exchange
+        wait_s = max(0.0, exchange.queue_timeout_s - exchange.request.facts.waited_s)
+        deadline = asyncio.get_running_loop().time() + wait_s
+        try:
+            if not exchange.has_slot:
+                await self._usable_lease()  # the token's answer may tell which project's slots these are
+                await self._take_slot(wait_s, first=False)
+            while True:
+                attempt = await self._answered_attempt()
+                if exchange.note_outcome(attempt):
+                    return attempt.keep
+                exchange.release_slot()
+                self._prepare_after_crowding()
+                wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
+                await self._take_slot(wait_s, first=True)
+        finally:
+            exchange.attempt = None
+            exchange.release_slot()
+
+    async def _take_slot(self, wait_s: float, *, first: bool) -> None:
+        """Take a slot within ``wait_s`` seconds; ``first``: before the requests that wait already."""
+        exchange = self._exchange
+        slots = exchange.project.slots
+        if first or not slots.try_acquire(exchange.turn_key()):
+            asked_at = time.perf_counter()
+            try:
+                await slots.acquire(exchange.turn_key(), wait_s, first=first)
+            finally:
+                exchange.request.facts.waited_s += time.perf_counter() - asked_at
+        exchange.hold_slot(slots)
+
+    async def _answered_attempt(self) -> Attempt:
+        """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""
+        exchange = self._exchange
+        while True:
+            attempt = exchange.attempt or await self._try()
+            if attempt.error is not None:
+                raise answer_for(attempt.error, attempt.lease, changes=exchange.changes) from None
+            if attempt.outcome is Outcome.STALE:
+                self._prepare_after_stale(attempt.lease)
+            elif attempt.outcome is Outcome.UNAUTHORIZED:
+                self._prepare_after_refusal(attempt.lease)
+            else:
+                return attempt
+
+    async def _try(self) -> Attempt:
+        connection, lease, reused = await self._connection()
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ended(_attempt: Attempt) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        attempt = self._exchange.send(connection, lease, ended, reused=reused)
+        try:
+            await over
+        finally:
+            attempt.abandon()
+        return attempt
+
+    async def _connection(self) -> tuple[CloudConnection, Lease, bool]:
+        """A connection, the lease to send on it, and whether the connection was used before."""
+        exchange = self._exchange
+        while True:
+            lease = await self._usable_lease()
+            pool = exchange.upstreams.pool(lease.origin)
+            connection = pool.take_idle(self._max_idle_s)
+            if connection is not None:
+                return connection, lease, True
+            try:
+                connection = await pool.connect()
+            except UpstreamError as exc:
+                raise answer_for(exc, lease, changes=exchange.changes) from None
+            fresh = self._keeper.current()  # connecting took a while
+            if fresh is not None and fresh.origin == lease.origin:
+                return connection, fresh, False
+            pool.give_back(connection)
+
+    async def _usable_lease(self) -> Lease:
+        return self._keeper.current() or await self._keeper.get(TOKEN_WAIT_S)
+
+    # Ready to send the request again
+
+    def _prepare_after_stale(self, lease: Lease) -> None:
+        """The connection had ended before the request came: the next try is on a new one."""
+        if not self._exchange.request.body.replayable:  # more content has come since than is held
+            lost = ConnectionLost("the connection was closed before an answer")
+            raise answer_for(lost, lease, changes=self._exchange.changes)
+        self._rewind("stale")
+        self._max_idle_s = 0.0
+
+    def _prepare_after_refusal(self, lease: Lease) -> None:
+        """The cloud said 401: the next try is with another token."""
+        if self._token_was_replaced or not self._keeper.reject(lease):
+            raise TokenRefused(
+                "Contentsquare answers 401 even to a fresh token. Check in its console that the"
+                " credentials still have access to this project and API."
+            )
+        if not self._exchange.request.body.replayable:
+            raise TokenUnavailable(
+                "Contentsquare refused the token, and the content is too long to be sent again"
+                " by the proxy. A fresh token is on its way: send the request again.",
+                retry_after_s=2,
+            )
+        self._token_was_replaced = True
+        self._rewind("token")
+
+    def _prepare_after_crowding(self) -> None:
+        """The cloud runs too many requests of this project: the next try is in another slot."""
+        if not self._exchange.request.body.replayable:
+            raise QueueTimeout(
+                "Other programs use this Contentsquare project too, and the content is too long to be"
+                " sent again by the proxy: send the request again.",
+                retry_after_s=2,
+            )
+        self._rewind("concurrency")
+        self._max_idle_s = self._exchange.max_idle_s
+        self._token_was_replaced = False
+
+    def _rewind(self, why: str) -> None:
+        request = self._exchange.request
+        request.facts.replays += (why,)
+        request.body.rewind()
+        self._exchange.attempt = None
