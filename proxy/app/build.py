@@ -1,8 +1,8 @@
-"""How the next generation is made from settings and from the generation before.
+"""Makes the next generation from settings and from the generation before.
 
-Hides what a new configuration leaves as it is: a project whose settings are the same stays the same object,
-with its tokens and slots, and the way out to Contentsquare is kept while its settings are the same. Must not
-know listeners' sockets, files, or when a reload is due.
+Hides the parts that a new configuration doesn't change: a project with the same settings stays the same
+object, with its tokens and slots, and so does the way out to Contentsquare. Must not know listeners'
+sockets, files, or when a reload is due.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from proxy.server.listeners import Listener
 
 
 class Generations:
-    """Makes generations, and holds what outlives each: slots, stored answers, and accounts' projects."""
+    """Makes generations, and holds the parts that outlive them: slots, stored answers, accounts' projects."""
 
     def __init__(self, listeners: Sequence[Listener], *, limit: int, spawn: Spawn, on_event: OnEvent) -> None:
         self.accounts = AccountProjects()
@@ -71,7 +71,7 @@ class Generations:
         return Step(generation, fresh, leaving)
 
     def _outward(self, planned: Plan, before: Generation | None) -> Outward:
-        """The way of before where that is to be kept, else a new one."""
+        """The way out of the generation before if ``planned`` keeps it, else a new one."""
         if planned.tls is None:
             if before is None:
                 raise ValueError("the first generation needs a TLS context")
@@ -84,7 +84,7 @@ class Generations:
     def _projects(
         self, settings: Settings, outward: Outward, before: Generation | None
     ) -> tuple[dict[str, Project], list[Project]]:
-        """All projects by name, and those of them that are new."""
+        """All projects by name, and the new ones among them."""
         projects, fresh = {}, []
         for name, configured in settings.projects.items():
             old = None if before is None else before.projects.get(name)
@@ -105,7 +105,7 @@ class Generations:
     def _leaving(
         self, settings: Settings, outward: Outward, before: Generation, projects: Mapping[str, Project]
     ) -> list[Project]:
-        """The projects of before that no new request will reach; those of changed accounts are replaced."""
+        """The old projects that no new request will reach; projects of changed accounts are replaced."""
         leaving = [old for name, old in before.projects.items() if projects.get(name) is not old]
         for name, configured in before.settings.accounts.items():
             now = settings.accounts.get(name)

@@ -1,7 +1,7 @@
-"""One version of the running configuration, as requests see it.
+"""One version of the running configuration, for requests.
 
-A request reads one `Generation` and lives by it, so that it never meets half of a reload. How the next one is
-made is for `proxy.app.build` to say.
+A request uses one `Generation` from its start to its end, so that it never meets half of a reload.
+`proxy.app.build` makes the generations.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from proxy.projects import Project
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The settings, and what was made of them for requests.
+    """The settings, and the objects for requests that were made from them.
 
-    ``queue_timeout_s`` is how long a request may wait for a slot. ``guards`` and ``owners`` go with the
-    listeners, by index: an owner is the listener's own project, None where it has none.
+    ``queue_timeout_s`` is how long a request may wait for a slot. ``guards`` and ``owners`` have one entry
+    for each listener: an owner is the listener's own project, None if it has none.
     """
 
     settings: Settings
@@ -36,7 +36,7 @@ class Generation:
     owners: tuple[Project | None, ...]
 
     def secrets(self) -> Iterator[str]:
-        """Every value in the settings that no log line may hold."""
+        """All values in the settings that must be in no log line."""
         owners: list[Access] = [*self.settings.projects.values(), *self.settings.accounts.values()]
         for owner in owners:
             yield owner.client_secret.get_secret_value()
@@ -46,7 +46,7 @@ class Generation:
             yield caller.key.get_secret_value()
 
     def redact(self) -> None:
-        """Keep these secrets out of the log, until `unredact`."""
+        """Keep these secrets out of the log until `unredact` is called."""
         for secret in self.secrets():
             redactor.add(secret)
 
@@ -58,7 +58,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From one generation to the next: ``fresh`` projects have to be started, ``leaving`` ones retired."""
+    """A change to ``generation``: the ``fresh`` projects must be started, the ``leaving`` ones retired."""
 
     generation: Generation
     fresh: Sequence[Project]

@@ -22,15 +22,15 @@ from proxy.upstream.pool import Upstreams
 from proxy.upstream.tls import tls_context
 
 _way_of = attrgetter("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
-"""The values in [contentsquare] that need new connections when they change."""
+"""The settings in [contentsquare] whose change needs new connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Settings that can be used, with what `plan` read from files for them.
+    """Settings that can be used, and the contents of their files.
 
-    ``ca_digest`` is of the content of ``contentsquare.ca_file``. ``tls`` is None where the `Outward` of
-    before is kept.
+    ``ca_digest`` is the digest of the content of ``contentsquare.ca_file``. ``tls`` is None if the present
+    `Outward` is kept.
     """
 
     settings: Settings
@@ -41,7 +41,7 @@ class Plan:
 def plan(settings: Settings, before: Outward | None) -> Plan:
     """Check the files that these settings name, and read them. Blocks on files; raises ConfigError.
 
-    ``before`` is the way that is in use, None at the start.
+    ``before`` is the `Outward` in use, None at the start.
     """
     server, vendor = settings.server, settings.contentsquare
     server_tls(server.tls_cert, server.tls_key)
@@ -80,16 +80,16 @@ class Outward:
         self._task = spawn(self.upstreams.run())
 
     def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:
-        """Whether these settings ask for the same way, so that it can be kept."""
+        """Whether these settings need no other connections, so that this object can be kept."""
         return bool(ca_digest == self._ca_digest and _way_of(vendor) == _way_of(self._vendor))
 
     def trusts_like(self, other: Outward) -> bool:
-        """Whether both ask the same token endpoint and send tokens to the same hosts."""
+        """Whether both use the same token endpoint and send tokens to the same hosts."""
         mine, theirs = self._vendor, other._vendor
         return (mine.auth_url, mine.allowed_endpoints) == (theirs.auth_url, theirs.allowed_endpoints)
 
     async def close(self) -> None:
-        """Close its connections. No request may be using it."""
+        """Close the connections. No request may be running."""
         self._task.cancel()
         self.upstreams.close()
         await self._session.close()
