@@ -18,9 +18,10 @@ from proxy.admin.loop_lag import LoopLag
 from proxy.admin.overview import Overview
 from proxy.app import notify
 from proxy.app.build import Generations
+from proxy.config.changes import Changes, differences
 from proxy.config.expiry import ExpiryWatch
 from proxy.config.settings import Settings
-from proxy.config.watch import Changes, Reloader, differences
+from proxy.config.watch import Reloader
 from proxy.errors import ConfigError, ListenError
 from proxy.gateway.gateway import Gateway
 from proxy.gateway.generation import Generation

@@ -11,8 +11,8 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
+from proxy.config.changes import is_same
 from proxy.config.settings import Access, AccountSettings, ProjectSettings, Settings
-from proxy.config.watch import is_same
 from proxy.gateway.callers import Callers
 from proxy.gateway.generation import Generation, Step
 from proxy.gateway.guard import Guard

@@ -5,25 +5,22 @@ Reads only names: reads no secret, starts no password manager, and offers nothin
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.config import environment
+from proxy.config.files import find_config_file, read_toml
 from proxy.config.keys import schema
-from proxy.config.load import find_config_file
 
 
 def projects(config: Path | None, incomplete: str) -> list[str]:
     """The projects that begin with ``incomplete``, an account's as ``acme/42``. ``config``: ``--config``."""
     tables = [environment.read(os.environ, schema()).values]
-    with contextlib.suppress(OSError, RecursionError, ValueError):
-        path = find_config_file(config, os.environ)
-        tables += [tomllib.loads(path.read_text(encoding="utf-8-sig"))] if path is not None else []
+    if (path := find_config_file(config, os.environ)) is not None:
+        tables.append(read_toml(path, []))
     return sorted({name for table in tables for name in _names(table) if name.startswith(incomplete)})
 
 

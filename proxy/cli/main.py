@@ -243,7 +243,8 @@ def snippets(
 def init(*, config: ConfigOption = None) -> None:
     """Ask for a project's credentials and write a configuration file for them."""
     from proxy.cli.init import ask  # noqa: PLC0415
-    from proxy.config.load import load, named_config_file  # noqa: PLC0415
+    from proxy.config.files import named_config_file  # noqa: PLC0415
+    from proxy.config.load import load  # noqa: PLC0415
     from proxy.config.new_file import check_place, text_of, write_new  # noqa: PLC0415
 
     path = named_config_file(config, os.environ) or Path("config.toml")

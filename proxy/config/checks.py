@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.config.messages import Fault, KeyPath, did_you_mean
+from proxy.config.secrets import absence, exposure
 from proxy.contentsquare import Api
 from proxy.origin import is_loopback
-from proxy.secret import absence, exposure
 
 if TYPE_CHECKING:
     from proxy.config.settings import (

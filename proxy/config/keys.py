@@ -1,19 +1,15 @@
-"""Which keys a configuration may have, and what reading them from text has to know of each.
-
-Derived from `proxy.config.settings`, so that there is one list of keys; knows no values.
-"""
+"""Which keys a configuration may have, and how each is read from text; derived from the settings' models."""
 
 from __future__ import annotations
 
 import enum
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias, get_args, get_origin, get_type_hints
+from typing import TypeAlias, get_args, get_origin
 
-from proxy.config.settings import Settings
+from proxy.config.settings import Settings, Table
 from proxy.secret import Secret
 
 
@@ -34,22 +30,19 @@ ANY_NAME = "*"
 @functools.cache
 def schema() -> Schema:
     """The keys of each table, nested; a table of named tables has the one key `ANY_NAME`."""
-    nodes = _nodes(Settings)
-    # Everything in a file is in a table; what else the settings have is not to be written.
-    return MappingProxyType({key: node for key, node in nodes.items() if not isinstance(node, Leaf)})
+    return _keys(Settings)
 
 
-def _nodes(table: type) -> Schema:
-    hints = get_type_hints(table)
-    return MappingProxyType({key: _node(hints[key]) for key in hints if not key.startswith("_")})
+def _keys(model: type[Settings | Table]) -> Schema:
+    return MappingProxyType({key: _node(field.annotation) for key, field in model.model_fields.items()})
 
 
 def _node(annotation: object) -> Leaf | Schema:
     parts = set(_parts(annotation))
     for part in parts:
-        if isinstance(part, type) and is_dataclass(part):
-            table = _nodes(part)
-            return MappingProxyType({ANY_NAME: table}) if Mapping in parts else table
+        if isinstance(part, type) and issubclass(part, Table):
+            keys = _keys(part)
+            return MappingProxyType({ANY_NAME: keys}) if Mapping in parts else keys
     if tuple in parts:
         return Leaf.LIST
     if Path in parts:

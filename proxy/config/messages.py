@@ -74,7 +74,7 @@ def explain(error: ErrorDetails, schema: Schema) -> Fault:
     path: KeyPath = error["loc"]
     kind = error["type"]
     context: Mapping[str, Any] = error.get("ctx", {})
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind == "extra_forbidden":
         return Fault(path, unknown_key(path, schema))
     if kind == "missing":
         return Fault(path, _MISSING.get(str(path[-1]), "missing"))
@@ -103,7 +103,7 @@ def _choice(error: ErrorDetails, context: Mapping[str, Any]) -> str:
 def _by_type(kind: str) -> str:
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
-    if kind in ("dataclass_type", "dict_type", "mapping_type"):
+    if kind in ("dict_type", "mapping_type", "model_type"):
         return "must be a table, such as [server] or [projects.NAME]"
     return _BY_TYPE.get(kind.split("_", 1)[0], "isn't valid")
 

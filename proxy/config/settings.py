@@ -1,19 +1,26 @@
-"""The settings as types: one frozen dataclass a table of the configuration file.
+"""The settings: one pydantic model, with a table of the configuration file for each class here.
 
-The process that serves holds these and no library for them: an annotation says what a key may hold, and
-only where a configuration is read (`config.validation`) does pydantic take it up. Knows nothing of where
-values come from (`config.load`) and holds no rule that spans two keys (`config.checks`). Field names are
-the contract with the people who write the file; a time is in seconds, and None means "not set". No
-postponed annotations here: pydantic needs the types at run time.
+`proxy.config.load` reads the places where values come from; a rule that spans two keys is in
+`proxy.config.checks`. Field names are the contract with the people who write the file. A time is in seconds,
+and None means "not set".
 """
+
+from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
@@ -27,46 +34,21 @@ _DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
 _DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
 _UNITS_S = {None: 1, "": 1, "s": 1, "m": 60, "h": 3600}
 _HOST = re.compile(r"[^\s/@\[\]]+\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """In an annotation: what is done to a value before its type is looked at. May raise ValueError."""
-
-    step: Callable[[Any], object]
-
-    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
-
-        return core_schema.no_info_before_validator_function(self.step, handler(source))
-
-
-@dataclass(frozen=True, slots=True)
-class After:
-    """In an annotation: what is done to a value of the right type. May raise ValueError."""
-
-    step: Callable[[Any], object]
-
-    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core import core_schema  # noqa: PLC0415 - only where a configuration is read
-
-        return core_schema.no_info_after_validator_function(self.step, handler(source))
-
-
-class Limits:
-    """In an annotation: bounds by their names in pydantic, such as ``ge`` and ``min_length``."""
-
-    def __init__(self, **bounds: float) -> None:
-        self._bounds = bounds
-
-    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[Any], Any]) -> Any:
-        return {**handler(source), **self._bounds}
+_LAYERS = "layers"
 
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
     return value
+
+
+def _secret(value: object) -> object:
+    if not isinstance(value, (str, Secret)):
+        raise ValueError("must be text, in quotes")  # noqa: TRY004
+    if not value:
+        raise ValueError("must not be empty")
+    return Secret(value) if isinstance(value, str) else value
 
 
 def _path(value: object) -> object:
@@ -148,60 +130,67 @@ def _duration(value: object) -> int:
     return seconds
 
 
-Text: TypeAlias = Annotated[str, Limits(min_length=1)]
-Port: TypeAlias = Annotated[int, Limits(ge=0, le=65_535), Before(_no_bool)]
-Id: TypeAlias = Annotated[int, Limits(ge=1), Before(_no_bool)]
-Seconds: TypeAlias = Annotated[float, Limits(gt=0, le=_DAY_S, allow_inf_nan=False), Before(_no_bool)]
-Duration: TypeAlias = Annotated[int, Before(_duration)]
-FilePath: TypeAlias = Annotated[Path | None, Before(_path)]
-Date: TypeAlias = Annotated[dt.date, Before(_date)]
-Apis: TypeAlias = Annotated[tuple[Api, ...], After(_distinct)]
+def _read_only(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(values))
 
 
-class _Table:
-    __slots__ = ()
-    __pydantic_config__: ClassVar = {"extra": "forbid", "hide_input_in_errors": True}
+def _no_tables() -> Mapping[str, Any]:
+    return MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings(_Table):
+T = TypeVar("T")
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+SecretText: TypeAlias = Annotated[InstanceOf[Secret], BeforeValidator(_secret)]
+Port: TypeAlias = Annotated[int, Field(ge=0, le=65_535), BeforeValidator(_no_bool)]
+Id: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=_DAY_S, allow_inf_nan=False), BeforeValidator(_no_bool)]
+Duration: TypeAlias = Annotated[int, BeforeValidator(_duration)]
+FilePath: TypeAlias = Annotated[Path | None, BeforeValidator(_path)]
+Date: TypeAlias = Annotated[dt.date, BeforeValidator(_date)]
+Apis: TypeAlias = Annotated[tuple[Api, ...], AfterValidator(_distinct)]
+Endpoint: TypeAlias = Annotated[str, AfterValidator(_endpoint)]
+Named: TypeAlias = Annotated[Mapping[str, T], AfterValidator(_read_only)]
+
+
+class Table(BaseModel):
+    """A table of the file. An unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ServerSettings(Table):
     """Where we listen. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
 
-    host: Annotated[str, After(_listen_host)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
     port: Port = DEFAULT_PORT
     unix_socket: FilePath = None
-    allowed_hosts: tuple[Annotated[str, After(_host_value)], ...] = ()
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host_value)], ...] = ()
     tls_cert: FilePath = None
     tls_key: FilePath = None
     drain_timeout: Seconds = 30.0
     allow_quit: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings(_Table):
+class LogSettings(Table):
     """What is logged, and how. ``format`` "auto" is text on a terminal and JSON lines elsewhere."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Before(_lower)] = "info"
-    format: Annotated[Literal["auto", "text", "json"], Before(_lower)] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentsquareSettings(_Table):
+class ContentsquareSettings(Table):
     """How Contentsquare is reached. ``auth_url`` is a base URL without a final slash."""
 
-    auth_url: Annotated[str, After(_auth_url)] = AUTH_URL
-    allowed_endpoints: Annotated[tuple[Annotated[str, After(_endpoint)], ...], Limits(min_length=1)] = (
-        "*.contentsquare.com",
-    )
+    auth_url: Annotated[str, AfterValidator(_auth_url)] = AUTH_URL
+    allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = ("*.contentsquare.com",)
     ca_file: FilePath = None
     connect_timeout: Seconds = 10.0
     idle_timeout: Seconds = 300.0
-    max_concurrency: Annotated[int, Limits(ge=1, le=1000), Before(_no_bool)] = MAX_CONCURRENCY
+    max_concurrency: Annotated[int, Field(ge=1, le=1000), BeforeValidator(_no_bool)] = MAX_CONCURRENCY
     queue_timeout: Seconds = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials(_Table):
+class Credentials(Table):
     """A client's id and secret.
 
     ``client_secret`` is always there after loading, whichever way it was given; the file and the
@@ -209,14 +198,13 @@ class Credentials(_Table):
     """
 
     client_id: Text
-    client_secret: Secret
+    client_secret: SecretText
     client_secret_file: FilePath = None
-    client_secret_command: Annotated[tuple[str, ...], Limits(min_length=1)] | None = field(
+    client_secret_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None, repr=False
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Access(Credentials):
     """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names.
 
@@ -231,7 +219,6 @@ class Access(Credentials):
     cache: Duration = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectSettings(Access):
     """One project. ``default`` None: not said. ``port`` 0: no listener of its own."""
 
@@ -241,43 +228,77 @@ class ProjectSettings(Access):
     port: Port = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountSettings(Access):
     """Account-level credentials. ``projects`` None: any project of the account."""
 
-    projects: Annotated[tuple[Id, ...] | None, After(_not_empty)] = None
+    projects: Annotated[tuple[Id, ...] | None, AfterValidator(_not_empty)] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerSettings(_Table):
+class CallerSettings(Table):
     """Somebody who may call. ``projects`` None: all projects and accounts."""
 
-    key: Secret
+    key: SecretText
     key_file: FilePath = None
-    projects: Annotated[tuple[Text, ...] | None, After(_not_empty)] = None
+    projects: Annotated[tuple[Text, ...] | None, AfterValidator(_not_empty)] = None
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The whole configuration, as `proxy.config.load.load` makes it.
+class Settings(BaseSettings):
+    """The whole configuration, as `proxy.config.load.load` makes it."""
 
-    ``source`` is the file that was read, None where there is none; ``secrets_of_environment`` are the
-    environment variables that secrets came from.
-    """
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, case_sensitive=True
+    )
 
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     contentsquare: ContentsquareSettings = ContentsquareSettings()
-    projects: Mapping[str, ProjectSettings] = field(default_factory=dict)
-    accounts: Mapping[str, AccountSettings] = field(default_factory=dict)
-    callers: Mapping[str, CallerSettings] = field(default_factory=dict)
-    source: Path | None = None
-    secrets_of_environment: tuple[str, ...] = ()
+    projects: Named[ProjectSettings] = Field(default_factory=_no_tables)
+    accounts: Named[AccountSettings] = Field(default_factory=_no_tables)
+    callers: Named[CallerSettings] = Field(default_factory=_no_tables)
+    _source: Path | None = PrivateAttr(None)
+    _secrets_of_environment: tuple[str, ...] = PrivateAttr(())
 
-    def __post_init__(self) -> None:
-        for section in ("projects", "accounts", "callers"):
-            object.__setattr__(self, section, MappingProxyType(dict(getattr(self, section))))
+    @classmethod
+    def of_layers(
+        cls,
+        layers: Sequence[dict[str, Any]],
+        source: Path | None,
+        secrets_of_environment: tuple[str, ...] = (),
+    ) -> Self:
+        """The settings out of nested dicts; the first that has a key wins. Raises ValidationError."""
+        given: dict[str, Any] = {_LAYERS: layers}
+        settings = cls(**given)
+        settings._source = source
+        settings._secrets_of_environment = secrets_of_environment
+        return settings
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' interface
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The layers, or the arguments that were given; nothing is read here.
+
+        pydantic-settings' own source for the environment stops at the first list that isn't JSON, passes over
+        unknown variables, and can't tell which variable is wrong. Its source for TOML tells no line.
+        """
+        given = init_settings()
+        return tuple(InitSettingsSource(settings_cls, layer) for layer in given.pop(_LAYERS, (given,)))
+
+    @property
+    def source(self) -> Path | None:
+        """The file that was read, None where there is none."""
+        return self._source
+
+    @property
+    def secrets_of_environment(self) -> tuple[str, ...]:
+        """The environment variables that secrets came from."""
+        return self._secrets_of_environment
 
     @property
     def default_project(self) -> str | None:

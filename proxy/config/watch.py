@@ -18,11 +18,12 @@ import datetime as dt
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy.blocking import NoThread, in_thread
-from proxy.config.settings import Access, Credentials, Settings
+from proxy.config.changes import Changes
+from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.logs.events import OnEvent
 
@@ -32,75 +33,9 @@ MOST_NEIGHBOURS = 200
 """Of files beside a watched one, in each folder."""
 MOST_IN_VAIN = 3
 """Changes of a file beside that may turn out to make no difference: a log, say, isn't what was missing."""
-_NEED_RESTART = ("host", "port", "unix_socket")
-_NO_CHANGE_OF_A_PROJECT = frozenset(
-    ("client_secret_file", "client_secret_command", "default", "expires", "port")
-)
 
 Signature = tuple[int, ...] | None
-Apply = Callable[[], "Changes"]
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What differs between two configurations, by dotted keys; never a value.
-
-    ``needs_restart`` are keys that can't change in a running process.
-    """
-
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    needs_restart: tuple[str, ...] = ()
-
-
-def differences(old: Settings, new: Settings, started_with: Settings) -> Changes:
-    """What is to be told of a reload; the listeners are those of ``started_with``."""
-    added, removed, changed = [], [], []
-    for section in ("projects", "accounts", "callers"):
-        before, after = getattr(old, section), getattr(new, section)
-        added += [f"{section}.{name}" for name in after if name not in before]
-        removed += [f"{section}.{name}" for name in before if name not in after]
-        changed += [f"{section}.{name}" for name in after if name in before and after[name] != before[name]]
-    for section in ("server", "log", "contentsquare"):
-        before, after = getattr(old, section), getattr(new, section)
-        changed += [
-            f"{section}.{key.name}"
-            for key in fields(after)
-            if getattr(after, key.name) != getattr(before, key.name)
-        ]
-    return Changes(tuple(added), tuple(removed), tuple(changed), tuple(_needs_restart(started_with, new)))
-
-
-def _needs_restart(running: Settings, new: Settings) -> list[str]:
-    keys = [
-        f"server.{key}" for key in _NEED_RESTART if getattr(running.server, key) != getattr(new.server, key)
-    ]
-    if (running.server.tls_cert is None) != (new.server.tls_cert is None):
-        keys.append("server.tls_cert")
-    ports = [
-        {name: project.port for name, project in s.projects.items() if project.port} for s in (running, new)
-    ]
-    keys += [
-        f"projects.{name}.port"
-        for name in {**ports[0], **ports[1]}
-        if ports[0].get(name) != ports[1].get(name)
-    ]
-    return keys
-
-
-def is_same(old: Credentials | None, new: Credentials | None) -> bool:
-    """Whether a project's or an account's settings are the same, as far as its tokens and rights go."""
-    return old == new or _essence(old) == _essence(new)
-
-
-def _essence(settings: Credentials | None) -> dict[str, object]:
-    if settings is None:
-        return {}
-    values = {key.name: getattr(settings, key.name) for key in fields(settings)}
-    if isinstance(settings, Access):
-        values["standby"] = _essence(settings.standby)
-    return {key: value for key, value in values.items() if key not in _NO_CHANGE_OF_A_PROJECT}
+Apply = Callable[[], Changes]
 
 
 def signature(path: Path) -> Signature:

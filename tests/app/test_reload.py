@@ -40,9 +40,10 @@ from support.harness import (
 
 import proxy
 from proxy.app.app import App
+from proxy.config.changes import Changes, differences
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.config.watch import MOST_IN_VAIN, Changes, Reloader, differences, signature
+from proxy.config.watch import MOST_IN_VAIN, Reloader, signature
 from proxy.errors import ConfigError
 from proxy.gateway.outward import plan
 from proxy.logs import setup as log

@@ -8,7 +8,6 @@ import pickle
 import re
 import sys
 import tomllib
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import secret
-from proxy.config.load import SYSTEM_FILE, find_config_file, load
+from proxy.config import secrets
+from proxy.config.files import SYSTEM_FILE, find_config_file
+from proxy.config.load import load
 from proxy.config.messages import dotted
 from proxy.config.settings import (
     AccountSettings,
@@ -349,7 +349,7 @@ def test_the_process_environment_counts_only_when_none_is_given(
 
 
 def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.config.load.SYSTEM_FILE", tmp_path / "etc.toml")
+    monkeypatch.setattr("proxy.config.files.SYSTEM_FILE", tmp_path / "etc.toml")
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     home = {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
@@ -828,7 +828,7 @@ def test_a_command_that_fails_is_a_fault_without_its_output(
     text: str, words: str, write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "longer" in words:
-        monkeypatch.setattr(secret, "COMMAND_TIMEOUT_S", 0.05)
+        monkeypatch.setattr(secrets, "COMMAND_TIMEOUT_S", 0.05)
     (fault,) = faults_of(write(text))
     assert fault.startswith("projects.shop.client_secret_command: ")
     assert words in fault
@@ -870,7 +870,7 @@ def test_a_listener_s_private_key_that_others_can_read_is_refused(
     key.chmod(0o400)
     assert load(path, environ={}).server.tls_key == key
     key.chmod(0o644)
-    monkeypatch.setattr(secret, "_is_in_memory", lambda *_: True)
+    monkeypatch.setattr(secrets, "_is_in_memory", lambda *_: True)
     assert load(path, environ={}).server.tls_key == key
 
 
@@ -879,9 +879,9 @@ def test_memory_file_systems_are_exempt_from_modes(write: Writer, monkeypatch: p
     path = write(SHOP, mode=0o644)
     device = path.stat().st_dev
     line = f"36 1 {os.major(device)}:{os.minor(device)} / {write.folder.resolve()} ro - tmpfs tmpfs ro\n"
-    monkeypatch.setattr(secret, "_MOUNTINFO", write(line, "mountinfo"))
+    monkeypatch.setattr(secrets, "_MOUNTINFO", write(line, "mountinfo"))
     assert load(path, environ={}).default_project == "shop"
-    monkeypatch.setattr(secret, "_MOUNTINFO", write.folder / "not there")
+    monkeypatch.setattr(secrets, "_MOUNTINFO", write.folder / "not there")
     assert len(faults_of(path)) == 1
 
 
@@ -911,7 +911,7 @@ def test_the_innermost_mount_decides_whether_a_file_is_in_memory(
 80 22 0:50 /sub /run/secrets/bound rw - tmpfs tmpfs rw
 """
     if sys.platform != "win32":
-        assert secret.is_memory_mount(mounts, device, Path(path)) is exempt
+        assert secrets.is_memory_mount(mounts, device, Path(path)) is exempt
 
 
 def test_no_repr_shows_a_secret(write: Writer) -> None:
@@ -1019,7 +1019,7 @@ def test_the_example_loads_with_everything_uncommented(write: Writer) -> None:
     settings = load(write(text), environ={})
     assert settings.default_project == "shop-fr"
     assert set(settings.projects) == {"shop-fr", "shop-us"}
-    assert replace(settings.contentsquare, ca_file=None) == ContentsquareSettings()
+    assert settings.contentsquare.model_copy(update={"ca_file": None}) == ContentsquareSettings()
     assert settings.log == LogSettings()
 
 
@@ -1033,9 +1033,9 @@ def test_the_example_names_every_setting() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     example = tomllib.loads(uncommented())
     for section in ("server", "log", "contentsquare"):
-        assert set(example[section]) == {key.name for key in fields(getattr(Settings(), section))}
+        assert set(example[section]) == {*type(getattr(Settings(), section)).model_fields}
     for model in (ProjectSettings, AccountSettings, CallerSettings):
-        for key in fields(model):
-            assert re.search(rf"^#{key.name} = ", text, flags=re.MULTILINE), key
+        for key in model.model_fields:
+            assert re.search(rf"^#{key} = ", text, flags=re.MULTILINE), key
     for table in ("shop-fr", "shop-us"):
         assert table in example["projects"]

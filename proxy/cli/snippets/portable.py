@@ -9,15 +9,10 @@ import datetime as dt
 import enum
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from proxy.config.settings import Settings
+from proxy.config.settings import Settings, Table
 from proxy.secret import Secret
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 IN_CONTAINER = {
     "server.host": "left out, as the app calls 127.0.0.1",
@@ -81,9 +76,7 @@ def _standby_name(owner: str) -> str:
     return f"{owner}.standby"
 
 
-def _table(
-    title: str, table: DataclassInstance, notes: Mapping[str, str], secret: str | None = None
-) -> list[str]:
+def _table(title: str, table: Table, notes: Mapping[str, str], secret: str | None = None) -> list[str]:
     lines = list(_lines(title, table, notes))
     if secret is not None:
         key = "key_file" if title.startswith("callers.") else "client_secret_file"
@@ -91,18 +84,18 @@ def _table(
     return [f"[{title}]", *lines] if lines else []
 
 
-def _lines(title: str, table: DataclassInstance, notes: Mapping[str, str]) -> Iterator[str]:
-    for field in fields(table):
-        value = getattr(table, field.name)
-        key = f"{title}.{field.name}"
-        if value in (None, field.default) or isinstance(value, Secret) or is_dataclass(value):
+def _lines(title: str, table: Table, notes: Mapping[str, str]) -> Iterator[str]:
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        key = f"{title}.{name}"
+        if value in (None, field.default) or isinstance(value, (Secret, Table)):
             continue
-        if field.name in _WHERE_SECRETS_WERE:
+        if name in _WHERE_SECRETS_WERE:
             continue
         if key in notes or isinstance(value, Path):
             yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
         else:
-            yield f"{field.name} = {_written(value)}"
+            yield f"{name} = {_written(value)}"
 
 
 def _written(value: object) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import resources
 
 from proxy.cli.snippets import callers, dashboard, operators
@@ -46,7 +45,9 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
         return dashboard.text()
     if name in FOR_OPERATORS:
         if not settings.server.port:  # an operator's callers must know the port
-            settings = replace(settings, server=replace(settings.server, port=DEFAULT_PORT))
+            settings = settings.model_copy(
+                update={"server": settings.server.model_copy(update={"port": DEFAULT_PORT})}
+            )
         return _fill(name, settings, operators.values(name, settings, python))
     target = callers.target(settings, project, in_cloud=name in _IN_CLOUDS)
     text = _fill(name, settings, callers.values(target, today))

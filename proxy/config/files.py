@@ -1,0 +1,104 @@
+"""The configuration file: where it is, what a path in it means, and its TOML.
+
+A fault is a line for people: it names the file, and the line and column where there are any.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy.config.environment import CONFIG
+
+SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
+_CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
+_TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
+
+
+def named_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file that a flag names, else ``$CSQ_PROXY_CONFIG``; None where neither does."""
+    named = explicit or environ.get(CONFIG)
+    return absolute(str(named), working_folder(), environ) if named else None
+
+
+def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file to read, None where there is none.
+
+    A file that a flag or ``$CSQ_PROXY_CONFIG`` names need not exist; of the usual places, the first file
+    that exists is taken.
+    """
+    if (named := named_config_file(explicit, environ)) is not None:
+        return named
+    home = _home(environ)
+    places = [working_folder() / "config.toml", home and home / ".config/csq-proxy/config.toml", SYSTEM_FILE]
+    return next((place for place in places if place is not None and _is_file(place)), None)
+
+
+def absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:
+    """What a path means that stands in a file of the folder ``base``, or in a variable.
+
+    ``~`` is the user's home, and ``$CREDENTIALS_DIRECTORY`` the folder of systemd.exec(5).
+    """
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (variable := _CREDENTIALS.match(path)):
+        return Path(credentials) / path[variable.end() :]
+    home = _home(environ)
+    if home is not None and (path == "~" or path.startswith(("~/", "~\\"))):
+        return home / path[2:]
+    return base / path
+
+
+def working_folder() -> Path:
+    """The current folder, as an absolute path where it still exists."""
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return Path()
+
+
+def read_toml(path: Path, faults: list[str]) -> dict[str, Any]:
+    """The file's content. Where it can't be read, an empty dict, and a line more in ``faults``."""
+    text = ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        faults.append(f"{path}: there is no such file")
+    except OSError as error:
+        faults.append(f"{path}: can't read it: {error.strerror}")
+    except UnicodeDecodeError:
+        faults.append(f"{path}: isn't UTF-8 text; save it as UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        faults.append(_syntax_fault(path, text, str(error)))
+    except (RecursionError, ValueError):  # tables and lists within each other, and thousands of digits
+        faults.append(f"{path}: not usable TOML: nested too deeply, or a number with too many digits")
+    return {}
+
+
+def _syntax_fault(path: Path, text: str, message: str) -> str:
+    place = _TOML_PLACE.search(message)
+    lines = text.splitlines() or [""]
+    row, column = (int(place[1]), int(place[2])) if place and place[1] else (len(lines), len(lines[-1]) + 1)
+    at_fault = lines[row - 1] if row <= len(lines) else ""
+    hint = (
+        "; in a Windows path write / for \\, or put it in single quotes"
+        if '"' in at_fault and "\\" in at_fault
+        else ""
+    )
+    return f"{path}:{row}:{column}: not valid TOML: {_TOML_PLACE.sub('', message)}{hint}"
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    home = environ.get("USERPROFILE" if sys.platform == "win32" else "HOME")
+    return Path(home) if home else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

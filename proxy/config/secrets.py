@@ -1,0 +1,172 @@
+"""Where secrets come from, files and commands, and whether other users can read such a file.
+
+Hides the operating system. Its errors are for people and never show what was read or printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+COMMAND_TIMEOUT_S = 10.0
+_LONGEST = 65_536
+_CREDENTIALS = frozenset(("$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"))  # systemd.exec(5)
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
+# Memory on some systems and disk on others, but everybody's on all of them.
+_SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp"))  # noqa: S108 - named to be excluded
+
+
+class SecretUnusable(ValueError):
+    """A secret can't be had; the message says why and what to do, without the key."""
+
+
+def read_file(path: Path) -> str:
+    """The secret in a file, without a final line break. Raises SecretUnusable."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST + 1)
+    except FileNotFoundError:
+        raise SecretUnusable(absence(path)) from None
+    except OSError as error:
+        raise SecretUnusable(f"can't read {path}: {error.strerror}") from None
+    except ValueError:  # a NUL character
+        raise SecretUnusable("must be a path") from None
+    if fault := exposure(path):
+        raise SecretUnusable(fault)
+    return _only_line(content, str(path))
+
+
+def absence(path: Path) -> str:
+    """What to say of a file that isn't there."""
+    if not _CREDENTIALS.isdisjoint(path.parts):  # it stands for itself where the variable isn't set
+        return (
+            f"there is no file {path}: the variable CREDENTIALS_DIRECTORY isn't set;"
+            " systemd sets it for a service that has LoadCredential="
+        )
+    return f"there is no file {path}"
+
+
+def run_command(command: Sequence[str], folder: Path | None = None) -> str:
+    """What a command prints, without a final line break; no shell, at most 10 s.
+
+    ``folder`` is the working directory, None for the current one. Raises SecretUnusable.
+    """
+    shown = shlex.join(command[:1])
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the owner of the configuration chose it
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+        )
+    except FileNotFoundError:
+        raise SecretUnusable(f"there is no program {shown}; give its full path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a valid command"
+        raise SecretUnusable(f"can't run {shown}: {reason}") from None
+    content = _output(process, shown)
+    if process.returncode and len(content) <= _LONGEST:
+        raise SecretUnusable(f"{shown} ended with exit code {process.returncode}; run it by hand to see why")
+    return _only_line(content, f"what {shown} prints")
+
+
+def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
+    """All that it prints, or, of what is too long for a secret, just so much. It has ended then."""
+    printed: list[bytes] = []
+    ends_at = time.monotonic() + COMMAND_TIMEOUT_S
+    # A thread, for a grandchild may hold the pipe open for longer than we wait.
+    reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
+    in_time = False
+    try:
+        reader.start()
+        reader.join(COMMAND_TIMEOUT_S)
+        if not reader.is_alive():
+            if len(printed[0]) <= _LONGEST:
+                process.wait(max(0.0, ends_at - time.monotonic()))
+            in_time = True
+    except subprocess.TimeoutExpired:
+        pass
+    finally:  # also where we are being stopped
+        process.kill()
+    process.wait()
+    if not in_time:
+        raise SecretUnusable(f"{shown} took longer than {COMMAND_TIMEOUT_S:g} s")
+    return printed[0]
+
+
+def _read(pipe: BinaryIO, printed: list[bytes]) -> None:
+    with pipe:
+        printed.append(pipe.read(_LONGEST + 1))
+
+
+def _only_line(content: bytes, where: str) -> str:
+    if len(content) > _LONGEST:
+        raise SecretUnusable(f"{where} is too long for a secret")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SecretUnusable(f"{where} isn't UTF-8 text") from None
+    line = text.removesuffix("\n").removesuffix("\r")
+    if not line:
+        raise SecretUnusable(f"{where} is empty")
+    if "\n" in line or "\0" in line:
+        raise SecretUnusable(f"{where} holds more than one line; a secret is one line")
+    return line
+
+
+def exposure(path: Path) -> str | None:
+    """What to do about a file with a secret that others than its owner can read or change.
+
+    None where all is well: a private file, one on a memory file system (its mode is the platform's:
+    Kubernetes' Secret mounts, systemd's credentials), anything but a regular file, or Windows,
+    whose access lists a mode doesn't tell.
+    """
+    if sys.platform == "win32":
+        return None
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) or not mode & 0o066 or _is_in_memory(path, status.st_dev):
+        return None
+    return f"others can read or change {path} (mode {mode:04o}); run: chmod 600 {shlex.quote(str(path))}"
+
+
+def _is_in_memory(path: Path, device: int) -> bool:
+    """Whether a file lies on a mounted tmpfs or ramfs that isn't one of the shared folders."""
+    try:
+        mounts = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return is_memory_mount(mounts, number, path.resolve())
+
+
+def is_memory_mount(mountinfo: str, device: str, path: Path) -> bool:
+    """Whether the mount that holds ``path`` (resolved), on device ``major:minor``, is memory.
+
+    ``mountinfo`` is the text of /proc/self/mountinfo, proc(5). One file system may be mounted at
+    several points, so the innermost that leads to the path counts.
+    """
+    found = ("", "")
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, number, _, point, *_ = fields.split(" ")
+        point = _unescape(point)
+        if number == device and path.is_relative_to(point) and len(point) >= len(found[0]):
+            found = (point, rest.split(" ", 1)[0])
+    point, kind = found
+    return kind in _MEMORY_FILE_SYSTEMS and point not in _SHARED_FOLDERS
+
+
+def _unescape(point: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
