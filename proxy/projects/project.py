@@ -111,9 +111,7 @@ class Project:
         """Whether the first fetch of every token that is wanted from the start has ended, well or not."""
         if self._wanted is None:
             return self._discovery.error is not None
-        statuses = [self.keepers[api].status() for api in self._wanted if api in self.keepers]
-        ended = [status.usable or status.failures_in_a_row > 0 for status in statuses]
-        return len(ended) == len(self._wanted) and all(ended)
+        return all(api in self.keepers and self.keepers[api].is_settled for api in self._wanted)
 
     def missing(self) -> list[str]:
         """A line, for people, for each token that is wanted from the start and not usable now: its reason."""

@@ -57,8 +57,7 @@ class LeaseKeeper:
         self._suspend_watch = SuspendWatch(clock)
         self._on_event = on_event
         self._lease: Lease | None = None
-        self._usable_until = -math.inf
-        self._usable_until_wall = -math.inf
+        self._usable_until = self._usable_until_wall = -math.inf
         self._rejected = False
         self._forced_at = -math.inf
         self._error: TokenFetchError | None = None  # of the last fetch, None after a success
@@ -83,6 +82,11 @@ class LeaseKeeper:
             self._compare_clocks()
             return None
         return self._lease
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a lease is usable or, if none is, a fetch has failed."""
+        return self.current() is not None or self._failures > 0
 
     async def get(self, wait_s: float) -> Lease:
         """The usable lease: at once if there is one, else within ``wait_s`` seconds.
@@ -258,13 +262,12 @@ class LeaseKeeper:
     def status(self) -> LeaseStatus:
         """How the lease is doing now."""
         lease, usable = self._lease, self.current() is not None
-        left_s = None if lease is None else lease.received_at + lease.lifetime_s - self._monotonic()
         return LeaseStatus(
             name=self.name,
             state=state_of(self._error, usable=usable),
             usable=usable,
             endpoint=str(lease.origin) if lease else None,
-            seconds_left=None if left_s is None else max(0.0, left_s),
+            seconds_left=lease.seconds_left(self._monotonic()) if lease else None,
             expires_at=lease.expires_at if lease else None,
             last_error=self._last_error,
             last_error_at=self._last_error_at,

@@ -46,6 +46,10 @@ class Lease:
         """The monotonic second from which on this lease is out of use."""
         return self.received_at + self.lifetime_s - safety_margin_s(self.lifetime_s)
 
+    def seconds_left(self, now: float) -> float:
+        """The life that is left at a monotonic second; 0.0 at and after its end."""
+        return max(0.0, self.received_at + self.lifetime_s - now)
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
