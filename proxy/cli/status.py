@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 EVERY_S = 2.0
+"""The time between two requests with ``--watch``."""
 TIMEOUT_S = 5.0
 MOST_ERRORS = 3
-"""Of each project."""
+"""The most errors that are shown for each project."""
 _COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
 _NAME_MISMATCHES = (62, 64)
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where it listens
+_REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+"""The address that reaches a proxy that listens on all addresses."""
 
 
 class Unreachable(Exception):
@@ -51,7 +53,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Source(NamedTuple):
-    """Where to ask: ``url`` without a path; ``cert`` is trusted beside the system's, ``key`` a caller's."""
+    """The proxy to ask, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's."""
 
     url: str
     cert: Path | None
@@ -75,9 +77,9 @@ class Source(NamedTuple):
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
         except (ValueError, RecursionError, http.client.HTTPException):
-            pass  # no JSON, or no HTTP
+            pass  # the answer is no JSON, or no HTTP
         if not isinstance(status, dict) or "projects" not in status:
-            raise Unreachable(f"{self.url}: something else than csq-proxy answers there; give its --url")
+            raise Unreachable(f"{self.url}: a program other than csq-proxy answers there; give another --url")
         return status
 
     def _tls(self) -> ssl.SSLContext:
@@ -85,7 +87,9 @@ class Source(NamedTuple):
         if self.cert is not None:
             try:
                 context.load_verify_locations(self.cert)
-                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be without its issuer's
+                context.verify_flags |= (
+                    ssl.VERIFY_X509_PARTIAL_CHAIN
+                )  # the file may lack the issuer's certificate
             except OSError:
                 raise Unreachable(
                     f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
@@ -94,33 +98,33 @@ class Source(NamedTuple):
 
     def _refused(self, code: int) -> str:
         if code == 401:
-            what = "is nobody's" if self.key else "is needed"
-            return f"{self.url}: a caller's key {what}; give --key-file, or set {KEY}"
+            problem = "this key is not a caller's" if self.key else "a caller's key is needed"
+            return f"{self.url}: {problem}; give --key-file, or set {KEY}"
         hint = ""
         if code == 421:
-            hint = "; call it by a name in server.allowed_hosts"
+            hint = "; give a --url with a host name in server.allowed_hosts"
         elif code == 404 or code // 100 == 3:
-            hint = "; is that a csq-proxy?"
-        return f"{self.url}: it answered {code}{hint}"
+            hint = "; is it a csq-proxy?"
+        return f"{self.url}: answered {code}{hint}"
 
     def _silent(self, error: OSError) -> str:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             return f"{self.url}: {self._distrusted(reason)}"
         if isinstance(reason, ssl.SSLError):
-            return f"{self.url}: no TLS is spoken there; give the --url that csq-proxy printed at its start"
+            return f"{self.url}: no TLS there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
 
     def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
         if error.verify_code in _NAME_MISMATCHES:
-            return "give the --url with a name that its certificate is for"
+            return "give a --url with a host name that its certificate names"
         hint = "; give the --config that names it in server.tls_cert" if self.cert is None else ""
         return f"its certificate isn't trusted here ({error.verify_message}){hint}"
 
 
 def source(config: Path | None, url: str | None, key_file: Path | None) -> Source:
-    """Where to ask, by flags, environment and configuration file. Raises ConfigError."""
+    """The proxy to ask, by flags, environment and configuration file. Raises ConfigError."""
     key = _key(key_file)
     if url is not None:
         base = _base_url(url)
@@ -130,20 +134,20 @@ def source(config: Path | None, url: str | None, key_file: Path | None) -> Sourc
         raise ConfigError(
             "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
         )
-    host = _ANY.get(server.host, server.host)
+    host = _REACHED_BY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
     return Source(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
 
 
 def _cert_for(origin: Origin, config: Path | None) -> Path | None:
-    """The configured certificate if ``origin`` is the configured listener; none of a faulty configuration."""
+    """The configured certificate if ``origin`` is the configured listener; None where that can't be known."""
     if not origin.is_tls:
         return None
     try:
         server = load_listener(config, os.environ)
     except ConfigError:
         return None
-    is_host = server.host in (*_ANY, origin.host) or (origin.is_loopback and is_loopback(server.host))
+    is_host = server.host in (*_REACHED_BY, origin.host) or (origin.is_loopback and is_loopback(server.host))
     is_port = server.port in (0, origin.port)
     cert = server.tls_cert
     return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
@@ -159,7 +163,7 @@ def _key(key_file: Path | None) -> str | None:
         except (OSError, ValueError):
             raise ConfigError(f"{place}: {key_file} can't be read") from None
     if key and not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{place}: holds no key; that is one line of ASCII")
+        raise ConfigError(f"{place}: must hold a key, which is one line of ASCII")
     return key
 
 
@@ -199,7 +203,7 @@ def _print_json(place: Source, status: dict[str, Any], *, watch: bool) -> None:
         say(json.dumps(status, indent=2))
         return
     say(json.dumps(status))
-    while sys.stdout is not None:  # somebody reads it; a line each time
+    while sys.stdout is not None:  # None: the reader has closed the pipe
         time.sleep(EVERY_S)
         say(json.dumps(place.fetch()))
 
@@ -210,32 +214,32 @@ def _print_table(place: Source, status: dict[str, Any], *, watch: bool) -> None:
     from proxy.cli.tables import Terminal  # noqa: PLC0415
 
     terminal = Terminal()
-    shown = _drawn(place, status)
+    shown = _table_of(place, status)
     if not watch:
         terminal.print(shown)
     elif not terminal.is_terminal:
         terminal.print(shown)
-        while sys.stdout is not None:  # somebody reads it
+        while sys.stdout is not None:  # None: the reader has closed the pipe
             time.sleep(EVERY_S)
-            terminal.print(_drawn_now(place))
+            terminal.print(_table_now(place))
     else:
         with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
             while True:
                 live.update(shown, refresh=True)
                 time.sleep(EVERY_S)
-                shown = _drawn_now(place)
+                shown = _table_now(place)
 
 
-def _drawn_now(place: Source) -> RenderableType:
+def _table_now(place: Source) -> RenderableType:
     from rich.text import Text  # noqa: PLC0415
 
     try:
-        return _drawn(place, place.fetch())
+        return _table_of(place, place.fetch())
     except Unreachable as error:
         return Text(str(error), "red")
 
 
-def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
+def _table_of(place: Source, status: dict[str, Any]) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -246,7 +250,7 @@ def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
     title = Text(
         f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
     )
-    cloud = Column("cloud", overflow="ellipsis")  # a line for each API is worth more
+    cloud = Column("cloud", overflow="ellipsis")  # so that each API stays on one line
     drawn = table("project", "slots", "API", "token", "left", "requests", cloud)
     for name, project in status["projects"].items():
         for number, row in enumerate(_rows(project)):
@@ -271,16 +275,16 @@ def _slots(project: dict[str, Any]) -> Text:
 
     slots = project["slots"]
     waiting = f", {slots['waiting']} waiting" if slots["waiting"] else ""
-    shared = f" (ours: {slots['allowance']})" if slots["allowance"] < slots["limit"] else ""
+    shared = f" ({slots['allowance']} for this proxy)" if slots["allowance"] < slots["limit"] else ""
     return Text(f"{slots['in_use']}/{slots['limit']}{shared}{waiting}", "yellow" if waiting else "")
 
 
 def _notes(status: dict[str, Any]) -> Iterator[Text]:
-    """What somebody should look at, a line each."""
+    """The problems, one line for each."""
     from rich.text import Text  # noqa: PLC0415
 
     for fault in status["reload"]["last_faults"]:
-        yield Text(f"configuration refused: {fault}", "red")
+        yield Text(f"the changed configuration has an error: {fault}", "red")
     if dropped := status["log_lines_dropped"]:
         yield Text(f"log lines that couldn't be written: {dropped}", "yellow")
     for name, project in status["projects"].items():

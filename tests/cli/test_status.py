@@ -121,11 +121,11 @@ async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(
 
     async with RawServer(script) as server:
         for said in (
-            "something else",
-            "something else",
-            "it answered 302; is that a csq-proxy?",
-            "it answered 404; is that a csq-proxy?",
-            "it answered 503\n",
+            "a program other than csq-proxy",
+            "a program other than csq-proxy",
+            "answered 302; is it a csq-proxy?",
+            "answered 404; is it a csq-proxy?",
+            "answered 503\n",
         ):
             shown = await run("--url", server.url, cwd=tmp_path)
             assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
@@ -291,7 +291,7 @@ async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
         (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
         shown = await run(cwd=tmp_path)
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
-    assert "give the --url with a name that its certificate is for" in shown.stderr
+    assert "give a --url with a host name that its certificate names" in shown.stderr
 
 
 async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_beside_a_url(
@@ -322,10 +322,10 @@ async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) 
     async with RawServer(greet) as server:
         shown = await run("--url", server.url, cwd=tmp_path)
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
-        assert "something else than csq-proxy" in shown.stderr
+        assert "a program other than csq-proxy" in shown.stderr
         shown = await run("--url", server.url.replace("http:", "https:"), cwd=tmp_path)
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
-        assert "no TLS is spoken there" in shown.stderr
+        assert "no TLS there" in shown.stderr
         (tmp_path / "config.toml").write_text(
             f'[server]\nport = {server.port}\ntls_cert = "no.pem"\ntls_key = "no.pem"\n'
         )
