@@ -1,25 +1,14 @@
-"""`proxy.projects.measures`, and how ``/-/metrics`` and ``/-/status`` show the counts."""
+"""What a project counts of its requests."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
-from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, gateway, read_message
+from support.requests import request
 
 from proxy.contentsquare import Api
-from proxy.http1 import parse_request_head
 from proxy.projects.measures import (
     BOUNDS_S,
     HOUR,
@@ -28,24 +17,6 @@ from proxy.projects.measures import (
     ProjectMeasures,
     quantile_s,
 )
-from proxy.server.body import RequestBody
-from proxy.server.request import Request
-
-LABELS = ("project", "api", "code", "method", "reason", "cause", "le")
-PROMTOOL = shutil.which("promtool")
-UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
-CROWDED = json.dumps({"errorCode": "CONCURRENT_API_CALL"}).encode()
-
-
-def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Request:
-    connection: Any = SimpleNamespace(transport=None)
-    body = RequestBody(connection)
-    body.received = 3
-    made = Request(parse_request_head(method + b" / HTTP/1.1\r\nHost: x"), body, connection)
-    made.status, made.answer_bytes = status, 7
-    for name, value in rest.items():
-        setattr(made.facts, name, value)
-    return made
 
 
 class Wall:
@@ -128,186 +99,3 @@ def test_counting_a_request_costs_next_to_nothing() -> None:
             mine.count_request(Api.METRICS, one, 0.02)
         least_s = min(least_s, (time.perf_counter() - began_at) / 1000)
     assert least_s < 5e-6  # about 0.6 us on a machine of 2024; traced by coverage it is more
-
-
-# Over the wire
-
-
-async def metrics(proxy: Gateway) -> dict[tuple[str, ...], float]:
-    """All samples by name and the values of `LABELS`."""
-    answer = await proxy.call(b"GET /-/metrics")
-    assert answer.values(b"content-type") == [b"text/plain; version=0.0.4; charset=utf-8"]
-    return {
-        (
-            sample.name.removeprefix("csq_proxy_"),
-            *(sample.labels[label] for label in LABELS if label in sample.labels),
-        ): sample.value
-        for family in text_string_to_metric_families(answer.content.decode())
-        for sample in family.samples
-    }
-
-
-async def status(proxy: Gateway, query: bytes = b"") -> Any:
-    return json.loads((await proxy.call(b"GET /-/status" + query)).content)
-
-
-async def test_requests_are_counted_by_project_api_and_class() -> None:
-    def answer(message: Message) -> bytes:
-        code = message.start_line.partition(b"code=")[2][:3]
-        return b"HTTP/1.1 %b X\r\nContent-Length: 5\r\n\r\nhello" % code
-
-    async with gateway(Upstream(answer)) as proxy:
-        for code in (b"200", b"204", b"404", b"500"):
-            if code != b"204":
-                await proxy.call(b"GET /shop/v1/segments?code=" + code)
-        await proxy.call(b"POST /v1/exports?code=200", b"Content-Length: 3", body=b"abc")
-        await proxy.call(b"GET /nobody/v1/segments", b"Sec-Fetch-Site: cross-site")
-        seen = await metrics(proxy)
-    for kind in ("2xx", "4xx", "5xx"):
-        assert seen["requests_total", "shop", "metrics", kind, "read"] == 1
-    assert seen["requests_total", "shop", "data-export", "2xx", "write"] == 1
-    assert seen["received_bytes_total", "shop", "data-export"] == 3
-    assert seen["sent_bytes_total", "shop", "metrics"] == 15
-    assert seen["request_duration_seconds_count", "shop", "metrics"] == 3
-    assert 0 < seen["request_duration_seconds_sum", "shop", "metrics"] < WAIT_S
-    assert seen["slot_wait_seconds_count", "shop"] == seen["slot_wait_seconds_bucket", "shop", "0.005"] == 4
-    assert seen["requests_refused_total", "PROXY_ORIGIN_REFUSED"] == 1
-    assert seen["slots_limit", "shop"] == seen["slots_allowance", "shop"] == 10
-    assert 3500 < seen["token_seconds_left", "shop", "metrics"] <= 3600
-    assert seen["token_refreshes_total", "shop", "metrics"] == 1
-
-
-async def test_replays_are_counted_by_reason() -> None:
-    answers = [
-        UNAUTHORIZED,
-        b"HTTP/1.1 429 X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(CROWDED)
-        + CROWDED,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    ]
-    async with gateway(Upstream(lambda _: answers.pop(0))) as proxy:
-        assert (await proxy.call(b"GET /v1/segments")).status == 200
-        seen = await metrics(proxy)
-    assert [seen["replays_total", "shop", r] for r in ("token", "concurrency", "stale")] == [1, 1, 0]
-    assert seen["requests_total", "shop", "metrics", "2xx", "read"] == 1
-
-
-async def test_a_connection_that_had_gone_stale_is_counted() -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_message(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        await read_message(reader)  # and closes instead of an answer
-
-    async with gateway(script) as proxy:
-        for _ in range(2):
-            assert (await proxy.call(b"GET /v1/segments")).status == 200
-        assert (await metrics(proxy))["replays_total", "shop", "stale"] == 1
-
-
-async def test_who_waits_for_a_slot_is_seen_and_so_is_how_long() -> None:
-    go_on = asyncio.Event()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await read_message(reader)
-            await go_on.wait()
-            await asyncio.sleep(0.02)
-            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-    async with gateway(script, contentsquare={"max_concurrency": 1}) as proxy:
-        calls = [asyncio.create_task(proxy.call(b"GET /v1/segments")) for _ in range(3)]
-        [project] = proxy.app.projects()
-        async with asyncio.timeout(WAIT_S):
-            while project.slots.waiting < 2:
-                await asyncio.sleep(0.002)
-        go_on.set()
-        await asyncio.gather(*calls)
-        seen = await metrics(proxy)
-    assert seen["slot_wait_seconds_count", "shop"] == 3
-    assert seen["slot_wait_seconds_bucket", "shop", "0.005"] == 1
-    assert seen["slot_wait_seconds_sum", "shop"] > 0.03
-
-
-async def test_token_failures_are_counted_by_cause_and_errors_say_what_to_do() -> None:
-    projects = {"shop": {"client_id": "id-1", "client_secret": "secret-1", "expires": "2020-01-01"}}
-    async with gateway(token=TokenServer(status=403), projects=projects) as proxy:
-        assert (await proxy.call(b"GET /v1/segments")).status == 503
-        seen = await metrics(proxy)
-        assert seen["token_failures_total", "shop", "metrics", "credentials_refused"] == 1
-        assert seen["token_seconds_left", "shop", "metrics"] == 0
-        assert seen["errors_total", "shop", "PROXY_TOKEN_UNAVAILABLE"] == 1
-        assert seen["credential_days_left", "shop"] < 0
-        [error] = (await status(proxy))["projects"]["shop"]["last_errors"]
-        assert (error["code"], error["at"][-6:]) == ("PROXY_TOKEN_UNAVAILABLE", "+00:00")
-        assert "answered 403" in error["message"]
-
-
-async def test_the_hours_minutes_are_shown_where_they_are_asked_for() -> None:
-    async with gateway() as proxy:
-        await proxy.call(b"GET /v1/segments")
-        assert "hour" not in (await status(proxy))["projects"]["shop"]
-        minutes = (await status(proxy, b"?x&hour=1"))["projects"]["shop"]["hour"]
-        assert [minute["requests"] for minute in minutes if minute["requests"]] == [1]
-        assert set(minutes[0]) == {"at", "requests", "errors", "p50_ms", "p95_ms"}
-
-
-async def test_an_account_project_takes_its_measures_along_when_it_goes() -> None:
-    accounts: Mapping[str, object] = {"acme": {"client_id": "id-2", "client_secret": "s-2"}}
-    async with gateway(accounts=accounts) as proxy:
-        await proxy.call(b"GET /acme/42/v1/segments")
-        assert (await metrics(proxy))["requests_total", "acme/42", "metrics", "2xx", "read"] == 1
-        proxy.app._generations.accounts._drop("acme/42")
-        assert not any("acme/42" in labels for labels in await metrics(proxy))
-        assert (await status(proxy))["accounts"] == {"acme": f"http://127.0.0.1:{proxy.port}/acme"}
-
-
-async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
-    accounts: Mapping[str, object] = {"acme": {"client_id": "id-2", "client_secret": "s-2"}}
-    async with gateway(accounts=accounts) as proxy:
-        await metrics(proxy)  # loads the library
-        route_to = proxy.app._generation.router.route
-        for number in range(1, 1000):
-            project = route_to(b"/acme/%d/v1/segments" % number).project
-            project.measures.count_request(Api.METRICS, request(), 0.02)
-        longest_s, done = 0.0, False
-
-        async def watch() -> None:
-            nonlocal longest_s
-            while not done:
-                began_at = time.thread_time()  # of this thread alone, however busy the machine is
-                await asyncio.sleep(0)
-                longest_s = max(longest_s, time.thread_time() - began_at)
-
-        watching = asyncio.create_task(watch())
-        for target in (b"/-/status", b"/-/status?hour=1", b"/-/metrics"):
-            answer = await proxy.call(b"GET " + target)
-            assert answer.status == 200
-            assert answer.content.count(b"acme/") > 999
-        done = True
-        await watching
-        assert (
-            longest_s < 0.25
-        )  # 6 ms on a machine of 2024, or 50 with a garbage collection of the whole suite
-
-
-@pytest.mark.skipif(PROMTOOL is None, reason="no promtool here (Debian: prometheus)")
-async def test_promtool_finds_nothing_to_complain_about() -> None:
-    async with gateway(token=TokenServer()) as proxy:
-        await proxy.call(b"GET /v1/segments")
-        await proxy.call(b"GET /nobody/v1/segments", b"Sec-Fetch-Site: cross-site")
-        text = (await proxy.call(b"GET /-/metrics")).content
-    assert PROMTOOL is not None
-    ours = text[text.index(b"# HELP csq_proxy_") :]
-    checked = await asyncio.to_thread(
-        subprocess.run,
-        [PROMTOOL, "check", "metrics"],
-        input=ours,
-        capture_output=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
-
-
-def test_the_library_is_not_loaded_before_the_first_scrape() -> None:
-    code = "import sys, proxy.app.app, proxy.cli.main; sys.exit('prometheus_client' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S, check=False).returncode == 0
