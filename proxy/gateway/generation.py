@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from proxy.config.settings import Access, Settings
-from proxy.gateway.callers import Callers
+from proxy.errors import UnknownProject
+from proxy.gateway.callers import Caller, Callers
 from proxy.gateway.guard import Guard
 from proxy.gateway.outward import Outward
-from proxy.gateway.route import Router
+from proxy.gateway.route import Route, Router, named_by_fields
+from proxy.http1.heads import RequestHead
 from proxy.logs.setup import redactor
 from proxy.projects import Project
+from proxy.server.listeners import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class Generation:
     callers: Callers
     guards: tuple[Guard, ...]
     owners: tuple[Project | None, ...]
+
+    def route(self, head: RequestHead, listener: Listener, caller: Caller | None, target: bytes) -> Route:
+        """The route of a request that came through this listener. Raises ProxyError where it has none."""
+        project, api = named_by_fields(head.fields)
+        own = self.owners[listener.index]
+        if own is None and listener.project is not None:
+            raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
+        return self.router.route(
+            target, own=own, project=project, api=api, may_use=None if caller is None else caller.may_use
+        )
 
     def secrets(self) -> Iterator[str]:
         """All values in the settings that must be in no log line."""

@@ -4,7 +4,7 @@ A token request gets a placeholder, with this proxy as its ``endpoint``: the cal
 constant where no callers are defined. So the program's bearer token is a key, or of no value; the real
 token and secret never leave the proxy. Hides both formats of the request (JSON, as the vendor's; a form,
 as RFC 6749, section 4.4.2) and the errors of section 5.2.
-Must not know generations or leases.
+Must not know leases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from proxy.gateway import policy
-from proxy.gateway.callers import Caller, Callers, WrongKey, sent_keys
+from proxy.gateway.callers import WrongKey, sent_keys
+from proxy.gateway.generation import Generation
 from proxy.gateway.route import Route
 from proxy.projects.project import Project
 from proxy.server.answer import write_answer, write_error, write_json
@@ -43,9 +44,6 @@ CONTENT_TIMEOUT_S = 10.0
 MOST_ME = 4
 """Requests for ``/v1/oauth/me`` at once: they go to the token endpoint, and must not delay its tokens."""
 
-FindRoute = Callable[[Caller | None, bytes], Route]
-Directory = Callable[[], tuple[Callers, FindRoute]]
-"""The callers and their routes, as they are when it is called; good until the next ``await``."""
 _TOKEN = TOKEN_PATH.encode()
 _SCOPES = {api.scope for api in Api}
 _NO_CACHE = ((b"Pragma", b"no-cache"),)  # RFC 6749, section 5.1; Cache-Control is always there
@@ -75,36 +73,40 @@ class _Asked:
         return self.prefix + self.path + self.query
 
 
-class Facade:
+class LocalOAuth:
     """Answers what `oauth_path` finds, below any prefix.
 
     Identifies the caller itself, because these programs send their key as ``client_secret``;
-    ``slow_down`` delays the answer to a wrong key.
+    ``slow_down`` delays the answer to a wrong key. ``generation`` gives the one of now: a request's content
+    may come a reload later than its head.
     """
 
-    def __init__(self, slow_down: Callable[[Request], Awaitable[None]]) -> None:
+    def __init__(
+        self, generation: Callable[[], Generation], slow_down: Callable[[Request], Awaitable[None]]
+    ) -> None:
+        self._generation = generation
         self._slow_down = slow_down
         self._room = asyncio.Semaphore(MOST_ME)
 
-    async def answer(self, request: Request, target: bytes, directory: Directory) -> bool:
-        """Answer a request; gives back whether the connection can be kept. Raises ProxyError."""
+    async def answer(self, request: Request, target: bytes) -> bool:
+        """Answer a request; whether the connection can be kept. Raises ProxyError."""
         try:
-            return await self._answer(request, target, directory)
+            return await self._answer(request, target)
         except (_Refused, CallerUnknown) as error:
             if isinstance(error, WrongKey):
                 await self._slow_down(request)
             return _refuse(request, error)
 
-    async def _answer(self, request: Request, target: bytes, directory: Directory) -> bool:
+    async def _answer(self, request: Request, target: bytes) -> bool:
         if request.head.method != b"POST":
             raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
         keys, target = sent_keys(request.head, target)
         path = cast(re.Match[bytes], oauth_path(target))
         members = _members(request, await _content(request))
         asked = _Asked(members, target[: path.start(1)], path[1], target[path.end(1) :])
-        callers, find_route = directory()
-        caller, key = callers.of_keys([*_secrets(members), *keys])
-        route = find_route(caller, asked.target)
+        generation = self._generation()
+        caller, key = generation.callers.of_keys([*_secrets(members), *keys])
+        route = generation.route(request.head, request.connection.listener, caller, asked.target)
         if route.target.partition(b"?")[0] != asked.path:
             raise UnknownProject(f"No project has that path; it is /PROJECT{asked.path.decode()} here.")
         policy.check(request.head, route.target, route.project, caller)

@@ -1,0 +1,50 @@
+"""The requests that the proxy answers itself: everything below ``/-/``, OAuth's two paths, and ``*``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from proxy.admin import admin
+from proxy.admin.admin import Admin
+from proxy.contentsquare import oauth_path
+from proxy.errors import MethodRefused
+from proxy.gateway import policy
+from proxy.gateway.callers import Caller
+from proxy.gateway.generation import Generation
+from proxy.gateway.oauth import LocalOAuth
+from proxy.server.answer import write_answer, write_json
+from proxy.server.request import Request
+
+
+def is_own(target: bytes) -> bool:
+    """Whether the proxy answers requests for this target; `oauth_path` finds the others that it answers."""
+    return target.startswith(admin.PREFIX) or target in (b"/-", b"*")
+
+
+class OwnPaths:
+    """Answers such requests. ``quit_`` ends the process soon; None where a caller can't ask for that."""
+
+    def __init__(self, pages: Admin, oauth: LocalOAuth, quit_: Callable[[], None] | None) -> None:
+        self._pages = pages
+        self._oauth = oauth
+        self._quit = quit_
+
+    async def answer(
+        self, request: Request, generation: Generation, caller: Caller | None, target: bytes
+    ) -> bool:
+        """Answer a request; whether the connection can be kept. Raises ProxyError."""
+        if target == b"*":
+            return write_answer(request, 204, b"")
+        if oauth_path(target) is not None:
+            return await self._oauth.answer(request, target)
+        if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
+            policy.check_quit(caller)
+            if request.head.method != b"POST":
+                raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
+            self._quit()
+            return write_json(request, 202, {"stopping": True})
+        if (name := admin.refreshed_project(target)) is not None:
+            policy.check_refresh(name, caller)
+        if caller is None or caller.projects is None:
+            return await self._pages.answer(request, target)
+        return await self._pages.answer(request, target, caller.may_use)
