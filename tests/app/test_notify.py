@@ -87,7 +87,7 @@ async def test_a_caller_with_limits_cannot_stop_it_for_all() -> None:
         "shop": {"key": "shop-key-1234567", "projects": ["shop"]},
     }
     async with gateway(server={"allow_quit": True}, callers=callers) as proxy:
-        proxy.app._gateway._quit = lambda: pytest.fail("it stops")
+        proxy.app._gateway._own._quit = lambda: pytest.fail("it stops")
         for key in (b"reader-key-12345", b"shop-key-1234567"):
             answer = await proxy.call(b"POST /-/quit", b"Content-Length: 0", b"X-API-Key: " + key)
             assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
