@@ -108,7 +108,7 @@ async def test_while_stopping_it_is_alive_and_not_ready() -> None:
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     async with gateway(script) as proxy:
-        # Pipelined behind a request in flight: the only way to ask once no connection is accepted.
+        # Pipelined behind a request in flight, because a draining proxy accepts no new connection.
         reader, writer = await proxy.connect()
         ask = [proxy.request(b"GET " + page) for page in (b"/v1/x", b"/-/healthy", b"/-/ready", b"/v1/x")]
         writer.write(b"".join(ask))
@@ -287,7 +287,7 @@ async def test_web_pages_of_other_sites_see_and_do_nothing() -> None:
 
 
 async def every_answer(proxy: Gateway) -> bytes:
-    """All that the pages say, as one."""
+    """All answers of the pages, joined."""
     starts = [
         *(b"GET " + page for page in PAGES),
         b"GET /-/nothing",

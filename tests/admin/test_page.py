@@ -1,4 +1,4 @@
-"""The status page in a real browser: what it shows, that it is live, and that it complains of nothing."""
+"""The status page in a real browser: what it shows, and that its console stays empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from proxy.sandbox import Sandbox, SandboxOptions
 
 pytestmark = pytest.mark.asyncio(
     loop_factories=["asyncio"]
-)  # a page doesn't know our loop; browsers are slow
+)  # the page can't tell one event loop from another, and browsers are slow
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
 )
@@ -41,13 +41,13 @@ TEXT = "return document.querySelector('main').innerText"
 
 @asynccontextmanager
 async def page(proxy: Gateway, user: str = "") -> AsyncIterator[Browser]:
-    """The page as it is once it has been drawn; on leaving, nothing was refused and nothing went wrong."""
+    """The page once it is drawn; at the end its console must hold no error and no refused content."""
     async with browser() as chromium:
         await chromium.open(f"http://{user}127.0.0.1:{proxy.port}/-/")
         await until(chromium, "document.querySelectorAll('article').length > 0")
         yield chromium
         complaints = await chromium.complaints()
-        # The 401 that makes a browser ask for the key is one that it tells of.
+        # The console also reports the 401 after which a browser asks for the key.
         assert not [text for text in complaints if "401" not in text or not user], complaints
 
 
@@ -156,7 +156,7 @@ async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_sn
 
 @needs_chromium
 async def test_it_says_when_the_proxy_is_gone() -> None:
-    # A port of its own: an ephemeral one would be another test's while the page goes on asking it.
+    # Not an ephemeral port: another test could get it while the page still sends requests to it.
     server = {"port": free_port(), "drain_timeout": 1}
     async with browser() as chromium:
         async with gateway(server=server) as proxy:

@@ -1,8 +1,8 @@
-"""Power Query's rules (Power BI, Excel) hold for every answer of ours, and for the text that we give for it.
+"""The proxy's errors and the snippets fit the rules of Power Query (Power BI, Excel).
 
 Web.Contents tries again after 408, 429, 503, 504 and 509, up to three times, and waits for a Retry-After of
-whole seconds, 120 at most. After 401 and 403 it asks the person for credentials: so these are for a
-caller's key and rights alone, and never for trouble between us and Contentsquare. Source:
+whole seconds, 120 at most. After 401 and 403 it asks the person for credentials, so the proxy uses these
+only for a caller's key and rights, and never for trouble between itself and Contentsquare. Source:
 learn.microsoft.com/power-query/handling-status-codes.
 """
 
@@ -121,9 +121,9 @@ CALLERS_OWN = {
     "PROXY_REQUEST_TIMEOUT",
     "PROXY_UNKNOWN_PROJECT",
 }
-"""Codes for what only the caller can mend."""
+"""Codes of errors that only the caller can correct."""
 OTHERS = {"PROXY_INTERNAL_ERROR"}
-"""A bug, which is a 500."""
+"""The code for a bug, which is a 500."""
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -150,7 +150,7 @@ async def test_a_request_that_changes_data_is_not_to_be_sent_again_blindly() -> 
     async with gateway(cut) as proxy:
         answer = await proxy.call(b"POST /v1/exports", b"Content-Length: 2", body=b"{}")
         assert (answer.error_code, answer.values(b"retry-after")) == ("PROXY_UPSTREAM_UNREACHABLE", [])
-    async with nowhere() as proxy:  # not a byte of it was sent
+    async with nowhere() as proxy:  # no byte of the request was sent
         answer = await proxy.call(b"POST /v1/exports", b"Content-Length: 2", body=b"{}")
         assert (answer.error_code, answer.values(b"retry-after")) == ("PROXY_UPSTREAM_UNREACHABLE", [b"5"])
 

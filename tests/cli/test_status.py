@@ -29,7 +29,7 @@ PROJECTS = {
 
 
 async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """The command in a folder of its own, with nothing of this one's environment that is for it."""
+    """Run the command in a folder of its own, without this process's variables for csq-proxy."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
     return await asyncio.to_thread(
         subprocess.run,
@@ -304,7 +304,7 @@ async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_be
 
 @contextlib.asynccontextmanager
 async def served_over_tls(folder: Path, *names: str) -> AsyncIterator[int]:
-    """A proxy with a certificate for these names, ``cert.pem`` in the folder; comes with its port."""
+    """A proxy with a certificate for these names, ``cert.pem`` in the folder; gives its port."""
     issued = trustme.CA().issue_cert(*names)
     issued.private_key_pem.write_to_path(folder / "key.pem")
     (folder / "key.pem").chmod(0o600)

@@ -284,7 +284,7 @@ def test_a_malformed_status_line_is_a_violation(start: bytes) -> None:
         response(start=start)
 
 
-# Whatever parses
+# Every head that parses
 
 NAMES = st.sampled_from(
     [

@@ -1,6 +1,6 @@
-"""Searches output for secrets that must not be in it, in every spelling that one may have there.
+"""Searches output for secrets that must not be in it, in every encoding that may appear there.
 
-Knows nothing of how the proxy redacts: what this finds, somebody else would find, too.
+Must not know how the proxy redacts: it finds what an attacker would find.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 PIECE = 12
-"""So many characters of a secret in a row are a hit: half of one is too much already."""
+"""This many characters of a secret in a row are a hit: even half a secret is too much."""
 
 
 class Canaries:
@@ -21,7 +21,7 @@ class Canaries:
         self._spellings = {name: frozenset(_spellings(secret)) for name, secret in secrets.items()}
 
     def search(self, output: bytes) -> dict[str, int]:
-        """How many different traces of each secret are in ``output``; only those that have any."""
+        """The number of different traces of each secret in ``output``, without secrets that have none."""
         lower = (output + b"\n" + unquote_to_bytes(output)).lower()
         found = {
             name: sum(spelling.lower() in lower for spelling in spellings)
@@ -42,7 +42,7 @@ def _spellings(secret: str) -> Iterable[bytes]:
     raw = secret.encode()
     yield raw.hex().encode()
     yield secret[::-1].encode()
-    for before in range(3):  # the three ways to stand in the middle of base64
+    for before in range(3):  # the three offsets that a secret can have within base64
         start, end = (8 * before + 5) // 6, 8 * (before + len(raw)) // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             yield encode(b"\0" * before + raw)[start:end]

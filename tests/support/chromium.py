@@ -36,7 +36,7 @@ FLAGS = (
 
 
 class Browser:
-    """One session. A page that is an error page is a page, too: `open` tells nothing of the status."""
+    """One session. `open` doesn't tell the status: an error page is a page, too."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
@@ -61,12 +61,12 @@ class Browser:
         return await _call(self._session, "POST", f"{self._url}/goog/cdp/execute", body)
 
     async def complaints(self) -> list[str]:
-        """What the console told since the last call: errors, refused content, answers that weren't good."""
+        """The console's messages since the last call: errors, refused content, error statuses."""
         lines = await _call(self._session, "POST", f"{self._url}/se/log", {"type": "browser"})
         return [line["message"] for line in lines]
 
     async def screenshot(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
-        """The page as a PNG at a window of this size; as high as it is where ``height`` is 0."""
+        """The page as a PNG in a window of this size; ``height`` 0: the height of the page."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.devtools("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -88,7 +88,7 @@ async def _call(session: aiohttp.ClientSession, method: str, url: str, body: obj
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
     """A browser with an empty profile of its own."""
-    # Not port 0: the driver asks IPv6 for one, and gives up where IPv4's of the same number is taken.
+    # Not port 0: the driver takes a free IPv6 port, and fails where the same IPv4 port is taken.
     port = free_port()
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,

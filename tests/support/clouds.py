@@ -80,7 +80,7 @@ def pool_of(url: str, using: Dialer | None = None) -> Pool:
 
 @contextlib.asynccontextmanager
 async def closing(pool: Pool) -> AsyncIterator[Pool]:
-    """Every connection of the pool is closed at the end."""
+    """The pool; all its connections are closed at the end."""
     try:
         yield pool
     finally:

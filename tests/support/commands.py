@@ -1,4 +1,4 @@
-"""Commands as processes: run to their end, or started and talked to."""
+"""Commands as processes: run to their end, or started and observed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Running:
         self.printed = ""
 
     def wait_for(self, pattern: str) -> str:
-        """Read what it prints until ``pattern`` is there; the first group comes back."""
+        """Read the output until it matches ``pattern``; the first group of the match."""
         assert self.process.stdout is not None
         while (match := re.search(pattern, self.printed)) is None:
             line = self.process.stdout.readline()
@@ -70,7 +70,7 @@ class Running:
         return match[1] if match.groups() else match[0]
 
     def end(self) -> tuple[int, str]:
-        """The exit code, and what went to standard error."""
+        """The exit code and the standard error output."""
         output, errors = self.process.communicate(timeout=STARTUP_S)
         self.printed += output
         return self.process.returncode, errors
@@ -98,7 +98,7 @@ def started(
         cwd=cwd,
         pass_fds=descriptors,
     )
-    watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for what it prints
+    watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for output
     watchdog.start()
     try:
         yield Running(process)
@@ -113,7 +113,7 @@ def started(
 
 
 def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int, Any]:
-    """One call, as curl would do it: its status, and the JSON that came."""
+    """One call, as curl would make it: its status and its JSON."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=STARTUP_S)
     try:

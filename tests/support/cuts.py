@@ -34,7 +34,7 @@ def cut(part: bytes, ending: str) -> Script:
 
 
 async def received_until_reset(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection is reset; a clean end is a failure."""
+    """The bytes that arrive until the connection is reset; a clean end is a failure."""
     received = b""
     async with asyncio.timeout(WAIT_S):
         try:

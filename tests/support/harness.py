@@ -1,6 +1,6 @@
-"""What the tests share: a scripted upstream, a token endpoint and a running proxy, on real loopback sockets.
+"""For all tests: a scripted upstream, a token endpoint and a running proxy, on real loopback sockets.
 
-Raw bytes in and raw bytes out: where framing is the point, no client library may stand between.
+Raw bytes in and raw bytes out, because a client library would hide the framing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @dataclass
 class Message:
-    """One HTTP message as it came: ``head`` without its empty line, ``body`` with its framing."""
+    """One HTTP message as it arrived: ``head`` without its empty line, ``body`` with its framing."""
 
     head: bytes
     body: bytes = b""
@@ -75,7 +75,7 @@ class Message:
 
 
 async def read_message(reader: asyncio.StreamReader, *, bodyless: bool = False) -> Message:
-    """One message off a stream, interim answers included as messages of their own."""
+    """The next message of a stream; an interim answer is a message, too."""
     async with asyncio.timeout(WAIT_S):
         message = Message((await reader.readuntil(b"\r\n\r\n"))[:-4])
         is_answer = message.head.startswith(b"HTTP/")
@@ -150,20 +150,20 @@ class RawServer:
 
 
 async def turns(count: int = 8) -> None:
-    """Let the event loop turn: what is ready is run, and what follows from it."""
+    """Let the event loop turn, so that ready callbacks run, and the callbacks that they schedule."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds; for what has no event to wait for."""
+    """Wait until ``condition`` holds, where no event tells it."""
     async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 def free_port() -> int:
-    """A port that nobody else gets meanwhile: not one of those the system gives to who asks for any."""
+    """A free port, outside the range from which the system chooses for a bind to port 0."""
     while True:
         port = random.randrange(11_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -198,7 +198,7 @@ class Upstream:
 
 @dataclass
 class Held:
-    """A cloud that answers in part, and the rest when it is let go; then it answers at once."""
+    """A cloud that sends the rest of its answer once it is released; later answers come at once."""
 
     first: bytes = OK[:-1]
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -261,7 +261,7 @@ class Gateway:
 
     @property
     def host(self) -> bytes:
-        """The value of Host that reaches it."""
+        """The value for ``Host``."""
         return b"127.0.0.1:%d" % self.port
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -88,7 +88,7 @@ async def served(with_callers: bool) -> AsyncIterator[Settings]:
 
 
 async def executed(folder: Path, *command: str, file: str, content: str) -> str:
-    """Run a command beside a file with that content; what it prints."""
+    """Run a command in a folder that holds ``file`` with this content; its output."""
 
     def call() -> subprocess.CompletedProcess[str]:
         (folder / file).write_text(content, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""A second opinion on HTTP/1.1 messages: slow, strict, and nothing of it from the proxy's own parser.
+"""A second parser of HTTP/1.1 messages to compare with: slow, strict, and independent of the proxy's parser.
 
-RFC 9112 to the letter, but for what this gateway passes on purpose: bytes above 0x7f and the characters that
-URIs leave out in targets, and any text in chunk extensions. What two programs could read in two ways is
-malformed, and so is a length that no content has.
+It follows RFC 9112 to the letter, except where this gateway is more tolerant on purpose: in targets, bytes
+above 0x7f and characters that URIs exclude; any text in chunk extensions. A message that two programs could
+read in two ways is malformed, and so is a length that no content has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOT_IN_TRAILERS = {CODING, LENGTH, b"connection", b"host", b"te", b"expect", b"m
 
 
 class Malformed(Exception):
-    """It can't be read in one way only."""
+    """There is not exactly one way to read the message."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ def options(lines: list[bytes], name: bytes) -> set[bytes]:
 
 
 def parse_request(data: bytes, *, max_size: int = 1 << 30) -> Parsed | None:
-    """The first request in ``data``, None where its end is still to come. Raises Malformed."""
+    """The first request in ``data``, None where it is incomplete. Raises Malformed."""
     at = 0
     while data.startswith(b"\r\n", at):
         at += 2
@@ -86,7 +86,7 @@ def parse_request(data: bytes, *, max_size: int = 1 << 30) -> Parsed | None:
 
 
 def parse_response(data: bytes, method: bytes, *, closed: bool) -> Parsed | None:
-    """The first answer in ``data``, interim ones included, None where its end is still to come.
+    """The first answer in ``data``, interim answers included, None where it is incomplete.
 
     ``method`` is that of the request; ``closed`` means that a FIN came after ``data``. Raises Malformed.
     """
@@ -130,7 +130,7 @@ def _keep_alive(parsed: Parsed) -> None:
 
 
 def _frame(parsed: Parsed) -> bool:
-    """Decide the framing; whether there is any."""
+    """Decide the framing; whether the message has content."""
     codings, lengths = parsed.values(CODING), parsed.values(LENGTH)
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not parsed.minor:
@@ -159,7 +159,7 @@ def _with_body(
 
 
 def _unchunk(parsed: Parsed, data: bytes, at: int) -> bool:
-    """Take chunked content off; whether it is all there."""
+    """Remove the chunked framing; whether the content is complete."""
     while True:
         line, at = _line(data, at)
         if line is None:

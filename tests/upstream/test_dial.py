@@ -38,7 +38,7 @@ async def test_a_tls_peer_that_says_nothing_is_given_up() -> None:
     async with RawServer(silent) as server:
         pool = pool_of(f"https://localhost:{server.port}", dialer(timeout_s=0.05))
         error = await refusal(pool)
-    # The second where the machine is so busy that TLS has not begun by then.
+    # The second one on a machine so busy that TLS has not begun within the time.
     assert error.proxy_status in ("tls_protocol_error", "connection_timeout")
     assert "within 0.05 s" in str(error)
 

@@ -22,7 +22,7 @@ LOOK_UP: Any = socket.getaddrinfo
 
 
 class NameServer:
-    """What the operating system asks: for names below ``.hangs`` it says nothing until `answer`."""
+    """Stands for the system's lookup: for names below ``.hangs`` it does not return before `answer`."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()

@@ -66,7 +66,7 @@ async def test_connections_idle_for_too_long_are_closed_the_oldest_first() -> No
 
 
 async def busy(pool: Pool, count: int) -> list[CloudConnection]:
-    """So many connections in use at once."""
+    """This many connections in use at once."""
     connections = [await pool.connect() for _ in range(count)]
     for connection in connections:
         connection.start(Sink(), GET, is_head_request=False, request_done=True)
@@ -87,7 +87,7 @@ async def test_one_connection_is_held_ready_and_as_many_as_were_used_at_once_aft
             pool.give_back(await pool.connect())
         assert not pool.lacks_ready()
         monkeypatch.setattr("proxy.upstream.pool.RECENT_S", -1.0)
-        for connection in await busy(pool, 5):  # the last count that lasts no time
+        for connection in await busy(pool, 5):  # this count is the last, and expires at once
             pool.sweep(60)
             connection.close()
         while (ready := pool.take_idle()) is not None:

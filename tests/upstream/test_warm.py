@@ -57,7 +57,9 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
 async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.pool.FRESH", math.inf)  # none is opened for another's age
+    monkeypatch.setattr(
+        "proxy.upstream.pool.FRESH", math.inf
+    )  # no connection is opened because another is old
     monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
     together, opened = asyncio.Barrier(3), list[asyncio.StreamWriter]()
 
@@ -72,11 +74,11 @@ async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(
         calls = [proxy.call(b"GET /v1/%d" % number) for number in range(3)]
         assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
         upstreams = proxy.app._generation.outward.upstreams
-        upstreams._woken.set()  # it is counted while it is recent
+        upstreams._woken.set()  # so that the three are counted while they are recent
         await turns()
         while opened:
             opened.pop().close()
         async with asyncio.timeout(WAIT_S):
             while len(opened) < 3:
-                upstreams._woken.set()  # in place of the next second
+                upstreams._woken.set()  # instead of waiting for the next second
                 await asyncio.sleep(0.002)

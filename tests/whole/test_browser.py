@@ -1,7 +1,7 @@
-"""What web pages of others can do to a running proxy, in a real browser: nothing.
+"""A web page of another site can do nothing to a running proxy, shown in a real browser.
 
-Each way is tried against a server that guards nothing as well, where it does arrive: so it is the
-proxy that refuses, and not the test that doesn't try.
+Each kind of request is also sent to a server without a guard, where it arrives. This proves that the
+proxy refuses the requests, and that the test sends them.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ await Promise.all([
 ]);
 return seen;
 """
-"""Tries every way that a page has to make a request, and tells what the page saw of each."""
+"""Makes a request in every way that a page has, and returns what the page saw of each."""
 WAYS = {
     *(
         "fetch-cors",
@@ -106,7 +106,7 @@ TELLING_WAYS = (
     *("fetch-cors", "post-cors", "post-json", "fetch-key", "delete"),
     *("image", "script", "events", "websocket"),
 )
-"""Those whose end a page can see."""
+"""The ways whose outcome a page can see."""
 SAME_ORIGIN = """
 const ways = [['GET', undefined], ['POST', '{}'], ['DELETE', undefined]];
 const statuses = [];
@@ -153,7 +153,7 @@ ROWS = [{"startDate": "2026-01-01T00:00:00.000Z", "value": 7}]
 
 @dataclass
 class Unguarded:
-    """A server that answers everybody: to see which ways arrive where nothing stops them."""
+    """A server that answers every request, to show which ways arrive where no guard stops them."""
 
     requests: list[Message]
 
@@ -168,14 +168,14 @@ class Unguarded:
             await writer.drain()
 
     def ways(self) -> set[str]:
-        """Which ways arrived, preflights included."""
+        """The ways that arrived, preflights included."""
         lines = [request.start_line.partition(b"way=")[2] for request in self.requests]
         return {line.split(b" ")[0].split(b"&")[0].decode() for line in lines if line}
 
 
 @dataclass
 class Scene:
-    """A running proxy, a server of somebody else's pages, one that guards nothing, and a browser."""
+    """A running proxy, another site's server, a server without a guard, and a browser."""
 
     proxy: Gateway
     upstream: Upstream
@@ -185,7 +185,7 @@ class Scene:
     browser: Browser
 
     async def all_ways_arrive(self, what: str) -> None:
-        """Of some ways the page can't see the end: they may still be on their way."""
+        """Wait, because the page can't see the end of some requests: they may still be on their way."""
         ends_at = time.monotonic() + WAIT_S
         while (ways := self.unguarded.ways()) != WAYS:
             assert time.monotonic() < ends_at, (what, WAYS ^ ways)
@@ -216,7 +216,7 @@ PAGES = {
     "a page of the internet": ("attacker.test", "127.0.0.1"),
     "0.0.0.0-day": ("attacker.test", "0.0.0.0"),
 }
-"""Where a page comes from, and the address that it calls us by."""
+"""The host of a page, and the host by which the page calls the proxy."""
 
 
 async def test_a_web_page_of_another_origin_reaches_nothing_by_any_way_it_has() -> None:
@@ -225,7 +225,7 @@ async def test_a_web_page_of_another_origin_reaches_nothing_by_any_way_it_has() 
             stage.unguarded.requests.clear()
             await stage.browser.open(f"http://{page}:{stage.pages.port}/")
             await stage.browser.run(EVERY_WAY, f"http://{target}:{stage.echo.port}")
-            if target != "0.0.0.0":  # browsers begin to refuse that one by themselves
+            if target != "0.0.0.0":  # newer browsers refuse this one themselves
                 await stage.all_ways_arrive(what)
             seen = await stage.browser.run(EVERY_WAY, f"http://{target}:{stage.proxy.port}")
             assert set(seen) == WAYS

@@ -1,4 +1,4 @@
-"""The real program through a bad day, as a process, and a search of all that it said for its secrets."""
+"""The real program, as a process, through many failures; then all its output is searched for its secrets."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def quoted(text: str) -> bytes:
 
 
 class Session:
-    """The running program and all that was heard of it."""
+    """The running program and all its output."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path, port: int) -> None:
         self.process = process
@@ -159,7 +159,7 @@ def text_of(path: Path) -> str:
 
 
 async def appears(pattern: str, path: Path, *, times: int = 1) -> str:
-    """Wait until a file holds the pattern so often; the last of them."""
+    """Wait until a file holds ``pattern`` that many times; the last match."""
     ends_at = time.monotonic() + START_S
     while len(found := re.findall(pattern, text := text_of(path))) < times:
         assert time.monotonic() < ends_at, (pattern, text[-2000:])
@@ -180,7 +180,7 @@ async def session(folder: Path) -> AsyncIterator[tuple[Session, Endpoint, str]]:
 
 
 def refusing(request: Message) -> bytes:
-    """A cloud that refuses some tokens, and never echoes what it was sent."""
+    """A cloud that refuses some tokens, and never echoes a request."""
     if b"/v1/refused" in request.start_line:
         return b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
     if b"/v1/cut" in request.start_line:

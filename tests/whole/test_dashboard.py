@@ -1,4 +1,4 @@
-"""What sharing saves a dashboard, in short; `dashboard.tiles` at length."""
+"""The calls that sharing saves a dashboard: a short run of `dashboard.tiles`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same bytes straight to a cloud, through this proxy and through nginx: each difference is listed.
+"""The same bytes sent straight to a cloud, through this proxy, and through nginx: each difference is listed.
 
 `differences` holds, by a row's name, how each way's outcome differs from the straight one, and why. What
 always differs is left out: the proxy (and nginx, told to) writes Host and Authorization, the proxy appends
@@ -25,10 +25,10 @@ from support.harness import WAIT_S, free_port, gateway
 from support.strict import Malformed, Parsed, parse_request, parse_response
 
 HERE = {"+Via: 1.1 csq-proxy", "+Authorization: Bearer token-1"}
-"""What is always different behind this proxy; Host and nginx's own fields are left out by name."""
+"""Lines that always differ behind this proxy; Host and nginx's own fields are left out by name."""
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 KNOWN_NGINX = "nginx/1.22."
-"""The version (Debian 12) whose differences are listed; another one's are not compared."""
+"""The nginx (Debian 12) whose differences are listed; another version is not compared."""
 
 CONFIG = """
 daemon off; master_process off; pid {tmp}/nginx.pid; error_log stderr crit;
@@ -378,12 +378,12 @@ ANSWERS = [
 
 @dataclass
 class Cloud:
-    """Keeps each request that can be read, says so to those that can't, and answers as the row says."""
+    """Keeps each request that it can read, answers the others with an error, and answers as the row says."""
 
     row: Row = field(default_factory=lambda: REQUESTS[0])
     port: int = 0
     requests: dict[bytes, list[Parsed]] = field(default_factory=dict)
-    """By the value of X-Tag, which is taken off: a late request must not count for the next row."""
+    """By the value of X-Tag, which is removed here: a late request must not count for the next row."""
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         buffer, continued = b"", False
@@ -417,7 +417,7 @@ class Cloud:
 
 @dataclass
 class Outcome:
-    """What came of one exchange: what the cloud got, and what the caller got."""
+    """The outcome of one exchange: what the cloud received, and what the caller received."""
 
     requests: list[Parsed]
     interim: list[int] = field(default_factory=list)
@@ -473,7 +473,7 @@ async def exchange(port: int, cloud: Cloud, row: Row, tag: bytes) -> Outcome:
 
 
 def line_changes(before: list[bytes], after: list[bytes], always: set[bytes]) -> list[str]:
-    """The lines that went and came, in order; values that are long or of the moment are shortened."""
+    """The lines of the request and the answer, in order; long and momentary values are shortened."""
     old = [short(line) for line in before if line.partition(b":")[0].lower() not in always]
     new = [short(line) for line in after if line.partition(b":")[0].lower() not in always]
     return [line[0] + line[2:] for line in difflib.ndiff(old, new) if line[0] in "+-"]
@@ -561,14 +561,16 @@ async def found_differences(rows: list[Row], tmp: Path | None) -> tuple[Found, F
             straight = await exchange(cloud.port, cloud, row, b"%d-straight" % number)
             through = await exchange(proxy.port, cloud, row, b"%d-proxy" % number)
             ours[row.name] = differences(straight, through, set())
-            if port is not None and not row.half_close:  # which nginx gives up at a moment of its own
+            if (
+                port is not None and not row.half_close
+            ):  # nginx gives up this request at an unforeseeable moment
                 through = await exchange(port, cloud, row, b"%d-nginx" % number)
                 theirs[row.name] = differences(straight, through, {b"date", b"server", b"connection"})
     return ours, theirs
 
 
 def listed(table: Mapping[str, Mapping[str, str]], rows: list[Row]) -> Found:
-    """The differences that a table has, for these rows."""
+    """The listed differences of these rows."""
     assert not table.keys() - {row.name for row in rows}, "a row that there is not"
     assert all(why for row in table.values() for why in row.values()), "a difference without its explanation"
     return {row.name: list(table.get(row.name, ())) for row in rows}

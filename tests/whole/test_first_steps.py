@@ -1,4 +1,4 @@
-"""The way of somebody new: `init`, `check --live`, `serve`, a snippet, on a terminal, before the sandbox."""
+"""The first steps of a new user on a terminal: `init`, `check --live`, `serve`, a snippet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A command on a terminal of its own, and all that it has shown."""
+    """A command on a terminal of its own, and all its output."""
 
     def __init__(self, pid: int, descriptor: int) -> None:
         self.pid = pid
@@ -38,14 +38,14 @@ class Terminal:
             assert self._read(), f"it ended, and had shown {self.shown!r}"
 
     def answer(self, question: str, answer: str) -> None:
-        """Wait until it asks that, and answer: not sooner, a hidden question drops what was typed before."""
+        """Answer a question once it is asked: a hidden question drops what was typed earlier."""
         self.wait_for(question)
         self.shown = self.shown.partition(question)[2]
         self.wait_for(": ")
         os.write(self._descriptor, answer.encode() + b"\n")
 
     def end(self) -> int:
-        """Read on to the end; the exit code."""
+        """Read the output to its end; the exit code."""
         while self._read():
             pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -55,7 +55,7 @@ class Terminal:
         assert select.select([self._descriptor], [], [], max(0.0, left_s))[0], f"it hangs: {self.shown!r}"
         try:
             part = os.read(self._descriptor, 65_536)
-        except OSError:  # Linux says so when the other side is closed
+        except OSError:  # on Linux, when the other side is closed
             part = b""
         self.shown = CONTROL.sub("", self.shown + part.decode(errors="replace")).replace("\r\n", "\n")
         return bool(part)

@@ -263,9 +263,9 @@ class Caller(asyncio.Protocol):
                 await asyncio.sleep(0)
 
     def finish(self) -> None:
-        """Send nothing more."""
+        """Close the sending side."""
         if not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # it was reset meanwhile
+            with contextlib.suppress(OSError):  # the proxy has reset it
                 self.transport.write_eof()
 
 
@@ -280,13 +280,13 @@ async def caller_of(port: int) -> AsyncIterator[Caller]:
 
 
 async def settle() -> None:
-    """Let everything that has arrived be read."""
+    """Let the event loop read all bytes that have arrived."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class BothClouds(TokenServer):
-    """A token of its own for each project, and a cloud of its own."""
+    """Gives each project its own token and its own cloud."""
 
     clouds: dict[str, str]
 
@@ -304,7 +304,7 @@ class BothClouds(TokenServer):
 
 @dataclass
 class Cloud:
-    """Parses what comes strictly, and keeps it; ``answer`` sends what it answers."""
+    """Parses requests strictly and keeps them; ``answer`` sends the answer."""
 
     answer: Callable[[Parsed, asyncio.StreamWriter], Any]
     requests: list[Parsed] = field(default_factory=list)
@@ -344,7 +344,7 @@ class Cloud:
 
 @dataclass
 class Bench:
-    """A running proxy with two projects, each with a cloud of its own, and what went wrong in it so far."""
+    """A running proxy with two projects, each with its own cloud, and the errors in it so far."""
 
     proxy: Gateway
     shop: Cloud
@@ -355,14 +355,14 @@ class Bench:
     records: list[logging.LogRecord]
 
     async def quiet(self) -> None:
-        """Wait until no request is under way, and all that was sent has arrived."""
+        """Wait until no request is in progress and all sent bytes have arrived."""
         async with asyncio.timeout(WAIT_S):
-            # What the proxy hasn't read yet comes before the end of the connection.
+            # The proxy reads the remaining bytes before the end of the connection.
             while any(True for _ in self.proxy.app._listeners.connections()):
                 await asyncio.sleep(0)
             while any(project.slots.in_use for project in self.proxy.app.projects()):
                 await asyncio.sleep(0)
-            # A request whose caller has left may still lie at the cloud, on a connection that we gave up.
+            # The cloud may still hold a request whose caller has left, on an abandoned connection.
             while self.shop.open + self.other.open > self._held():
                 await asyncio.sleep(0)
         await settle()
@@ -372,7 +372,7 @@ class Bench:
         return sum(len(pool._idle) + len(pool._busy) for pool in pools)
 
     def check(self) -> None:
-        """No bug was met, and what reached the clouds is theirs."""
+        """Assert that no bug appeared, and that each cloud received only requests for its project."""
         assert not self.shop.faults
         assert not self.other.faults
         assert not self.loop_errors
@@ -434,7 +434,7 @@ async def bench(shop: Cloud, other: Cloud) -> AsyncIterator[Bench]:
 
 
 def origin_form(target: bytes) -> bytes:
-    """What a target asks of this proxy, where it is in absolute-form."""
+    """The origin-form of a target that is in absolute-form with the proxy's authority."""
     if target.startswith(b"/"):
         return target
     _, mark, rest = target.partition(b"://")
@@ -455,7 +455,7 @@ def routed(sent: Parsed) -> tuple[bytes, bytes]:
 
 
 def forwarded_lines(sent: Parsed) -> list[bytes]:
-    """The field lines that go on."""
+    """The field lines that the proxy sends on."""
     drop = NOT_FORWARDED | (options(sent.lines, b"connection") - {b"content-length"})
     if not sent.minor:
         drop |= {b"expect"}
@@ -471,7 +471,7 @@ def own_lines(sent: Parsed, token: bytes) -> list[bytes]:
 
 
 def is_forwarded_as(sent: Parsed, got: Parsed, project: bytes) -> bool:
-    """Whether ``got``, at the cloud of ``project``, is what ``sent`` must become."""
+    """Whether the proxy must turn ``sent`` into ``got``, at the cloud of ``project``."""
     wanted, target = routed(sent)
     lines = [*forwarded_lines(sent), *own_lines(sent, project)]
     arrived = got.lines[1:]
@@ -490,7 +490,7 @@ def is_forwarded_as(sent: Parsed, got: Parsed, project: bytes) -> bool:
 
 
 def split_requests(raw: bytes) -> tuple[list[Parsed], str]:
-    """The requests in ``raw`` by the second opinion, and what follows: "nothing", "a part" or "malformed"."""
+    """The requests in ``raw`` by the strict parser, and what follows: "nothing", "a part" or "malformed"."""
     found: list[Parsed] = []
     while raw.strip(b"\r\n"):
         try:
@@ -505,7 +505,7 @@ def split_requests(raw: bytes) -> tuple[list[Parsed], str]:
 
 
 def split_answers(caller: Caller, sent: list[Parsed]) -> list[Parsed]:
-    """The final answers that a caller got. Raises Malformed."""
+    """The final answers that a caller received. Raises Malformed."""
     answers: list[Parsed] = []
     at = 0
     while at < len(caller.data):
@@ -523,7 +523,7 @@ def split_answers(caller: Caller, sent: list[Parsed]) -> list[Parsed]:
 
 @dataclass
 class Echo:
-    """Answers that name the request that they are for, by its number among all."""
+    """Answers with the number of their request in them."""
 
     served: dict[bytes, tuple[bytes, Parsed]] = field(default_factory=dict)
     count: int = 0
@@ -548,7 +548,7 @@ class Echo:
 
 
 def check_answers(echo: Echo, sent: list[Parsed], rest: str, caller: Caller) -> list[Parsed]:
-    """Each answer is the one to the request in its place, and the clouds got these requests only."""
+    """Assert that each answer belongs to the request in its place, and that the clouds received no others."""
     answers = split_answers(caller, sent)
     assert len(answers) <= len(sent) + 1
     for place, answer in enumerate(answers):
@@ -575,9 +575,9 @@ LAST: list[object] = []
 
 
 async def fuzz_requests(rng: random.Random, place: Bench, echo: Echo, number: int) -> str:
-    """One example; what kind it was.
+    """Run one example; its kind.
 
-    Some are sent to a connection that has answered the like before: its parser remembers fields.
+    Some examples use a connection that has carried a similar request: its parser remembers fields.
     """
     host = place.proxy.host
     raws = [rng.choice(REQUESTS) for _ in range(rng.choice((1, 1, 2)))]
@@ -658,7 +658,7 @@ async def test_mutated_requests_crash_nothing_reach_their_own_project_only_and_k
 
 @dataclass
 class MutatedAnswers:
-    """Answers what is marked ``fuzz`` by ``parts`` and ends as ``ending`` says; others by their target."""
+    """Answers requests marked ``fuzz`` with ``parts`` and ``ending``, and others by their target."""
 
     parts: list[bytes] = field(default_factory=list)
     ending: str = "open"
@@ -685,11 +685,11 @@ class MutatedAnswers:
         finally:
             self.done.set()
         if self.ending != "open":
-            raise ConnectionResetError  # no more on this connection
+            raise ConnectionResetError  # this connection carries no further request
 
 
 def verdict(raw: bytes, method: bytes, ending: str) -> tuple[str, Parsed | None, bytes]:
-    """What the second opinion makes of an answer ("whole", "cut", "malformed"), the answer, what follows."""
+    """The strict parser's verdict ("whole", "cut", "malformed"), the answer, and the bytes after it."""
     while True:
         try:
             answer = parse_response(raw, method, closed=ending == "fin")
@@ -703,7 +703,7 @@ def verdict(raw: bytes, method: bytes, ending: str) -> tuple[str, Parsed | None,
 
 
 def passed_on(answer: Parsed) -> list[bytes]:
-    """The field lines of an answer that a caller gets, where it didn't ask for trailers."""
+    """The field lines of an answer for a caller that didn't ask for trailers."""
     drop = {
         b"connection",
         b"keep-alive",
@@ -723,7 +723,7 @@ def passed_on(answer: Parsed) -> list[bytes]:
 def check_answer(
     cloud: tuple[str, Parsed | None, bytes], ending: str, caller: Caller, sent: Parsed
 ) -> Parsed | None:
-    """What the caller got is whole only where the cloud's answer was; the answer, None where it was cut."""
+    """Assert that the caller's answer is whole only if the cloud's was; the answer, None where it was cut."""
     what, answer, rest = cloud
     is_clean = caller.has_eof and not caller.is_reset
     raw = caller.data
@@ -748,7 +748,7 @@ def check_answer(
 
 
 async def fuzz_answers(rng: random.Random, place: Bench, cloud: MutatedAnswers, number: int) -> str:
-    """One example; what kind it was."""
+    """Run one example; its kind."""
     method = rng.choice((b"GET", b"GET", b"GET", b"HEAD", b"POST"))
     version = rng.choice((b"1.1", b"1.1", b"1.1", b"1.0"))
     raw = mutate(rng, rng.choice(ANSWERS), ANSWER_WORDS, ANSWERS)
@@ -795,7 +795,7 @@ async def fuzz_answers(rng: random.Random, place: Bench, cloud: MutatedAnswers, 
 
 
 async def ask_for_mark(caller: Caller, place: Bench, number: int) -> None:
-    """The next request on the proxy gets its own answer."""
+    """Assert that the next request gets its own answer."""
     caller.data = b""
     await caller.send([b"GET /shop/v1/mark?n=%d HTTP/1.1\r\nHost: %b\r\n\r\n" % (number, place.proxy.host)])
     await caller.until(lambda: caller.has_ended or caller.data.endswith(b"/v1/mark?n=%d" % number))

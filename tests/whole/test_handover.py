@@ -19,7 +19,7 @@ ORIGIN = Origin.parse("http://127.0.0.1:1")
 
 
 class Clock(SystemClock):
-    """The machine's clocks, put forward at will; a sleep ends at once when asked for."""
+    """The machine's clocks, which tests put forward; a sleep ends when a test says so."""
 
     ahead_s = 0.0
 

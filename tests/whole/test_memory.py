@@ -1,4 +1,4 @@
-"""Slow callers cost a bounded amount of memory, and hold nobody up; `memory.slow_callers` at length."""
+"""Slow callers cost a bounded amount of memory and delay no other caller: a short `memory.slow_callers`."""
 
 from __future__ import annotations
 

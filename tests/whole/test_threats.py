@@ -1,7 +1,7 @@
 """The threat model, a test for each threat: what an attacker tries, on the wire or at the process.
 
-The parts have tests of their own (guard, policy, token answers, gateway, log, limits, browser,
-canary); here each threat is met by the whole.
+The modules have tests of their own (guard, policy, token answers, gateway, log, limits, browser,
+canary); here the whole proxy meets each threat.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PAIR = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 unix_only = pytest.mark.skipif(sys.platform == "win32", reason="not on Windows")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc and prctl")
 
-# Web pages, and programs that can be made to call
+# Web pages, and programs that an attacker can make to call
 
 
 @pytest.mark.parametrize("host", [b"evil.example:%d", b"0.0.0.0:%d"])  # all: gateway/test_guard.py
@@ -131,7 +131,7 @@ def folder() -> Iterator[Path]:
 
 
 def as_nobody(folder: Path, path: Path) -> subprocess.CompletedProcess[bytes]:
-    """Another user's attempt to connect, where it is the socket's own mode that decides."""
+    """Another user's attempt to connect, where only the mode of the socket can prevent it."""
     folder.chmod(0o755)
     code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
     command = ["/usr/bin/env", "-i", "python3", "-c", code]
@@ -183,7 +183,7 @@ def test_a_callers_key_is_compared_in_constant_time_and_held_as_a_digest(
     assert compare.call_count == len(keys), "one that is found early is answered earlier"
 
 
-# A token endpoint or a cloud gone bad
+# A hostile token endpoint or cloud
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_secrets_are_in_neither_argv_nor_environ_and_a_crash_leaves_no_core(tmp_
         proc = Path(f"/proc/{process.pid}")
         assert "canary" not in (proc / "cmdline").read_text() + (proc / "environ").read_text(errors="replace")
         assert re.search(r"Max core file size +0 +0 ", (proc / "limits").read_text())
-        assert proc.stat().st_uid == 0  # not dumpable: others of our user can't read its memory
+        assert proc.stat().st_uid == 0  # not dumpable: other processes of the same user can't read its memory
         process.send_signal(signal.SIGSEGV)
         _, status = os.waitpid(process.pid, 0)
         assert os.WIFSIGNALED(status)
