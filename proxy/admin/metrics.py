@@ -20,8 +20,8 @@ from proxy import __version__
 from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
 from proxy.contentsquare import Api
+from proxy.projects import Project
 from proxy.projects.measures import BOUNDS_S, ApiMeasures, Histogram
-from proxy.projects.project import Project
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SLICE = 4

@@ -13,7 +13,7 @@ from proxy.admin.loop_lag import LoopLag
 from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
 from proxy.logs.setup import dropped_lines
-from proxy.projects.project import Project
+from proxy.projects import Project
 from proxy.server.listeners import Listener
 
 

@@ -10,9 +10,9 @@ from proxy import __version__
 from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
 from proxy.config.watch import ReloadStatus
+from proxy.projects import Project
 from proxy.projects.measures import Minute
-from proxy.projects.project import Project
-from proxy.tokens.lease import LeaseStatus
+from proxy.tokens import LeaseStatus
 
 Sees: TypeAlias = Callable[[str], bool]
 """Whether a caller may know a project or an account, by its name."""

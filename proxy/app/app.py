@@ -29,7 +29,7 @@ from proxy.gateway.outward import Outward, Plan, plan
 from proxy.logs import setup as log
 from proxy.logs.events import EventLog
 from proxy.process import descriptor_limit
-from proxy.projects.project import Project
+from proxy.projects import Project
 from proxy.server.listeners import Listener, Listeners
 from proxy.server.passed_sockets import PassedSocket
 

@@ -9,7 +9,7 @@ from proxy.admin.overview import Overview
 from proxy.cli.console import say
 from proxy.config.settings import WILDCARDS
 from proxy.errors import OutputLost
-from proxy.projects.project import Project
+from proxy.projects import Project
 
 
 def announce(overview: Overview) -> None:

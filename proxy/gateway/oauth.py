@@ -33,7 +33,7 @@ from proxy.gateway import policy
 from proxy.gateway.callers import WrongKey, sent_keys
 from proxy.gateway.generation import Generation
 from proxy.gateway.route import Route
-from proxy.projects.project import Project
+from proxy.projects import Project
 from proxy.server.answer import write_answer, write_error, write_json
 from proxy.server.request import Request
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead
-from proxy.tokens.lease import Lease
+from proxy.tokens import Lease
 
 _HOP_BY_HOP: Final = frozenset(
     (

@@ -14,8 +14,8 @@ from typing import Final
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, Forbidden, UnknownProject
 from proxy.http1 import FieldLines
+from proxy.projects import Project
 from proxy.projects.naming import names_like
-from proxy.projects.project import Project
 
 _PROJECT_FIELD: Final = b"x-csq-project"
 _API_FIELD: Final = b"x-csq-api"

@@ -48,7 +48,7 @@ from proxy.errors import ConfigError
 from proxy.gateway.outward import plan
 from proxy.logs import setup as log
 from proxy.logs.setup import redactor
-from proxy.projects.project import Project
+from proxy.projects import Project
 
 Sections = dict[str, dict[str, Any]]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="symlinks and modes")

@@ -26,9 +26,8 @@ from support.harness import (
 from proxy.app.app import App
 from proxy.errors import TokenUnavailable
 from proxy.logs.setup import redactor
-from proxy.projects import accounts
+from proxy.projects import Project, accounts
 from proxy.projects.accounts import IDLE_S, USELESS_S, AccountProjects
-from proxy.projects.project import Project
 
 ACME = {"client_id": "id-2", "client_secret": "secret-2"}
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}

@@ -9,7 +9,7 @@ from support.harness import WAIT_S, until
 from support.living import CREDENTIALS, UNREACHABLE, AuthHost, living
 
 from proxy.contentsquare import Api
-from proxy.projects.grant import Grant
+from proxy.projects import Grant
 
 
 async def test_left_out_apis_are_those_that_the_credentials_are_for() -> None:

@@ -8,7 +8,7 @@ from support.living import CREDENTIALS, AuthHost, grant, living
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
-from proxy.projects.grant import Grant
+from proxy.projects import Grant
 
 
 async def test_what_is_wanted_from_the_start_is_fetched_without_a_request() -> None:

@@ -13,10 +13,7 @@ from support.harness import RawServer, read_message
 
 from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
-from proxy.projects.grant import Grant
-from proxy.projects.project import Project
-from proxy.projects.services import Services
-from proxy.projects.slots import SharedSlots
+from proxy.projects import Grant, Project, Services, SharedSlots
 from proxy.secret import Secret
 from proxy.tokens import SystemClock, TokenEndpoint, make_session
 

@@ -26,7 +26,7 @@ from support.harness import (
 )
 
 from proxy.gateway.sharing.cache_rules import MAX_CONTENT_BYTES
-from proxy.projects.project import Project
+from proxy.projects import Project
 
 SHOP: Mapping[str, object] = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
 GET = b"GET /v1/segments?a=1"

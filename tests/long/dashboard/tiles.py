@@ -26,7 +26,7 @@ from support.harness import Gateway, Message, gateway, read_message
 
 from proxy.contentsquare import MAX_CONCURRENCY
 from proxy.logs import setup as log
-from proxy.projects.slots import Slots
+from proxy.projects import Slots
 
 SHOP: Mapping[str, object] = {"client_id": "id", "client_secret": "secret-1", "apis": ["metrics"]}
 WAYS: Mapping[str, Mapping[str, object]] = {
