@@ -9,9 +9,9 @@ from proxy.process import fill_standard_streams, leave_on_signals
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments say."""
+    """Run the command in the arguments."""
     if sys.argv[1:2] in (["serve"], ["sandbox"]):
-        leave_on_signals()  # first of all: what is imported below takes a while
+        leave_on_signals()  # first, since the imports below take a while
     from proxy.cli.console import fail, open_output  # noqa: PLC0415
     from proxy.errors import ConfigError, ListenError, OutputLost  # noqa: PLC0415
 
@@ -33,7 +33,7 @@ def main() -> NoReturn:
     except OSError as exc:
         if sys.argv[1:2] != ["--install-completion"]:
             raise
-        # Typer writes into the home folder, and leaves what goes wrong there to us.
+        # Typer writes a file into the home folder, and doesn't catch its errors.
         fail((f"--install-completion: can't write {exc.filename} ({exc.strerror})",), 1)
     sys.exit(0)
 

@@ -67,13 +67,13 @@ def descriptor_limit() -> int | None:
 
 
 class _EarlyStop:
-    """What is known of a stop that came while we were starting."""
+    """Whether a signal asked for a stop while the process starts."""
 
     asked = False
     interrupts = False
 
     def on_signal(self, *_: object) -> None:
-        """Take note of it, and leave if we only wait."""
+        """Note the stop, and raise SystemExit within `interruptibly`."""
         self.asked = True
         if self.interrupts:
             leave_if_asked()
@@ -83,17 +83,17 @@ _early_stop = _EarlyStop()
 
 
 def leave_on_signals() -> None:
-    """A stop while we are still starting is a clean one, too; `StopSignals` takes over from here.
+    """Make SIGINT and SIGTERM a clean stop while the process starts; `StopSignals` replaces this later.
 
-    It isn't raised where it happens to find us: within an import, say, Python swallows that now and then.
-    So it is taken note of, and whoever starts looks by `leave_if_asked`, or waits `interruptibly`.
+    The handler doesn't raise at once: Python swallows an exception within some imports. So it only notes the
+    stop; `leave_if_asked` and `interruptibly` obey it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _early_stop.on_signal)
 
 
 def leave_if_asked() -> None:
-    """Raise SystemExit where a stop was asked for."""
+    """Raise SystemExit if a signal asked for a stop."""
     if _early_stop.asked:
         ignore_signals()
         sys.exit(0)
@@ -101,7 +101,7 @@ def leave_if_asked() -> None:
 
 @contextlib.contextmanager
 def interruptibly() -> Iterator[None]:
-    """A stop ends what is waited for within: it raises SystemExit."""
+    """Within this context a signal raises SystemExit, also out of a wait."""
     _early_stop.interrupts = True
     try:
         leave_if_asked()
@@ -112,9 +112,9 @@ def interruptibly() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """We are about to leave, and know our exit code: a further signal must not make it another one.
+    """Ignore signals from now on: the process is about to exit, and they must not change its exit code.
 
-    One more is usual: of a terminal's Ctrl-C and whoever passes it on, of a service manager's SendSIGHUP=.
+    A second signal is usual: from a wrapper that passes a terminal's Ctrl-C on, or by SendSIGHUP= of systemd.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -122,6 +122,6 @@ def ignore_signals() -> None:
 
 
 def ignore_hangup() -> None:
-    """What asks a running proxy to reload must not end one that is still starting, nor its child."""
+    """Ignore SIGHUP: it asks for a reload, and must end neither a starting proxy nor a secret command."""
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

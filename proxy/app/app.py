@@ -1,7 +1,7 @@
 """The composition root: settings in, a running proxy out.
 
-Wires the modules, opens the listeners, runs the background tasks in one TaskGroup (a task that
-dies of a bug ends the process), and drains. The one place that knows everything.
+Connects the modules, opens the listeners, runs the background tasks in one TaskGroup (a bug in a task ends
+the process), and drains.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ from proxy.server.passed_sockets import PassedSocket
 
 _POLL_S = 0.02
 LONGEST_POLL_S = 1.0
-"""Between two looks whether what a reload replaced is still in use."""
+"""Seconds between two looks whether a project that a reload replaced is still in use, at most."""
 SWEEP_S = 60.0
-"""Between two looks at what is idle, and at which credentials end."""
+"""Seconds between two looks for idle projects, and for credentials that end."""
 
 
 class App:
-    """A proxy, from its first configuration on: `started` is its life, and `drain` ends it gently.
+    """A proxy: it serves within `started`, and `drain` ends it gently.
 
-    ``load`` reads the configuration again, from the file that the running one came from, where it came
-    from one: what else a search would find isn't what was started. None for one that stays as it is.
-    ``quit_`` ends the process soon, and is called where a caller may ask for that. ``passed`` are sockets
-    to listen on, in place of those of our own.
+    ``load`` reads the configuration again, from the file of the running one (None: there was no file).
+    Without ``load`` the configuration stays. ``quit_`` ends the process soon, for ``/-/quit``. ``passed`` are
+    sockets that a service manager opened; the proxy listens on them in place of its own.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class App:
         passed: Sequence[PassedSocket] = (),
     ) -> None:
         self._passed = passed
-        self._settings = settings  # the first; those of now are the generation's
+        self._settings = settings  # of the start; the running ones are in the generation
         self._load = load
         self._log = log.get_logger("proxy")
         self._listeners = Listeners()
@@ -74,7 +73,7 @@ class App:
         self._gateway = Gateway(self.overview, quit_, self._log_event)
         self._generation: Generation
         self._generations: Generations
-        self._old_ways: list[Outward] = []  # one for each generation that is being seen out
+        self._old_ways: list[Outward] = []  # of each old generation that still has requests
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -89,7 +88,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[App]:
-        """The listeners are open within; on leaving everything is closed. A bug is logged and comes out."""
+        """A context with open listeners; its end closes everything. A bug is logged and raised."""
         try:
             first = plan(self._settings, None)
             self._listeners.bind(self._settings, self._passed)
@@ -107,7 +106,7 @@ class App:
                     self._listeners.abort()
         except (ConfigError, ListenError):
             raise
-        except Exception:  # a bug; told here, for after the end nobody knows any longer what is secret
+        except Exception:  # a bug; logged here, since `_end` makes the log forget the secrets
             self._log.critical("stopped_by_bug", exc_info=True)
             raise
         finally:
@@ -134,10 +133,10 @@ class App:
                 self._log_event,
             )
             self.overview.reload = self._reloader.status
-            self._spawn(self._reloader.run())
+            self._spawn(self._reloader.watch())
 
     def _warn_of_environment(self) -> None:
-        """Child processes inherit it, and `docker inspect`, crash reporters and /proc show it."""
+        """Warn of secrets there: child processes inherit them, `docker inspect` and /proc show them."""
         if names := self._settings.secrets_of_environment:
             better = (
                 "a file that only this user can read: client_secret_file or key_file,"
@@ -146,7 +145,7 @@ class App:
             self._log_event("secret_in_environment", {"variables": names, "better": better})
 
     async def _end(self) -> None:
-        """Close what the tasks worked with; they have ended."""
+        """Close what the background tasks used. They have ended."""
         self._listeners.close()
         if hasattr(self, "_generation"):
             for project in self.projects():
@@ -160,10 +159,10 @@ class App:
         """Read the configuration again, soon."""
         if self._reloader is not None:
             notify.reloading()
-            self._reloader.ask()
+            self._reloader.reload_soon()
 
     def _prepare(self, settings: Settings) -> Callable[[], Changes]:
-        """Runs in a thread. Raises ConfigError."""
+        """Check new settings, in a thread. Returns the function that applies them. Raises ConfigError."""
         self._listeners.refuse_exposed(settings)
         planned = plan(settings, self._generation.outward)
         return lambda: self._apply(planned)
@@ -184,7 +183,7 @@ class App:
         self._spawn(self._see_out(old, step.leaving))
         try:
             self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
-        except (ConfigError, OSError):  # it was good a moment ago, so it is about to be replaced once more
+        except (ConfigError, OSError):  # `_prepare` found it good, so the file is being replaced again
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             log.configure(new.settings.log.level, new.settings.log.format)
@@ -192,7 +191,7 @@ class App:
         return differences(old.settings, new.settings, self._settings)
 
     async def _see_out(self, old: Generation, leaving: Sequence[Project]) -> None:
-        """Wait until the last request that began before a reload has ended, then end what it used."""
+        """Wait for the last request that began before a reload, then close the projects that it could use."""
         pause_s = _POLL_S
         try:
             while any(project.running for project in leaving):
@@ -203,7 +202,7 @@ class App:
                 project.close()
             old.unredact()
             self._old_ways.remove(old.outward)
-            # What left in another reload may still be on the same way: who is last to go closes it.
+            # The old generation of another reload may use the same connections: the last one closes them.
             if old.outward not in (self._generation.outward, *self._old_ways):
                 await old.outward.close()
 
@@ -234,7 +233,7 @@ class App:
     # Start and stop
 
     async def settled(self, wait_s: float, stop: asyncio.Event | None = None) -> None:
-        """Wait until each wanted token was fetched or failed to be, until ``stop``, or for ``wait_s``."""
+        """Wait until each first token was fetched or refused, until ``stop``, or for ``wait_s``."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while not all(project.is_settled for project in self._generation.projects.values()):
@@ -256,7 +255,7 @@ class App:
 
 
 class _Background:
-    """The application's tasks. One that fails cancels whoever entered, and its error comes out."""
+    """The background tasks. A task that fails cancels the task that entered, which then raises the error."""
 
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
@@ -274,11 +273,11 @@ class _Background:
         if isinstance(exc, asyncio.CancelledError):
             await self._group.__aexit__(kind, exc, traceback)
         else:
-            # A taken port, say, comes out as it is: told of it, the group would wrap it in one.
+            # An error of the start (a taken port, say) is raised as it is; the group would wrap it.
             await self._group.__aexit__(None, None, None)
 
     def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """Run ``work`` until the application ends."""
+        """Run ``work`` until it ends, or until the application does."""
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Tells the service manager how we are: ready, reloading, stopping (systemd's ``Type=notify``).
+"""Tells the service manager the state of the process: ready, reloading, stopping (systemd's ``Type=notify``).
 
 Hides the datagram socket and its abstract names; does nothing where nobody asked for it, as on other
 systems. Never fails and never waits. Sources: sd_notify(3), unix(7).
@@ -13,17 +13,17 @@ import time
 
 
 def ready() -> None:
-    """Requests are answered, and the configuration is the one that was last asked for."""
+    """Say that requests are answered, and that no reload is under way."""
     _send("READY=1")
 
 
 def reloading() -> None:
-    """A reload has begun; `ready` says that it has ended, whichever way."""
+    """Say that a reload has begun; `ready` says that it has ended, well or not."""
     _send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping() -> None:
-    """No more requests are taken."""
+    """Say that no new requests are accepted."""
     _send("STOPPING=1")
 
 

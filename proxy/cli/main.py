@@ -1,7 +1,7 @@
-"""The commands but for `serve`: arguments in, exit codes out.
+"""The commands and their arguments, by Typer; `serve` has a module of its own.
 
-0 is a clean stop, 1 a failure while running, 2 bad usage or configuration: one line a fault on
-standard error, no traceback. Modules that a command doesn't need are not imported by it.
+The exit code is 0 after a clean stop, 1 after a failure while running, 2 after bad usage or configuration,
+where each fault is one line on standard error. A command imports only the modules that it needs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,11 +24,6 @@ from proxy import __version__
 from proxy.cli import serve as start
 from proxy.cli.console import fail, say
 from proxy.errors import ConfigError
-from proxy.origin import bracketed
-
-if TYPE_CHECKING:
-    from proxy.cli.live_check import Finding
-    from proxy.config.settings import Settings
 
 cli = typer.Typer(
     name="csq-proxy",
@@ -38,7 +33,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 
-# Files are looked at by what reads them, which says more, and in one line.
+# Typer must not check the file: `proxy.config` says more about a fault, and in one line.
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -50,13 +45,13 @@ ConfigOption = Annotated[
     ),
 ]
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
-"""Click's, which is in Typer or a package of its own, by Typer's version."""
+"""Click's class. Some versions of Typer contain click, others import it."""
 
 
 def main() -> NoReturn:
-    """Do what the arguments say, and end. Raises ConfigError, ListenError, OutputLost, SystemExit.
+    """Run the command in the arguments, and exit. Raises ConfigError, ListenError, OutputLost, SystemExit.
 
-    Wrong usage is a line, too, in place of Typer's four.
+    A fault of usage is one line, in place of Typer's four.
     """
     try:
         code = cli(standalone_mode=False)
@@ -76,7 +71,7 @@ def main() -> NoReturn:
 
 
 def _number(kind: type[int | float], low: float, high: float = math.inf) -> Callable[[str], float]:
-    """What reads a number within bounds, and names them where it is none."""
+    """A parser of numbers from ``low`` to ``high``; its error names these bounds."""
     within = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
     fault = f"must be a {'whole ' if kind is int else ''}number {within}"
 
@@ -97,7 +92,7 @@ _share = _number(float, 0, 1)
 
 
 def _command(*words: str, config: Path | None) -> str:
-    """A command line of ours as the user can call it, by our name alone where that finds us."""
+    """A command line that the user can paste; ``csq-proxy`` without its path where the shell finds that."""
     path = Path(sys.argv[0])
     if path.stem != cli.info.name:
         called_as = [sys.executable, "-m", "proxy"]
@@ -142,29 +137,30 @@ def check(
     live: Annotated[
         bool, typer.Option("--live", help="Ask Contentsquare, too: network, credentials, each API.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Validate the configuration and show what it means; 0 only if all is well."""
+    """Check the configuration and show its meaning; the exit code is 0 only if all is well."""
+    from proxy.cli import check as report  # noqa: PLC0415
     from proxy.config.load import load  # noqa: PLC0415
 
     try:
         settings = load(config)
-        _try_certificates(settings)
+        report.try_certificates(settings)
     except ConfigError as exc:
         if as_json:
             say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
             sys.exit(2)
         raise
     if not as_json:
-        _show(settings)
-    findings = _findings(settings, live=live)
+        report.show_settings(settings)
+    findings = report.findings(settings, live=live)
     results = {finding.result for finding in findings}
-    good = results <= {"ok"}  # a warning says that not all is well, and only then is it 0
+    good = results <= {"ok"}  # a warning makes it 1: 0 means that all is well
     if as_json:
         checks = [asdict(finding) for finding in findings]
-        say(json.dumps({"ok": good, **_described(settings), "checks": checks}, indent=2, default=str))
+        say(json.dumps({"ok": good, **report.described(settings), "checks": checks}, indent=2, default=str))
     else:
-        _show_findings(findings, all_of_them=live)
+        report.show_findings(findings, all_of_them=live)
         if live and "failed" not in results:
             say(f"To run it: {_command('serve', config=config)}")
         elif not live:
@@ -178,16 +174,20 @@ def show_status(
     *,
     config: ConfigOption = None,
     url: Annotated[
-        str | None, typer.Option(help="Where it listens.", show_default="as in the configuration")
+        str | None, typer.Option(help="The URL of the proxy.", show_default="as in the configuration")
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", readable=False, help="A caller's key, where callers are defined."),
+        typer.Option(
+            metavar="FILE", readable=False, help="A file with a caller's key, where callers are defined."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Every 2 seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every 2 seconds, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Show how the running proxy is doing."""
+    """Show the state of the running proxy."""
     from proxy.cli.status import show, source  # noqa: PLC0415
 
     show(source(config, url, key_file), as_json=as_json, watch=watch)
@@ -209,18 +209,23 @@ def _tools(incomplete: str) -> list[str]:
 def snippets(
     project: Annotated[
         str | None,
-        typer.Argument(help="Or ACCOUNT/42.", show_default="the default", autocompletion=_projects),
+        typer.Argument(
+            help="A project, or ACCOUNT/42.", show_default="the default", autocompletion=_projects
+        ),
     ] = None,
     *,
     what: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="WHAT", help="curl, powerbi, ... kubernetes, ...", autocompletion=_tools
+            "--for",
+            metavar="WHAT",
+            help="The tool: curl, powerbi, ... kubernetes, ...",
+            autocompletion=_tools,
         ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print ready text for a tool or for operating the proxy; without --for, all for callers."""
+    """Print ready text for a tool or for operators; without --for, the texts for all tools."""
     import datetime as dt  # noqa: PLC0415
 
     from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, text_of  # noqa: PLC0415
@@ -266,7 +271,7 @@ def init(*, config: ConfigOption = None) -> None:
 def sandbox(
     *,
     port: Annotated[
-        int, typer.Option(parser=_port, metavar="PORT", help="Of the authentication host; others follow it.")
+        int, typer.Option(parser=_port, metavar="PORT", help="The port of the authentication host.")
     ] = 0,
     token_lifetime: Annotated[
         int, typer.Option(parser=_number(int, 1), metavar="S", help="Seconds that a token lives.")
@@ -312,80 +317,3 @@ def sandbox(
         public_host=public_host,
     )
     run(lambda: run_alone(options))
-
-
-# What people see
-
-
-def _try_certificates(settings: Settings) -> None:
-    """Raise ConfigError where `serve` would, because a file of certificates holds none."""
-    from proxy.server.listeners import server_tls  # noqa: PLC0415
-    from proxy.upstream.tls import tls_context  # noqa: PLC0415
-
-    tls_context(settings.contentsquare.ca_file)
-    server_tls(settings.server.tls_cert, settings.server.tls_key)
-
-
-def _described(settings: Settings) -> dict[str, Any]:
-    """The configuration as it will be used, without secrets."""
-    return {
-        "file": settings.source,
-        "listener": _listener(settings),
-        "default_project": settings.default_project,
-        "projects": {
-            name: {
-                "project_id": project.project_id,
-                "apis": None if project.apis is None else [api.value for api in project.apis],
-                "port": project.port or None,
-                "read_only": project.read_only,
-                "expires": project.expires,
-            }
-            for name, project in settings.projects.items()
-        },
-        "accounts": {
-            name: {"projects": account.projects, "read_only": account.read_only}
-            for name, account in settings.accounts.items()
-        },
-        "callers": list(settings.callers),
-    }
-
-
-def _listener(settings: Settings) -> str:
-    server = settings.server
-    return f"{bracketed(server.host)}:{server.port}"
-
-
-def _findings(settings: Settings, *, live: bool) -> list[Finding]:
-    from proxy.cli.live_check import expiries  # noqa: PLC0415
-    from proxy.cli.live_report import collect  # noqa: PLC0415
-    from proxy.config.expiry import utc_today  # noqa: PLC0415
-
-    return [*expiries(settings, utc_today()), *(collect(settings) if live else ())]
-
-
-def _show_findings(findings: Sequence[Finding], *, all_of_them: bool) -> None:
-    from proxy.cli.live_report import show  # noqa: PLC0415
-
-    told = [finding for finding in findings if all_of_them or finding.result != "ok"]
-    if told:
-        show(told)
-
-
-def _show(settings: Settings) -> None:
-    from rich.markup import escape  # noqa: PLC0415
-
-    from proxy.cli.tables import Terminal, table  # noqa: PLC0415
-
-    terminal = Terminal()
-    source = escape(str(settings.source or "environment"))
-    terminal.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
-    terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
-    drawn = table("project", "project_id", "APIs kept fresh", "path")
-    for name, project in settings.projects.items():
-        apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
-        default = " (default)" if name == settings.default_project else ""
-        drawn.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
-    for name, account in settings.accounts.items():
-        ids = "any" if account.projects is None else ", ".join(map(str, account.projects))
-        drawn.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
-    terminal.print(drawn)

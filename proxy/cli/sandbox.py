@@ -1,7 +1,4 @@
-"""What ``serve --sandbox`` and ``sandbox`` do: the simulated Contentsquare, with a proxy before it or alone.
-
-Hides how a proxy is told of the sandbox, by settings and by text for people. Must not know the command line.
-"""
+"""``serve --sandbox`` and ``sandbox``: the simulated Contentsquare, with a proxy in front of it or alone."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ from proxy.sandbox import Sandbox, SandboxOptions
 from proxy.server.passed_sockets import PassedSocket
 
 _FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
-"""Only where we listen and how we log counts of it."""
+"""With a sandbox, the environment decides only where the proxy listens and how it logs."""
 
 
 async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
-    """Be a proxy for the sandbox's projects until stopped; ``flags`` are overrides, as `load` takes them."""
+    """Run a proxy for the sandbox's projects until a signal. ``flags`` are overrides for `load`."""
     signals = StopSignals()
     async with Sandbox() as sandbox:
         await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed)
@@ -52,7 +49,7 @@ def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
 
 
 async def run_alone(options: SandboxOptions) -> None:
-    """Run the sandbox until stopped. Raises ConfigError, ListenError."""
+    """Run the sandbox until a signal. Raises ConfigError, ListenError."""
     options = dataclasses.replace(options, public_host=_host(options.public_host))
     signals = StopSignals()
     async with contextlib.AsyncExitStack() as stack:
@@ -71,7 +68,7 @@ async def run_alone(options: SandboxOptions) -> None:
 
 
 def _host(name: str) -> str:
-    """What ``--public-host`` names, lower-case and without brackets; "" stays. Raises ConfigError."""
+    """The host of ``--public-host``, lower-case and without brackets; "" stays "". Raises ConfigError."""
     if not name:
         return name
     given_as_in_urls = name.startswith("[") and name.endswith("]")

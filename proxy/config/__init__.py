@@ -1,4 +1,5 @@
-"""The settings: read, checked, watched.
+"""The settings' types. `load` reads a configuration, `checks` compares its keys, `watch` reloads it."""
 
-`load` makes `settings` from the file, the environment and the flags; `watch` looks for changes.
-"""
+from proxy.config.settings import Access, Credentials, Settings
+
+__all__ = ["Access", "Credentials", "Settings"]

@@ -1,7 +1,7 @@
-"""The rules that span keys, or that the world outside decides: pure checks over whole settings.
+"""The rules that span several keys, or that depend on files: checks of whole settings.
 
-A rule yields a `Fault` for each thing that is wrong and doesn't know what became of it; what a
-single key may hold is the business of `proxy.config.settings`.
+A check yields a `Fault` for each fault that it finds. What a single key may hold is in
+`proxy.config.settings`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 
 
 def check(settings: Settings) -> Iterator[Fault]:
-    """Every fault that only the whole shows."""
+    """Every fault of the settings that the model can't find."""
     yield from _names(settings)
     yield from _defaults(settings)
     yield from _ports(settings)
@@ -62,7 +62,7 @@ def _names(settings: Settings) -> Iterator[Fault]:
 
 
 def name_fault(name: str, *, in_paths: bool = True) -> str | None:
-    """What is wrong with a project's, an account's or (not ``in_paths``) a caller's name, or None."""
+    """The fault of a name, None for a good one. ``in_paths`` is False for the name of a caller."""
     if name == _RESERVED and in_paths:
         return f'"{_RESERVED}" begins Contentsquare\'s own paths; choose another name'
     if not _NAME.match(name):
@@ -99,8 +99,8 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
     if not settings.callers and not is_loopback(settings.server.host):
         yield Fault(
             ("server", "host"),
-            "not a loopback address, so all who reach it have your credentials' power; define [callers]"
-            " with a key for each, or listen on 127.0.0.1 (shared within a pod)",
+            "not a loopback address, so every program that reaches it has your credentials' power; define"
+            " [callers] with a key for each, or listen on 127.0.0.1 (shared within a pod)",
             (("callers",),),
         )
     server = settings.server
@@ -202,5 +202,5 @@ def _caller_key(path: KeyPath, caller: CallerSettings) -> Iterator[Fault]:
     if secret == _PLACEHOLDER:
         yield Fault((*path, "key"), "still the example's dots; put the real value there")
     elif not (secret.isascii() and secret.isprintable() and " " not in secret):
-        # It has to travel in a field value, RFC 9110, section 5.5.
+        # The key is sent in a field value, RFC 9110, section 5.5.
         yield Fault((*path, "key"), "must be printable ASCII without spaces")

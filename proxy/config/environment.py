@@ -1,8 +1,7 @@
-"""Settings from environment variables, as a nested dict and the variables that it came from.
+"""Settings from environment variables: a nested dict, and the variable behind each key.
 
-``CSQ_PROXY_SECTION__KEY`` for every key, and the lone sidecar's ``CONTENTSQUARE_...``. Knows no
-types but "a list": values stay text, and an empty one counts as not given, which is what
-``${VARIABLE:-}`` makes in a compose file.
+``CSQ_PROXY_SECTION__KEY`` for every key, and the lone sidecar's ``CONTENTSQUARE_...``. A value stays text,
+except for a list. An empty value counts as not given: ``${VARIABLE:-}`` makes one in a compose file.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from proxy.config.keys import ANY_NAME, Leaf, Schema
 PREFIX = "CSQ_PROXY_"
 CONFIG = "CSQ_PROXY_CONFIG"
 KEY = "CSQ_PROXY_KEY"
-"""A caller's key, for ``csq-proxy status``: no setting."""
+"""A caller's key, for ``csq-proxy status``. It is no setting."""
 SIDECAR = {
     "CONTENTSQUARE_CLIENT_ID": "client_id",
     "CONTENTSQUARE_CLIENT_SECRET": "client_secret",
@@ -28,8 +27,8 @@ SIDECAR = {
 }
 SIDECAR_PROJECT = "default"
 _SECRETS = ("CONTENTSQUARE_CLIENT_SECRET", "CONTENTSQUARE_CLIENT_SECRET_FILE")
-# Kubernetes puts the address of every Service into each pod's environment, so a Service that is
-# named csq-proxy (or csq-proxy-something) makes variables with our prefix.
+# Kubernetes puts the address of every Service into each pod's environment: a Service named csq-proxy (or
+# csq-proxy-something) makes variables with our prefix.
 _SERVICE_LINK = re.compile(
     r"CSQ_PROXY_(?:[A-Z0-9]+_)*?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)\Z"
 )
@@ -38,9 +37,9 @@ _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 
 class Environment(NamedTuple):
-    """``names`` has the variable behind each key, ``faults`` whole lines for people.
+    """``names`` has the variable behind each key, and ``faults`` whole lines for people.
 
-    ``refused`` are the keys of the sidecar's project where it isn't one, as a line says already.
+    ``refused`` are the keys of a sidecar's project that a line in ``faults`` refuses.
     """
 
     values: dict[str, Any]
@@ -50,7 +49,7 @@ class Environment(NamedTuple):
 
 
 def read(environ: Mapping[str, str], schema: Schema) -> Environment:
-    """Everything that the environment says. Variables of others are none of our business."""
+    """The settings that the environment gives. A variable without our prefix is passed over."""
     found = Environment({}, {}, [], [])
     for name, value in sorted(environ.items()):
         if not name.startswith(PREFIX) or name in (CONFIG, KEY) or _is_service_link(name, value):
@@ -76,7 +75,7 @@ def _resolve(name: str, schema: Schema) -> tuple[tuple[str, ...], Leaf | None]:
         if node is None or isinstance(node, Leaf) or not part:
             return path, None
         if ANY_NAME in node:
-            # Names have hyphens and no underscores; variables, the other way round.
+            # A project's name has hyphens and no underscores; a variable's, the other way round.
             path, node = (*path, part.replace("_", "-")), node[ANY_NAME]
         else:
             path, node = (*path, part), node.get(part)
@@ -140,7 +139,7 @@ def _read_sidecar(environ: Mapping[str, str], found: Environment) -> None:
 
 
 def withdraw_sidecar(found: Environment) -> None:
-    """Take the sidecar's project out, for another place has one of its name, and say so."""
+    """Remove the sidecar's project, and add a fault: another place configures a project of its name."""
     given = {name: key for key, name in found.names.items() if name in SIDECAR}
     if given:
         for key in given.values():
@@ -154,5 +153,5 @@ def _refuse_sidecar(found: Environment, given: Iterable[str]) -> None:
         f"{next(iter(given))}: makes a project named {SIDECAR_PROJECT}, but [projects.{SIDECAR_PROJECT}] is "
         "configured too; unset the variable, or rename the project"
     )
-    # Whichever way a secret was given, it is the secret that would be missing.
+    # A secret that was given as a file would be missing as a secret.
     found.refused.extend(("projects", SIDECAR_PROJECT, SIDECAR[name].removesuffix("_file")) for name in given)

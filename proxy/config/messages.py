@@ -1,7 +1,7 @@
-"""What is wrong with a configuration, as lines for people: the key, what is wrong, the way out.
+"""The faults of a configuration as lines for people: the key, the fault, the way out.
 
-Hides pydantic's error vocabulary and how a nearest name is found. No line holds a value that
-somebody wrote, for a secret may stand in the wrong place; names of tables are the exception.
+No line holds a value from the configuration, since a secret may stand in the wrong place; only the names of
+tables are shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BY_TYPE = {
 
 
 class Fault(NamedTuple):
-    """``path`` is the key at fault; ``needs`` are keys without which the fault can't be judged."""
+    """``path`` is the key at fault. The fault can't be judged where a key in ``needs`` is faulty."""
 
     path: KeyPath
     text: str
@@ -45,7 +45,7 @@ class Fault(NamedTuple):
 
 
 def dotted(path: KeyPath) -> str:
-    """A key as one writes it in TOML; an item of a list as ``[0]``."""
+    """A key as it is written in TOML; an item of a list as ``[0]``."""
     written = ""
     for part in path:
         if isinstance(part, int):
@@ -57,20 +57,20 @@ def dotted(path: KeyPath) -> str:
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known name that is most like a word, None where none is like it."""
+    """The known name that is most like ``word``; None where none is like it."""
     lowered = {name.lower(): name for name in known}
     matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return lowered[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """``; did you mean NAME?``, or nothing."""
+    """``; did you mean NAME?``, or an empty text where no known name is like ``word``."""
     name = nearest(word, known)
     return f"; did you mean {name}?" if name else ""
 
 
 def explain(error: ErrorDetails, schema: Schema) -> Fault:
-    """One of pydantic's errors in our words."""
+    """An error of pydantic's in our words."""
     path: KeyPath = error["loc"]
     kind = error["type"]
     context: Mapping[str, Any] = error.get("ctx", {})
@@ -109,7 +109,7 @@ def _by_type(kind: str) -> str:
 
 
 def unknown_key(path: KeyPath, schema: Schema) -> str:
-    """What to say of a key that no table has: the nearest in its own table, or where it belongs."""
+    """The fault of an unknown key, with the table that it belongs to, or the nearest known key."""
     word = str(path[-1])
     here = _table(path[:-1], schema)
     homes = {key: table for table, key in _all_keys(schema) if _table(table, schema) is not here}
@@ -132,7 +132,7 @@ def _table(path: KeyPath, schema: Schema) -> Schema:
 
 
 def _all_keys(schema: Schema, table: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    # The later of two homes wins in a dict, so the most likely ones come last.
+    # Of two tables with this key the later one wins in a dict, so the most likely tables come last.
     for key, node in reversed(list(schema.items())):
         if not isinstance(node, Leaf):
             yield from _all_keys(node, (*table, key))

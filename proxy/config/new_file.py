@@ -1,7 +1,4 @@
-"""What ``csq-proxy init`` writes: a configuration file for one project, readable by its owner alone.
-
-Pure text out of answers, and one exclusive write; asking is the command's business.
-"""
+"""The file that ``csq-proxy init`` writes: a configuration for one project, which only its owner can read."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from proxy.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was asked. ``project_id`` is for account-level credentials, ``integration_id`` for Enrichment."""
+    """What the user typed. Account-level credentials need ``project_id``, Enrichment ``integration_id``."""
 
     name: str
     client_id: str
@@ -41,26 +38,26 @@ def text_of(answers: Answers) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML; JSON's escapes are among those that it has, but for DEL."""
+    """A basic string of TOML, which has all of JSON's escapes, and must escape DEL besides."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError where `write_new` would, as far as that can be told without writing."""
+    """Raise ConfigError where `write_new` would, as far as that shows without writing."""
     try:
         if path.exists():
             raise _there_already(path)
         folder = next(folder for folder in path.parents if folder.exists())
-    except OSError as exc:  # a folder on the way to it is somebody else's
+    except OSError as exc:  # another user's folder is on the way to it
         raise _not_writable(path, exc.strerror) from None
     if not folder.is_dir():
-        raise _not_writable(path, f"{folder} is no folder")
+        raise _not_writable(path, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(path, "its folder isn't yours to write to")
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that isn't there yet, with mode 0600 from its first byte on. Raises ConfigError."""
+    """Write a new file, with mode 0600 from its first byte on. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -74,13 +71,13 @@ def write_new(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-    except OSError as exc:  # the disk is full, say: half of it is of no use, and in the way
+    except OSError as exc:  # a full disk, for example: half a file would only be in the way of the next try
         path.unlink()
         raise _not_writable(path, exc.strerror) from None
 
 
 def _there_already(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: is there already and is not overwritten; move it away first")
+    return ConfigError(f"{path}: exists already and is not overwritten; move it away first")
 
 
 def _not_writable(path: Path, why: str | None) -> ConfigError:

@@ -1,10 +1,11 @@
-"""Where secrets come from, files and commands, and whether other users can read such a file.
+"""Where secrets come from: files and commands. Also whether other users can read a file that holds a secret.
 
-Hides the operating system. Its errors are for people and never show what was read or printed.
+The errors are for people, and never show the content of a file or the output of a command.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
@@ -22,12 +23,13 @@ _LONGEST = 65_536
 _CREDENTIALS = frozenset(("$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"))  # systemd.exec(5)
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
-# Memory on some systems and disk on others, but everybody's on all of them.
+# On some systems these are memory, on others a disk; on all of them every user can write there.
 _SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp"))  # noqa: S108 - named to be excluded
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 class SecretUnusable(ValueError):
-    """A secret can't be had; the message says why and what to do, without the key."""
+    """A secret can't be fetched. The message says why and what to do; it doesn't name the key."""
 
 
 def read_file(path: Path) -> str:
@@ -47,8 +49,8 @@ def read_file(path: Path) -> str:
 
 
 def absence(path: Path) -> str:
-    """What to say of a file that isn't there."""
-    if not _CREDENTIALS.isdisjoint(path.parts):  # it stands for itself where the variable isn't set
+    """The fault of a file that doesn't exist."""
+    if not _CREDENTIALS.isdisjoint(path.parts):  # `files.absolute` leaves the name where it isn't set
         return (
             f"there is no file {path}: the variable CREDENTIALS_DIRECTORY isn't set;"
             " systemd sets it for a service that has LoadCredential="
@@ -57,7 +59,7 @@ def absence(path: Path) -> str:
 
 
 def run_command(command: Sequence[str], folder: Path | None = None) -> str:
-    """What a command prints, without a final line break; no shell, at most 10 s.
+    """What a command prints, without a final line break. It runs without a shell, for at most 10 s.
 
     ``folder`` is the working directory, None for the current one. Raises SecretUnusable.
     """
@@ -82,10 +84,11 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
-    """All that it prints, or, of what is too long for a secret, just so much. It has ended then."""
+    """What the command prints, at most one byte more than a secret may have. The command has ended then."""
     printed: list[bytes] = []
     ends_at = time.monotonic() + COMMAND_TIMEOUT_S
-    # A thread, for a grandchild may hold the pipe open for longer than we wait.
+    _running.add(process)
+    # In a thread, since a child of the command may hold the pipe open for longer than the limit.
     reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
     in_time = False
     try:
@@ -97,12 +100,20 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
             in_time = True
     except subprocess.TimeoutExpired:
         pass
-    finally:  # also where we are being stopped
+    finally:  # also where a signal raises SystemExit
         process.kill()
+        _running.discard(process)
     process.wait()
     if not in_time:
         raise SecretUnusable(f"{shown} took longer than {COMMAND_TIMEOUT_S:g} s")
     return printed[0]
+
+
+@atexit.register
+def _kill_running() -> None:
+    """A thread that waits for a command, in a reload, ends with the process; the command must end, too."""
+    for process in tuple(_running):
+        process.kill()
 
 
 def _read(pipe: BinaryIO, printed: list[bytes]) -> None:
@@ -126,11 +137,11 @@ def _only_line(content: bytes, where: str) -> str:
 
 
 def exposure(path: Path) -> str | None:
-    """What to do about a file with a secret that others than its owner can read or change.
+    """What to do about a file with a secret that other users can read or change; None where that isn't so.
 
-    None where all is well: a private file, one on a memory file system (its mode is the platform's:
-    Kubernetes' Secret mounts, systemd's credentials), anything but a regular file, or Windows,
-    whose access lists a mode doesn't tell.
+    A file on a memory file system passes: the platform chose its mode (Kubernetes' Secret mounts, systemd's
+    credentials). So does anything but a regular file, and every file on Windows, whose access lists no mode
+    shows.
     """
     if sys.platform == "win32":
         return None
@@ -142,7 +153,7 @@ def exposure(path: Path) -> str | None:
 
 
 def _is_in_memory(path: Path, device: int) -> bool:
-    """Whether a file lies on a mounted tmpfs or ramfs that isn't one of the shared folders."""
+    """Whether a file is on a mounted tmpfs or ramfs that isn't one of the shared folders."""
     try:
         mounts = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -154,8 +165,8 @@ def _is_in_memory(path: Path, device: int) -> bool:
 def is_memory_mount(mountinfo: str, device: str, path: Path) -> bool:
     """Whether the mount that holds ``path`` (resolved), on device ``major:minor``, is memory.
 
-    ``mountinfo`` is the text of /proc/self/mountinfo, proc(5). One file system may be mounted at
-    several points, so the innermost that leads to the path counts.
+    ``mountinfo`` is the text of /proc/self/mountinfo, proc(5). One file system may be mounted at several
+    points: the innermost point above the path counts.
     """
     found = ("", "")
     for line in mountinfo.splitlines():

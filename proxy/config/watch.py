@@ -1,13 +1,11 @@
-"""When the configuration is read again, and what became of it: by a signal, or because a file changed.
+"""The reload of a configuration, after a signal or after a change of one of its files.
 
-Hides the watching and the order of things: everything is read and validated aside, in a thread,
-and only what is wholly good is applied, in one step of the event loop. Watching is a look at each
-file's ``stat`` once a second: a handful of system calls, the same on every platform and file
-system, while a library for it (watchfiles) costs several MiB of memory for a few files, misses
-changes on network mounts, and has to be taught Kubernetes' symlink swaps. ``stat`` follows links,
-so that those, atomic renames and writes in place all show as another inode, size or time; ``ctime``
-shows a ``chmod``, too, which may be what made a secret file good. A change counts once it stands
-still for a look, so that half a file isn't read.
+A thread reads and validates everything; only a configuration without a fault is applied, in one step of the
+event loop. To watch, the thread calls ``stat`` for each file once a second: a few system calls, the same on
+every platform and file system. A library for it (watchfiles) takes several MiB of memory, misses changes on
+network mounts, and must be told of Kubernetes' symlink swaps. ``stat`` follows links, so a swap, an atomic
+rename and a write in place all show as another inode, size or time; ``ctime`` shows a ``chmod``, too, which
+can make a secret file good. A change counts when the next look finds it unchanged: half a file isn't read.
 """
 
 from __future__ import annotations
@@ -28,18 +26,19 @@ from proxy.errors import ConfigError
 from proxy.logs.events import OnEvent
 
 WATCH_S = 1.0
-"""Between two looks at the files."""
+"""Seconds between two looks at the files."""
 MOST_NEIGHBOURS = 200
-"""Of files beside a watched one, in each folder."""
+"""Files in the folder of a watched file that are watched, too, after a refused reload."""
 MOST_IN_VAIN = 3
-"""Changes of a file beside that may turn out to make no difference: a log, say, isn't what was missing."""
+"""Changes of such a neighbour without an effect on the faults; after them, the neighbour (a log, say) isn't
+watched any longer."""
 
 Signature = tuple[int, ...] | None
 Apply = Callable[[], Changes]
 
 
 def signature(path: Path) -> Signature:
-    """What changes whenever a file does; None where there is none."""
+    """A value that changes whenever the file does; None where the file doesn't exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -57,13 +56,13 @@ def _differing(one: Mapping[Path, Signature], other: Mapping[Path, Signature]) -
 
 
 def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> Signature:
-    """What a path was earlier: nothing, where its folder was looked at and did not hold it."""
+    """The signature of a path before the reload; None where its folder was read and did not hold it."""
     return earlier.get(path, None if path.parent in earlier else found)
 
 
 @dataclass(slots=True)
 class ReloadStatus:
-    """For ``/-/status``. ``last_at`` is the last try's, UTC; ``last_faults`` are empty where it went well."""
+    """For ``/-/status``. ``last_at`` is the time of the last reload (UTC), and ``last_faults`` its faults."""
 
     count: int = 0
     refused: int = 0
@@ -74,10 +73,10 @@ class ReloadStatus:
 class Reloader:
     """Reads the configuration again.
 
-    ``load`` gives new settings and ``prepare`` what makes them the running ones; both run in a thread
-    and may raise ConfigError, in which case nothing changes. What ``prepare`` gives runs in the event
-    loop and must not fail. ``files`` are to be watched. ``on_event`` hears ``reloaded``,
-    ``reload_needs_restart`` and ``reload_refused``.
+    ``load`` gives new settings, and ``prepare`` a function that makes them the running ones. Both run in a
+    thread and may raise ConfigError: then nothing changes. The function runs in the event loop and must not
+    fail. ``files`` gives the files to watch. ``on_event`` gets ``reloaded``, ``reload_needs_restart`` and
+    ``reload_refused``.
     """
 
     def __init__(
@@ -92,15 +91,15 @@ class Reloader:
         self._prepare = prepare
         self._files = files
         self._on_event = on_event
-        self._asked = asyncio.Event()
+        self._reload_asked = asyncio.Event()
         self._known = signatures(files())
         self._in_vain: Counter[Path] = Counter()
 
-    def ask(self) -> None:
-        """Reload soon, whether a file changed or not."""
-        self._asked.set()
+    def reload_soon(self) -> None:
+        """Reload at the next look, with or without a change of a file."""
+        self._reload_asked.set()
 
-    async def run(self) -> None:
+    async def watch(self) -> None:
         """Watch, until cancelled."""
         before, asked = self._known, False
         while True:
@@ -112,34 +111,34 @@ class Reloader:
             asked = False
 
     async def _look(self, before: Mapping[Path, Signature], *, asked: bool) -> dict[Path, Signature]:
-        """Reload where that is due; gives back the files as they were found. Raises `NoThread`."""
+        """Reload where a reload is due. Returns the signatures that were found. Raises `NoThread`."""
         now = await in_thread(lambda: signatures(self._watched()))
         if asked or self._is_due(now, before):
             changed, faults = _differing(now, self._known), self.status.last_faults
             earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
             await self._reload()
-            self._learn(changed, faults)
-            # As they were before they were read: what changed meanwhile is a change.
+            self._count_in_vain(changed, faults)
+            # The signatures from before the reload: a change during the reload must show at the next look.
             fresh = await in_thread(lambda: signatures(self._watched()))
             now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
             self._known = now
         return now
 
     def _is_due(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
-        """Whether files changed and stand still, or one beside them does: others there may never."""
+        """Whether all files stand still after a change, or one neighbour does: the others may never do."""
         changed, moving = _differing(now, self._known), _differing(now, before)
         files = set(self._files())
         return bool(changed & files and not moving & files) or bool(changed - files - moving)
 
-    def _learn(self, changed: set[Path], faults: tuple[str, ...]) -> None:
-        """Count what has changed beside the files and made no difference to the faults of before."""
+    def _count_in_vain(self, changed: set[Path], faults: tuple[str, ...]) -> None:
+        """Count the changes of neighbours that had no effect on the ``faults`` of the reload before."""
         if faults and faults == self.status.last_faults:
             self._in_vain.update(changed - set(self._files()))
         else:
             self._in_vain.clear()
 
     def _watched(self) -> Iterator[Path]:
-        """The files; after a refusal what lies beside them, too, since a file may be what was missing."""
+        """The files; after a refused reload their neighbours, too, since one may be the missing file."""
         return self._files_and_neighbours() if self.status.last_faults else iter(self._files())
 
     def _files_and_neighbours(self) -> Iterator[Path]:
@@ -151,12 +150,12 @@ class Reloader:
             yield from (path for path in beside if self._in_vain[path] < MOST_IN_VAIN)
 
     async def _pause(self) -> bool:
-        """Wait for the next look; whether a reload was asked for."""
+        """Wait for the next look. Returns whether `reload_soon` was called."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WATCH_S):
-                await self._asked.wait()
-        asked = self._asked.is_set()
-        self._asked.clear()
+                await self._reload_asked.wait()
+        asked = self._reload_asked.is_set()
+        self._reload_asked.clear()
         return asked
 
     async def _reload(self) -> None:
@@ -167,7 +166,7 @@ class Reloader:
             raise
         except ConfigError as error:
             self._refuse(error.faults)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on running
+        except Exception as error:  # noqa: BLE001 - a bug, perhaps; the running configuration stays
             self._refuse((f"the configuration can't be read ({type(error).__name__})",))
         else:
             changes = apply()

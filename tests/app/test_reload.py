@@ -870,8 +870,8 @@ async def test_what_cannot_be_read_for_reasons_nobody_foresaw_is_refused_too() -
         raise AssertionError
 
     reloader = Reloader(bad, apply, list, lambda *event: events.append(event))
-    task = asyncio.create_task(reloader.run())
-    reloader.ask()
+    task = asyncio.create_task(reloader.watch())
+    reloader.reload_soon()
     await until(lambda: events)
     task.cancel()
     assert events == [("reload_refused", {"faults": ["the configuration can't be read (ZeroDivisionError)"]})]
@@ -1085,8 +1085,8 @@ async def test_a_file_that_comes_while_the_configuration_is_refused_for_the_lack
         raise ConfigError("a secret file is missing")
 
     reloader = Reloader(load, lambda _: list, lambda: [config], lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.run())
-    reloader.ask()
+    task = asyncio.create_task(reloader.watch())
+    reloader.reload_soon()
     await until(lambda: loads == 2)
     task.cancel()
 
@@ -1109,8 +1109,8 @@ async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_mi
         return [config]
 
     reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.run())
-    reloader.ask()
+    task = asyncio.create_task(reloader.watch())
+    reloader.reload_soon()
     await until(lambda: loads >= 1 + MOST_IN_VAIN)
     begun = looks
     await until(lambda: looks > begun + 100)
@@ -1136,8 +1136,8 @@ async def test_a_file_beside_that_never_stands_still_hides_no_change(tmp_path: P
         return [config]
 
     reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.run())
-    reloader.ask()
+    task = asyncio.create_task(reloader.watch())
+    reloader.reload_soon()
     await until(lambda: bool(loads))
     config.write_text("mended by now")
     await until(lambda: "mended by now" in loads)

@@ -1,0 +1,81 @@
+"""The output of ``csq-proxy check``: what the configuration means, for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from proxy.cli import live_report
+from proxy.cli.live_check import Finding, expiries
+from proxy.cli.tables import Terminal, table
+from proxy.config.expiry import utc_today
+from proxy.config.settings import Settings
+from proxy.origin import bracketed
+from proxy.server.listeners import server_tls
+from proxy.upstream.tls import tls_context
+
+
+def try_certificates(settings: Settings) -> None:
+    """Raise ConfigError where `serve` would, because a file of certificates holds none."""
+    tls_context(settings.contentsquare.ca_file)
+    server_tls(settings.server.tls_cert, settings.server.tls_key)
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """The configuration as it will be used, without secrets."""
+    return {
+        "file": settings.source,
+        "listener": _listener(settings),
+        "default_project": settings.default_project,
+        "projects": {
+            name: {
+                "project_id": project.project_id,
+                "apis": None if project.apis is None else [api.value for api in project.apis],
+                "port": project.port or None,
+                "read_only": project.read_only,
+                "expires": project.expires,
+            }
+            for name, project in settings.projects.items()
+        },
+        "accounts": {
+            name: {"projects": account.projects, "read_only": account.read_only}
+            for name, account in settings.accounts.items()
+        },
+        "callers": list(settings.callers),
+    }
+
+
+def _listener(settings: Settings) -> str:
+    server = settings.server
+    return f"{bracketed(server.host)}:{server.port}"
+
+
+def findings(settings: Settings, *, live: bool) -> list[Finding]:
+    """The credentials that end soon, and with ``live`` the answers of Contentsquare."""
+    return [*expiries(settings, utc_today()), *(live_report.collect(settings) if live else ())]
+
+
+def show_findings(findings: Sequence[Finding], *, all_of_them: bool) -> None:
+    """Print a table of the findings, without those that are "ok" unless ``all_of_them``."""
+    told = [finding for finding in findings if all_of_them or finding.result != "ok"]
+    if told:
+        live_report.show(told)
+
+
+def show_settings(settings: Settings) -> None:
+    """Print where the proxy would listen, and a table of its projects and accounts."""
+    terminal = Terminal()
+    source = escape(str(settings.source or "environment"))
+    terminal.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
+    terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
+    drawn = table("project", "project_id", "APIs kept fresh", "path")
+    for name, project in settings.projects.items():
+        apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
+        default = " (default)" if name == settings.default_project else ""
+        drawn.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
+    for name, account in settings.accounts.items():
+        ids = "any" if account.projects is None else ", ".join(map(str, account.projects))
+        drawn.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
+    terminal.print(drawn)
