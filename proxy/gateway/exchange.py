@@ -3,11 +3,11 @@
 Two engines do the work, because most requests wait for nothing but the cloud, and a task and its waiting
 would cost each of them a sixth more CPU time:
 
-- `Exchange.try_now` is called from the event loop, for a request whose content is there. Where a token, a
-  slot and an idle connection are there as well, it sends the request at once. What the cloud then sends goes
-  on to the caller by callbacks, and the last of them ends the exchange.
-- `proxy.gateway.tries.run` is a coroutine for every other request. It waits for what `try_now` didn't find,
-  and sends a request again where that is safe. It also goes on with a request that `try_now` sent in vain.
+- `Exchange.try_now` is called from the event loop, for a request whose content is there. If a token, a
+  slot and an idle connection are there as well, this function sends the request at once. Callbacks then
+  pass the cloud's answer on to the caller, and the last of them ends the exchange.
+- `proxy.gateway.tries.run` is a coroutine for every other request. This coroutine waits for a token, a
+  slot and a connection, and sends a request again where that is safe; also one that `try_now` sent in vain.
 
 Must not know OAuth, configuration, or how a caller's connection works.
 """
@@ -28,7 +28,7 @@ from proxy.upstream.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
 
 
 class Exchange:
-    """One request that is forwarded, or is to be, and what it holds meanwhile: at most one slot.
+    """One request on its way to the cloud and back; meanwhile it holds at most one slot.
 
     ``target`` lacks the project's prefix. ``queue_timeout_s`` is how long the request may wait for a slot.
     ``ended`` is called once where `try_now` returned True and `attend` was not called since: the answer is

@@ -1,8 +1,8 @@
-"""What HTTP's rules for caches say of one request and of one answer, for a cache that serves one caller.
+"""HTTP's rules for caches, for one request and for one answer: may the answer be shared, and for how long.
 
-Pure: knows heads, and nothing of projects, sockets or where answers are kept. As each caller has its
-own answers, this is a private cache: ``private`` and ``Authorization`` forbid nothing, ``s-maxage``
-can still shorten.
+Pure: knows heads, and nothing of projects, sockets or where answers are stored. Each caller has its own
+answers, so this is a private cache: ``private`` and ``Authorization`` forbid nothing. ``s-maxage`` can
+still shorten an answer's life.
 Sources: RFC 9111 (caching), RFC 9211 (Cache-Status), RFC 6266 (Content-Disposition).
 """
 
@@ -20,14 +20,14 @@ from proxy.gateway.rewrite import fields_to_upstream
 from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
 
 MAX_CONTENT_BYTES = 1 << 20
-"""Of an answer that can be shared."""
+"""The longest content of an answer that can be shared."""
 
 _DIRECTIVE = re.compile(rb'([^\s,="]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s,]*))?')
 _JSON = re.compile(rb"application/(?:json|[^;\s]+\+json)\s*(?:;|\Z)", re.IGNORECASE)
 _OWN_TO_A_CALL = frozenset((b"x-request-id", b"traceparent", b"tracestate"))
 _TO_CACHES = frozenset((b"cache-control", b"pragma"))
 _APART = _OWN_TO_A_CALL | _TO_CACHES
-"""May differ between requests that get the same answer; an answer that varies with them is not shared."""
+"""Requests that differ only in these get the same answer; an answer that varies with them is not shared."""
 _NEVER = frozenset(
     (
         b"range",
@@ -57,7 +57,7 @@ _TELLING = frozenset(
 
 
 class Terms(NamedTuple):
-    """What the fields of a request say about sharing its answer.
+    """The wishes of a request about sharing, from its fields.
 
     ``key`` is what requests with the same answer have in common; None: the answer can't be shared.
     ``is_alone``: the caller wants an answer of its own; ``no_store``: it must not be stored, either.
@@ -72,10 +72,10 @@ class Terms(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What becomes of an answer: ``refusal`` says in a word why it can't be shared, None where it can.
+    """Whether an answer can be shared: ``refusal`` is a word for the reason why not, None where it can.
 
-    It is fresh until ``lifetime_s`` by the cloud's word (infinite where that says nothing), and was
-    ``age_s`` old when it came (None where it doesn't say).
+    ``lifetime_s`` is how long the cloud calls the answer fresh (infinite if the cloud doesn't say).
+    ``age_s`` is the answer's ``Age`` when it came, None without one.
     """
 
     refusal: bytes | None
@@ -126,16 +126,16 @@ _common_directives = lru_cache(128)(_parse_directives)
 
 
 def _seconds(argument: bytes | None, absent: float) -> float:
-    """Seconds of a directive; 0 for what is no number, so that nothing is taken for fresher than it is."""
+    """The seconds of a directive; 0 for a text that is no number, so that no answer counts as too fresh."""
     if argument is None:
         return absent
     return float(argument) if argument.isdigit() and len(argument) < 12 else 0.0
 
 
 def verdict_of(head: ResponseHead) -> Verdict:
-    """Whether an answer with this head can be shared, if the rest of it comes as it should.
+    """Whether an answer with this head can be shared, if its content arrives completely.
 
-    Only whole JSON of status 200 can: so errors, downloads, event streams and parts never are.
+    Only JSON of status 200 can: errors, downloads, event streams and parts are never shared.
     """
     if head.status != 200:
         return Verdict(b"status")
@@ -168,7 +168,7 @@ def _closer_verdict(fields: FieldLines) -> Verdict:
 
 
 def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:
-    """What the cloud says (RFC 9111, section 4.2.1), infinite for nothing; the least of several."""
+    """The cloud's lifetime for the answer (RFC 9111, section 4.2.1), the least of several; else infinite."""
     said = [_seconds(directives[name], 0.0) for name in (b"max-age", b"s-maxage") if name in directives]
     if said:
         return min(said)
@@ -180,4 +180,4 @@ def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:
         sent = parsedate_to_datetime(fields.values(b"date")[0].decode("ascii"))
         return max(0.0, (ends - sent).total_seconds())
     except (ValueError, IndexError, TypeError, OverflowError):
-        return 0.0  # RFC 9111, section 5.3: "0" is one that is over
+        return 0.0  # RFC 9111, section 5.3: "0" means that the answer is stale
