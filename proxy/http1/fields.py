@@ -70,7 +70,7 @@ class FieldNames:
     keeps. ``spelt``: the names as they arrived, each of them a token.
     """
 
-    __slots__ = ("_kept", "_places", "_starts", "names")
+    __slots__ = ("_has", "_kept", "_places", "_starts", "names")
 
     def __init__(self, spelt: Sequence[bytes]) -> None:
         self.names = [name.lower() for name in spelt]
@@ -79,6 +79,7 @@ class FieldNames:
         for place, name in enumerate(self.names):
             self._places.setdefault(name, []).append(place)
         self._kept: dict[frozenset[bytes], list[bool]] = {}
+        self._has: dict[frozenset[bytes], bool] = {}
 
     def match(self, lines: list[bytes]) -> bool:
         """Whether these field lines have the same names, spelt in the same way."""
@@ -106,8 +107,11 @@ class FieldNames:
         return kept
 
     def has_any(self, names: frozenset[bytes]) -> bool:
-        """Whether it holds one of these names."""
-        return not names.isdisjoint(self._places)
+        """Whether it holds one of these names, which are constants of the proxy's: the results are kept."""
+        found = self._has.get(names)
+        if found is None:
+            found = self._has[names] = not names.isdisjoint(self._places)
+        return found
 
 
 _NOWHERE: Final[list[int]] = []
