@@ -38,9 +38,10 @@ _NEVER = frozenset(
         b"if-range",
         b"expect",
         b"upgrade",
+        *METHOD_OVERRIDES,
     )
 )
-_NOTABLE = _APART | _NEVER | METHOD_OVERRIDES
+"""An answer to a request with one of these is for that request alone."""
 _UNSUPPORTED = frozenset((b"min-fresh", b"only-if-cached"))
 """A request that asks for one of these is forwarded, for the cloud to meet."""
 _TELLING = frozenset(
@@ -59,16 +60,16 @@ _TELLING = frozenset(
 class Terms(NamedTuple):
     """The wishes of a request about sharing, from its fields.
 
-    ``key`` is what requests with the same answer have in common; None: the answer can't be shared.
     ``is_alone``: the caller wants an answer of its own; ``no_store``: it must not be stored, either.
     ``max_age_s`` is how old a shared answer may be, in seconds.
     """
 
-    key: bytes | None
-    may_change_data: bool = False
     is_alone: bool = False
     no_store: bool = False
     max_age_s: float = math.inf
+
+
+_NO_TERMS = Terms()
 
 
 class Verdict(NamedTuple):
@@ -86,21 +87,24 @@ class Verdict(NamedTuple):
 _GOOD = Verdict(None)
 
 
-def terms_of(section: FieldSection) -> Terms:
-    """The terms of a request with these fields."""
+def key_of(section: FieldSection) -> bytes | None:
+    """The part of the fields that requests with the same answer share; None: the answer can't be shared."""
     fields = section.fields
-    has_content = section.chunked or bool(section.content_length)
-    if not fields.has_any(_NOTABLE):
-        return Terms(None if has_content else fields_to_upstream(section))
-    overrides = fields.has_any(METHOD_OVERRIDES)
-    if has_content or overrides or fields.has_any(_NEVER):
-        return Terms(None, may_change_data=overrides)
+    if section.chunked or section.content_length or fields.has_any(_NEVER):
+        return None
+    lines = fields_to_upstream(section)
+    return _without(lines, _APART) if fields.has_any(_APART) else lines
+
+
+def terms_of(fields: FieldLines) -> Terms:
+    """The terms of a request with these fields (RFC 9111, sections 5.2.1 and 5.4)."""
+    if not fields.has_any(_TO_CACHES):
+        return _NO_TERMS
     directives = _directives(fields.values(b"cache-control"))
     no_cache = b"no-cache" in directives or b"no-cache" in _directives(fields.values(b"pragma"))
     no_store = b"no-store" in directives
     max_age_s = _seconds(directives.get(b"max-age"), math.inf)
     return Terms(
-        _without(fields_to_upstream(section), _APART),
         is_alone=no_cache or no_store or not max_age_s or not _UNSUPPORTED.isdisjoint(directives),
         no_store=no_store,
         max_age_s=max_age_s,

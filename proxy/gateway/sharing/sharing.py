@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.contentsquare import changes_data, may_be_shared, may_be_stored
+from proxy.contentsquare import may_be_shared, may_be_stored
 from proxy.gateway import tries
 from proxy.gateway.exchange import Exchange
 from proxy.gateway.rewrite import end_of_head
-from proxy.gateway.sharing.cache_rules import Terms, terms_of
+from proxy.gateway.sharing.cache_rules import Terms, key_of, terms_of
 from proxy.gateway.sharing.recording import Change, Note, Recording, cache_status
 from proxy.projects.shared_answers import Key, RunningAnswer, SharedAnswers
 from proxy.projects.stored import Answer
@@ -53,7 +53,7 @@ async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
     found = _find(exchange, answers) if exchange.recorder is None else None
     while isinstance(found, RunningAnswer):
         answer = await found.follow(request)
-        if answer is not None and (answer.age_s or 0.0) <= terms_of(request.head.section).max_age_s:
+        if answer is not None and (answer.age_s or 0.0) <= terms_of(request.head.fields).max_age_s:
             return await _write(request, answer, "collapsed")
         if found.is_vacant:
             found = _find(exchange, answers, then=b"; collapsed=?0")
@@ -69,11 +69,12 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     the reason for that.
     """
     request, target = exchange.request, exchange.target
-    terms = terms_of(request.head.section)
-    if request.head.method != b"GET" or terms.key is None or not may_be_shared(target):
-        exchange.recorder = _recorder_apart(request.head.method, target, terms, answers)
+    fields_key = key_of(request.head.section)
+    if request.head.method != b"GET" or fields_key is None or not may_be_shared(target):
+        exchange.recorder = _unshared(exchange, answers)
         return None
-    key = (request.facts.caller, exchange.api, target, terms.key)
+    terms = terms_of(request.head.fields)
+    key = (request.facts.caller, exchange.api, target, fields_key)
     stored, why = _stored(answers, key, terms)
     if stored is not None:
         return stored
@@ -87,13 +88,13 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     return None
 
 
-def _recorder_apart(method: bytes, target: bytes, terms: Terms, answers: SharedAnswers) -> Note:
-    """For a request whose answer can't be shared.
+def _unshared(exchange: Exchange, answers: SharedAnswers) -> Note:
+    """The recorder of a request whose answer can't be shared.
 
-    One that may change data ends the sharing of other answers, both as it begins and as it ends.
+    A request that may change data ends the sharing of other answers, both as it begins and as it ends.
     """
-    members = b"fwd=bypass" if method == b"GET" else b"fwd=method"
-    if not (terms.may_change_data or changes_data(method, target)):
+    members = b"fwd=bypass" if exchange.request.head.method == b"GET" else b"fwd=method"
+    if not exchange.changes:
         return Note(members)
     answers.forget()
     return Change(members, answers.forget)
