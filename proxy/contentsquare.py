@@ -36,7 +36,7 @@ class Api(enum.Enum):
 
     @property
     def scope(self) -> str:
-        """The OAuth2 scope that a token for this API is asked with (RFC 6749, section 3.3)."""
+        """The OAuth2 scope in a request for a token of this API (RFC 6749, section 3.3)."""
         return self.value
 
 

@@ -1,7 +1,7 @@
 """Tells the service manager the state of the process: ready, reloading, stopping (systemd's ``Type=notify``).
 
-Hides the datagram socket and its abstract names; does nothing where nobody asked for it, as on other
-systems. Never fails and never waits. Sources: sd_notify(3), unix(7).
+Hides the datagram socket and its abstract names; does nothing where no service manager asks for it, as on
+other systems. Never fails and never waits. Sources: sd_notify(3), unix(7).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         await work()
     finally:
-        # Else the loop would give them back their default meaning as it closes.
+        # Otherwise the loop, as it closes, would give the signals back their default meaning.
         if sys.platform != "win32":
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().remove_signal_handler(number)

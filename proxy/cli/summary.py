@@ -40,7 +40,7 @@ def _lines(overview: Overview) -> Iterator[str]:
     if calls:
         key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
         yield f'Try:  curl {key}"{calls[0]}"'
-    yield f"See:  {urls[0]}/-/ in a browser: how it is doing, and text for your tools"
+    yield f"See:  {urls[0]}/-/ in a browser: the state of each project, and text for your tools"
     yield from ("Stop: Ctrl-C", "")
 
 

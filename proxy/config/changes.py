@@ -1,4 +1,4 @@
-"""What differs between two configurations: for the log, and for what a reload may leave as it is."""
+"""The differences between two configurations: for the log, and for the parts that a reload keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_CHANGE_OF_A_PROJECT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What differs between two configurations, by dotted keys; never a value.
+    """The keys that differ, with dots; never a value.
 
     ``needs_restart`` are keys that can't change in a running process.
     """
@@ -26,7 +26,7 @@ class Changes:
 
 
 def differences(old: Settings, new: Settings, started_with: Settings) -> Changes:
-    """What a reload changes. The listeners stay those of ``started_with``."""
+    """The changes of a reload. The listeners stay those of ``started_with``."""
     added, removed, changed = [], [], []
     for section in ("projects", "accounts", "callers"):
         before, after = getattr(old, section), getattr(new, section)

@@ -39,7 +39,7 @@ def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path 
 
 
 def absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:
-    """What a path means that stands in a file of the folder ``base``, or in a variable.
+    """The absolute path for a path in a file of the folder ``base``, or in a variable.
 
     ``~`` is the user's home, and ``$CREDENTIALS_DIRECTORY`` the folder of systemd.exec(5).
     """

@@ -1,4 +1,4 @@
-"""Which keys a configuration may have, and how each is read from text; derived from the settings' models."""
+"""The keys that a configuration may have, and how text becomes their values; derived from the models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxy.secret import Secret
 
 
 class Leaf(enum.Enum):
-    """What a key holds, as far as reading it from text is concerned."""
+    """The kind of a key's value, as far as reading it from text needs it."""
 
     SCALAR = "scalar"
     LIST = "list"

@@ -1,7 +1,7 @@
 """The configuration: flags, environment, secret files and TOML in, frozen settings out.
 
-`load` reads every place and tells all faults at once, each as one line. What a key may hold is in
-`config.settings`, and what several keys must agree on in `config.checks`. Nothing is kept between two calls.
+`load` reads every place and tells all faults at once, each as one line. The types of the keys are in
+`config.settings`, and the rules for several keys in `config.checks`. Nothing is kept between two calls.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def load(
 
 
 def load_listener(config_file: Path | None, environ: Mapping[str, str]) -> ServerSettings:
-    """What ``[server]`` says of where the proxy listens, by `_LISTENER`; the rest is as by default.
+    """The keys of ``[server]`` that tell where the proxy listens (`_LISTENER`); the others are defaults.
 
-    For commands that call a running proxy: nothing else of the configuration has to be good, no secret is
+    For commands that call a running proxy: the rest of the configuration may have faults, no secret is
     read and no command is run. Raises ConfigError.
     """
     path = find_config_file(config_file, environ)
@@ -230,7 +230,7 @@ class _Loading:
 
 
 def _exposed(path: Path, file: Layer) -> str | None:
-    """What to do about a file that holds a secret and isn't private; None where all is well."""
+    """The fault of a file that holds a secret and isn't private; None for a private file."""
     if not any(leaf is Leaf.SECRET and isinstance(value, str) for leaf, value in _leaves(file, schema())):
         return None
     fault = secrets.exposure(path)

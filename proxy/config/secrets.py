@@ -59,7 +59,7 @@ def absence(path: Path) -> str:
 
 
 def run_command(command: Sequence[str], folder: Path | None = None) -> str:
-    """What a command prints, without a final line break. It runs without a shell, for at most 10 s.
+    """The output of a command, without a final line break; no shell, at most 10 s.
 
     ``folder`` is the working directory, None for the current one. Raises SecretUnusable.
     """
@@ -84,7 +84,7 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
-    """What the command prints, at most one byte more than a secret may have. The command has ended then."""
+    """The output of the command, at most one byte more than a secret may have. The command has ended then."""
     printed: list[bytes] = []
     ends_at = time.monotonic() + COMMAND_TIMEOUT_S
     _running.add(process)
@@ -137,7 +137,7 @@ def _only_line(content: bytes, where: str) -> str:
 
 
 def exposure(path: Path) -> str | None:
-    """What to do about a file with a secret that other users can read or change; None where that isn't so.
+    """The fault of a file with a secret that other users can read or change; None for a private file.
 
     A file on a memory file system passes: the platform chose its mode (Kubernetes' Secret mounts, systemd's
     credentials). So does anything but a regular file, and every file on Windows, whose access lists no mode

@@ -117,7 +117,7 @@ def _auth_url(value: str) -> str:
 
 
 def _duration(value: object) -> int:
-    """Seconds, of a whole number with a unit or without one; 0 for nothing."""
+    """The seconds of a duration, a whole number with a unit or without one; 0 for an empty text."""
     match = _DURATION.match(value.strip()) if isinstance(value, str) else None
     if match is not None:
         seconds = int(match[1] or 0) * _UNITS_S[match[2]]
@@ -159,7 +159,7 @@ class Table(BaseModel):
 
 
 class ServerSettings(Table):
-    """Where we listen. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
+    """Where the proxy listens. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
 
     host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
     port: Port = DEFAULT_PORT
@@ -172,7 +172,7 @@ class ServerSettings(Table):
 
 
 class LogSettings(Table):
-    """What is logged, and how. ``format`` "auto" is text on a terminal and JSON lines elsewhere."""
+    """The log's level and format. ``format`` "auto" is text on a terminal and JSON lines elsewhere."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
@@ -193,8 +193,8 @@ class ContentsquareSettings(Table):
 class Credentials(Table):
     """A client's id and secret.
 
-    ``client_secret`` is always there after loading, whichever way it was given; the file and the
-    command stay beside it so that they can be watched and asked again.
+    After loading, ``client_secret`` always holds the secret, also one from a file or a command. The file
+    and the command stay beside it, so that a reload can read them again.
     """
 
     client_id: Text
@@ -206,9 +206,9 @@ class Credentials(Table):
 
 
 class Access(Credentials):
-    """What projects and accounts share. ``apis`` None: what ``/v1/oauth/me`` names.
+    """The settings that projects and accounts share. ``apis`` None: the APIs that ``/v1/oauth/me`` names.
 
-    ``cache`` is for how long an answer may be stored, in seconds; 0: not at all.
+    ``cache`` is how long an answer may be stored, in seconds; 0: not at all.
     """
 
     apis: Apis | None = None
@@ -220,7 +220,7 @@ class Access(Credentials):
 
 
 class ProjectSettings(Access):
-    """One project. ``default`` None: not said. ``port`` 0: no listener of its own."""
+    """One project. ``default`` None: not set. ``port`` 0: no listener of its own."""
 
     project_id: Id | None = None
     integration_id: Id | None = None
@@ -235,7 +235,7 @@ class AccountSettings(Access):
 
 
 class CallerSettings(Table):
-    """Somebody who may call. ``projects`` None: all projects and accounts."""
+    """A caller and its rights. ``projects`` None: all projects and accounts."""
 
     key: SecretText
     key_file: FilePath = None
@@ -316,7 +316,7 @@ class Settings(BaseSettings):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that these settings came from or point to: what a reload has to watch."""
+        """Every file that these settings came from or point to: a reload watches these files."""
         return tuple(dict.fromkeys(path for path in self._all_files() if path is not None))
 
     def _all_files(self) -> Iterator[Path | None]:

@@ -111,7 +111,7 @@ class Reloader:
             asked = False
 
     async def _look(self, before: Mapping[Path, Signature], *, asked: bool) -> dict[Path, Signature]:
-        """Reload where a reload is due. Returns the signatures that were found. Raises `NoThread`."""
+        """Reload if a reload is due. Returns the signatures that were found. Raises `NoThread`."""
         now = await in_thread(lambda: signatures(self._watched()))
         if asked or self._is_due(now, before):
             changed, faults = _differing(now, self._known), self.status.last_faults
