@@ -90,7 +90,7 @@ class Admin:
             _require(request, b"POST")
             return self._refresh(request, name, sees)
         pages = [*self._pages, QUIT] if self._overview.can_quit else [*self._pages]
-        raise _NotFound(f"There are {', '.join(p.decode() for p in pages)} and /-/refresh/PROJECT here.")
+        raise _NotFound(f"The paths here are {', '.join(p.decode() for p in pages)} and /-/refresh/PROJECT.")
 
     async def _healthy(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")
