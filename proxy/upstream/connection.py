@@ -178,15 +178,14 @@ class CloudConnection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | bytearray) -> None:
         self.last_activity = self._loop.time()
         sink = self._sink
         if sink is None:
             self.close()
             return
-        if type(data) is not bytes:  # a bytearray, from Windows' event loop
-            data = bytes(data)
-        self._receive(data, sink)
+        # Windows' event loop hands over a bytearray.
+        self._receive(data if isinstance(data, bytes) else bytes(data), sink)
 
     def _receive(self, data: bytes, sink: ResponseSink) -> None:
         self.answered = True

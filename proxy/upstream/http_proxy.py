@@ -93,8 +93,8 @@ class _ConnectRequest(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream's transport
         self._transport.write(self._head + b"\r\n")  # type: ignore[union-attr]
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data  # bytes also where Windows' event loop gives a bytearray
+    def data_received(self, data: bytes | bytearray) -> None:
+        self._buffer += data  # stays bytes where Windows' event loop hands over a bytearray
         head, found, rest = self._buffer.partition(b"\r\n\r\n")
         if not found:
             if len(self._buffer) > MAX_HEAD_BYTES:
