@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import ssl
-import stat
 import subprocess
 import sys
 import textwrap
@@ -40,11 +39,8 @@ from support.harness import (
 
 import proxy
 from proxy.app.app import App
-from proxy.config.changes import Changes, differences
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.config.watch import MOST_IN_VAIN, Reloader, signature
-from proxy.errors import ConfigError
 from proxy.gateway.outward import plan
 from proxy.logs import setup as log
 from proxy.logs.setup import redactor
@@ -860,53 +856,6 @@ async def test_a_secret_file_that_comes_later_than_the_configuration_that_names_
         await until(lambda: running.token.requests[-1]["client_secret"] == "secret-of-new")
 
 
-async def test_what_cannot_be_read_for_reasons_nobody_foresaw_is_refused_too() -> None:
-    events: list[tuple[str, Mapping[str, object]]] = []
-
-    def bad() -> Settings:
-        raise ZeroDivisionError("canary")
-
-    def apply(_: Settings) -> Callable[[], Changes]:
-        raise AssertionError
-
-    reloader = Reloader(bad, apply, list, lambda *event: events.append(event))
-    task = asyncio.create_task(reloader.watch())
-    reloader.reload_soon()
-    await until(lambda: events)
-    task.cancel()
-    assert events == [("reload_refused", {"faults": ["the configuration can't be read (ZeroDivisionError)"]})]
-    assert reloader.status.last_at is not None
-
-
-def test_differences_name_keys_and_never_values() -> None:
-    def settings(**sections: object) -> Settings:
-        return load(None, {"projects": {"shop": ONE}, **sections}, {}, search=False)
-
-    old = settings()
-    assert differences(old, settings(), old) == Changes()
-    new = settings(
-        projects={"shop": {**ONE, "client_secret": "canary"}, "more": {**ONE, "port": 9000}},
-        callers={"tool": {"key": "canary"}},
-        contentsquare={"idle_timeout": 7},
-    )
-    told = differences(old, new, old)
-    assert told == Changes(
-        added=("projects.more", "callers.tool"),
-        changed=("projects.shop", "contentsquare.idle_timeout"),
-        needs_restart=("projects.more.port",),
-    )
-    assert differences(new, old, old).removed == ("projects.more", "callers.tool")
-    assert differences(new, new, old).needs_restart == ("projects.more.port",)
-
-
-def test_the_signature_of_no_file_is_none(tmp_path: Path) -> None:
-    assert signature(tmp_path / "nothing") is None
-    assert signature(Path("a\0b")) is None
-    write(tmp_path / "file", "x")
-    assert signature(tmp_path / "file") is not None
-    assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
-
-
 # Secrets
 
 
@@ -1068,80 +1017,6 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
     assert not wrong
     assert seen.total() >= 5_000  # and as many on the other event loop
     assert min(seen[name] for name in (b"a", b"b", b"c")) > 20
-
-
-async def test_a_file_that_comes_while_the_configuration_is_refused_for_the_lack_of_it_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("proxy.config.watch.WATCH_S", 0.005)
-    config = tmp_path / "config.toml"
-    config.write_text("1")
-    loads = 0
-
-    def load() -> Settings:
-        nonlocal loads
-        loads += 1
-        (tmp_path / "secret").write_text("comes just too late")
-        raise ConfigError("a secret file is missing")
-
-    reloader = Reloader(load, lambda _: list, lambda: [config], lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.watch())
-    reloader.reload_soon()
-    await until(lambda: loads == 2)
-    task.cancel()
-
-
-async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_missing(tmp_path: Path) -> None:
-    config, written = tmp_path / "config.toml", tmp_path / "csq-proxy.log"
-    config.write_text("1")
-    loads = looks = 0
-
-    def load() -> Settings:
-        nonlocal loads
-        loads += 1
-        with written.open("a") as file:
-            file.write("reload_refused\n")
-        raise ConfigError("still the same")
-
-    def files() -> list[Path]:
-        nonlocal looks
-        looks += 1
-        return [config]
-
-    reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.watch())
-    reloader.reload_soon()
-    await until(lambda: loads >= 1 + MOST_IN_VAIN)
-    begun = looks
-    await until(lambda: looks > begun + 100)
-    assert loads <= 2 + MOST_IN_VAIN  # and the folder, once, for the log was new in it
-    loads_before = loads
-    (tmp_path / "secret").write_text("comes late")
-    await until(lambda: loads > loads_before)
-    task.cancel()
-
-
-async def test_a_file_beside_that_never_stands_still_hides_no_change(tmp_path: Path) -> None:
-    config, busy = tmp_path / "config.toml", tmp_path / "busy.log"
-    config.write_text("faulty")
-    loads: list[str] = []
-
-    def load() -> Settings:
-        loads.append(config.read_text())
-        raise ConfigError("whatever it is")
-
-    def files() -> list[Path]:
-        with busy.open("a") as file:
-            file.write("a line between any two looks\n")
-        return [config]
-
-    reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
-    task = asyncio.create_task(reloader.watch())
-    reloader.reload_soon()
-    await until(lambda: bool(loads))
-    config.write_text("mended by now")
-    await until(lambda: "mended by now" in loads)
-    task.cancel()
 
 
 # Slots

@@ -1,0 +1,66 @@
+"""Rules that span several keys."""
+
+from __future__ import annotations
+
+import pytest
+from support.configurations import CANARY, SHOP, Writer, faults_of, project
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (project("a") + project("a", section="accounts"), "accounts.a: a project has this name already"),
+        (project("v1"), 'projects.v1: "v1" begins Contentsquare\'s own paths; choose another name'),
+        (project("v1", section="accounts"), 'accounts.v1: "v1" begins'),
+        (
+            project('"Shop FR"'),
+            'projects."Shop FR": a name is 1 to 64 of a-z, 0-9 and -, not - first; did you mean shop-fr?',
+        ),
+        (project("-a"), "projects.-a: a name is 1 to 64 of"),
+        (project("a" * 65), f"projects.{'a' * 65}: a name is"),
+        (project('"é\\u001b"'), 'projects."\\xe9\\x1b": a name is'),
+        (
+            project("a", "default = true") + project("b", "default = true"),
+            "projects.b.default: projects.a is the default already; only one can be",
+        ),
+        (
+            project("a", "port = 9") + project("b", "port = 9"),
+            "projects.b.port: 9 is projects.a.port already",
+        ),
+        (project("acme", "projects = []", "accounts"), "accounts.acme.projects: must name at least one"),
+        (
+            project("acme", "projects = ['x']", "accounts"),
+            "accounts.acme.projects[0]: must be a whole number",
+        ),
+        (
+            project("acme", "apis = ['enrichment']", "accounts"),
+            "accounts.acme.apis: enrichment needs an integration_id",
+        ),
+        (
+            project("shop-fr") + "[callers.x]\nkey = 'k'\nprojects = ['shop-rf']",
+            "callers.x.projects[0]: no project or account is named shop-rf; did you mean shop-fr?",
+        ),
+        (
+            project("shop") + f"[callers.x]\nkey = 'k'\nprojects = ['{CANARY.upper()}']",
+            "callers.x.projects[0]: no project or account is named so; known: shop",
+        ),
+        (project("a") + "[callers.x]\nread_only = true", "callers.x.key: missing; give key or key_file"),
+        (project("a") + "[callers.x]\nkey = 'a b'", "callers.x.key: must be printable ASCII without spaces"),
+        (project("a") + "[callers.x]\nkey = '...'", "callers.x.key: still the example's dots"),
+        (project("a") + "[callers.x]\nkey = 'k'\nkey_file = 'f'", "callers.x.key_file: key is given too"),
+        (
+            project("a") + "[callers.x]\nkey = 'k'\n[callers.y]\nkey = 'k'",
+            "callers.y.key: the same key as callers.x; give each caller its own",
+        ),
+    ],
+)
+def test_what_tables_must_agree_on_is_one_line(text: str, fault: str, write: Writer) -> None:
+    (found,) = faults_of(write(text))
+    assert found.startswith(fault)
+
+
+def test_a_unix_socket_needs_a_folder_and_a_short_path(write: Writer) -> None:
+    for socket, words in (("no/s", "there is no folder"), ("x" * 120, "at most")):
+        (fault,) = faults_of(write(f"[server]\nunix_socket = '{socket}'\n{SHOP}"))
+        assert fault.startswith("server.unix_socket: ")
+        assert words in fault or "Windows" in fault

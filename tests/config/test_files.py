@@ -1,0 +1,96 @@
+"""The configuration file: where it is found, its paths, and TOML that can't be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.configurations import CANARY, ONE_PROJECT, SHOP, Writer, faults_of, posix_only
+
+from proxy.config.files import SYSTEM_FILE, find_config_file
+from proxy.config.load import load
+from proxy.errors import ConfigError
+
+
+def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.config.files.SYSTEM_FILE", tmp_path / "etc.toml")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    home = {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
+    assert find_config_file(None, home) is None
+    for name in ("etc.toml", "home/.config/csq-proxy/config.toml", "cwd/config.toml"):
+        path = write(SHOP, name)
+        assert find_config_file(None, home) == path
+        assert load(environ=home).source == path
+    assert find_config_file(None, home | {"CSQ_PROXY_CONFIG": "~/x.toml"}) == tmp_path / "home/x.toml"
+    assert find_config_file(Path("y.toml"), home | {"CSQ_PROXY_CONFIG": "x"}) == tmp_path / "cwd/y.toml"
+    assert load(None, ONE_PROJECT, home, search=False).source is None
+
+
+def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
+    missing = tmp_path / "no.toml"
+    for path, environ in ((missing, {}), (None, {"CSQ_PROXY_CONFIG": str(missing)})):
+        with pytest.raises(ConfigError) as caught:
+            load(path, environ=environ)
+        assert caught.value.faults == (f"{missing}: there is no such file",)
+
+
+@pytest.mark.parametrize("text", ["[server]\nport = " + "9" * 5000, "port = " + "[" * 100_000])
+def test_what_no_parser_takes_is_one_line_too(text: str, write: Writer) -> None:
+    path = write(text)
+    (fault,) = faults_of(path)
+    assert fault.startswith(f"{path}: not usable TOML")
+    (fault,) = faults_of(write(SHOP), {"CSQ_PROXY_SERVER__ALLOWED_HOSTS": "[" * 100_000})
+    assert fault.startswith("CSQ_PROXY_SERVER__ALLOWED_HOSTS: must be a JSON list")
+
+
+@posix_only
+def test_a_working_folder_that_was_removed_does_no_harm(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(SHOP)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert list(load(path, environ={}).projects) == ["shop"]
+    assert list(load(environ={"HOME": str(tmp_path), "CSQ_PROXY_CONFIG": "~/config.toml"}).projects) == [
+        "shop"
+    ]
+    assert find_config_file(None, {"HOME": str(tmp_path)}) in (None, SYSTEM_FILE)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ("[server]\nport = = 1\n", "2:8", ""),
+        ("[server\n", "1:8", ""),
+        (f'[projects.shop]\nclient_secret = "{CANARY}', "2:36", ""),
+        ('[server]\ntls_key = "C:\\users\\key.pem"\n', "2:", "write / for \\"),
+    ],
+)
+def test_a_syntax_error_names_its_line_and_column(text: str, place: str, hint: str, write: Writer) -> None:
+    path = write(text)
+    (fault,) = faults_of(path)
+    assert fault.startswith(f"{path}:{place}")
+    assert "not valid TOML" in fault
+    assert hint in fault
+
+
+def test_a_file_that_is_not_text_is_refused(write: Writer) -> None:
+    path = write("")
+    path.write_bytes(b"\xff\xfe\x00")
+    assert faults_of(path) == [f"{path}: isn't UTF-8 text; save it as UTF-8"]
+    path.write_bytes(b"\xef\xbb\xbf" + SHOP.encode())
+    assert load(path, environ={}).default_project == "shop"
+    assert len(faults_of(write.folder)) == 1
+
+
+def test_paths_in_the_file_are_relative_to_its_folder(write: Writer, tmp_path: Path) -> None:
+    write("-", "a/ca.pem")
+    path = write(f'[contentsquare]\nca_file = "ca.pem"\n[server]\nunix_socket = ""\n{SHOP}', "a/config.toml")
+    settings = load(path, environ={})
+    assert settings.contentsquare.ca_file == tmp_path / "a/ca.pem"
+    assert settings.server.unix_socket is None
+    home = {"HOME": str(tmp_path / "a"), "USERPROFILE": str(tmp_path / "a")}
+    environ = {**home, "CSQ_PROXY_CONTENTSQUARE__CA_FILE": "~/ca.pem"}
+    assert load(path, environ=environ).contentsquare.ca_file == tmp_path / "a/ca.pem"

@@ -1,0 +1,243 @@
+"""Secrets from files and commands, and files that other users can read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from support.configurations import CANARY, SHOP, Writer, faults_of, posix_only
+
+from proxy.config import secrets
+from proxy.config.load import load
+
+
+@pytest.mark.parametrize("name", ["$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"])
+def test_a_secret_file_can_be_a_credential_of_systemd(name: str, write: Writer, tmp_path: Path) -> None:
+    write("of-systemd\n", "credentials/shop")
+    path = write(f"[projects.shop]\nclient_id = 'id'\nclient_secret_file = '{name}/shop'\n")
+    shop = load(path, environ={"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}).projects["shop"]
+    assert shop.client_secret.get_secret_value() == "of-systemd"
+    assert shop.client_secret_file == tmp_path / "credentials" / "shop"
+    [fault] = faults_of(path)
+    assert fault.startswith("projects.shop.client_secret_file: there is no file ")
+
+
+@pytest.mark.parametrize("name", ["$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"])
+def test_without_the_variable_of_systemd_s_credentials_that_is_what_is_told(name: str, write: Writer) -> None:
+    text = f"[projects.shop]\nclient_id = 'id'\nclient_secret_file = '{name}/shop'\n"
+    files = f"[contentsquare]\nca_file = '{name}/ca.pem'\n"
+    faults = faults_of(write(text + files))
+    assert [fault.partition(":")[0] for fault in faults] == [
+        "projects.shop.client_secret_file",
+        "contentsquare.ca_file",
+    ]
+    for fault in faults:
+        assert "the variable CREDENTIALS_DIRECTORY isn't set; systemd sets it" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("client_secret = ''", "client_secret: must not be empty"),
+        ("client_secret = 12345678", "client_secret: must be text, in quotes"),
+        ("client_secret = '...'", "client_secret: still the example's dots; put the real value there"),
+        ("", "client_secret: missing; give client_secret, client_secret_file or client_secret_command"),
+        ("client_secret_file = 3", "client_secret_file: must be a path"),
+        (
+            "client_secret_command = 'op read x'",
+            "client_secret_command: must be a program and its arguments",
+        ),
+        ("client_secret_command = [1]", "client_secret_command: must be a program"),
+        ("client_secret_command = []", "client_secret_command: must be a program and its arguments"),
+        ("client_secret_file = 'no'", "client_secret_file: there is no file"),
+        ("client_secret_file = 'empty'", "client_secret_file: {folder}empty is empty"),
+        ("client_secret_file = 'lines'", "client_secret_file: {folder}lines holds more than one line"),
+        ("client_secret_file = 'binary'", "client_secret_file: {folder}binary isn't UTF-8 text"),
+        ("client_secret_file = 'long'", "client_secret_file: {folder}long is too long for a secret"),
+        ("client_secret_file = '.'", "client_secret_file: "),
+        (
+            f"client_secret = '{CANARY}'\nclient_secret_file = 'x'",
+            "client_secret_file: client_secret is given too; keep only one of them",
+        ),
+        (
+            "client_secret_file = 'x'\nclient_secret_command = ['x']",
+            "client_secret_command: client_secret_file is given too; keep only one of them",
+        ),
+    ],
+)
+def test_a_secret_that_can_not_be_had_is_one_fault(text: str, fault: str, write: Writer) -> None:
+    write("\n", "empty")
+    write(f"{CANARY}\n{CANARY}\n", "lines")
+    write("x" * 70_000, "long")
+    write("", "binary").write_bytes(b"\xff" + CANARY.encode())
+    (found,) = faults_of(write(f'[projects.shop]\nclient_id = "id"\n{text}\n'))
+    assert found.startswith("projects.shop." + fault.format(folder=f"{write.folder}{os.sep}"))
+
+
+def test_a_secret_file_loses_one_final_line_break(write: Writer) -> None:
+    for content, expected in (
+        (b"s3cret", "s3cret"),
+        (b"s3cret\n", "s3cret"),
+        (b"\xef\xbb\xbf s3 \r\n", " s3 "),
+    ):
+        write("", "s").write_bytes(content)
+        path = write(
+            '[projects.shop]\nclient_id = "id"\nclient_secret_file = "s"\n[callers.x]\nkey_file = "k"\n'
+        )
+        write("key", "k")
+        settings = load(path, environ={})
+        assert settings.projects["shop"].client_secret.get_secret_value() == expected
+        assert settings.callers["x"].key.get_secret_value() == "key"
+        assert settings.files == (path, write.folder / "s", write.folder / "k")
+
+
+def test_a_more_specific_secret_replaces_the_others_way_of_giving_it(write: Writer) -> None:
+    path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "not there"\n')
+    settings = load(path, environ={"CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET": "from environment"})
+    assert settings.projects["shop"].client_secret.get_secret_value() == "from environment"
+    assert settings.projects["shop"].client_secret_file is None
+    environ = {"CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET_FILE": str(write("from file", "s"))}
+    assert load(write(SHOP), environ=environ).projects["shop"].client_secret.get_secret_value() == "from file"
+
+
+def command(*arguments: str) -> str:
+    program = Path(sys.executable).as_posix()
+    listed = ", ".join(f"'''{argument}'''" for argument in (program, *arguments))
+    return f'[projects.shop]\nclient_id = "id"\nclient_secret_command = [{listed}]\n'
+
+
+def test_a_command_is_run_without_a_shell_in_the_file_s_folder(write: Writer) -> None:
+    write("-", "marker")
+    path = write(
+        command("-c", "import os, sys; print(sys.argv[1] + str(os.path.exists('marker')))", "$HOME;")
+    )
+    settings = load(path, environ={})
+    assert settings.projects["shop"].client_secret.get_secret_value() == "$HOME;True"
+    assert "marker" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (command("-c", f"print('{CANARY}'); raise SystemExit(3)"), "ended with exit code 3; run it by hand"),
+        (command("-c", f"import sys; sys.exit('{CANARY}')"), "ended with exit code 1"),
+        (command("-c", ""), "prints is empty"),
+        (command("-c", f"print('{CANARY}\\n2')"), "prints holds more than one line"),
+        (command("-c", "import time; time.sleep(9)"), "took longer than 0.05 s"),
+        (command("-c", "import os, time; os.close(1); time.sleep(9)"), "took longer than 0.05 s"),
+        (command("-c", "while True: print('c' * 9999)"), "prints is too long for a secret"),
+        (
+            "[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['no-such-program-here', 'x']",
+            "there is no program no-such-program-here; give its full path",
+        ),
+    ],
+)
+def test_a_command_that_fails_is_a_fault_without_its_output(
+    text: str, words: str, write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "longer" in words:
+        monkeypatch.setattr(secrets, "COMMAND_TIMEOUT_S", 0.05)
+    (fault,) = faults_of(write(text))
+    assert fault.startswith("projects.shop.client_secret_command: ")
+    assert words in fault
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o666])
+def test_a_file_that_others_can_read_must_not_hold_a_secret(mode: int, write: Writer) -> None:
+    path = write(SHOP, mode=mode)
+    (fault,) = faults_of(path)
+    assert f"(mode {mode:04o}); run: chmod 600 {path}" in fault
+    standby = "standby = {client_id = 'b', client_secret = 'c'}"
+    held = write(f"[projects.shop]\nclient_id = 'a'\nclient_secret_file = 's'\n{standby}", mode=mode)
+    write("x", "s")
+    assert "holds a secret" in faults_of(held)[0]
+
+
+@posix_only
+def test_a_secret_file_that_others_can_read_is_refused(write: Writer) -> None:
+    path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "s s"\n', mode=0o644)
+    write(CANARY, "s s", mode=0o640)
+    (fault,) = faults_of(path)
+    assert fault.startswith("projects.shop.client_secret_file: others can read or change ")
+    assert fault.endswith(f"run: chmod 600 '{write.folder}/s s'")
+    write(CANARY, "s s", mode=0o400)
+    assert load(path, environ={}).default_project == "shop"
+
+
+@posix_only
+def test_a_listener_s_private_key_that_others_can_read_is_refused(
+    write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("certificate", "cert.pem", mode=0o644)
+    key = write("key", "key.pem", mode=0o640)
+    path = write('[server]\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n' + SHOP)
+    assert faults_of(path) == [
+        f"server.tls_key: others can read or change {key} (mode 0640); run: chmod 600 {key}"
+    ]
+    key.chmod(0o400)
+    assert load(path, environ={}).server.tls_key == key
+    key.chmod(0o644)
+    monkeypatch.setattr(secrets, "_is_in_memory", lambda *_: True)
+    assert load(path, environ={}).server.tls_key == key
+
+
+@posix_only
+def test_memory_file_systems_are_exempt_from_modes(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(SHOP, mode=0o644)
+    device = path.stat().st_dev
+    line = f"36 1 {os.major(device)}:{os.minor(device)} / {write.folder.resolve()} ro - tmpfs tmpfs ro\n"
+    monkeypatch.setattr(secrets, "_MOUNTINFO", write(line, "mountinfo"))
+    assert load(path, environ={}).default_project == "shop"
+    monkeypatch.setattr(secrets, "_MOUNTINFO", write.folder / "not there")
+    assert len(faults_of(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "device", "exempt"),
+    [
+        ("/etc/secrets/client", "0:50", True),
+        ("/etc/secrets/with space/client", "0:51", True),
+        ("/run/credentials/csq-proxy.service/secret", "0:60", True),
+        ("/etc/secrets/client", "8:1", False),
+        ("/etc/csq-proxy/config.toml", "8:1", False),
+        ("/tmp/config.toml", "0:70", False),
+        ("/home/me/config.toml", "0:99", False),
+        ("/run/secrets/bound/client", "0:50", True),
+        ("/etc/secretsandmore", "0:50", False),
+    ],
+)
+def test_the_innermost_mount_decides_whether_a_file_is_in_memory(
+    path: str, device: str, *, exempt: bool
+) -> None:
+    mounts = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+50 22 0:50 / /etc/secrets ro,relatime shared:2 master:1 - tmpfs tmpfs ro
+51 22 0:51 / /etc/secrets/with\\040space ro - tmpfs tmpfs ro
+60 22 0:60 / /run/credentials/csq-proxy.service ro - ramfs none ro
+70 22 0:70 / /tmp rw shared:3 - tmpfs tmpfs rw
+80 22 0:50 /sub /run/secrets/bound rw - tmpfs tmpfs rw
+"""
+    if sys.platform != "win32":
+        assert secrets.is_memory_mount(mounts, device, Path(path)) is exempt
+
+
+def test_no_repr_shows_a_secret(write: Writer) -> None:
+    write(CANARY, "s")
+    settings = load(
+        write(
+            SHOP
+            + f"standby = {{client_id = 'b', client_secret = '{CANARY}2'}}\n"
+            + "[accounts.acme]\nclient_id = 'id'\nclient_secret_file = 's'\n"
+            + f"[callers.x]\nkey = '{CANARY}'\n"
+        ),
+        environ={},
+    )
+    tables = [*settings.projects.values(), *settings.accounts.values(), *settings.callers.values()]
+    for shown in (settings, *tables, settings.projects):
+        assert CANARY not in f"{shown!r} {shown!s}"
+    with pytest.raises(TypeError):
+        pickle.dumps(settings.projects["shop"])
