@@ -1,4 +1,4 @@
-"""What the page, the status, the metrics and the start-up summary read of a running proxy.
+"""The state of a running proxy, as the page, the status, the metrics and the start-up summary read it.
 
 The application makes one `Overview` and keeps it up to date; the gateway counts in it.
 """

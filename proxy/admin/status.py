@@ -1,4 +1,4 @@
-"""What ``/-/status`` says, as JSON values. Holds no token and no secret."""
+"""The content of ``/-/status`` as JSON values. Holds no token and no secret."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """One HTTP/1.1 connection to a cloud.
 
 Hides its socket (`dial` opens it) and whether it can carry another exchange. Must not know leases, projects
-or what the bytes mean: it sends a ready request head, and its `ResponseParser` hands the answer to a
+or the meaning of the bytes: it sends a ready request head, and its `ResponseParser` hands the answer to a
 `ResponseSink`.
 
-A `CloudConnection` is in one of these states, and tells its `Owner` of each change::
+A `CloudConnection` is in one of these states, and tells its `Owner` about each change::
 
-    idle    a byte or EOF that arrives now closes it
+    idle    a byte or EOF that arrives now closes the connection
     busy    a sink is set; exactly one of sink.on_end and sink.on_failure will be called
             (both, where on_end raises)
     closed  never used again
@@ -218,8 +218,8 @@ class CloudConnection(asyncio.Protocol):
     def _receive_unread(self, transport: asyncio.Transport) -> None:
         """Read the bytes that arrived before a write failed: the event loops drop them.
 
-        A cloud that refuses an upload (413) often closes at once. Its TCP answers the content that we
-        still send with a reset, so that a write fails while the 413 is unread.
+        A cloud that refuses an upload (413) often closes at once. Its TCP answers the content that
+        the proxy still sends with a reset, so that a write fails while the 413 is unread.
         """
         sock = transport.get_extra_info("socket")
         if sock is None or transport.get_extra_info("ssl_object") is not None:

@@ -1,7 +1,7 @@
 """How a connection to an origin is opened: DNS, TCP, an HTTP proxy's CONNECT, TLS.
 
-Hides which of these steps there are, and names the step that failed. Must not know HTTP, pools or what
-the connection is for. Source: RFC 8305 (happy eyeballs).
+Hides which of these steps there are, and names the step that failed. Must not know HTTP, pools or the
+use of the connection. Source: RFC 8305 (happy eyeballs).
 """
 
 from __future__ import annotations

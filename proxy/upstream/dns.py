@@ -3,7 +3,7 @@
 Hides that a lookup blocks, for half a minute where no name server answers, and can't be cancelled. Each
 name is looked up in a thread of its own, so that a slow lookup delays neither another name's nor the end of
 the process; callers that want the same name meanwhile share the lookup. So there are never more threads
-than names. Must not know what the addresses are for.
+than names. Must not know the use of the addresses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The HTTP proxy between this machine and a cloud: how it is found, and how it opens a tunnel.
 
-Must not know TLS or what the tunnel is for. Source: RFC 9110, section 9.3.6 (CONNECT).
+Must not know TLS or the use of the tunnel. Source: RFC 9110, section 9.3.6 (CONNECT).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads a cloud's answers from the bytes of its connection, and decides their framing.
 
 Sans-I/O: hands the parts of an answer to a `ResponseSink` as they arrive. Must not know sockets, pools or
-what the bytes mean. Source: RFC 9112 (sections 6 and 7).
+the meaning of the bytes. Source: RFC 9112 (sections 6 and 7).
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class ResponseParser:
     def _check_informational(self, head: ResponseHead) -> None:
         self._informational += 1
         if head.status == 101 or self._informational > MAX_INFORMATIONAL:
-            raise ProtocolViolation("an unasked-for switch of protocols, or endless interim answers")
+            raise ProtocolViolation(
+                "a switch of protocols without a request for it, or too many interim answers"
+            )
 
     def _decide_framing(self, head: ResponseHead) -> None:
         """RFC 9112, section 6.3."""

@@ -1,7 +1,7 @@
 """The pools of connections to the clouds, one for each origin.
 
 Hides keep-alive, the idle timeout, and how many connections are opened ahead of requests. Must not know
-leases, projects, or what is sent.
+leases, projects, or the content of requests.
 """
 
 from __future__ import annotations

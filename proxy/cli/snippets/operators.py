@@ -104,7 +104,7 @@ def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path
 
 
 def _quoted(path: str) -> str:
-    """As systemd.service(5) has it: quotes around spaces, and %% for one that is no specifier."""
+    """A path for a unit (systemd.service(5)): in quotes if it holds a space, and with %% for each %."""
     path = _percent(path)
     return f'"{path}"' if " " in path else path
 
