@@ -14,7 +14,7 @@ from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
 from proxy.logs.setup import dropped_lines
 from proxy.projects import Project
-from proxy.server.listeners import Listener
+from proxy.server.request import Listener
 
 
 @dataclass(slots=True)

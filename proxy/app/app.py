@@ -30,8 +30,9 @@ from proxy.logs import setup as log
 from proxy.logs.events import EventLog
 from proxy.process import descriptor_limit
 from proxy.projects import Project
-from proxy.server.listeners import Listener, Listeners
+from proxy.server.listeners import Listeners
 from proxy.server.passed_sockets import PassedSocket
+from proxy.server.request import Listener
 
 _POLL_S = 0.02
 LONGEST_POLL_S = 1.0
@@ -96,14 +97,14 @@ class App:
                 self._spawn = background.spawn
                 try:
                     self._begin(first)
-                    await self._listeners.serve(self._gateway, descriptor_limit())
-                    for watch in self._listeners.watch():
-                        self._spawn(watch)
+                    await self._listeners.serve(
+                        self._gateway, descriptor_limit(), self._spawn, self._log_event
+                    )
                     for project in self._generation.projects.values():
                         project.start()
                     yield self
                 finally:
-                    self._listeners.abort()
+                    await self._listeners.abort()
         except (ConfigError, ListenError):
             raise
         except Exception:  # a bug; logged here, since `_end` makes the log forget the secrets
@@ -146,7 +147,7 @@ class App:
 
     async def _end(self) -> None:
         """Close what the background tasks used. They have ended."""
-        self._listeners.close()
+        await self._listeners.close()
         if hasattr(self, "_generation"):
             for project in self.projects():
                 project.close()
@@ -247,7 +248,7 @@ class App:
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)
-        self._listeners.close()
+        await self._listeners.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
                 while not kill.is_set() and self._listeners.close_idle():

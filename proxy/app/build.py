@@ -23,7 +23,7 @@ from proxy.origin import Origin
 from proxy.projects import AccountProjects, Grant, Project, Services, SharedSlots, Spawn
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
-from proxy.server.listeners import Listener
+from proxy.server.request import Listener
 
 
 class Generations:

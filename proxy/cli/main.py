@@ -301,7 +301,7 @@ def sandbox(
     from proxy.app.run import run  # noqa: PLC0415
     from proxy.cli.sandbox import run_alone  # noqa: PLC0415
     from proxy.sandbox import SandboxOptions  # noqa: PLC0415
-    from proxy.server.listeners import server_tls  # noqa: PLC0415
+    from proxy.server.tls import server_tls  # noqa: PLC0415
 
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert: needs --tls-key beside it, and the other way round")

@@ -14,7 +14,7 @@ from pathlib import Path
 from proxy.config.settings import ContentsquareSettings, Settings
 from proxy.errors import ConfigError
 from proxy.projects import Spawn
-from proxy.server.listeners import server_tls
+from proxy.server.tls import server_tls
 from proxy.tokens import TokenEndpoint, make_session
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for

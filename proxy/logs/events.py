@@ -22,6 +22,7 @@ MOST_KINDS = 256
 """Failures that are told apart at a time; beyond, the one that was quiet longest is forgotten."""
 _REPEATED = frozenset(
     (
+        "accept_failed",
         "api_discovery_failed",
         "certificate_refused",
         "request_failed",

@@ -188,15 +188,6 @@ class RequestBody:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def discard(self) -> None:
-        """Wait for more content and drop it."""
-        self._kept = None
-        self._buffered, self._held = [], 0
-        self.detach()
-        if not self.complete:
-            await self._more()
-            self._buffered, self._held = [], 0
-
     def release(self) -> None:
         """The request is answered: hold nothing any longer."""
         self._kept = None

@@ -1,70 +1,98 @@
-"""Whether the process at the other end of a connection has left.
+"""Notices that a caller has left while its connection can't tell.
 
-A FIN says only that nothing more will be sent: who closed its socket and who waits for an answer
-look the same in TCP. On the same Linux host the kernel knows more: the other end's socket either
-still belongs to a process or is an orphan. Knows nothing of HTTP.
-Sources: sock_diag(7), netlink(7), poll(2).
+The event loop reports a caller that leaves only while it reads from the connection. It doesn't read after
+the caller's FIN, and while the caller's bytes are held back. Then this module looks from time to time:
+
+- A reset connection has an error pending on its socket.
+- A FIN says only that the caller sends no more. The caller may have left, or wait for its answer (RFC 9112,
+  section 9.6). It gets an answer whose head comes in time.
+
+Must not know HTTP's syntax, or what other requests wait for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import select
+import asyncio
 import socket
-import struct
-import sys
+from typing import Protocol
 
-_SOCK_DIAG_BY_FAMILY = 20
-_NETLINK_SOCK_DIAG = 4
-_NLM_F_REQUEST = 1
-_NLMSG = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBxI")
-_SOCKET_ID = struct.Struct("!HH16s16sI8s")
-_NO_COOKIE = b"\xff" * 8
-_INODE_OFFSET = _NLMSG.size + 4 + _SOCKET_ID.size + 16
-_TIMEOUT_S = 0.05
+from proxy.server.request import Request
 
-Address = tuple[object, ...] | str | None
+LOOK_S = 0.2
+"""From one look to the next."""
+PATIENCE_S = 10.0
+"""How long a request may wait for its answer's head after the caller's FIN."""
+HURRIED_PATIENCE_S = 1.0
+"""The same, while other requests wait for what this request holds."""
 
 
-def has_left(fileno: int, own: Address, peer: Address) -> bool | None:
-    """Whether the peer of a socket has left; None where this can't be told. Takes some microseconds.
+class Watched(Protocol):
+    """A caller's connection, as it is watched."""
 
-    ``own`` and ``peer`` are the socket's two addresses, as `socket.socket.getsockname` gives them.
-    """
-    if sys.platform != "linux":
-        return None
-    if _is_reset(fileno):
+    socket: socket.socket
+    current: Request | None
+    is_half_closed: bool
+    idle_since: float
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the connection lives on."""
+        ...
+
+    @property
+    def is_reading_held(self) -> bool:
+        """Whether nothing is read from the caller for now."""
+        ...
+
+    def abort(self) -> None:
+        """End the connection, and what is done for its caller."""
+
+
+class DepartureWatch:
+    """Looks at one connection from `start` on, while nothing is read from it and a request waits."""
+
+    __slots__ = ("_connection", "_half_closed_at", "_timer")
+
+    def __init__(self, connection: Watched) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        self._half_closed_at: float | None = None
+
+    def start(self) -> None:
+        """Nothing is read from the caller any more, or for now."""
+        if self._connection.is_half_closed and self._half_closed_at is None:
+            self._half_closed_at = self._connection.loop.time()
+        if self._timer is None:
+            self._timer = self._connection.loop.call_later(LOOK_S, self._look)
+
+    def stop(self) -> None:
+        """The connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        connection = self._connection
+        request = connection.current
+        if request is None or not (connection.is_half_closed or connection.is_reading_held):
+            return
+        if _is_reset(connection.socket) or self._is_overdue(request):
+            connection.abort()
+        else:
+            self.start()
+
+    def _is_overdue(self, request: Request) -> bool:
+        if self._half_closed_at is None or request.head_sent:
+            return False
+        holds_others_up = request.exchange is not None and request.exchange.others_wait
+        patience_s = HURRIED_PATIENCE_S if holds_others_up else PATIENCE_S
+        since = max(self._half_closed_at, self._connection.idle_since)
+        return self._connection.loop.time() - since >= patience_s
+
+
+def _is_reset(sock: socket.socket) -> bool:
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    except OSError:
         return True
-    if not isinstance(own, tuple) or not isinstance(peer, tuple):
-        return None
-    host, port = str(peer[0]), int(str(peer[1]))
-    if not (host.startswith("127.") or host == "::1"):
-        return None
-    with contextlib.suppress(OSError, struct.error):
-        inode = _inode((host, port), (str(own[0]), int(str(own[1]))))
-        return None if inode is None else inode == 0
-    return None
-
-
-def _is_reset(fileno: int) -> bool:
-    poller = select.poll()
-    poller.register(fileno, 0)  # POLLERR and POLLHUP are always reported
-    return bool(poller.poll(0))
-
-
-def _inode(source: tuple[str, int], destination: tuple[str, int]) -> int | None:
-    """The inode of the TCP socket with these addresses, 0 for an orphan, None where there is none."""
-    family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
-    ends = (socket.inet_pton(family, source[0]), socket.inet_pton(family, destination[0]))
-    wanted = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF)
-    wanted += _SOCKET_ID.pack(source[1], destination[1], *ends, 0, _NO_COOKIE)
-    head = _NLMSG.pack(_NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
-    with socket.socket(getattr(socket, "AF_NETLINK"), socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as kernel:  # noqa: B009 - absent on Windows
-        kernel.settimeout(_TIMEOUT_S)
-        kernel.send(head + wanted)
-        answer = kernel.recv(4096)
-    if _NLMSG.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
-        return None
-    inode: int = struct.unpack_from("=I", answer, _INODE_OFFSET)[0]
-    return inode

@@ -7,38 +7,28 @@ request is answered with.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 import ssl
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+
+from aiohttp.web_runner import ServerRunner
 
 from proxy.config.settings import WILDCARDS, Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.origin import bracketed
-from proxy.server.capacity import BACKLOG, Door, most_connections
-from proxy.server.connection import CallerConnection, CallerServer, Handler
+from proxy.server.capacity import most_connections
+from proxy.server.connection import CallerConnection, Handler
 from proxy.server.passed_sockets import PassedSocket
+from proxy.server.request import Listener
+from proxy.server.site import CallerServer, CallerSite, OnEvent, Spawn
+from proxy.server.tls import load_certificate, server_tls
 
+BACKLOG = 1024
+"""How many connections wait in the kernel to be accepted."""
 _MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" where it knows none
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """One way in, the ``index``-th. ``port`` is that of Host (80 for a Unix socket).
-
-    ``url`` is one that a caller on this computer can use, and ``project`` the name of its own project,
-    None where the target or a field names one.
-    """
-
-    index: int
-    url: str
-    port: int
-    project: str | None
 
 
 class Listeners:
@@ -46,8 +36,10 @@ class Listeners:
 
     def __init__(self) -> None:
         self.all: list[Listener] = []
+        self.sites: list[CallerSite] = []
+        self._runners: list[ServerRunner] = []
         self._sockets: list[socket.socket] = []
-        self._doors: list[Door] = []
+        """Those that are bound, and not served yet."""
         self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
 
@@ -73,9 +65,8 @@ class Listeners:
             for sock, path in unix:
                 self._add(sock, f"unix:{path}", 80, None)
         except BaseException:
-            self.close()
-            for one in passed:
-                one.sock.close()
+            for sock in (*self._sockets, *(one.sock for one in passed)):
+                sock.close()
             raise
 
     def refuse_exposed(self, settings: Settings) -> None:
@@ -86,62 +77,57 @@ class Listeners:
                 " all who reach it have your credentials' power"
             )
 
-    @property
-    def servers(self) -> list[tuple[asyncio.Server, CallerServer]]:
-        """What accepts connections, and what makes something of them."""
-        return [(door.listening, door.server) for door in self._doors]
+    async def serve(self, handler: Handler, descriptors: int | None, spawn: Spawn, on_event: OnEvent) -> None:
+        """Begin to accept connections; ``descriptors``: how many the process may open, None: any number.
 
-    async def serve(self, handle: Handler, descriptors: int | None = None) -> None:
-        """Begin to accept connections; ``descriptors``: how many the process may open, None: any."""
+        ``spawn`` runs what accepts, and ``on_event`` hears what goes wrong there (see `CallerSite`).
+        """
         limit = most_connections(descriptors, len(self.all))
-        for listener, sock in zip(self.all, self._sockets, strict=True):
-            door = Door(sock, CallerServer(handle, listener), limit=limit, tls=self._tls)
-            await door.open()
-            self._doors.append(door)
-
-    def watch(self) -> Iterator[Coroutine[object, object, None]]:
-        """What has to run beside, for each listener: it pauses one that is full."""
-        return (door.run() for door in self._doors)
+        for listener in self.all:
+            server = CallerServer(handler, listener)
+            runner = ServerRunner(server)
+            self._runners.append(runner)
+            await runner.setup()
+            sock = self._sockets.pop(0)
+            site = CallerSite(
+                runner, server, sock, limit=limit, tls=self._tls, spawn=spawn, on_event=on_event
+            )
+            self.sites.append(site)
+            await site.start()
 
     def use_certificate(self, cert: Path | None, key: Path | None) -> None:
-        """Show new connections what is in these files now; only where TLS is spoken already.
-
-        Check the files by `server_tls` first: OpenSSL may keep half of what doesn't fit.
-        """
+        """Show new callers what is in these files now, if the listeners speak TLS. Raises ConfigError."""
         if self._tls is not None and cert is not None:
-            self._tls.load_cert_chain(cert, key, password=_no_pass_phrase)
+            load_certificate(self._tls, cert, key)
 
     def connections(self) -> Iterator[CallerConnection]:
         """The callers' connections."""
-        for _, server in self.servers:
-            for connection in server.connections:
-                if isinstance(connection, CallerConnection):
-                    yield connection
+        for site in self.sites:
+            yield from site.server.connections
 
     def close_idle(self) -> bool:
-        """Close callers' connections: now, or after the answer that they wait for. Whether any is left.
+        """Close the connections: now, or after the answers that their callers wait for. Whether any is left.
 
-        One is, as long as its caller has not taken all of an answer.
+        A connection is left as long as its caller has not taken all of an answer.
         """
-        connections = tuple(self.connections())
-        for connection in connections:
-            connection.is_ending = True
-            if connection.is_idle:
-                connection.force_close()
-        return bool(connections)
+        for site in self.sites:
+            site.server.pre_shutdown()
+        return any(site.server.open for site in self.sites)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Accept no more; connections stay."""
-        for door in self._doors:
-            door.close()
-        for sock in self._sockets[len(self._doors) :]:  # bound, and not served yet
+        for sock in self._sockets:  # bound, and not served yet
             sock.close()
+        self._sockets.clear()
+        for runner in self._runners:
+            for site in runner.sites:
+                await site.stop()
 
-    def abort(self) -> None:
+    async def abort(self) -> None:
         """Accept no more, and end all connections."""
-        self.close()
-        for connection in self.connections():
-            connection.abort()
+        await self.close()
+        for runner in self._runners:
+            await runner.cleanup()
 
     def _take_port(
         self, key: str, host: str, port: int, project: str | None, passed: Sequence[PassedSocket]
@@ -204,7 +190,6 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         raise ListenError(
             f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); {remedy}"
         ) from None
-    sock.setblocking(False)
     return sock
 
 
@@ -230,7 +215,6 @@ def _bind_unix(path: Path) -> socket.socket:
             f"server.unix_socket: can't listen on {path} ({exc.strerror}); is another csq-proxy running,"
             " or something else in its place? Stop it, or choose another path"
         ) from None
-    sock.setblocking(False)
     return sock
 
 
@@ -238,24 +222,3 @@ def _is_answered(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # with a full backlog it would wait, and a busy proxy is one, too
         return probe.connect_ex(str(path)) != errno.ECONNREFUSED
-
-
-def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """A listener's TLS context from PEM files, None without them. Raises ConfigError."""
-    if cert is None or key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(cert, key, password=_no_pass_phrase)
-    except (OSError, ssl.SSLError):
-        raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
-    return context
-
-
-def _no_pass_phrase() -> NoReturn:
-    """OpenSSL would ask for it on the terminal, and a reload would wait for an answer."""
-    raise ConfigError(
-        "server.tls_key: is encrypted, and nobody is asked for a pass phrase; give the key without one:"
-        " openssl pkey -in KEY -out NEW_KEY"
-    )

@@ -104,5 +104,4 @@ def _adopted(descriptors: range, names: list[str]) -> Iterator[PassedSocket]:
                 " use ListenStream= and leave Accept=no"
             )
         sock.set_inheritable(False)
-        sock.setblocking(False)
         yield passed

@@ -1,14 +1,29 @@
-"""One request as it comes from a caller: head, content, and the way back. Knows nothing of routing."""
+"""One request as it comes from a caller: head, content, and the way back. Must not know routing."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 from proxy.errors import ProxyError
 from proxy.http1 import RequestHead
 from proxy.server.body import RequestBody, Source
 from proxy.server.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One address that callers connect to, the ``index``-th.
+
+    ``port`` is the port in Host (80 for a Unix socket). ``url`` is a URL that a caller on this computer can
+    use. ``project`` is the name of the listener's own project; None where the target or a field names one.
+    """
+
+    index: int
+    url: str
+    port: int
+    project: str | None
 
 
 class WritingPeer(Protocol):
@@ -24,31 +39,35 @@ class WritingPeer(Protocol):
 class Exchange(Protocol):
     """What a handler does about a request that it didn't answer at once."""
 
+    @property
+    def others_wait(self) -> bool:
+        """Whether other requests wait for what this one holds."""
+        ...
+
     def abandon(self) -> None:
-        """The caller has left: end it, and tell nobody."""
+        """The caller has left: end the exchange. Its end is reported to no connection."""
 
 
 class Connection(Source, Protocol):
     """A caller's connection, as a request and the parser know it."""
 
     transport: asyncio.Transport | None
-    listener: Any
-    """What the listener that it came through stands for."""
+    listener: Listener
     peer: WritingPeer | None
-    """Who is told when the caller's side can't take more, or can again."""
-    unanswered: int
-    """Requests whose heads have come and whose answers aren't written yet."""
+    """The source of the answer that is being written; None between two answers."""
     is_ending: bool
-    """Whether it is closed after the answer that is on its way, which has to say so."""
+    """Whether the connection closes after the current answer, which has to say so."""
+    writing_paused: bool
+    """Whether the caller reads more slowly than the answer comes."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that it lives on."""
+        """The event loop that the connection lives on."""
         ...
 
     @property
-    def writing_paused(self) -> bool:
-        """Whether the caller reads more slowly than is written to it."""
+    def unanswered(self) -> int:
+        """How many requests have a complete head, and an answer that isn't written yet."""
         ...
 
     @property
@@ -56,26 +75,26 @@ class Connection(Source, Protocol):
         """Whether nothing is read from the caller for now."""
         ...
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the caller; none: look again at what is there."""
+    def serve(self) -> None:
+        """Begin to answer the next request in the queue, if none is being answered."""
 
     def done(self, request: Request, *, keep: bool) -> None:
-        """The answer to a request that was begun is written; ``keep``: the connection can be used again."""
+        """The current request's answer is written; ``keep``: the connection can be used again."""
 
     def interrupted(self) -> None:
-        """What was begun needs the connection's task, to wait for something."""
+        """`Handler.run` has to go on with the current request, because something must be waited for."""
 
     def abort(self) -> None:
-        """Reset it: what was sent so far must not look whole."""
+        """Reset the connection, so that the part of an answer that was sent doesn't look whole."""
 
     async def drained(self) -> None:
-        """Wait until the caller has taken most of what was written; one that never does is aborted."""
+        """Wait until the caller has taken most of what was written. A caller that stalls is reset."""
 
 
 class Request:
-    """One request: its head, its body, and the way back to the caller.
+    """One request: its head, its content, and the way back to the caller.
 
-    ``error`` is set when the request can't be understood; it is then answered and the connection closed.
+    ``error`` is set when the request can't be understood; the connection is closed after its answer.
     """
 
     __slots__ = (
@@ -123,7 +142,7 @@ class Request:
         if not self.transport.is_closing():
             self.transport.write(data)
 
-    def _cancel(self, _exc: BaseException) -> None:
-        """RequestHandler's word that the connection is lost; the handler's task is cancelled as well."""
+    def abandon(self) -> None:
+        """The caller has left: end what was done for it without a task."""
         if self.exchange is not None:
             self.exchange.abandon()

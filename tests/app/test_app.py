@@ -503,7 +503,7 @@ async def test_our_own_answers_say_that_the_connection_ends_too() -> None:
         reader, writer = await proxy.connect()
         start = proxy.request(b"POST /v1/oauth/token", b"Content-Length: 2")
         writer.write(start + b"{")
-        await until(lambda: any(one.is_answering for one in proxy.app._listeners.connections()))
+        await until(lambda: any(one.unanswered for one in proxy.app._listeners.connections()))
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
         await asyncio.sleep(0.02)
         writer.write(b"}")

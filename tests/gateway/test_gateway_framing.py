@@ -423,7 +423,7 @@ async def test_a_request_cut_into_segments_anywhere_is_the_same_request(size: in
 
 def caller_side(proxy: Gateway) -> Any:
     """The proxy's connection to its only caller."""
-    return proxy.app._listeners.servers[0][1].connections[0]
+    return next(iter(proxy.app._listeners.connections()))
 
 
 async def until_it_stands_still(count: list[int]) -> int:

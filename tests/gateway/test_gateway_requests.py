@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from typing import Any
+import socket
+import struct
 
 import pytest
 from support.harness import (
@@ -13,6 +13,7 @@ from support.harness import (
     WAIT_S,
     Gateway,
     Message,
+    Script,
     Upstream,
     close,
     gateway,
@@ -21,7 +22,7 @@ from support.harness import (
 )
 
 from proxy.server import connection as server
-from proxy.server import parser
+from proxy.server import departure, parser
 
 OURS = (b"via", b"authorization")
 
@@ -684,7 +685,7 @@ async def test_pipelined_requests_are_bounded_while_the_first_is_slow() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await writer.drain()
-        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
+        connection = next(iter(proxy.app._listeners.connections()))
         assert connection.unanswered <= 9
         writer.transport.abort()
 
@@ -697,9 +698,9 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
         writer.write(proxy.request(b"GET /v1/x") * 2000)
         project = next(iter(proxy.app.projects()))
         async with asyncio.timeout(WAIT_S):
-            while not proxy.app._listeners.servers[0][1].connections:
+            while not list(proxy.app._listeners.connections()):
                 await asyncio.sleep(0.005)
-            connection: Any = proxy.app._listeners.servers[0][1].connections[0]
+            connection = next(iter(proxy.app._listeners.connections()))
             before = 0
             while not before or connection.answered != before:  # until it stands still
                 before = connection.answered
@@ -707,6 +708,7 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
             while project.slots.in_use and not connection.writing_paused:
                 await asyncio.sleep(0.005)
         assert connection.answered < 200
+        assert connection.transport is not None
         assert connection.transport.get_write_buffer_size() < 300_000
         writer.transport.abort()
 
@@ -714,7 +716,7 @@ async def test_answers_that_nobody_reads_stop_the_requests() -> None:
 async def test_a_malformed_request_before_the_end_leaves_no_connection_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.server.connection.LINGER_S", 10 * WAIT_S)
+    monkeypatch.setattr("proxy.server.linger.LINGER_S", 10 * WAIT_S)
     async with gateway() as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x") + b"G E T\r\n\r\n")
@@ -727,20 +729,25 @@ async def test_a_malformed_request_before_the_end_leaves_no_connection_behind(
                 await asyncio.sleep(0.005)
 
 
+def late(after_s: float) -> Script:
+    """A cloud that takes a while for its answer."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        await asyncio.sleep(after_s)
+        writer.write(OK)
+        await writer.drain()
+
+    return script
+
+
 @pytest.mark.parametrize("body", [b"", b"hello"], ids=["bodyless", "with-body"])
 async def test_a_caller_that_half_closes_is_answered_even_late(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LOOK_S", 0.005)
-    monkeypatch.setattr(server, "HALF_CLOSE_GRACE_S", 0.005 if sys.platform == "linux" else 0.8)
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_message(reader)
-        await asyncio.sleep(0.04)
-        writer.write(OK)
-        await writer.drain()
-
-    async with gateway(script) as proxy:
+    assert (departure.PATIENCE_S, departure.HURRIED_PATIENCE_S) == (10, 1)
+    monkeypatch.setattr(departure, "LOOK_S", 0.005)
+    async with gateway(late(0.04)) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"POST /v1/x", b"Content-Length: %d" % len(body), body=body))
         writer.write_eof()
@@ -748,15 +755,90 @@ async def test_a_caller_that_half_closes_is_answered_even_late(
         assert await reader.read() == b""
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["same-host", "elsewhere"])
-@pytest.mark.parametrize("way", ["close", "abort", "half-close-then-close"])
-async def test_a_caller_that_leaves_frees_its_slot_within_a_second(
-    way: str, knows: bool, monkeypatch: pytest.MonkeyPatch
+async def test_an_answer_that_comes_too_late_for_a_half_closed_caller_ends_in_a_reset(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert server.LOOK_S < server.HALF_CLOSE_GRACE_S < 1  # a busy machine's time is not counted below
-    if not knows:
-        monkeypatch.setattr(server, "has_left", lambda *_: None)
-        monkeypatch.setattr(server, "HALF_CLOSE_GRACE_S", 0.03)
+    monkeypatch.setattr(departure, "LOOK_S", 0.01)
+    monkeypatch.setattr(departure, "PATIENCE_S", 0.05)
+    async with gateway(late(WAIT_S)) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x"))
+        writer.write_eof()
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(WAIT_S):
+                await reader.read()
+
+
+async def test_a_head_that_came_in_time_lets_a_half_closed_caller_read_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(departure, "LOOK_S", 0.01)
+    monkeypatch.setattr(departure, "PATIENCE_S", 0.05)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+        await asyncio.sleep(0.2)
+        writer.write(b"k")
+        await writer.drain()
+
+    async with gateway(script) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x"))
+        writer.write_eof()
+        assert (await read_message(reader)).body == b"ok"
+
+
+async def test_a_complete_request_before_an_incomplete_one_is_answered_after_the_last_byte() -> None:
+    upstream = Upstream()
+    async with gateway(upstream) as proxy:
+        for rest in (
+            b"GET /v1/y HTTP/1.1\r\nHo",
+            proxy.request(b"POST /v1/y", b"Content-Length: 9", body=b"a"),
+            proxy.request(b"POST /v1/y", b"Transfer-Encoding: chunked", body=b"5\r\na"),
+        ):
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /v1/x") + rest)
+            writer.write_eof()
+            assert (await read_message(reader)).body == b"ok"
+            assert await reader.read() == b""
+        assert [request.start_line for request in upstream.requests] == [b"GET /v1/x HTTP/1.1"] * 3
+
+
+@pytest.mark.parametrize("others_wait", [True, False])
+async def test_a_half_closed_caller_that_holds_others_up_is_given_less_time(
+    others_wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departure, "LOOK_S", 0.01)
+    monkeypatch.setattr(departure, "HURRIED_PATIENCE_S", 0.05)
+    is_first = True
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal is_first
+        await read_message(reader)
+        if is_first:
+            is_first = False
+            await asyncio.sleep(0.3)
+        writer.write(OK)
+        await writer.drain()
+
+    async with gateway(script, contentsquare={"max_concurrency": 1}) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x"))
+        writer.write_eof()
+        await asyncio.sleep(0.02)
+        if others_wait:
+            assert (await proxy.call(b"GET /v1/y")).body == b"ok"
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        else:
+            assert (await read_message(reader)).body == b"ok"
+
+
+@pytest.mark.parametrize("way", ["close", "abort", "half-close-then-close"])
+async def test_a_caller_that_leaves_frees_its_slot(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(departure, "LOOK_S", 0.01)
+    monkeypatch.setattr(departure, "PATIENCE_S", 0.05)
     started, gone = asyncio.Event(), asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -783,7 +865,7 @@ async def test_a_caller_that_leaves_frees_its_slot_within_a_second(
                 await asyncio.sleep(0.005)
 
 
-async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -> None:
+async def test_a_reset_while_an_upload_is_held_back_is_noticed() -> None:
     started, gone = asyncio.Event(), asyncio.Event()
 
     async def stalled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -796,10 +878,12 @@ async def test_a_caller_that_leaves_while_its_upload_is_held_back_is_noticed() -
         writer.write(proxy.request(b"POST /v1/x", b"Content-Length: 80000000", body=b"x" * 20_000_000))
         await started.wait()
         slots = next(iter(proxy.app.projects())).slots
-        connection: Any = proxy.app._listeners.servers[0][1].connections[0]
+        connection = next(iter(proxy.app._listeners.connections()))
         async with asyncio.timeout(WAIT_S):
             while not connection.is_reading_held:
                 await asyncio.sleep(0.002)
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
         async with asyncio.timeout(WAIT_S):
             while slots.in_use:

@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start  # noqa: F401 - a fixture
 
-from proxy.server import capacity as door
+from proxy.server import capacity, site
 from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="listeners don't pause there")
 
 
 @pytest.mark.parametrize(
@@ -40,15 +38,15 @@ def test_connections_leave_file_descriptors_for_tokens_and_clouds(
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(door, "MAX_CONNECTIONS", 16)
-    monkeypatch.setattr(door, "LOOK_S", 0.01)
-    monkeypatch.setattr(door, "IDLE_S", 0.2)
+    monkeypatch.setattr(capacity, "MAX_CONNECTIONS", 16)
+    monkeypatch.setattr(site, "LOOK_S", 0.01)
+    monkeypatch.setattr(capacity, "IDLE_S", 0.2)
     return 16
 
 
 def connections(proxy: Gateway) -> int:
-    [(_, server)] = proxy.app._listeners.servers
-    return server.open
+    [listening] = proxy.app._listeners.sites
+    return listening.server.open
 
 
 async def busy(proxy: Gateway, count: int) -> list[asyncio.StreamWriter]:
@@ -139,8 +137,8 @@ async def main():
                     await asyncio.sleep(0)
             except OSError:
                 pass
-            [door] = app._listeners._doors
-            print('#', len(taken) > 20, door.server.open <= door.limit + 8)
+            [site] = app._listeners.sites
+            print('#', len(taken) > 20, site.server.open <= site.limit + 8)
             for sock in taken[:3]:  # as much as the test itself needs to go on
                 sock.close()
             [project] = app.projects()

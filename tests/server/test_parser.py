@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -43,7 +44,6 @@ class Silent:
     def __init__(self) -> None:
         self.loop = Loop()
         self.transport: Any = None
-        self.unanswered = 0
 
     def pause_body(self) -> None: ...
 
@@ -58,13 +58,18 @@ def told(request: Request) -> object:
     return head.method, head.target, head.minor, fields, request.body.complete, request.body.received
 
 
+def parser_and_queue() -> tuple[RequestParser, deque[Request]]:
+    queue: deque[Request] = deque()
+    return RequestParser(cast(Connection, Silent()), queue), queue
+
+
 def cut(packets: Iterable[bytes]) -> list[object]:
-    parser = RequestParser(cast(Connection, Silent()))
+    parser, queue = parser_and_queue()
     requests: list[Request] = []
     for packet in packets:
-        for request in parser.feed_data(packet):
-            parser.message_consumed()
-            requests.append(request)
+        parser.feed(packet)
+        requests += queue
+        queue.clear()
     return [told(request) for request in requests]
 
 
@@ -82,23 +87,27 @@ def test_packets_make_no_difference(pieces: list[bytes], data: st.DataObject | N
 
 
 def test_a_request_with_the_fields_of_the_last_one_shares_them() -> None:
-    parser = RequestParser(cast(Connection, Silent()))
-    requests = [request for piece in PIECES[:3] for request in parser.feed_data(piece)]
-    assert [request.head.target for request in requests] == [b"/0", b"/1", b"/2"]
-    assert len({id(request.head.section) for request in requests}) == 1
+    parser, queue = parser_and_queue()
+    for piece in PIECES[:3]:
+        parser.feed(piece)
+    assert [request.head.target for request in queue] == [b"/0", b"/1", b"/2"]
+    assert len({id(request.head.section) for request in queue}) == 1
 
 
-def test_what_is_not_consumed_holds_the_next_ones_back() -> None:
-    parser = RequestParser(cast(Connection, Silent()))
-    requests = [request for _ in range(20) for request in parser.feed_data(PIECES[0])]
-    assert len(requests) == 8
-    parser.message_consumed()
-    assert len(parser.feed_data(b"")) == 1
+def test_a_full_queue_holds_the_next_requests_back() -> None:
+    parser, queue = parser_and_queue()
+    for _ in range(20):
+        parser.feed(PIECES[0])
+    assert len(queue) == 8
+    queue.popleft()
+    parser.feed(b"")
+    assert len(queue) == 8
 
 
 def test_an_empty_line_that_comes_in_two_is_no_head_that_is_late() -> None:
-    parser = RequestParser(cast(Connection, Silent()))
-    assert not parser.feed_data(b"\r")
+    parser, queue = parser_and_queue()
+    parser.feed(b"\r")
     assert parser.in_head
-    assert not parser.feed_data(b"\n")
+    parser.feed(b"\n")
     assert not parser.in_head
+    assert not queue

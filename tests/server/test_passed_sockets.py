@@ -222,7 +222,7 @@ def test_a_socket_that_others_can_reach_needs_callers(kind: str, tmp_path: Path)
         with pytest.raises(ConfigError, match="LISTEN_FDS"):  # as a reload would have it
             listeners.refuse_exposed(settings())
     finally:
-        listeners.close()
+        asyncio.run(listeners.close())
 
 
 async def test_a_reload_that_would_open_a_passed_socket_to_all_is_refused() -> None:

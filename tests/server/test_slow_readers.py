@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from support.harness import WAIT_S, Gateway, Upstream, gateway, until
 
-from proxy.server import capacity as door
+from proxy.server import caller_socket, capacity
 from proxy.server import connection as server
 from proxy.server.connection import CallerConnection
 
@@ -20,8 +20,8 @@ def answer_of(size: int) -> bytes:
 
 
 def left(connection: CallerConnection) -> int:
-    wire = connection._wire
-    return 0 if wire is None else wire.get_write_buffer_size()
+    transport = connection.transport
+    return 0 if transport is None else transport.get_write_buffer_size()
 
 
 class Reader:
@@ -98,7 +98,7 @@ async def test_who_never_reads_the_end_of_an_answer_is_let_go(
     line: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.8)
-    monkeypatch.setattr(server, "WRITE_STALL_S", 0.2)
+    monkeypatch.setattr(caller_socket, "WRITE_STALL_S", 0.2)
     upstream = Upstream()
     async with gateway(upstream) as proxy, reader(proxy, upstream, line) as caller:
         await until(lambda: not list(proxy.app._listeners.connections()))
@@ -115,8 +115,8 @@ async def test_who_reads_slowly_and_was_asked_to_close_still_gets_all() -> None:
 
 
 async def test_those_who_never_read_keep_nobody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MAX_CONNECTIONS", 8)
-    monkeypatch.setattr(door, "IDLE_S", 0.05)
+    monkeypatch.setattr(capacity, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(capacity, "IDLE_S", 0.05)
     upstream = Upstream()
     async with gateway(upstream) as proxy, contextlib.AsyncExitStack() as stack:
         for _ in range(8):

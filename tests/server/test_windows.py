@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a coroutine on a loop whose transports do what the Proactor loop's do."""
     monkeypatch.setattr(_SelectorSocketTransport, "_read_ready__data_received", _read_as_bytearray)
     monkeypatch.setattr(_SelectorSocketTransport, "_call_connection_lost", _end_by_shutdown)
-    monkeypatch.setattr("proxy.server.connection.ABORT_SHUTS_DOWN", True)
+    monkeypatch.setattr("proxy.server.caller_socket.ABORT_SHUTS_DOWN", True)
 
     def run(scenario: Coroutine[object, object, None]) -> None:
         async def whole() -> None:

@@ -1,0 +1,166 @@
+"""One caller's socket: flow control in both directions, and the end. Must not know requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+from typing import Final, cast
+
+from proxy.server.request import WritingPeer
+
+_NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+"""SO_LINGER with a time of 0: closing the socket resets the connection."""
+ABORT_SHUTS_DOWN = sys.platform == "win32"
+"""Whether the event loop shuts an aborted socket down before it closes the socket, so that a FIN goes out."""
+WRITE_STALL_S = 300.0
+"""How long a caller may take to read what is left of an answer, before the next answer or the end."""
+
+
+class CallerSocket(asyncio.Protocol):
+    """The protocol behind one caller's socket, from its acceptance on."""
+
+    __slots__ = (
+        "_drained",
+        "_holds",
+        "_is_closing",
+        "_is_tls",
+        "_loop",
+        "_stall_timer",
+        "opening",
+        "peer",
+        "socket",
+        "transport",
+        "writing_paused",
+    )
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self.socket = sock
+        self._loop = loop
+        self.opening: asyncio.Task[None] | None = None
+        """The task of the TLS handshake."""
+        self.transport: asyncio.Transport | None = None
+        """None until the TLS handshake has ended, and once the connection is lost."""
+        self.peer: WritingPeer | None = None
+        self.writing_paused = False
+        self._drained: asyncio.Future[None] | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._holds = 0
+        """How many reasons there are not to read from the caller."""
+        self._is_tls = False
+        self._is_closing = False
+        """Whether nothing is written after what was written already."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the connection lives on."""
+        return self._loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is open, and TLS is spoken where it has to be."""
+        self.transport = cast(asyncio.Transport, transport)
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
+
+    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002 - asyncio's interface
+        """The connection is closed."""
+        self.transport = None
+        self._is_closing = True
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    # What the caller sends
+
+    @property
+    def is_reading_held(self) -> bool:
+        """Whether nothing is read from the caller for now."""
+        return self._holds > 0
+
+    def pause_body(self) -> None:
+        """Stop reading from the caller, until `resume_body` was called as often."""
+        self._holds += 1
+        if self._holds == 1 and self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_body(self) -> None:
+        """Read on, unless there is another reason not to."""
+        self._holds -= 1
+        if not self._holds and self.transport is not None:
+            self.transport.resume_reading()
+
+    # What the caller takes
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the kernel has not taken all that was written."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
+    def pause_writing(self) -> None:
+        """The caller reads more slowly than the answer comes."""
+        self.writing_paused = True
+        if self.peer is not None:
+            self.peer.pause()
+
+    def resume_writing(self) -> None:
+        """The caller has taken most of what was written."""
+        self.writing_paused = False
+        if self._is_closing:
+            self.close()
+            return
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self.peer is not None:
+            self.peer.resume()
+
+    async def drained(self) -> None:
+        """Wait until the caller has taken most of what was written; after ``WRITE_STALL_S`` it is reset."""
+        if self.writing_paused:
+            self._drained = self._loop.create_future()
+            self._limit_stall()
+            await self._drained
+
+    def _limit_stall(self) -> None:
+        if self._stall_timer is None:
+            self._stall_timer = self._loop.call_later(WRITE_STALL_S, self.abort)
+
+    # The end
+
+    def close(self) -> None:
+        """Close once the caller has taken what was written; a caller that takes too long is reset."""
+        self._is_closing = True
+        transport = self.transport
+        if transport is None:
+            if self.opening is not None:
+                self.opening.cancel()
+        elif self._is_tls and self.has_unsent:
+            # A transport that closes gives the caller no more time than TLS needs for its end.
+            self._limit_stall()
+            transport.set_write_buffer_limits(0)
+        else:
+            if self.has_unsent:
+                self._limit_stall()
+            transport.close()
+
+    def abort(self) -> None:
+        """Reset the connection, so that the part of an answer that was sent doesn't look whole."""
+        transport = self.transport
+        if transport is None:
+            self.close()
+            return
+        if self.socket.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        transport.abort()
+        if ABORT_SHUTS_DOWN:  # closed at once, the socket sends a reset
+            self.socket.close()
+
+    def make_way(self) -> None:
+        """Close the connection now, so that there is room for others."""
+        if self.has_unsent:
+            self.abort()
+        else:
+            self.close()

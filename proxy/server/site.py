@@ -1,0 +1,197 @@
+"""Accepts callers' connections, as a site of aiohttp's public server.
+
+aiohttp's own sites pass no time limits to TLS, count a TLS connection only after its handshake, and can't
+pause. This module and `proxy.server.connection` use none of aiohttp's private names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, cast
+
+from aiohttp.web_runner import BaseSite, ServerRunner
+from aiohttp.web_server import Server
+
+from proxy.server.capacity import make_room, room
+from proxy.server.connection import CallerConnection, Handler
+from proxy.server.request import Listener
+from proxy.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, speaks_plain_http
+
+Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
+"""Runs a coroutine until the application ends, which an error of the coroutine's ends, too."""
+OnEvent = Callable[[str, Mapping[str, object]], None]
+LOOK_S = 0.1
+"""How often a full listener, or a process without free descriptors, looks for connections to close."""
+UNSENT_BYTES: Final = 128 * 1024
+"""How much of an answer the kernel holds for a slow caller, beside what is on its way to the caller. Without
+this limit, the kernel would hold megabytes for each caller."""
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+
+
+class CallerServer(Server):
+    """The connections of one listener."""
+
+    def __init__(self, handler: Handler, listener: Listener) -> None:
+        super().__init__(cast(Any, handler.run))
+        self.listener = listener
+        self._handler = handler
+        self._open: set[CallerConnection] = set()
+
+    def __call__(self, sock: socket.socket) -> CallerConnection:  # type: ignore[override]
+        """The protocol for a socket that was accepted. It counts from now on."""
+        loop = asyncio.get_running_loop()
+        connection = CallerConnection(self._handler, self.listener, sock, loop, self.forget)
+        self._open.add(connection)
+        return connection
+
+    def forget(self, connection: CallerConnection) -> None:
+        """The connection is lost, or was never made."""
+        self._open.discard(connection)
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return len(self._open)
+
+    @property
+    def connections(self) -> list[CallerConnection]:  # type: ignore[override]
+        """The connections, those in their TLS handshake among them."""
+        return [*self._open]
+
+    def pre_shutdown(self) -> None:
+        """Close each connection: now, or after the answers that its caller waits for."""
+        for connection in self.connections:
+            connection.is_ending = True
+            if connection.is_idle:
+                connection.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002 - aiohttp's
+        """Reset the connections that are left."""
+        for connection in self.connections:
+            connection.abort()
+
+
+class CallerSite(BaseSite):
+    """One listening socket of ``runner``'s server, whatever its family. It is closed by `stop`.
+
+    ``limit``: how many connections it may have. ``on_event`` hears ``accept_failed``.
+    """
+
+    def __init__(
+        self,
+        runner: ServerRunner,
+        server: CallerServer,
+        sock: socket.socket,
+        *,
+        limit: int,
+        tls: ssl.SSLContext | None,
+        spawn: Spawn,
+        on_event: OnEvent,
+    ) -> None:
+        super().__init__(runner)
+        self.server = server
+        self.limit = limit
+        self._sock = sock
+        self._tls = tls
+        self._spawn = spawn
+        self._on_event = on_event
+        self._accepting: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def name(self) -> str:
+        """Where it listens, as a URL."""
+        return self.server.listener.url
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        await super().start()
+        self._sock.setblocking(False)
+        self._accepting = self._spawn(self._accept())
+
+    async def stop(self) -> None:
+        """Accept no more; connections stay."""
+        self._is_stopping = True
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().remove_reader(self._sock)
+        for _ in range(3):  # a connection that was accepted a moment ago is served
+            await asyncio.sleep(0)
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait((self._accepting,))
+        self._sock.close()
+        await super().stop()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._is_stopping:
+            if self.server.open >= self.limit:
+                await self._wait_for_room()
+                continue
+            try:
+                sock, _ = await loop.sock_accept(self._sock)
+            except ConnectionError:  # the caller has left already
+                continue
+            except OSError as exc:
+                await self._look_into(exc)
+                continue
+            if _NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
+            connection = self.server(sock)
+            if self._tls is None:
+                await self._open(connection, None)
+            else:
+                connection.opening = loop.create_task(self._open(connection, self._tls))
+                await asyncio.sleep(0)
+
+    async def _open(self, connection: CallerConnection, tls: ssl.SSLContext | None) -> None:
+        """Give the connection its transport, after the TLS handshake."""
+        loop, sock = asyncio.get_running_loop(), connection.socket
+        try:
+            if tls is None:
+                await loop.connect_accepted_socket(lambda: connection, sock)
+                return
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                is_plain = await speaks_plain_http(sock)
+            if not is_plain:
+                await loop.connect_accepted_socket(
+                    lambda: connection,
+                    sock,
+                    ssl=tls,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                    ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+                )
+        except OSError:  # no TLS, no handshake in time, or the caller has left
+            pass
+        finally:
+            connection.opening = None
+            if connection.transport is None:
+                sock.close()
+                self.server.forget(connection)
+
+    async def _wait_for_room(self) -> None:
+        while self.server.open > self.limit - room(self.limit):
+            self._make_room()
+            await asyncio.sleep(LOOK_S)
+
+    def _make_room(self) -> None:
+        make_room(self.server.connections, self.limit, asyncio.get_running_loop().time())
+
+    async def _look_into(self, error: OSError) -> None:
+        """The system can't accept: most likely, the process or the system has no file descriptors left."""
+        cause = errno.errorcode.get(error.errno or 0, "unknown")
+        values = {
+            "listener": self.name,
+            "cause": cause,
+            "error": error.strerror,
+            "connections": self.server.open,
+        }
+        self._on_event("accept_failed", values)
+        self._make_room()
+        await asyncio.sleep(LOOK_S)

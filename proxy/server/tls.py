@@ -1,0 +1,78 @@
+"""A listener's TLS: its context, and callers that speak plain HTTP to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from pathlib import Path
+from typing import NoReturn
+
+from proxy.errors import ConfigError
+
+HANDSHAKE_TIMEOUT_S = 10.0
+SHUTDOWN_TIMEOUT_S = 1.0
+"""How long a caller may take to answer the end of TLS. The caller has taken the whole answer by then."""
+_HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
+_USE_HTTPS = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    % len(_HINT)
+) + _HINT
+
+
+def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """A listener's TLS context from PEM files, None without them. Raises ConfigError."""
+    if cert is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    load_certificate(context, cert, key)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
+    """Show new callers the certificate that is in these files now. Raises ConfigError.
+
+    Check the files with `server_tls` first: OpenSSL may keep half of a pair that doesn't fit.
+    """
+    try:
+        context.load_cert_chain(cert, key, password=_no_pass_phrase)
+    except (OSError, ssl.SSLError):
+        raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
+
+
+def _no_pass_phrase() -> NoReturn:
+    """OpenSSL would ask for a pass phrase on the terminal, and a reload would wait for an answer."""
+    raise ConfigError(
+        "server.tls_key: is encrypted, and the proxy never asks for a pass phrase; give the key without one:"
+        " openssl pkey -in KEY -out NEW_KEY"
+    )
+
+
+async def speaks_plain_http(sock: socket.socket) -> bool:
+    """Whether the caller's first byte is a letter, as in ``GET``; then a hint is sent to the caller.
+
+    Always False on an event loop that can't wait for a socket without reading from it (Windows).
+    """
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    try:
+        loop.add_reader(sock, _set, readable)
+    except NotImplementedError:
+        return False
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sock)
+    if not sock.recv(1, socket.MSG_PEEK).isalpha():
+        return False
+    sock.recv(64 * 1024)  # what is not read would make a reset of the close, and lose the hint
+    with contextlib.suppress(OSError):
+        sock.send(_USE_HTTPS)
+    return True
+
+
+def _set(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
