@@ -45,7 +45,7 @@ class Exchange(Protocol):
         ...
 
     def abandon(self) -> None:
-        """The caller has left: end the exchange. Its end is reported to no connection."""
+        """The caller has left: end the exchange."""
 
 
 class Connection(Source, Protocol):
