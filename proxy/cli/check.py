@@ -13,7 +13,7 @@ from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
 from proxy.origin import bracketed
-from proxy.server.listeners import server_tls
+from proxy.server.tls import server_tls
 from proxy.upstream.tls import tls_context
 
 

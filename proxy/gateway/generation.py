@@ -18,7 +18,7 @@ from proxy.gateway.route import Route, Router, named_by_fields
 from proxy.http1.heads import RequestHead
 from proxy.logs.setup import redactor
 from proxy.projects import Project
-from proxy.server.listeners import Listener
+from proxy.server.request import Listener
 
 
 @dataclass(frozen=True, slots=True)
