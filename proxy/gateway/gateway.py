@@ -23,7 +23,7 @@ from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
 from proxy.gateway.own import OwnPaths, is_own
-from proxy.gateway.request_log import RequestLog
+from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.logs.events import OnEvent
 from proxy.server.answer import write_error
@@ -46,7 +46,6 @@ class Gateway:
     def __init__(self, overview: Overview, quit_: Callable[[], None] | None, on_event: OnEvent) -> None:
         self._overview = overview
         self._on_event = on_event
-        self._log = RequestLog()
         self._wrong_keys = WrongKeys()
         oauth = LocalOAuth(lambda: self.generation, self._slow_down)
         self._own = OwnPaths(Admin(overview), oauth, quit_)

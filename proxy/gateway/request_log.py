@@ -10,15 +10,13 @@ import logging
 import re
 from typing import Final
 
-from proxy.contentsquare import Api
 from proxy.gateway.exchange import exchange_of
-from proxy.logs.setup import quick_logger
+from proxy.logs.setup import is_enabled_for, log_soon
 from proxy.server.request import Request
 from proxy.server.request_id import request_id, trace_id
 
 LONGEST_ROUTE: Final = 128
 _PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status"))
-_API_NAMES: Final = {api: api.value for api in Api}
 _METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 }
@@ -60,74 +58,51 @@ def _shown(segment: bytes) -> str:
     return word
 
 
-class RequestLog:
-    """Writes the line of each request that is over."""
-
-    def __init__(self) -> None:
-        self._log = log = quick_logger("proxy")
-        self._project = log.key("project")
-        self._api = log.key("api")
-        self._caller = log.key("caller")
-        self._method = log.key("method")
-        self._route = log.key("route")
-        self._status = log.key("status")
-        self._bytes_in = log.key("bytes_in")
-        self._bytes_out = log.key("bytes_out")
-        self._wait = log.key("wait_ms")
-        self._upstream = log.key("upstream_ms")
-        self._total = log.key("total_ms")
-        self._replayed = log.key("replayed")
-        self._shared = log.key("shared")
-        self._error = log.key("error")
-        self._reason = log.key("reason")
-        self._request_id = log.key("request_id")
-        self._trace_id = log.key("trace_id")
-
-    def tell(self, request: Request, took_s: float) -> None:
-        """It ended ``took_s`` after its beginning."""
-        if not self._log.is_enabled_for(logging.INFO):
+def log_request(request: Request, took_s: float) -> None:
+    """Write the line of a request that ended ``took_s`` seconds after its beginning."""
+    if not is_enabled_for(logging.INFO):
+        return
+    level = "info"
+    if request.exchange is None and _is_probe(request):
+        if not is_enabled_for(logging.DEBUG):
             return
-        level = "info"
-        if request.exchange is None and _is_probe(request):
-            if not self._log.is_enabled_for(logging.DEBUG):
-                return
-            level = "debug"
-        line = self._log.begin(level, _event(request))
-        self._fill(line, request, took_s)
-        self._log.write(line)
+        level = "debug"
+    log_soon("proxy", level, _event(request), _values(request, took_s))
 
-    def _fill(self, line: list[str], request: Request, took_s: float) -> None:
-        """Add the line's own keys, in their order; one that says nothing is left out."""
-        exchange, facts = exchange_of(request), request.facts
-        if exchange is not None:
-            line.append(self._project.recurring(exchange.project.name))
-            line.append(self._api.recurring(_API_NAMES[exchange.api]))
-        if facts.caller is not None:
-            line.append(self._caller.recurring(facts.caller))
-        if request.head.method:
-            line.append(self._method.recurring(_METHODS.get(request.head.method, "{other}")))
-            target = request.head.target if exchange is None else exchange.target
-            line.append(self._route.recurring(route_of(target)))
-        if request.status:
-            line.append(self._status.recurring(request.status))
-        line.append(self._bytes_in.recurring(request.body.received))
-        line.append(self._bytes_out.single(request.answer_bytes))
-        if exchange is not None:
-            line.append(self._wait.recurring(_ms(facts.waited_s)))
-        if facts.sent_at:
-            line.append(self._upstream.recurring(_ms(facts.began_at + took_s - facts.sent_at)))
-        line.append(self._total.recurring(_ms(took_s)))
-        if facts.replays:
-            line.append(self._replayed.single(list(facts.replays)))
-        if facts.shared is not None:
-            line.append(self._shared.recurring(facts.shared))
-        if facts.error_code is not None:
-            line.append(self._error.recurring(facts.error_code))
-        if facts.cut_because is not None:
-            line.append(self._reason.recurring(facts.cut_because))
-        line.append(self._request_id.single(request_id(request)))
-        if (trace := trace_id(request.head)) is not None:
-            line.append(self._trace_id.single(trace))
+
+def _values(request: Request, took_s: float) -> dict[str, object]:
+    """The line's own keys, in their order; a key that says nothing is left out."""
+    exchange, facts = exchange_of(request), request.facts
+    values: dict[str, object] = {}
+    if exchange is not None:
+        values["project"] = exchange.project.name
+        values["api"] = exchange.api.value
+    if facts.caller is not None:
+        values["caller"] = facts.caller
+    if request.head.method:
+        values["method"] = _METHODS.get(request.head.method, "{other}")
+        values["route"] = route_of(request.head.target if exchange is None else exchange.target)
+    if request.status:
+        values["status"] = request.status
+    values["bytes_in"] = request.body.received
+    values["bytes_out"] = request.answer_bytes
+    if exchange is not None:
+        values["wait_ms"] = _ms(facts.waited_s)
+    if facts.sent_at:
+        values["upstream_ms"] = _ms(facts.began_at + took_s - facts.sent_at)
+    values["total_ms"] = _ms(took_s)
+    if facts.replays:
+        values["replayed"] = list(facts.replays)
+    if facts.shared is not None:
+        values["shared"] = facts.shared
+    if facts.error_code is not None:
+        values["error"] = facts.error_code
+    if facts.cut_because is not None:
+        values["reason"] = facts.cut_because
+    values["request_id"] = request_id(request)
+    if (trace := trace_id(request.head)) is not None:
+        values["trace_id"] = trace
+    return values
 
 
 def _is_probe(request: Request) -> bool:

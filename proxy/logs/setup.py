@@ -1,8 +1,8 @@
-"""Logging: structlog set up once, for our own events and for the standard library's records.
+"""Logging: structlog set up once, for the proxy's own events and for the standard library's records.
 
 Hides structlog, the choice of rendering, and two promises: no line holds a registered secret
-(`redactor`, by value, on the lines as they are about to be written), and no stream stops the program
-or holds it up (`proxy.logs.sink`; `dropped_lines` counts what was lost). Knows nothing of what is logged.
+(`redactor` replaces secrets in each line just before it is written), and no stream stops or delays the program
+(`proxy.logs.sink`; `dropped_lines` counts the lines that were lost). Must not know what is logged.
 
 Events are past-tense snake_case, with values as keys::
 
@@ -17,40 +17,35 @@ import json
 import logging
 import os
 import sys
-from json.encoder import encode_basestring
-from typing import IO, TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from proxy.logs.quick_log import Output, QuickLogger, Rendering
+import orjson
+import structlog
+from structlog.stdlib import ProcessorFormatter, add_log_level, add_logger_name
+
 from proxy.logs.redact import Redactor
 from proxy.logs.sink import Sink
-
-# structlog loads rich wherever it is installed, for tracebacks that we don't draw with it: that would
-# cost 3 MiB and a tenth of the start-up.
-_hidden = [name for name in ("rich", "rich.console", "rich.traceback") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None makes an import fail
-
-import structlog  # noqa: E402
-from structlog.stdlib import ProcessorFormatter, add_logger_name  # noqa: E402
-
-for _name in _hidden:
-    del sys.modules[_name]
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")
-_QUOTED_IN_TEXT = frozenset(" \t=\r\n\"'")
 
 redactor = Redactor()
-"""The one that every line goes through."""
+"""The redactor of every line."""
 _sink = Sink(redactor.redact)
-_output = Output(_sink)
 redactor.before_discard = _sink.flush
+_level = logging.CRITICAL + 1
+"""The lowest level that is written, as a number of the standard library's; none before `configure`."""
+_renderers: Sequence[Processor] = ()
+"""Make an event with its keys in order a line of text."""
 
 
 class _NamedSink:
-    """What structlog calls a logger: the end of the line, here with the name of its beginning."""
+    """structlog's wrapped logger: it writes rendered lines, and knows the name that they carry."""
 
     __slots__ = ("name",)
 
@@ -60,11 +55,16 @@ class _NamedSink:
     def write(self, line: str) -> None:
         _sink.write(line)
 
-    debug = info = warning = error = critical = exception = write
+    debug = write
+    info = write
+    warning = write
+    error = write
+    critical = write
+    exception = write
 
 
 class _SinkHandler(logging.Handler):
-    """The standard library's records, into the same sink."""
+    """Writes the standard library's records into the same sink."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -78,34 +78,37 @@ _handler = _SinkHandler()
 
 
 def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  # noqa: A002 - the setting's name
-    """Sets logging up, or anew, for the whole process.
+    """Set up logging for the whole process, also a second time.
 
     ``level`` and ``format`` are those of the ``[log]`` table; ``format`` "auto" is text on a terminal and
     JSON lines elsewhere. ``stream`` None is standard error.
     """
+    global _level, _renderers  # noqa: PLW0603 - a process has one log
     _sink.stream = sys.stderr if stream is None else stream
     is_terminal = _is_terminal(_sink.stream)
     as_text = format == "text" or (format == "auto" and is_terminal)
-    number = logging.getLevelNamesMapping()[level.upper()]
-    rendering = _text(number, colors=is_terminal and _wants_colors()) if as_text else _json(number)
-    _output.rendering = rendering
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    start: list[Processor] = [add_logger_name, structlog.stdlib.add_log_level, stamp]
+    _level = logging.getLevelNamesMapping()[level.upper()]
+    _renderers = _text_renderers(colors=is_terminal and _wants_colors()) if as_text else [_render_json]
+    start: list[Processor] = [
+        add_logger_name,
+        add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    end: list[Processor] = [structlog.processors.format_exc_info, _put_first_keys_first, *_renderers]
     structlog.configure(
-        processors=[*start, *rendering.processors],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[*start, *end],
+        wrapper_class=structlog.make_filtering_bound_logger(_level),
         context_class=dict,
         logger_factory=_NamedSink,
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=False,  # loggers follow a later `configure`
     )
     _handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=start,
-            processors=[ProcessorFormatter.remove_processors_meta, *rendering.processors],
+            foreign_pre_chain=start, processors=[ProcessorFormatter.remove_processors_meta, *end]
         )
     )
     root = logging.getLogger()
-    root.setLevel(number)
+    root.setLevel(_level)
     if _handler not in root.handlers:
         root.addHandler(_handler)
     logging.captureWarnings(True)
@@ -116,13 +119,26 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
-def quick_logger(name: str) -> QuickLogger:
-    """A logger for what is logged very often with the same keys; see there."""
-    return QuickLogger(name, _output)
+def is_enabled_for(level: int) -> bool:
+    """Whether events of this level, a number of the standard library's, are written."""
+    return level >= _level
+
+
+def log_soon(logger: str, level: str, event: str, values: Mapping[str, object]) -> None:
+    """Write an event at the end of the event loop's turn, together with others, whatever the configured level.
+
+    The line looks as if `get_logger` had written it. structlog's loggers copy the values four times and call six
+    processors, which takes three times as long: too long for a line that each request has.
+    """
+    stamp = datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z"
+    line: Any = {"timestamp": stamp, "level": level, "logger": logger, "event": event, **values}
+    for render in _renderers:
+        line = render(None, level, line)
+    _sink.write_soon(line)
 
 
 def dropped_lines() -> int:
-    """How many lines couldn't be written since the process began."""
+    """The number of lines that couldn't be written since the process began."""
     return _sink.dropped
 
 
@@ -138,52 +154,40 @@ def _wants_colors() -> bool:
     return sys.platform != "win32" and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _text(level: int, *, colors: bool) -> Rendering:
+def _text_renderers(*, colors: bool) -> list[Processor]:
     # The plain traceback: rich's shows local variables, and so secrets.
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return Rendering(level, [_escape_controls, renderer], repr, _text_value)
-
-
-def _json(level: int) -> Rendering:
-    return Rendering(
-        level, [structlog.processors.format_exc_info, _render_json], _json_value, encode_basestring
-    )
-
-
-def _text_value(value: str) -> str:
-    """As `structlog.dev.ConsoleRenderer` shows it, after `_escape_controls`."""
-    value = _escaped(value)
-    return value if _QUOTED_IN_TEXT.isdisjoint(value) else repr(value)
-
-
-def _json_value(value: object) -> str:
-    return json.dumps(value, default=_plain, ensure_ascii=False)
+    return [_escape_controls, renderer]
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """No value moves the cursor or begins a line of its own."""
     for key, value in event.items():
-        if isinstance(value, str) and key not in _LONG_KEYS:
-            event[key] = _escaped(value)
+        if isinstance(value, str) and key not in _LONG_KEYS and not value.isprintable():
+            # Redacted before it is escaped: the renderer may escape it once more.
+            event[key] = redactor.redact(value).encode("unicode_escape").decode()
     return event
 
 
-def _escaped(value: str) -> str:
-    if value.isprintable():
-        return value
-    # Redacted before it is escaped: the renderer may escape it once more.
-    return redactor.redact(value).encode("unicode_escape").decode()
+def _put_first_keys_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    ordered = {key: event.pop(key) for key in _FIRST_KEYS if key in event}
+    ordered.update(event)
+    return ordered
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    ordered = {key: event.pop(key) for key in _FIRST_KEYS if key in event}
-    ordered.update(event)
     try:
-        return json.dumps(ordered, default=_plain, ensure_ascii=False)
-    except (TypeError, ValueError):  # keys that JSON doesn't have, circles
-        return json.dumps({str(key): repr(value) for key, value in ordered.items()}, ensure_ascii=False)
+        return orjson.dumps(event, default=_plain).decode()
+    except (
+        TypeError
+    ):  # orjson takes no circles, no lone surrogates, no keys but text, no integers over 64 bits
+        simple = {
+            key: value if isinstance(value, str | int | float | None) else str(_plain(value))
+            for key, value in event.items()
+        }
+        return json.dumps(simple, ensure_ascii=False)
 
 
 def _plain(value: object) -> object:

@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import timeit
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ import structlog
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from proxy.logs import quick_log
 from proxy.logs import setup as log
 from proxy.logs.redact import Redactor
 
@@ -88,7 +86,7 @@ def test_a_json_line_holds_time_level_logger_event_and_the_values() -> None:
         "project": "shop",
         "expires_in": 3600,
     }
-    assert line.startswith('{"timestamp": ')
+    assert line.startswith('{"timestamp":')
 
 
 def test_text_is_for_people() -> None:
@@ -521,19 +519,9 @@ def test_a_line_is_written_whole_or_waits_until_it_can_be() -> None:
 # ---- lines that come very often
 
 
-def quickly(level: str, event: str, values: dict[str, Any], times: int = 1, way: str = "single") -> None:
-    """The line of these values by a new logger; ``way`` is the method of `Key` that makes its parts."""
-    quick = log.quick_logger("proxy.test")
-    keys = {name: quick.key(name) for name in values}
-    for _ in range(times):
-        line = quick.begin(level, event)
-        line += [getattr(keys[name], way)(value) for name, value in values.items()]
-        quick.write(line)
-
-
-def at_once(write: Callable[[], object], level: str, rendering: str) -> list[str]:
+def at_once(write: Callable[[], object], rendering: str) -> list[str]:
     stream = Terminal() if rendering == "colours" else io.StringIO()
-    log.configure(level, "auto" if rendering == "colours" else rendering, stream)
+    log.configure("info", "auto" if rendering == "colours" else rendering, stream)
     write()
     return stream.getvalue().splitlines()
 
@@ -544,109 +532,60 @@ values = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(),
     st.none(),
-    st.tuples(st.text(max_size=5)),
+    st.lists(st.text(max_size=5)),
 )
 
 
 @given(
-    kept=st.dictionaries(
-        st.sampled_from(["project", "route", "status", "total_ms", "replayed"]), values, min_size=1
-    ),
+    kept=st.dictionaries(st.sampled_from(["project", "route", "status", "total_ms", "replayed"]), values),
     rendering=st.sampled_from(["json", "text", "colours"]),
     level=st.sampled_from(["info", "warning"]),
-    way=st.sampled_from(["single", "recurring"]),
 )
-@example(kept={"route": "%s @value@ @time@", "project": "x"}, rendering="json", level="info", way="recurring")
-@example(kept={"route": "%s=@value@", "project": "@time@"}, rendering="text", level="info", way="single")
-def test_a_quick_line_looks_like_any_other(
-    kept: dict[str, Any], rendering: str, level: str, way: str
+def test_a_line_that_is_logged_soon_looks_like_any_other(
+    kept: dict[str, Any], rendering: str, level: str
 ) -> None:
     def both() -> None:
-        quickly(level, "happened", kept, 2, way)  # the second is put together from what was learnt
+        log.log_soon("proxy.test", level, "happened", kept)
         getattr(log.get_logger("proxy.test"), level)("happened", **kept)
 
-    first, second, usual = (
+    first, usual = (
         re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "NOW", line, count=1)
-        for line in at_once(both, "info", rendering)
+        for line in at_once(both, rendering)
     )
-    assert first == second == usual
+    assert first == usual
     assert "NOW" in first
 
 
-@pytest.mark.parametrize("second", [1_800_000_000, 1_800_000_000.0000019, 1_800_000_000.9999998])
-def test_a_quick_line_s_time_is_that_of_the_clock(second: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: second)
-    (line,) = at_once(lambda: quickly("info", "happened", {"status": 200}), "info", "json")
-    stamp = dt.datetime.fromisoformat(json.loads(line)["timestamp"])
-    assert abs((stamp - dt.datetime.fromtimestamp(second, dt.UTC)).total_seconds()) < 2e-6
-
-
-def test_a_quick_logger_follows_a_later_configure() -> None:
-    quick = log.quick_logger("proxy.test")
-    status = quick.key("status")
+def test_a_line_that_is_logged_soon_follows_a_later_configure() -> None:
     for level, rendering in (("info", "json"), ("warning", "text")):
         stream = io.StringIO()
         log.configure(level, rendering, stream)
-        assert quick.is_enabled_for(logging.INFO) is (level == "info")
-        quick.write([*quick.begin("warning", "happened"), status.recurring(200)])
+        assert log.is_enabled_for(logging.INFO) is (level == "info")
+        log.log_soon("proxy.test", "warning", "happened", {"status": 200})
         assert stream.getvalue().startswith("{") is (rendering == "json")
 
 
-def test_no_more_of_what_recurs_is_kept_than_a_little() -> None:
-    def write() -> None:
-        quick = log.quick_logger("proxy.test")
-        key = quick.key("number")
-        for number in range(3 * quick_log._MOST_KNOWN):
-            quick.write([*quick.begin("info", f"event_{number}"), key.recurring(number)])
-            assert len(key._known) <= quick_log._MOST_KNOWN
-        assert len(quick._starts) <= quick_log._MOST_KNOWN
-
-    found = [json.loads(line) for line in at_once(write, "info", "json")]
-    assert [line["number"] for line in found] == [*range(3 * quick_log._MOST_KNOWN)]
-    assert {line["event"] for line in found} == {f"event_{line['number']}" for line in found}
-
-
-@pytest.mark.parametrize("rendering", ["json", "text"])
-def test_what_recurs_is_redacted_though_it_is_a_secret_only_later(rendering: str) -> None:
-    secret = "hush\nhush\x1b'\"secret"  # escaped in both renderings
-    quick = log.quick_logger("proxy.test")
-    key = quick.key("reason")
-    stream = io.StringIO()
-    log.configure("info", rendering, stream)
-    for is_one in (False, True):
-        if is_one:
-            log.redactor.add(secret)
-        quick.write([*quick.begin("info", "happened"), key.recurring(secret)])
-    log.redactor.discard(secret)
-    before, after = stream.getvalue().splitlines()
-    assert "hush" in before
-    assert "hush" not in after
-    assert "[redacted]" in after
-
-
-async def test_quick_lines_are_written_together_and_in_their_order() -> None:
+async def test_lines_that_are_logged_soon_are_written_together_and_in_their_order() -> None:
     stream = io.StringIO()
     log.configure("info", "json", stream)
     logger = log.get_logger("proxy.test")
-    quickly("info", "first", {"status": 200})
-    quickly("info", "second", {"status": 200})
+    log.log_soon("proxy.test", "info", "first", {"status": 200})
+    log.log_soon("proxy.test", "info", "second", {"status": 200})
     assert stream.getvalue() == ""
     await asyncio.sleep(0)
     assert [line["event"] for line in lines(stream)] == ["first", "second"]
-    quickly("info", "third", {"status": 200})
+    log.log_soon("proxy.test", "info", "third", {"status": 200})
     logger.info("fourth")
     logging.getLogger("aiohttp").error("fifth")
     assert [line["event"] for line in lines(stream)] == ["first", "second", "third", "fourth", "fifth"]
 
 
 @pytest.mark.parametrize("rendering", ["json", "text"])
-async def test_a_secret_is_redacted_from_a_quick_line_though_it_is_forgotten_meanwhile(
-    rendering: str,
-) -> None:
+async def test_a_secret_is_redacted_though_it_is_forgotten_before_its_line_is_written(rendering: str) -> None:
     stream = io.StringIO()
     log.configure("info", rendering, stream)
     log.redactor.add(SECRET)
-    quickly("info", "happened", {"request_id": SECRET})
+    log.log_soon("proxy.test", "info", "happened", {"request_id": SECRET})
     log.redactor.discard(SECRET)
     await asyncio.sleep(0)
     assert "[redacted]" in stream.getvalue()

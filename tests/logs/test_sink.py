@@ -318,8 +318,7 @@ from proxy.logs import setup as log
 log.configure("info", "json")
 loop = asyncio.new_event_loop()
 async def last():
-    quick = log.quick_logger("proxy.test")
-    quick.write([*quick.begin("info", "answered"), quick.key("status").single(200)])
+    log.log_soon("proxy.test", "info", "answered", {"status": 200})
     loop.stop()
 loop.create_task(last())
 loop.run_forever()
