@@ -34,7 +34,6 @@ COMPILED = (
 NOT_COMPILED = (
     "__init__.py",
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
-    "logs/setup.py",  # it builds on structlog, whose types mypyc doesn't see
     "server/connection.py",  # its class derives from aiohttp's, and assigns that class's attributes
     "server/listeners.py",  # aiohttp's again, and it is used at the start alone
     "upstream/dial.py",  # tests put a slow dialer in its place, which no compiled class allows

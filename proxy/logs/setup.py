@@ -1,7 +1,7 @@
 """Logging: structlog set up once, for the proxy's own events and for the standard library's records.
 
-Hides structlog, the choice of rendering, and two promises: no line holds a registered secret
-(`redactor` replaces secrets in each line just before it is written), and no stream stops or delays the program
+Hides structlog, how lines are rendered, and two promises: no line holds a registered secret (`redactor`
+replaces secrets in each line just before it is written), and no stream stops or delays the program
 (`proxy.logs.sink`; `dropped_lines` counts the lines that were lost). Must not know what is logged.
 
 Events are past-tense snake_case, with values as keys::
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")
+# Dataclasses are left to their own `repr`, which may hide a field.
+_JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
 
 redactor = Redactor()
 """The redactor of every line."""
@@ -89,11 +91,7 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  
     as_text = format == "text" or (format == "auto" and is_terminal)
     _level = logging.getLevelNamesMapping()[level.upper()]
     _renderers = _text_renderers(colors=is_terminal and _wants_colors()) if as_text else [_render_json]
-    start: list[Processor] = [
-        add_logger_name,
-        add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    start: list[Processor] = [add_logger_name, add_log_level, _add_time]
     end: list[Processor] = [structlog.processors.format_exc_info, _put_first_keys_first, *_renderers]
     structlog.configure(
         processors=[*start, *end],
@@ -125,13 +123,12 @@ def is_enabled_for(level: int) -> bool:
 
 
 def log_soon(logger: str, level: str, event: str, values: Mapping[str, object]) -> None:
-    """Write an event at the end of the event loop's turn, together with others, whatever the configured level.
+    """Write an event, whatever its level, at the end of the event loop's turn and together with others.
 
-    The line looks as if `get_logger` had written it. structlog's loggers copy the values four times and call six
-    processors, which takes three times as long: too long for a line that each request has.
+    The line looks as if `get_logger` had written it. structlog's loggers copy the values four times and call
+    six processors, which takes three times as long: too long for the line that each request has.
     """
-    stamp = datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z"
-    line: Any = {"timestamp": stamp, "level": level, "logger": logger, "event": event, **values}
+    line: Any = {"timestamp": datetime.now(UTC), "level": level, "logger": logger, "event": event, **values}
     for render in _renderers:
         line = render(None, level, line)
     _sink.write_soon(line)
@@ -159,7 +156,18 @@ def _text_renderers(*, colors: bool) -> list[Processor]:
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return [_escape_controls, renderer]
+    return [_write_time, _escape_controls, renderer]
+
+
+def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC)
+    return event
+
+
+def _write_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Write the time as `_render_json` does: there orjson does it, several times as fast as ``isoformat``."""
+    event["timestamp"] = event["timestamp"].isoformat().replace("+00:00", "Z")
+    return event
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -179,16 +187,13 @@ def _put_first_keys_first(_logger: WrappedLogger, _method: str, event: EventDict
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     try:
-        return orjson.dumps(event, default=_plain).decode()
-    except (
-        TypeError
-    ):  # orjson takes no circles, no lone surrogates, no keys but text, no integers over 64 bits
-        simple = {
-            key: value if isinstance(value, str | int | float | None) else str(_plain(value))
-            for key, value in event.items()
-        }
-        return json.dumps(simple, ensure_ascii=False)
+        return orjson.dumps(event, default=str, option=_JSON_OPTIONS).decode()
+    except TypeError:  # circles, lone surrogates, keys that aren't text, integers of more than 64 bits
+        event = _write_time(None, "", event)
+        return json.dumps({key: _simple(value) for key, value in event.items()}, ensure_ascii=False)
 
 
-def _plain(value: object) -> object:
-    return value.value if isinstance(value, enum.Enum) else str(value)
+def _simple(value: object) -> object:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value.value if isinstance(value, enum.Enum) else value)

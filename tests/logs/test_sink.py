@@ -333,4 +333,4 @@ raise SystemExit("a traceback's place")
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 1
-    assert '"event": "answered"' in done.stderr
+    assert '"event":"answered"' in done.stderr
