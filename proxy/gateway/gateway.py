@@ -175,7 +175,7 @@ class Gateway:
                 if request.facts.caller is not None:
                     self._in_flight[request.facts.caller] -= 1
             project.measures.count_request(exchange.api, request, took_s)
-        self._log.tell(request, took_s)
+        log_request(request, took_s)
         request.exchange = None  # request and exchange refer to each other: free both without the collector
 
     async def _answer_failure(self, request: Request, failure: Exception) -> bool:

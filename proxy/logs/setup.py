@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -47,22 +47,13 @@ _renderers: Sequence[Processor] = ()
 
 
 class _NamedSink:
-    """structlog's wrapped logger: it writes rendered lines, and knows the name that they carry."""
-
-    __slots__ = ("name",)
+    """structlog's wrapped logger: it has the name that lines carry, and a method for each level."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
 
-    def write(self, line: str) -> None:
-        _sink.write(line)
-
-    debug = write
-    info = write
-    warning = write
-    error = write
-    critical = write
-    exception = write
+    def __getattr__(self, _level: str) -> Callable[[str], None]:
+        return _sink.write
 
 
 class _SinkHandler(logging.Handler):
