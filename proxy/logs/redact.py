@@ -1,7 +1,7 @@
 """Redaction by value: registered secrets are replaced wherever they stand in a text.
 
-Hides in which forms a secret may stand (URL-quoted, escaped, in base64), and how thousands of them are
-found at once. Knows nothing of what the text is.
+Hides the forms of a secret in a text (URL-quoted, escaped, in base64), and how thousands of them are found
+at once. Knows nothing of the text's meaning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHORTEST_SECRET = 6
 
 _KEY_LENGTH: Final = 24
 _STEP: Final = 12
-"""A text is looked at in steps of as many characters; a run of `_KEY_LENGTH` holds a whole gram then."""
+"""Characters between two looked-up places of a text: each run of `_KEY_LENGTH` has a whole gram at one."""
 _GRAM_LENGTH: Final = _KEY_LENGTH - _STEP + 1
 _RUN_CHARACTERS = f"{string.ascii_letters}{string.digits}_-"
 _LONG_RUN = re.compile(rf"[{_RUN_CHARACTERS}]{{{_KEY_LENGTH},}}")
@@ -31,10 +31,10 @@ _MASK: Final = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code 
 class Redactor:
     """Replaces registered secrets in text, also where they are URL-quoted, escaped or in base64.
 
-    A secret that was added twice has to be discarded twice: an old and a new configuration may
-    hold the same one. Thousands of them cost a line hardly more than one: each form is found by a
-    run of characters within it, where it has a long one, and searched for only where it hasn't.
-    ``before_discard`` is called before a secret is forgotten, for what still waits for its redaction.
+    A secret that was added twice must be discarded twice: an old and a new configuration may hold the same
+    one. A line costs hardly more with thousands of secrets than with one: a form with a long run of
+    characters is found by a part of that run, and only forms without one are searched for in each line.
+    ``before_discard`` is called before a secret is forgotten, for lines that are not yet redacted.
     """
 
     def __init__(self) -> None:
@@ -43,16 +43,17 @@ class Redactor:
         self._added: dict[str, int] = {}
         self._forms_of: dict[str, frozenset[str]] = {}
         self._by_gram: dict[str, tuple[str, ...]] = {}  # forms with a long run, by parts of its end
-        self._run = b""  # in the mask, as long as the shortest of them
+        self._run = b""  # in the mask: as long as the shortest of these runs
         self._keyless: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Redactor secrets={len(self._added)}>"
 
     def add(self, secret: str, *, is_token: bool = False) -> None:
-        """Redacts a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
+        """Redact a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
 
-        ``is_token`` is for the many that nobody puts into Basic or a query: no base64 of them is kept.
+        ``is_token`` is for tokens, of which there are many and which stand in no Basic field: their base64
+        forms are left out.
         """
         if len(secret) < SHORTEST_SECRET:
             return
@@ -66,7 +67,7 @@ class Redactor:
                     self._enter(form)
 
     def discard(self, secret: str) -> None:
-        """Takes back one `add`; an unknown secret is ignored."""
+        """Undo one `add`; an unknown secret is ignored."""
         if self.before_discard is not None:
             self.before_discard()
         with self._lock:
@@ -82,16 +83,16 @@ class Redactor:
         found = [form for form in self._keyless if form in text]
         if self._by_gram:
             found += self._with_runs_in(text)
-        # Longest first, so that a secret within another one doesn't leave the rest of it standing.
+        # The longest first: a secret within another one would leave the rest of that one in the text.
         for form in sorted(found, key=len, reverse=True) if found else ():
             text = text.replace(form, REDACTED)
         return text
 
     def _with_runs_in(self, text: str) -> list[str]:
-        """The forms that may be in the text, by its long runs."""
+        """The forms that the text may hold, found by the text's long runs."""
         found: list[str] = []
         by_gram, run = self._by_gram, self._run
-        # One byte a character, so that places in both are the same; several times as fast as a regex.
+        # The mask has one byte for each character of the text; this is several times as fast as a regex.
         mask = text.encode("ascii", "replace").translate(_MASK)
         start = mask.find(run)
         while start >= 0:
@@ -100,11 +101,11 @@ class Redactor:
                 end = len(mask)
             for place in range(start, end - _GRAM_LENGTH + 1, _STEP):
                 if (gram := text[place : place + _GRAM_LENGTH]) in by_gram:
-                    found += by_gram.get(gram, ())  # another thread may have struck it out
+                    found += by_gram.get(gram, ())  # another thread may have removed it
             start = mask.find(run, end)
         return found
 
-    # Two secrets may share a form, so each is entered and struck out as often as it occurs.
+    # Two secrets may share a form, so a form is entered and removed once for each secret.
 
     def _enter(self, form: str) -> None:
         run = _long_run(form)
@@ -127,16 +128,13 @@ class Redactor:
 
 
 def _long_run(form: str) -> str:
-    """Its last one, "" where it has none: a token's signature, where its beginning is like every other's."""
+    """The last long run of a form, "" without one: a token's signature, since all tokens begin alike."""
     runs = _LONG_RUN.findall(form)
     return runs[-1] if runs else ""
 
 
 def _grams_of(run: str) -> list[str]:
-    """Parts of the end of a long run.
-
-    Wherever it stands in a text, one of them begins at one of the places that are looked at.
-    """
+    """Parts of the end of a long run: in any text with this run, one of them begins at a place looked up."""
     key = run[-_KEY_LENGTH:]
     return [key[place : place + _GRAM_LENGTH] for place in range(_STEP)] if key else []
 
@@ -147,7 +145,7 @@ def _without(forms: tuple[str, ...], form: str) -> tuple[str, ...]:
 
 
 def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
-    """The ways in which a secret may stand in a line."""
+    """The forms that a secret may have in a line."""
     escaped = json.dumps(secret, ensure_ascii=False)
     yield secret
     yield from (escaped[1:-1], json.dumps(escaped, ensure_ascii=False)[3:-3])
@@ -159,10 +157,10 @@ def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:
-    """The characters that a secret makes in base64 at any place, as in ``user:secret`` of Basic.
+    """The characters of a secret in base64 at any place, as in ``user:secret`` of Basic.
 
-    Three bytes make four characters, so there are three alignments; characters that depend on
-    the neighbours, too, are left out.
+    Three bytes make four characters, so there are three alignments. Characters that depend also on
+    neighbouring bytes are left out.
     """
     for before in range(3):
         start = (8 * before + 5) // 6

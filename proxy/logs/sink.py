@@ -1,8 +1,8 @@
-"""Where log lines go: one stream, that can neither stop the program nor hold it up.
+"""Writes log lines to one stream, which can neither stop nor delay the program.
 
 Hides batches (the lines of one turn of the event loop are one write), streams that fail, and readers that
-don't read: on POSIX a write that would block is put off, and what waits is bounded. Nothing is written
-that ``redact`` hasn't seen. Knows nothing of what a line holds.
+don't read: on POSIX a write that would block waits, and the bytes that wait are limited. Every line goes
+through ``redact`` first. Knows nothing of a line's content.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from collections.abc import Callable
 from typing import IO, Any, cast
 
 MOST_LINES = 256
-"""That wait for the end of the event loop's turn."""
+"""The most lines that wait for the end of the event loop's turn."""
 MOST_UNWRITTEN_BYTES = 1024 * 1024
-"""Kept while the stream takes nothing; lines beyond are dropped."""
+"""The most bytes that wait while the stream accepts none; further lines are dropped."""
 RETRY_S = 0.05
-"""Between two looks whether a stream takes more."""
+"""Seconds between two tries to write to a stream that accepts nothing."""
 EXIT_WAIT_S = 1.0
-"""For a reader that doesn't read, at the program's end."""
+"""Seconds that the program's end waits for a reader that doesn't read."""
 _LINE_BREAK = 0x0A
 _PIECE_BYTES = getattr(select, "PIPE_BUF", 512)
-"""What can be written without blocking once poll(2) says that something can."""
+"""Bytes that a write can send without blocking once poll(2) reports that the stream is writable."""
 
 
 class Sink:
-    """Writes lines to ``stream``, and never raises for what the stream does.
+    """Writes lines to ``stream``, and never raises an error of the stream.
 
-    ``dropped`` counts the lines that couldn't be written: the pipe is closed, the disk is full, nobody reads.
-    A line may be logged in any thread, and within a flush (by a destructor).
+    ``dropped`` counts the lines that couldn't be written: the pipe is closed, the disk is full, the reader
+    doesn't read. A line may be logged in any thread, and within a flush (by a destructor).
     """
 
     def __init__(self, redact: Callable[[str], str]) -> None:
@@ -47,8 +47,8 @@ class Sink:
         self._is_flushing = False
         self._lines: list[str] = []
         self._unwritten = bytearray()
-        self._is_in_line = False  # its rest is in `_unwritten`
-        self._is_cut = False  # its rest is lost
+        self._is_in_line = False  # the rest of the line is in `_unwritten`
+        self._is_cut = False  # the rest of the line is lost
         self._due_in: asyncio.AbstractEventLoop | None = None
         self._retried_in: asyncio.AbstractEventLoop | None = None
         self._stream: IO[str] | None = None
@@ -59,7 +59,7 @@ class Sink:
 
     @property
     def stream(self) -> IO[str] | None:
-        """Where lines go; None: nowhere (pythonw has no standard error), each is dropped."""
+        """The stream for the lines; None (pythonw has no standard error): each line is dropped."""
         return self._stream
 
     @stream.setter
@@ -71,7 +71,7 @@ class Sink:
                 self._is_cut = False
             self._stream = stream
             binary = getattr(stream, "buffer", None)
-            # Past the buffers, so that a line that failed doesn't stay in one and come out in pieces.
+            # Without Python's buffers: a line that failed would stay there, and appear later in pieces.
             self._raw = getattr(binary, "raw", binary)
             if self._terminal is not None:
                 self._terminal.close()
@@ -81,15 +81,15 @@ class Sink:
             self._poll = _poll_of(self._raw)
 
     def write(self, line: str) -> None:
-        """Write a line, given without its line break, after those that wait."""
+        """Write a line, given without its line break, after the lines that wait."""
         self._lines.append(line)
         self.flush()
 
     def write_soon(self, line: str) -> None:
-        """As `write`, but at the end of the event loop's turn, together with others."""
+        """Write a line as `write` does, but at the end of the event loop's turn, together with others."""
         self._lines.append(line)
         due_in = self._due_in
-        if due_in is None or not due_in.is_running():  # asking for the running one is a system call on 3.11
+        if due_in is None or not due_in.is_running():  # `get_running_loop` is a system call on 3.11
             self._flush_soon()
         elif len(self._lines) >= MOST_LINES:
             self.flush()
@@ -104,9 +104,9 @@ class Sink:
         loop.call_soon(self.flush)
 
     def flush(self, wait_s: float = 0.0) -> None:
-        """Write what waits. ``wait_s`` is for a stream that takes nothing now."""
+        """Write the lines that wait. ``wait_s`` is how long to wait for a stream that accepts nothing now."""
         with self._lock:
-            if self._is_flushing:  # whoever does takes it along
+            if self._is_flushing:  # the flush that runs writes the new lines, too
                 return
             self._is_flushing, self._due_in = True, None
             try:
@@ -150,7 +150,7 @@ class Sink:
         return bool(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
     def _write_some(self) -> int | None:
-        """How many bytes the stream took; none where it would block."""
+        """The number of bytes written; None where the stream would block."""
         if self._raw is None:
             stream = cast("IO[str]", self._stream)
             stream.write(self._unwritten.decode())
@@ -183,10 +183,10 @@ class Sink:
 
 
 def _terminal_of(raw: Any) -> io.FileIO | None:
-    """A description of our own of the terminal that ``raw`` is, None where there is none to be had.
+    """The terminal of ``raw``, opened again without blocking; None where ``raw`` is no terminal.
 
-    Of a terminal poll(2) says that one byte has room, and not `_PIECE_BYTES`: only a write that can't block
-    doesn't. O_NONBLOCK on the description that we were given would be our parent's, too.
+    For a terminal poll(2) reports room for one byte, not for `_PIECE_BYTES`, so its writes must not block.
+    O_NONBLOCK on the inherited file description would change the parent's writes, too.
     """
     if sys.platform == "win32":
         return None
@@ -198,7 +198,7 @@ def _terminal_of(raw: Any) -> io.FileIO | None:
 
 
 def _poll_of(raw: Any) -> select.poll | None:
-    """What tells whether a write would block; None where none can (a file), or that can't be told."""
+    """Tells whether a write would block; None where no write can (a file), or where the system can't tell."""
     if not hasattr(select, "poll"):  # Windows
         return None
     try:
