@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from proxy.contentsquare import Api
-from proxy.gateway.attempt import Attempt, Outcome, Recorder
+from proxy.gateway.attempt import Attempt, Recorder
 from proxy.gateway.policy import may_change_data
 from proxy.gateway.rewrite import request_head
 from proxy.projects import Project, Slots
@@ -119,7 +119,7 @@ class Exchange:
 
     def _on_attempt_ended(self, attempt: Attempt) -> None:
         if attempt.is_final:
-            self.note_outcome(attempt)
+            self.note_answer()
             self.finish(keep=attempt.keep)
         else:
             self.request.connection.interrupted()
@@ -169,15 +169,15 @@ class Exchange:
         if slots is not None:
             slots.release()
 
-    def note_outcome(self, attempt: Attempt) -> bool:
-        """Tell the slots how the cloud answered; False: too many requests ran at once at the cloud."""
-        slots = self._slots
-        assert slots is not None  # noqa: S101 - held since before the attempt
-        if attempt.outcome is Outcome.CROWDED:
-            slots.note_refusal(self._slot_round)
-            return False
-        slots.note_answer()
-        return True
+    def note_answer(self) -> None:
+        """Tell the slots that the cloud answered, before the slot is given back."""
+        if self._slots is not None:
+            self._slots.note_answer()
+
+    def note_crowding(self) -> None:
+        """Tell the slots that too many requests ran at once at the cloud, before the slot is given back."""
+        if self._slots is not None:
+            self._slots.note_refusal(self._slot_round)
 
 
 def exchange_of(request: Request) -> Exchange | None:

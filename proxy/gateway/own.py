@@ -15,12 +15,10 @@ from proxy.gateway.oauth import LocalOAuth
 from proxy.server.answer import write_answer, write_json
 from proxy.server.request import Request
 
-_OWN = (b"/-", b"*")
-
 
 def is_own(target: bytes) -> bool:
     """Whether the proxy answers requests for this target; `oauth_path` finds the others that it answers."""
-    return target.startswith(_OWN) and (target.startswith(admin.PREFIX) or target in _OWN)
+    return target.startswith(admin.PREFIX) or target in (b"/-", b"*")
 
 
 class OwnPaths:

@@ -79,8 +79,10 @@ class _Tries:
                 await self._take_slot(wait_s, first=False)
             while True:
                 attempt = await self._answered_attempt()
-                if exchange.note_outcome(attempt):
+                if attempt.outcome is not Outcome.CROWDED:
+                    exchange.note_answer()
                     return attempt.keep
+                exchange.note_crowding()
                 exchange.release_slot()
                 self._prepare_after_crowding()
                 wait_s = max(0.0, deadline - asyncio.get_running_loop().time())

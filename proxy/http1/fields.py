@@ -70,7 +70,7 @@ class FieldNames:
     keeps. ``spelt``: the names as they arrived, each of them a token.
     """
 
-    __slots__ = ("_has", "_kept", "_places", "_starts", "names")
+    __slots__ = ("_kept", "_places", "_starts", "has_any", "names")
 
     def __init__(self, spelt: Sequence[bytes]) -> None:
         self.names = [name.lower() for name in spelt]
@@ -79,7 +79,8 @@ class FieldNames:
         for place, name in enumerate(self.names):
             self._places.setdefault(name, []).append(place)
         self._kept: dict[frozenset[bytes], list[bool]] = {}
-        self._has: dict[frozenset[bytes], bool] = {}
+        self.has_any: dict[frozenset[bytes], bool] = {}
+        """What `FieldLines.has_any` found out, by the names that it was asked for."""
 
     def match(self, lines: list[bytes]) -> bool:
         """Whether these field lines have the same names, spelt in the same way."""
@@ -105,13 +106,6 @@ class FieldNames:
                     self._kept.clear()
                 self._kept[drop] = kept
         return kept
-
-    def has_any(self, names: frozenset[bytes]) -> bool:
-        """Whether it holds one of these names, which are constants of the proxy's: the results are kept."""
-        found = self._has.get(names)
-        if found is None:
-            found = self._has[names] = not names.isdisjoint(self._places)
-        return found
 
 
 _NOWHERE: Final[list[int]] = []
@@ -165,8 +159,15 @@ class FieldLines:
         return [_field(name, line) for name, line in pairs if name in names]
 
     def has_any(self, names: frozenset[bytes]) -> bool:
-        """Whether a field has one of these lower-case names."""
-        return self.names.has_any(names)
+        """Whether a field has one of these lower-case names.
+
+        For constant sets only: each result is kept.
+        """
+        known = self.names.has_any
+        found = known.get(names)
+        if found is None:
+            found = known[names] = not names.isdisjoint(self.names.names)
+        return found
 
 
 class SyntaxFault(Exception):
