@@ -36,7 +36,6 @@ COVERED_BY = {
     "gateway/sharing/recording": "gateway/sharing/test_sharing",
     "gateway/tries": "gateway/test_exchange",
     "http1/heads": "http1/test_parser",
-    "logs/quick_log": "gateway/test_request_log",
     "projects/naming": "gateway/test_route",
     "projects/services": "projects/test_project",
     "projects/shared_answers": "gateway/sharing/test_sharing",
@@ -57,12 +56,16 @@ COVERED_BY = {
     "secret": "config/test_secrets",
     "server/answer": "admin/test_admin",
     "server/body": "gateway/test_gateway_framing",
+    "server/caller_socket": "server/test_slow_readers",
     "server/connection": "server/test_seams",
     "server/departure": "gateway/test_gateway_truncation",
     "server/facts": "gateway/test_request_log",
+    "server/linger": "gateway/test_gateway_requests",
     "server/listeners": "app/test_app",
     "server/request": "gateway/test_request_log",
     "server/request_id": "gateway/test_request_log",
+    "server/site": "server/test_capacity",
+    "server/tls": "app/test_app",
 }
 """The test file for a source file that has none of its own."""
 
