@@ -33,6 +33,7 @@ ONLY_IMPORTED_BY = {"sandbox": {"cli"}, "cli": {ROOT}}
 STRANGERS = {("server", "upstream")}
 LIBRARIES = {
     "aiohttp": {"server", "sandbox", "tokens"},
+    "orjson": {"logs"},
     "prometheus_client": {"admin"},
     "pydantic": {"config"},
     "pydantic_settings": {"config"},
