@@ -1,7 +1,7 @@
-"""What happens beside the requests' own lines, into the log: at which level, and not again and again.
+"""Logs events, other than requests, each at its level, and repeated failures only now and then.
 
-Failures that may come by the thousand are told at once when they are new; equal ones are then counted,
-and one line at growing intervals says how many there were. Knows events by their names alone.
+A new failure is logged at once. Equal failures, which may come by the thousand, are then counted, and a
+line at growing intervals says how many there were. Knows only the names of events.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
-"""Hears of an event, by its name (past-tense snake_case) and its values."""
+"""Is called with an event's name (past-tense snake_case) and its values."""
 
 INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
-"""From one line about equal failures to the next."""
+"""Seconds between two lines about equal failures: first, second, ... The last one repeats."""
 QUIET_S = 900.0
-"""Without another one, a failure is over; the longest wait for a next try is shorter."""
+"""Seconds after which a failure without repetition is over; the longest wait for a next try is shorter."""
 MOST_KINDS = 256
-"""Failures that are told apart at a time; beyond, the one that was quiet longest is forgotten."""
+"""The most different failures that are counted; for a further one, the least recent one is forgotten."""
 _REPEATED = frozenset(
     (
         "accept_failed",
@@ -42,27 +42,27 @@ _WARNINGS = _REPEATED | {
 }
 _ERRORS = frozenset(("request_failed_by_bug",))
 _SAME = ("lease", "project", "api", "cause")
-"""The values that make two failures equal, where they have them."""
+"""Failures of one event are equal if these values are."""
 _ENDS = {"token_fetched": "token_fetch_failed", "apis_discovered": "api_discovery_failed"}
 """Events that end a failure of the same lease or project."""
 
 
 class Logger(Protocol):
-    """What is used of structlog's."""
+    """The methods of structlog's logger that this module calls."""
 
     def info(self, event: str, **values: Any) -> object:
-        """Log it."""
+        """Log an event."""
 
     def warning(self, event: str, **values: Any) -> object:
-        """Log it as a warning."""
+        """Log an event as a warning."""
 
     def error(self, event: str, **values: Any) -> object:
-        """Log it as an error."""
+        """Log an event as an error."""
 
 
 @dataclass(slots=True)
 class _Series:
-    """Equal failures. ``untold`` of ``count`` were in no line yet; times are the clock's seconds."""
+    """Equal failures. No line has told ``untold`` of the ``count`` yet; times are the clock's seconds."""
 
     values: Mapping[str, object]
     first_at: float
@@ -85,14 +85,14 @@ class EventLog:
         self._series: dict[tuple[object, ...], _Series] = {}
 
     def __call__(self, event: str, values: Mapping[str, object]) -> None:
-        """Log it, or count it where it only says again what was said."""
+        """Log an event, or only count it if an equal failure was logged."""
         if event in _REPEATED:
             self._again(event, values)
         else:
             self._tell(event, {**values, **self._ended(event, values)})
 
     def sweep(self) -> None:
-        """Tell what was counted and is due, and what is over; to be called about once a minute."""
+        """Log the counts that are due, and the failures that are over; call this about once a minute."""
         now = self._clock()
         for key, series in [*self._series.items()]:
             event = str(key[0])
@@ -127,7 +127,7 @@ class EventLog:
         series.lines += 1
 
     def _ended(self, event: str, values: Mapping[str, object]) -> dict[str, object]:
-        """What is to be said of the failures that this event ends."""
+        """The values to add about the failures that this event ends."""
         of = _ENDS.get(event)
         if of is None:
             return {}

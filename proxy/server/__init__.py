@@ -1,1 +1,5 @@
-"""Callers' connections: `listeners` accept, `connection` reads and writes, `request` is one request."""
+"""Callers' connections.
+
+`listeners` binds addresses, `site` accepts connections on them, `connection` carries the requests of one
+caller, `parser` cuts its bytes into requests, `request` is one of them with its `body`.
+"""

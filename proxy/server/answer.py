@@ -17,7 +17,7 @@ from proxy.server.request import Request
 from proxy.server.request_id import request_id
 
 PSEUDONYM = b"csq-proxy"
-"""Our name in Via and Proxy-Status: never a host name."""
+"""The proxy's name in Via and Proxy-Status: never a host name."""
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[421] = b"Misdirected Request"
@@ -32,7 +32,7 @@ def write_answer(
     content_type: bytes = b"application/json",
     fields: Fields = (),
 ) -> bool:
-    """Answer with our own content; gives back whether the connection can be kept."""
+    """Answer with content of the proxy's own; returns whether the connection can be kept."""
     keep = request.may_keep and request.body.complete and request.error is None
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
     if status != 204:  # RFC 9110, section 8.6
@@ -69,7 +69,7 @@ def write_error(
     members: Mapping[str, str] = MappingProxyType({}),
     fields: Fields = (),
 ) -> bool:
-    """Answer with an error of ours, in Contentsquare's shape, so that its clients can read it.
+    """Answer with an error of the proxy's own, in Contentsquare's shape, so that its clients can read it.
 
     ``members`` come first, for clients that know another shape.
     """

@@ -1,6 +1,6 @@
-"""One request's content, between the parser that brings it and whoever takes it.
+"""One request's content, between the parser and a sink such as the connection to the cloud.
 
-Hides buffering, back-pressure and what is kept to send a request again. Knows neither sockets nor
+Hides buffering, back-pressure and the part that is kept to send a request again. Knows neither sockets nor
 aiohttp: reading is paused and resumed through a `Source`.
 """
 
@@ -14,21 +14,21 @@ from proxy.errors import BadRequest, ProxyError
 from proxy.http1 import Field
 
 BUFFER_BYTES: Final = 64 * 1024
-"""Of a request body (or of pipelined requests) that nobody takes yet, before reading pauses."""
+"""Bytes of content (or of pipelined requests) without a sink after which reading pauses."""
 
 
 class Source(Protocol):
-    """Where content comes from; both are counted, so that each pause needs its own resume."""
+    """The sender of the content. Each `pause_body` needs its own `resume_body`."""
 
     def pause_body(self) -> None:
         """Stop reading."""
 
     def resume_body(self) -> None:
-        """Read on, unless someone else holds reading."""
+        """Read on, unless there is another pause."""
 
 
 class BodySink(Protocol):
-    """Takes a request body as it arrives."""
+    """Receives a request's content as it arrives."""
 
     def on_request_body(self, data: bytes) -> None:
         """The next bytes of the content."""
@@ -37,7 +37,7 @@ class BodySink(Protocol):
         """The content is complete."""
 
     def on_request_broken(self, error: ProxyError) -> None:
-        """The body's framing is malformed; nothing more will come."""
+        """The content's framing is malformed; nothing more will come."""
 
 
 class RequestBody:
@@ -86,7 +86,7 @@ class RequestBody:
         return self._kept is not None
 
     def attach(self, sink: BodySink) -> None:
-        """Hand what is buffered, and all that follows, to ``sink``."""
+        """Hand the buffered bytes, and all that follow, to ``sink``."""
         self._sink = sink
         buffered, self._buffered, self._held = self._buffered, [], 0
         for data in buffered:
@@ -98,7 +98,7 @@ class RequestBody:
         self.resume()
 
     def detach(self) -> None:
-        """Stop handing content on; what still comes is buffered again."""
+        """Stop handing content on; further content is buffered again."""
         self._sink = None
         self.resume()
 
@@ -116,7 +116,7 @@ class RequestBody:
         return self._paused
 
     def pause(self) -> None:
-        """Stop reading from the caller: whoever takes the content is slower."""
+        """Stop reading from the caller: the sink is slower."""
         if not self._paused and not self.complete:
             self._paused = True
             self._source.pause_body()
@@ -189,7 +189,7 @@ class RequestBody:
             self._waiter.set_result(None)
 
     def release(self) -> None:
-        """The request is answered: hold nothing any longer."""
+        """The request is answered: forget the content."""
         self._kept = None
         self._buffered, self._held = [], 0
         self.detach()

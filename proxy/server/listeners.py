@@ -1,8 +1,8 @@
-"""Where callers come in: sockets, TLS, and the servers on them.
+"""The listeners: their sockets, their TLS, and the servers on them.
 
-Hides how an address becomes ours alone, on each platform. Bound first and served later, so that
-the ports are known, and a taken one is an error, before anything is answered. Must not know what a
-request is answered with.
+Hides how the process takes an address for itself alone, on each platform. Listeners are bound first and
+served later, so that the ports are known, and a taken port is an error, before any request is answered.
+Must not know how requests are answered.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" where it kn
 
 
 class Listeners:
-    """All ways in for one configuration: `bind`, then `serve`."""
+    """All listeners of one configuration: `bind` them, then `serve`."""
 
     def __init__(self) -> None:
         self.all: list[Listener] = []
         self.sites: list[CallerSite] = []
         self._runners: list[ServerRunner] = []
         self._sockets: list[socket.socket] = []
-        """Those that are bound, and not served yet."""
+        """The sockets that are bound and not served yet."""
         self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
 
     def bind(self, settings: Settings, passed: Sequence[PassedSocket] = ()) -> None:
-        """Take the addresses, but for those of which a socket was ``passed`` to us.
+        """Bind the addresses, except those for which a socket was ``passed``.
 
-        Raises ListenError or ConfigError, and then holds none.
+        Raises ListenError or ConfigError; then no address is bound.
         """
         server = settings.server
         self._exposed = [f"{one.address} {why}" for one in passed if (why := one.exposure())]
@@ -70,7 +70,7 @@ class Listeners:
             raise
 
     def refuse_exposed(self, settings: Settings) -> None:
-        """Raise ConfigError where others can use a socket that was passed to us, and need no key."""
+        """Raise ConfigError if other users or machines can use a passed socket, and need no key."""
         if self._exposed and not settings.callers:
             raise ConfigError(
                 f"LISTEN_FDS: {self._exposed[0]}, or define [callers] with a key for each:"
@@ -132,7 +132,7 @@ class Listeners:
     def _take_port(
         self, key: str, host: str, port: int, project: str | None, passed: Sequence[PassedSocket]
     ) -> None:
-        """Listen on the sockets that were passed for it, else on one of our own."""
+        """Listen on the sockets that were passed for this address, else on a new one."""
         ways = [(one.sock, str(one.sock.getsockname()[0])) for one in passed] or [
             (_bind(host, port, key), host)
         ]
@@ -165,7 +165,7 @@ def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str 
 
 
 def _bind(host: str, port: int, key: str) -> socket.socket:
-    """A listening address of our own: a taken one is an error, never shared. ``key`` is the setting."""
+    """A new listening socket. A taken address is an error, and never shared. ``key`` is the setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -194,7 +194,7 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
 
 
 def _bind_unix(path: Path) -> socket.socket:
-    """A Unix socket that only its owner can use; a leftover of a proxy that is gone is replaced."""
+    """A Unix socket that only its owner can use; it replaces the socket of a proxy that has ended."""
     if not hasattr(socket, "AF_UNIX"):
         raise ConfigError("server.unix_socket: this system has no Unix sockets; leave it out")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -220,5 +220,5 @@ def _bind_unix(path: Path) -> socket.socket:
 
 def _is_answered(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # with a full backlog it would wait, and a busy proxy is one, too
+        probe.setblocking(False)  # with a full backlog `connect` would wait, though a busy proxy is there
         return probe.connect_ex(str(path)) != errno.ECONNREFUSED

@@ -1,7 +1,7 @@
-"""Listening sockets that a service manager opened for us: systemd's socket activation.
+"""Listening sockets that a service manager opened for this process: systemd's socket activation.
 
-They outlive us, so that who calls during a restart waits and isn't refused. Hides how they are handed
-over, and what may be wrong with them; must not know what is served on which. Sources: sd_listen_fds(3),
+These sockets outlive the process, so that a call during a restart waits and isn't refused. Hides how they
+are passed, and their possible faults; must not know what is served on which. Sources: sd_listen_fds(3),
 systemd.socket(5).
 """
 
@@ -25,7 +25,7 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 @dataclass(frozen=True, slots=True)
 class PassedSocket:
-    """A stream socket that listens. ``name`` is its FileDescriptorName, "" where none was told."""
+    """A stream socket that listens. ``name`` is its FileDescriptorName, "" without one."""
 
     name: str
     sock: socket.socket
@@ -37,14 +37,14 @@ class PassedSocket:
 
     @property
     def address(self) -> str:
-        """Where it listens, for people: a path, or host and port."""
+        """The address for people: a path, or host and port."""
         where = self.sock.getsockname()
         if self.is_unix:
             return f"@{where[1:].decode(errors='replace')}" if isinstance(where, bytes) else str(where)
         return f"{bracketed(where[0])}:{where[1]}"
 
     def exposure(self) -> str | None:
-        """Why others than this user and its groups, or other machines, can connect; None if they can't."""
+        """Why other users, outside this user's groups, or other machines can connect; None if they can't."""
         where = self.sock.getsockname()
         if not self.is_unix:
             if ipaddress.ip_address(where[0].partition("%")[0]).is_loopback:
@@ -54,15 +54,15 @@ class PassedSocket:
             return "is an abstract name; let ListenStream= name a path"
         try:
             mode = Path(where).stat().st_mode
-        except OSError:  # removed: nobody finds it
+        except OSError:  # removed, so no caller can reach it
             return None
         return "is open to every user; set SocketMode=0660 and SocketGroup=" if mode & stat.S_IWOTH else None
 
 
 def take(environ: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
-    """The sockets that were passed to this very process; its children will get none.
+    """The sockets that were passed to this process; its children will get none.
 
-    Raises ConfigError where what is told of them makes no sense.
+    Raises ConfigError if the environment variables about them make no sense.
     """
     pid, count, names, _ = (environ.pop(variable, "") for variable in _VARIABLES)
     if sys.platform == "win32" or not pid:

@@ -1,6 +1,6 @@
-"""Which request is which, in the logs of several programs: ``X-Request-Id`` and ``traceparent``.
+"""The ids that tell one request in the logs of several programs: ``X-Request-Id`` and ``traceparent``.
 
-A caller's own are taken where they are sane, and go upstream as they came like any other field.
+A caller's id is used if it is valid. Both fields are forwarded unchanged, like any other field.
 Source: W3C Trace Context, section 3.2.
 """
 
@@ -15,7 +15,7 @@ from proxy.server.request import Request
 
 _LONGEST_ID: Final = 128
 _SANE: Final = bytes(code for code in range(0x21, 0x7F) if chr(code) not in "\"'\\")
-"""Visible ASCII without quotes and backslash: it goes into logs, JSON and a field of ours."""
+"""Visible ASCII without quotes and backslash, since an id stands in logs, in JSON and in a field."""
 _TRACEPARENT_LENGTH: Final = 55
 _HEXADECIMAL: Final = b"0123456789abcdef"
 _DASH: Final = ord("-")
@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 
 
 def request_id(request: Request) -> str:
-    """The caller's where it is sane, else one of ours, unique over restarts; the same at every call."""
+    """The caller's id if it is valid, else an id of the proxy's, unique over restarts; made once."""
     facts = request.facts
     if facts.request_id is None:
         given = request.head.fields.only(b"x-request-id")
@@ -42,7 +42,7 @@ def _is_sane(value: bytes) -> bool:
 
 
 def trace_id(head: RequestHead) -> str | None:
-    """The caller's trace, None where there is none or ``traceparent`` isn't valid."""
+    """The id of the caller's trace; None without a valid ``traceparent``."""
     value = head.fields.only(b"traceparent")
     if value is None:
         return None
