@@ -48,7 +48,7 @@ def _serve(config: Path | None, flags: dict[str, dict[str, object]], passed: Seq
     ignore_hangup()  # until the application takes SIGHUP for a reload
     with interruptibly():
         settings = load(config, flags)
-    from proxy.app.run import run, serve  # noqa: PLC0415 - a faulty configuration is told before
+    from proxy.app.run import run, serve  # noqa: PLC0415 - later, so that a fault of the configuration is told soon
     from proxy.cli.summary import announce  # noqa: PLC0415
 
     def reload(file: Path | None) -> Settings:

@@ -52,6 +52,6 @@ def _tokens(project: Project) -> list[str]:
         if status.expires_at is not None:
             state = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
         else:
-            state = status.last_error or "token on its way"
+            state = status.last_error or "the token is being fetched"
         lines.append(f"    {api.value:<15} {state}")
     return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]

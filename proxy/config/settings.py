@@ -35,6 +35,7 @@ _DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
 _UNITS_S = {None: 1, "": 1, "s": 1, "m": 60, "h": 3600}
 _HOST = re.compile(r"[^\s/@\[\]]+\Z")
 _LAYERS = "layers"
+"""The argument by which `Settings.of_layers` hands the layers to pydantic-settings' sources."""
 
 
 def _no_bool(value: object) -> object:
