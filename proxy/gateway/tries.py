@@ -69,7 +69,7 @@ class _Tries:
         self._token_was_replaced = False
 
     async def run(self) -> bool:
-        """As `run` of this module, for a request that may take a slot."""
+        """Send the request until it is answered; its content is there, or has a place among the uploads."""
         exchange = self._exchange
         wait_s = max(0.0, exchange.queue_timeout_s - exchange.request.facts.waited_s)
         deadline = asyncio.get_running_loop().time() + wait_s

@@ -29,11 +29,11 @@ from proxy.projects.stored import Answer
 from proxy.server.request import Request
 
 PIECE_BYTES = 64 * 1024
-"""Of a shared answer, written at once."""
+"""A shared answer is written in pieces of this size."""
 
 
 def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
-    """As `Exchange.try_now`."""
+    """Answer the request from the store, or as `Exchange.try_now` does; False: `run` must answer it."""
     found = _find(exchange, answers)
     if found is None:
         return exchange.try_now()
@@ -42,13 +42,13 @@ def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
     if isinstance(found, RunningAnswer) or len(found.content) > PIECE_BYTES:
         return False
     if connection.writing_paused or connection.unanswered > 1:
-        return False  # answered one within the other, a long row of requests would be a deep stack
+        return False  # each answer begins the next request: many in a row would be a deep stack
     exchange.finish(keep=_write_start(request, found, "hit"))
     return True
 
 
 async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
-    """As `tries.run`, also after `try_now`. Raises ProxyError."""
+    """Answer the request by a shared answer, or as `tries.run` does; returns and raises the same."""
     request = exchange.request
     found = _find(exchange, answers) if exchange.recorder is None else None
     while isinstance(found, RunningAnswer):
