@@ -1,6 +1,6 @@
 """Every error that this program raises on purpose.
 
-Hides nothing, imports nothing of ours. The tree::
+Imports no other module of the package. The tree::
 
     CsqProxyError
     |- ConfigError                     the configuration can't be used; exit code 2
@@ -215,7 +215,7 @@ class CallerUnknown(ProxyError):
 
 
 class Forbidden(ProxyError):
-    """This caller or project may not do that."""
+    """The caller or the project lacks the right for this request."""
 
     code, status, proxy_status = "PROXY_FORBIDDEN", 403, "http_request_denied"
 

@@ -39,7 +39,7 @@ _FINAL: Final = (Outcome.DELIVERED, Outcome.CUT)
 
 
 class Recorder(Protocol):
-    """Hears of the answer as it comes, try by try, where the proxy shares answers."""
+    """Is told of the answer as it comes, try by try, where the proxy shares answers."""
 
     def on_start(self, source: WritingPeer) -> WritingPeer:
         """The request goes out; returns the peer to slow down when the caller is slow."""
@@ -148,7 +148,7 @@ class Attempt:
             self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
 
     def abandon(self) -> None:
-        """End it at once, and call nobody; does nothing where it is over."""
+        """End the attempt at once, without calling ``ended``; does nothing if the attempt is over."""
         if not self.is_over:
             self._detach()
             self._connection.abandon(self)

@@ -34,10 +34,10 @@ MAX_IN_FLIGHT = 256
 
 
 class Gateway:
-    """Answers callers' requests, each by the `generation` that it began with.
+    """Answers callers' requests, each by the `generation` at its start.
 
-    ``overview`` is what ``/-/`` shows. ``quit_`` ends the process soon, and is called where a caller may
-    ask for that. ``on_event`` hears ``request_failed``, ``request_failed_by_bug`` and
+    ``overview`` has the values that ``/-/`` shows. ``quit_`` ends the process soon; None where a caller can't
+    ask for that. ``on_event`` is called with ``request_failed``, ``request_failed_by_bug`` and
     ``wrong_key_slowed_down``.
     """
 
@@ -74,7 +74,7 @@ class Gateway:
         request = exchange.request
         try:
             self._count_and_log(request, exchange)
-        except Exception as exc:  # noqa: BLE001 - called from the event loop, where nobody else meets a bug
+        except Exception as exc:  # noqa: BLE001 - the event loop is the caller, and would only print a bug
             self._report_bug(exc)
         request.connection.done(request, keep=exchange.keep)
 

@@ -194,7 +194,7 @@ def _new_names(spelt: tuple[bytes, ...]) -> FieldNames:
     names = FieldNames(spelt)
     if sum(map(len, spelt)) <= _LONGEST_NAMES:
         if len(_known_names) >= _NAMES_LIMIT:
-            _known_names.clear()  # so that nobody can fill it for good; common names are soon back
+            _known_names.clear()  # so that no sender can fill it for good; common names are soon back
         _known_names[spelt] = names
     return names
 

@@ -1,4 +1,4 @@
-"""What lasts between requests: `project` is the face of one project.
+"""The state that lasts between requests: `project` is the face of one project.
 
 `leases`, `discovery` and `grant` are about its tokens, `slots` and `uploads` about its concurrency,
 `shared_answers` and `stored` about its answers; `measures` counts. `accounts` holds projects made on demand.

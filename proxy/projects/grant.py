@@ -1,4 +1,4 @@
-"""What a project's tokens are requested with."""
+"""The grant of a project: its credentials, and the parameters of its token requests."""
 
 from __future__ import annotations
 

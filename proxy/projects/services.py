@@ -1,4 +1,4 @@
-"""What all projects of a process use together."""
+"""The services that all projects of a process share."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """Notices that a caller has left while its connection can't tell.
 
-The event loop reports a caller that leaves only while it reads from the connection. It doesn't read after
-the caller's FIN, and while the caller's bytes are held back. Then this module looks from time to time:
+The event loop reports a caller that leaves only while the loop reads from the connection. The loop doesn't
+read after the caller's FIN, and while the caller's bytes are held back. Then this module looks from time to
+time:
 
 - A reset connection has an error pending on its socket.
 - A FIN says only that the caller sends no more. The caller may have left, or wait for its answer (RFC 9112,
-  section 9.6). It gets an answer whose head comes in time.
+  section 9.6). The caller gets the answer if its head comes in time.
 
 Must not know HTTP's syntax, or what other requests wait for.
 """

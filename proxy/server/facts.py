@@ -1,4 +1,4 @@
-"""What the log and the measures tell of one request beside what is on the wire."""
+"""Facts about one request for the log and the measures, beside those on the wire."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def take(environ: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
 def _number(variable: str, value: str) -> int:
     if value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
-    raise ConfigError(f'{variable}: "{value}" is not a number; the service manager sets it, nobody else')
+    raise ConfigError(f'{variable}: "{value}" is not a number; only the service manager may set it')
 
 
 def _adopted(descriptors: range, names: list[str]) -> Iterator[PassedSocket]:

@@ -37,7 +37,7 @@ class WritingPeer(Protocol):
 
 
 class Exchange(Protocol):
-    """What a handler does about a request that it didn't answer at once."""
+    """The handler's work on a request that it didn't answer at once."""
 
     @property
     def others_wait(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the token endpoint's answer says: a lease, or what went wrong and what to do about it.
+"""Reads the token endpoint's answer: a lease, or an error with the next step.
 
 Pure decisions about bytes from outside: no I/O, and nothing of aiohttp. Lenient about shapes, because
 client programs in the wild accept several. Strict about what would do harm: a malformed token, a

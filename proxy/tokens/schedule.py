@@ -13,7 +13,7 @@ from proxy.errors import TokenFetchError
 from proxy.tokens.lease import Lease
 
 SLACK_S = 600.0
-"""What is left of a life when its refresh begins: nobody notices an outage that is shorter."""
+"""The rest of a life at the start of its refresh: callers don't notice an outage that is shorter."""
 MIN_REFRESH_S = 0.25
 """The least time between two fetches that succeed: not even an absurd ``expires_in`` makes a flood."""
 BACKOFF_S = (0.2, 1.0, 60.0)

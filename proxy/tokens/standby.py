@@ -57,7 +57,7 @@ class Failover:
         return len(self._pairs) > 1
 
     def start_over(self) -> None:
-        """Use the first pair again: somebody may have put it right."""
+        """Use the first pair again: an administrator may have renewed it."""
         self._current = 0
         self._suspicious.clear()
 

@@ -1,7 +1,7 @@
-"""An answer on its way to its caller, recorded as it comes for its followers and for the store.
+"""Records an answer on its way to its caller, for the requests that follow and for the store.
 
-Hides when the answer stops being fit for other requests, and that their wait then ends at once: the answer
-isn't whole JSON of status 200, or is too long; the leader's caller leaves, or takes the answer slowly.
+Hides when the answer can no longer be shared, and that the followers' wait then ends at once: the answer
+isn't complete JSON of status 200, or is too long; the leader's caller leaves, or reads the answer slowly.
 Knows one answer; must not know projects, keys, or the store.
 Source: RFC 9211.
 """
@@ -19,12 +19,12 @@ from proxy.server.request import Request, WritingPeer
 
 
 def cache_status(members: bytes) -> bytes:
-    """Our Cache-Status line; it comes after the cloud's, where that sent one (RFC 9211, section 2)."""
+    """The proxy's Cache-Status line; it comes after the cloud's, if there is one (RFC 9211, section 2)."""
     return b"Cache-Status: csq-proxy; " + members
 
 
 class Note:
-    """Records nothing, for an answer that no other request may have: only tells its caller why."""
+    """Records nothing, for an answer that can't be shared; only adds the line that tells the caller why."""
 
     __slots__ = ("_line",)
 
@@ -32,7 +32,7 @@ class Note:
         self._line = cache_status(members)
 
     def on_start(self, source: WritingPeer) -> WritingPeer:
-        """The caller's connection slows the cloud's down, as ever."""
+        """The caller's connection slows the cloud's down, as usual."""
         return source
 
     def on_head(self, head: ResponseHead) -> bytes:  # noqa: ARG002 - a recorder's interface
@@ -159,7 +159,7 @@ class Recording:
     def on_over(self) -> None:
         """The request is over: where no whole answer came, the followers' wait ends.
 
-        If the leader's caller left, or its request got no slot in time, the next one may have more luck.
+        If the leader's caller left, or its request got no slot in time, a follower may succeed as leader.
         """
         if self._running.is_over:
             return
