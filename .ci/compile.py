@@ -34,8 +34,8 @@ COMPILED = (
 NOT_COMPILED = (
     "__init__.py",
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
-    "server/connection.py",  # its class derives from aiohttp's, and assigns that class's attributes
-    "server/listeners.py",  # aiohttp's again, and it is used at the start alone
+    "server/listeners.py",  # it is used at the start alone
+    "server/site.py",  # its classes derive from aiohttp's
     "upstream/dial.py",  # tests put a slow dialer in its place, which no compiled class allows
 )
 """Ends of paths that stay source, with the reason."""

@@ -159,8 +159,8 @@ class CallerSocket(asyncio.Protocol):
             self.socket.close()
 
     def make_way(self) -> None:
-        """Close the connection now, so that there is room for others."""
-        if self.has_unsent:
+        """Close the connection now, so that there is room for others; reset it if that was tried before."""
+        if self.has_unsent or self._is_closing:
             self.abort()
         else:
             self.close()

@@ -12,8 +12,9 @@ from typing import NoReturn
 from proxy.errors import ConfigError
 
 HANDSHAKE_TIMEOUT_S = 10.0
-SHUTDOWN_TIMEOUT_S = 1.0
-"""How long a caller may take to answer the end of TLS. The caller has taken the whole answer by then."""
+SHUTDOWN_TIMEOUT_S = 30.0
+"""How long a caller may take to answer the end of TLS. Before that, it takes what is left of an answer in the
+event loop's buffer (64 KiB at most), which is cut when this time is over: a second would be too short."""
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -199,3 +200,28 @@ async def test_one_caller_cannot_take_all_connections_by_waiting(monkeypatch: py
             while proxy.app._gateway._in_flight["greedy"] == 3:
                 await asyncio.sleep(0.01)
         assert (await proxy.call(b"GET /v1/segments", b"X-API-Key: key-of-greedy")).status == 200
+
+
+async def test_a_process_without_file_descriptors_says_so_and_accepts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "LOOK_S", 0.01)
+    told: list[tuple[str, object]] = []
+    async with gateway() as proxy:
+        [listening] = proxy.app._listeners.sites
+        listening._on_event = lambda event, values: told.append((event, values["cause"]))
+        await proxy.connect()  # what is accepted next is accepted by a new call
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, asyncio.SelectorEventLoop):
+            pytest.skip("uvloop's methods can't be replaced")
+        accept, failures = loop.sock_accept, [errno.EMFILE, errno.ENFILE]
+
+        async def failing(sock: socket.socket) -> object:
+            if failures:
+                raise OSError(failures.pop(), "none left")
+            return await accept(sock)
+
+        monkeypatch.setattr(loop, "sock_accept", failing)
+        for _ in range(2):
+            assert (await proxy.call(b"GET /-/healthy")).status == 200
+        assert told == [("accept_failed", "ENFILE"), ("accept_failed", "EMFILE")]

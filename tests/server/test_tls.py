@@ -1,0 +1,109 @@
+"""A listener that speaks TLS: plain HTTP on it, slow handshakes, and answers that are read slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+from support.harness import WAIT_S, Gateway, Upstream, gateway, read_message, until
+
+from proxy.server import tls
+
+SIZE = 1_000_000
+LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + b"x" * SIZE
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@contextlib.asynccontextmanager
+async def secured(authority: trustme.CA, folder: Path, answer: bytes | None = None) -> AsyncIterator[Gateway]:
+    pair = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    key.touch(mode=0o600)
+    pair.private_key_pem.write_to_path(str(key))
+    cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    upstream = Upstream() if answer is None else Upstream(answer)
+    async with gateway(upstream, server={"port": 0, "tls_cert": str(cert), "tls_key": str(key)}) as proxy:
+        yield proxy
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its event loop can't wait for a socket without reading")
+async def test_plain_http_on_a_tls_port_is_told_to_use_https(authority: trustme.CA, tmp_path: Path) -> None:
+    async with secured(authority, tmp_path) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/x"))
+        answer = await read_message(reader)
+        assert (answer.status, answer.values(b"connection")) == (400, [b"close"])
+        assert b"https://" in answer.body
+        assert await reader.read() == b""
+        await until(lambda: not list(proxy.app._listeners.connections()))
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"], ids=["silent", "begun"])
+async def test_a_handshake_that_takes_too_long_is_given_up(
+    sent: bytes, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tls.HANDSHAKE_TIMEOUT_S == 10
+    monkeypatch.setattr("proxy.server.site.HANDSHAKE_TIMEOUT_S", 0.1)
+    async with secured(authority, tmp_path) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(sent)
+        await until(lambda: list(proxy.app._listeners.connections()))  # counted before its handshake
+        async with asyncio.timeout(WAIT_S):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        await until(lambda: not list(proxy.app._listeners.connections()))
+
+
+async def test_a_slow_handshake_holds_neither_others_nor_the_end_up(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with secured(authority, tmp_path) as proxy:
+        for sent in (b"", b"\x16"):
+            _, writer = await proxy.connect()
+            writer.write(sent)
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=trusting(authority))
+        writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % proxy.port)
+        assert (await read_message(reader)).status == 200
+        writer.close()
+        async with asyncio.timeout(WAIT_S):
+            await proxy.app.drain(asyncio.Event())
+        assert not list(proxy.app._listeners.connections())
+
+
+async def test_a_caller_that_reads_slowly_gets_all_of_the_last_answer(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with secured(authority, tmp_path, LARGE) as proxy:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", proxy.port))
+            reader, writer = await asyncio.open_connection(
+                sock=sock, ssl=trusting(authority), server_hostname="localhost", limit=4096
+            )
+            host = b"Host: localhost:%d\r\n" % proxy.port
+            writer.write(b"GET /v1/x HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n")
+            got = b""
+            async with asyncio.timeout(4 * WAIT_S):
+                while data := await reader.read(8192):
+                    got += data
+                    await asyncio.sleep(0.01)
+            assert got.endswith(b"x" * SIZE)
+            writer.close()
