@@ -112,10 +112,12 @@ class CallerConnection(CallerSocket):
         super().connection_made(transport)
         self._idle_timer = self._loop.call_later(KEEP_ALIVE_S, self._on_idle)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | bytearray) -> None:
         if self._is_closing:
             return
-        self._parser.feed(data)
+        self._parser.feed(
+            data if isinstance(data, bytes) else bytes(data)
+        )  # a bytearray: Windows' event loop
         if self._queue:
             if not self._has_full_queue and len(self._queue) >= MAX_PIPELINED:
                 self._has_full_queue = True

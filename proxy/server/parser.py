@@ -76,8 +76,6 @@ class RequestParser:
         """Take bytes from the caller; with no bytes, look again at those that are held."""
         if self._is_stopped:
             return
-        if type(data) is not bytes:  # Windows' event loop hands over a bytearray
-            data = bytes(data)
         if self._body is not None:
             data = self._feed_body(self._body, data)
         elif self._buffer:
