@@ -30,7 +30,7 @@ LOOK_S = 0.1
 UNSENT_BYTES: Final = 128 * 1024
 """How much of an answer the kernel holds for a slow caller, beside what is on its way to the caller. Without
 this limit, the kernel would hold megabytes for each caller."""
-_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class CallerServer(Server):
