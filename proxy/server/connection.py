@@ -115,9 +115,8 @@ class CallerConnection(CallerSocket):
     def data_received(self, data: bytes | bytearray) -> None:
         if self._is_closing:
             return
-        self._parser.feed(
-            data if isinstance(data, bytes) else bytes(data)
-        )  # a bytearray: Windows' event loop
+        # Windows' event loop hands over a bytearray.
+        self._parser.feed(data if isinstance(data, bytes) else bytes(data))
         if self._queue:
             if not self._has_full_queue and len(self._queue) >= MAX_PIPELINED:
                 self._has_full_queue = True
