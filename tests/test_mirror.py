@@ -65,7 +65,6 @@ COVERED_BY = {
     "server/request": "gateway/test_request_log",
     "server/request_id": "gateway/test_request_log",
     "server/site": "server/test_capacity",
-    "server/tls": "app/test_app",
 }
 """The test file for a source file that has none of its own."""
 
