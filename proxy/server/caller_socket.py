@@ -10,11 +10,16 @@ import sys
 from typing import Final, cast
 
 from proxy.server.request import WritingPeer
+from proxy.server.tls import unacknowledged
 
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """SO_LINGER with a time of 0: closing the socket resets the connection."""
 ABORT_SHUTS_DOWN = sys.platform == "win32"
 """Whether the event loop shuts an aborted socket down before it closes the socket, so that a FIN goes out."""
+_TURN_S: Final = 0.002
+"""After that time, uvloop has sent what was written: it collects what is written in one turn of the loop."""
+LOOK_S = 0.1
+"""How often it is looked whether the caller has taken all of an answer, before TLS ends."""
 WRITE_STALL_S = 300.0
 """How long a caller may take to read what is left of an answer, before the next answer or the end."""
 
@@ -29,6 +34,7 @@ class CallerSocket(asyncio.Protocol):
         "_is_tls",
         "_loop",
         "_stall_timer",
+        "_tls_end",
         "opening",
         "peer",
         "socket",
@@ -47,6 +53,8 @@ class CallerSocket(asyncio.Protocol):
         self.writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._tls_end: asyncio.TimerHandle | None = None
+        """The next look whether TLS can end."""
         self._holds = 0
         """How many reasons there are not to read from the caller."""
         self._is_tls = False
@@ -67,8 +75,9 @@ class CallerSocket(asyncio.Protocol):
         """The connection is closed."""
         self.transport = None
         self._is_closing = True
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
+        for timer in (self._stall_timer, self._tls_end):
+            if timer is not None:
+                timer.cancel()
 
     # What the caller sends
 
@@ -106,7 +115,6 @@ class CallerSocket(asyncio.Protocol):
         """The caller has taken most of what was written."""
         self.writing_paused = False
         if self._is_closing:
-            self.close()
             return
         if self._stall_timer is not None:
             self._stall_timer.cancel()
@@ -136,14 +144,22 @@ class CallerSocket(asyncio.Protocol):
         if transport is None:
             if self.opening is not None:
                 self.opening.cancel()
-        elif self._is_tls and self.has_unsent:
-            # A transport that closes gives the caller no more time than TLS needs for its end.
-            self._limit_stall()
-            transport.set_write_buffer_limits(0)
-        else:
+        elif not self._is_tls:
             if self.has_unsent:
                 self._limit_stall()
             transport.close()
+        elif self._tls_end is None:
+            self._tls_end = self._loop.call_later(_TURN_S, self._end_tls)
+
+    def _end_tls(self) -> None:
+        """Begin the end of TLS, which has a time limit, as soon as the caller has taken all of the answer."""
+        if self.transport is None:
+            return
+        if self.has_unsent or unacknowledged(self.socket):
+            self._limit_stall()
+            self._tls_end = self._loop.call_later(LOOK_S, self._end_tls)
+        else:
+            self.transport.close()
 
     def abort(self) -> None:
         """Reset the connection, so that the part of an answer that was sent doesn't look whole."""

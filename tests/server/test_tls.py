@@ -26,14 +26,17 @@ def authority() -> trustme.CA:
 
 
 @contextlib.asynccontextmanager
-async def secured(authority: trustme.CA, folder: Path, answer: bytes | None = None) -> AsyncIterator[Gateway]:
+async def secured(
+    authority: trustme.CA, folder: Path, answer: bytes | None = None, drain_timeout: float = 1
+) -> AsyncIterator[Gateway]:
     pair = authority.issue_cert("localhost", "127.0.0.1")
     cert, key = folder / "cert.pem", folder / "key.pem"
     key.touch(mode=0o600)
     pair.private_key_pem.write_to_path(str(key))
     cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
     upstream = Upstream() if answer is None else Upstream(answer)
-    async with gateway(upstream, server={"port": 0, "tls_cert": str(cert), "tls_key": str(key)}) as proxy:
+    files = {"tls_cert": str(cert), "tls_key": str(key)}
+    async with gateway(upstream, server={"port": 0, "drain_timeout": drain_timeout, **files}) as proxy:
         yield proxy
 
 
@@ -88,8 +91,9 @@ async def test_a_slow_handshake_holds_neither_others_nor_the_end_up(
 
 
 async def test_a_caller_that_reads_slowly_gets_all_of_the_last_answer(
-    authority: trustme.CA, tmp_path: Path
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("proxy.server.site.SHUTDOWN_TIMEOUT_S", 0.05)  # less than the answer's end takes
     async with secured(authority, tmp_path, LARGE) as proxy:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -107,3 +111,32 @@ async def test_a_caller_that_reads_slowly_gets_all_of_the_last_answer(
                     await asyncio.sleep(0.01)
             assert got.endswith(b"x" * SIZE)
             writer.close()
+
+
+async def test_a_caller_that_never_answers_the_end_of_tls_does_not_hold_the_stop_up(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with secured(authority, tmp_path, drain_timeout=WAIT_S) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+            sock.setblocking(True)
+            await asyncio.to_thread(silent_after_one_answer, sock, trusting(authority), proxy.port)
+            begun = asyncio.get_running_loop().time()
+            await asyncio.wait_for(proxy.app.drain(asyncio.Event()), WAIT_S)
+            assert not list(proxy.app._listeners.connections())
+            assert asyncio.get_running_loop().time() - begun < tls.SHUTDOWN_TIMEOUT_S + 10
+
+
+def silent_after_one_answer(sock: socket.socket, context: ssl.SSLContext, port: int) -> None:
+    """Speak TLS by hand: the other end's close_notify is never read."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    end = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            end.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(16384))
+    end.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % port)
+    sock.sendall(outgoing.read())
+    assert sock.recv(16384)
