@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from proxy.admin.loop_lag import LoopLag
 from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
-from proxy.logs.setup import dropped_lines
+from proxy.logs import dropped_lines
 from proxy.projects import Project
 from proxy.server.request import Listener
 

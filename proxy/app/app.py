@@ -26,8 +26,7 @@ from proxy.errors import ConfigError, ListenError
 from proxy.gateway.gateway import Gateway
 from proxy.gateway.generation import Generation
 from proxy.gateway.outward import Outward, Plan, plan
-from proxy.logs import setup as log
-from proxy.logs.events import EventLog
+from proxy.logs import EventLog, configure, get_logger
 from proxy.process import descriptor_limit
 from proxy.projects import Project
 from proxy.server.listeners import Listeners
@@ -59,7 +58,7 @@ class App:
         self._passed = passed
         self._settings = settings  # of the start; the running ones are in the generation
         self._load = load
-        self._log = log.get_logger("proxy")
+        self._log = get_logger("proxy")
         self._listeners = Listeners()
         self._reloader: Reloader | None = None
         self._events = EventLog(self._log)
@@ -187,7 +186,7 @@ class App:
         except (ConfigError, OSError):  # `_prepare` found it good, so the file is being replaced again
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
-            log.configure(new.settings.log.level, new.settings.log.format)
+            configure(new.settings.log.level, new.settings.log.format)
         self._expiry.look(self._ends())
         return differences(old.settings, new.settings, self._settings)
 

@@ -18,7 +18,7 @@ from proxy.gateway.generation import Generation, Step
 from proxy.gateway.guard import Guard
 from proxy.gateway.outward import Outward, Plan
 from proxy.gateway.route import Router
-from proxy.logs.events import OnEvent
+from proxy.logs import OnEvent
 from proxy.origin import Origin
 from proxy.projects import AccountProjects, Grant, Project, Services, SharedSlots, Spawn
 from proxy.projects.shared_answers import SharedAnswers

@@ -18,7 +18,7 @@ from proxy.app import notify
 from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
-from proxy.logs.setup import configure
+from proxy.logs import configure
 from proxy.process import ignore_signals, leave_if_asked
 from proxy.server.passed_sockets import PassedSocket
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable
 
-from proxy.logs.events import OnEvent
+from proxy.logs import OnEvent
 
 WARN_DAYS = (7, 14, 30)
 """Days before the end on which a warning is due, once each; after the end one is due every day."""

@@ -23,7 +23,7 @@ from proxy.blocking import NoThread, in_thread
 from proxy.config.changes import Changes
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
-from proxy.logs.events import OnEvent
+from proxy.logs import OnEvent
 
 WATCH_S = 1.0
 """Seconds between two looks at the files."""

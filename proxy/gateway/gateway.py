@@ -25,7 +25,7 @@ from proxy.gateway.oauth import LocalOAuth
 from proxy.gateway.own import OwnPaths, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
-from proxy.logs.events import OnEvent
+from proxy.logs import OnEvent
 from proxy.server.answer import write_error
 from proxy.server.request import Request
 

@@ -16,7 +16,7 @@ from proxy.gateway.guard import Guard
 from proxy.gateway.outward import Outward
 from proxy.gateway.route import Route, Router, named_by_fields
 from proxy.http1.heads import RequestHead
-from proxy.logs.setup import redactor
+from proxy.logs import redactor
 from proxy.projects import Project
 from proxy.server.request import Listener
 

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from proxy.gateway.exchange import exchange_of
-from proxy.logs.setup import is_enabled_for, log_soon
+from proxy.logs import is_enabled_for, log_soon
 from proxy.server.request import Request
 from proxy.server.request_id import request_id, trace_id
 

@@ -1,1 +1,15 @@
 """Logging: `setup` configures it, `redact` hides secrets, `sink` writes, `events` counts repeats."""
+
+from proxy.logs.events import EventLog, OnEvent
+from proxy.logs.setup import configure, dropped_lines, get_logger, is_enabled_for, log_soon, redactor
+
+__all__ = [
+    "EventLog",
+    "OnEvent",
+    "configure",
+    "dropped_lines",
+    "get_logger",
+    "is_enabled_for",
+    "log_soon",
+    "redactor",
+]

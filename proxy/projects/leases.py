@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from proxy.contentsquare import Api
-from proxy.logs.setup import redactor
+from proxy.logs import redactor
 from proxy.tokens import Clock, Lease, LeaseKeeper
 
 REDACTED_TOKENS = 3

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from proxy.errors import TokenFetchError, TokenUnavailable
-from proxy.logs.events import OnEvent
+from proxy.logs import OnEvent
 from proxy.tokens.clock import CLOCK_JUMP_S, SYSTEM_CLOCK, Clock, SuspendWatch
 from proxy.tokens.lease import Lease, LeaseStatus, safety_margin_s, state_of
 from proxy.tokens.schedule import MIN_GAP_S, Schedule
