@@ -22,7 +22,7 @@ class NoThread(OSError):
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """The result or the exception of ``work``, which runs in a thread of its own; `NoThread` without one."""
+    """The result or the exception of ``work``, run in a thread of its own; `NoThread` if none starts."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 

@@ -1,6 +1,6 @@
 """The process's settings in the operating system: no core dumps, enough file descriptors, early signals.
 
-A step that the system doesn't have is left out silently.
+Each function does nothing on a system that lacks its call.
 Sources: setrlimit(2), prctl(2).
 """
 

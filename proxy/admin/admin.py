@@ -79,7 +79,7 @@ class Admin:
     async def answer(self, request: Request, target: bytes, sees: Sees = _everything) -> bool:
         """Answer a request for ``target``; whether the caller's connection can be kept.
 
-        ``sees`` tells of a project's or account's name whether this caller may know it.
+        ``sees(name)`` is whether this caller may know the project or account of that name.
         """
         path = target.partition(b"?")[0]
         page = self._pages.get(path)

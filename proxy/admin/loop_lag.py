@@ -1,4 +1,4 @@
-"""How late the event loop is: a sleeper measures by how much its sleep is too long."""
+"""How late the event loop is: the time by which a sleep lasts too long."""
 
 from __future__ import annotations
 

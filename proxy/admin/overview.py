@@ -19,7 +19,7 @@ from proxy.server.request import Listener
 
 @dataclass(slots=True)
 class Overview:
-    """How the proxy is doing. ``settings`` are those of the running generation.
+    """The state of the proxy. ``settings`` are those of the running generation.
 
     ``projects`` gives all projects, with those of accounts that are in use. ``refused`` counts the errors of
     requests that reached no project, by code. ``has_quit``: the application can be told to end.

@@ -35,7 +35,7 @@ from proxy.server.request import Listener
 
 _POLL_S = 0.02
 LONGEST_POLL_S = 1.0
-"""Seconds between two looks whether a project that a reload replaced is still in use, at most."""
+"""The longest time, in seconds, between two looks at whether a replaced project is in use."""
 SWEEP_S = 60.0
 """Seconds between two looks for idle projects, and for credentials that end."""
 
@@ -73,7 +73,7 @@ class App:
         self._gateway = Gateway(self.overview, quit_, self._log_event)
         self._generation: Generation
         self._generations: Generations
-        self._old_ways: list[Outward] = []  # of each old generation that still has requests
+        self._old_outwards: list[Outward] = []  # of each old generation that still has requests
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -122,7 +122,7 @@ class App:
         self._generation = self._gateway.generation = self._generations.next(first, None).generation
         self._generation.redact()
         self._warn_of_environment()
-        self._spawn(self._keep_house())
+        self._spawn(self._sweep_regularly())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
             load = self._load
@@ -168,7 +168,7 @@ class App:
         return lambda: self._apply(planned)
 
     def _apply(self, planned: Plan) -> Changes:
-        """Go over to the next generation, in one step of the event loop."""
+        """Switch to the next generation, in one step of the event loop."""
         old, step = self._generation, self._generations.next(planned, self._generation)
         new = self._generation = self._gateway.generation = step.generation
         self.overview.settings = new.settings
@@ -179,8 +179,8 @@ class App:
             project.start()
         for project in self.projects():
             project.forget_answers()
-        self._old_ways.append(old.outward)
-        self._spawn(self._see_out(old, step.leaving))
+        self._old_outwards.append(old.outward)
+        self._spawn(self._close_when_unused(old, step.leaving))
         try:
             self._listeners.use_certificate(new.settings.server.tls_cert, new.settings.server.tls_key)
         except (ConfigError, OSError):  # `_prepare` found it good, so the file is being replaced again
@@ -190,7 +190,7 @@ class App:
         self._expiry.look(self._ends())
         return differences(old.settings, new.settings, self._settings)
 
-    async def _see_out(self, old: Generation, leaving: Sequence[Project]) -> None:
+    async def _close_when_unused(self, old: Generation, leaving: Sequence[Project]) -> None:
         """Wait for the last request that began before a reload, then close the projects that it could use."""
         pause_s = _POLL_S
         try:
@@ -201,12 +201,12 @@ class App:
             for project in leaving:
                 project.close()
             old.unredact()
-            self._old_ways.remove(old.outward)
+            self._old_outwards.remove(old.outward)
             # The old generation of another reload may use the same connections: the last one closes them.
-            if old.outward not in (self._generation.outward, *self._old_ways):
+            if old.outward not in (self._generation.outward, *self._old_outwards):
                 await old.outward.close()
 
-    async def _keep_house(self) -> None:
+    async def _sweep_regularly(self) -> None:
         while True:
             self._expiry.look(self._ends())
             await asyncio.sleep(SWEEP_S)

@@ -35,7 +35,7 @@ class _Output(io.TextIOWrapper):
     _lost = ""
 
     def write(self, text: str) -> int:
-        if self._lost:  # and the code that wrote didn't pass it on
+        if self._lost:  # an earlier write failed, and the library that wrote hid the error
             raise OutputLost(self._lost)
         with self._telling():
             return super().write(text)

@@ -1,4 +1,4 @@
-"""The questions of ``csq-proxy init``, one after the other; after an impossible answer, the same one again.
+"""The questions of ``csq-proxy init``, one after the other; after a wrong answer, the same question again.
 
 Hides the prompts. Must not know the file that is made of the answers (`proxy.config.new_file`).
 """
@@ -19,7 +19,7 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 def ask() -> Answers:
-    """Put the questions, on a terminal or to any other standard input.
+    """Ask the questions, on a terminal or to any other standard input.
 
     Raises ConfigError where the answers end too soon, and Typer's Abort at Ctrl-C.
     """

@@ -218,7 +218,7 @@ def snippets(
         str | None,
         typer.Option(
             "--for",
-            metavar="WHAT",
+            metavar="TOOL",
             help="The tool: curl, powerbi, ... kubernetes, ...",
             autocompletion=_tools,
         ),

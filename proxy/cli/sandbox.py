@@ -105,7 +105,7 @@ def _configuration(sandbox: Sandbox) -> str:
 
 def _environment(sandbox: Sandbox) -> str:
     return (
-        "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set there\n"
+        "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set\n"
         f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
         f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}"
     )

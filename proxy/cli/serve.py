@@ -24,7 +24,7 @@ PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what the arguments after ``serve`` say. Raises ConfigError, ListenError, OutputLost, SystemExit."""
+    """Run ``serve`` with these arguments. Raises ConfigError, ListenError, OutputLost, SystemExit."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:
@@ -68,12 +68,12 @@ class _Parser(argparse.ArgumentParser):
     """Its faults are one line each, like those of the other commands."""
 
     def error(self, message: str) -> NoReturn:
-        """Tell the fault, and end with 2. `argparse` calls it."""
+        """Print the fault, and exit with 2. `argparse` calls this method."""
         fault = message.removeprefix("argument ")
         fail((f"{fault}{'' if fault[-1] in '.?' else '.'} See: {self.prog} --help",), 2)
 
     def refuse(self, word: str) -> NoReturn:
-        """Tell that there is no such option or argument, and end with 2."""
+        """Report an unknown option or argument, and exit with 2."""
         name = word.partition("=")[0]
         if name.startswith("-"):
             self.error(f"No such option: {name}{did_you_mean(name, self._option_string_actions)}")

@@ -61,7 +61,7 @@ def _needs_restart(running: Settings, new: Settings) -> list[str]:
 
 
 def is_same(old: Credentials | None, new: Credentials | None) -> bool:
-    """Whether a project's or an account's tokens and rights are the same by both settings."""
+    """Whether a project's or an account's tokens and rights are the same in both settings."""
     if old is None or new is None or type(old) is not type(new):
         return old is new
     return all(

@@ -1,6 +1,6 @@
 """The rules that span several keys, or that depend on files: checks of whole settings.
 
-A check yields a `Fault` for each fault that it finds. What a single key may hold is in
+A check yields a `Fault` for each fault that it finds. The rules for a single key are in
 `proxy.config.settings`.
 """
 

@@ -154,7 +154,7 @@ class _Loading:
                 for error in invalid.errors(include_url=False):
                     fault = explain(error, schema())
                     key = _without_places(fault.path)
-                    # Tell each wrong item of a list, but not the list itself, which then lacks them.
+                    # Report each wrong item of a list, but not the list itself, which then lacks these items.
                     if key not in (before if fault.path != key else self.broken):
                         self.faults.append(self.line(fault))
                     self._repair(key, is_missing=error["type"] == "missing")

@@ -43,7 +43,7 @@ def _quoted(text: str) -> str:
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError where `write_new` would, as far as that shows without writing."""
+    """Raise ConfigError where `write_new` would, as far as can be seen without writing."""
     try:
         if path.exists():
             raise _there_already(path)

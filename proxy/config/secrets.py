@@ -80,7 +80,7 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
     content = _output(process, shown)
     if process.returncode and len(content) <= _LONGEST:
         raise SecretUnusable(f"{shown} ended with exit code {process.returncode}; run it by hand to see why")
-    return _only_line(content, f"what {shown} prints")
+    return _only_line(content, f"the output of {shown}")
 
 
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
@@ -111,7 +111,7 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
 
 @atexit.register
 def _kill_running() -> None:
-    """A thread that waits for a command, in a reload, ends with the process; the command must end, too."""
+    """Kill running commands at exit: a reload's thread, which waits for one, ends with the process."""
     for process in tuple(_running):
         process.kill()
 

@@ -125,7 +125,7 @@ class Reloader:
         return now
 
     def _is_due(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
-        """Whether all files stand still after a change, or one neighbour does: the others may never do."""
+        """Whether a change is complete: all files stand still, or one neighbour does; others may never."""
         changed, moving = _differing(now, self._known), _differing(now, before)
         files = set(self._files())
         return bool(changed & files and not moving & files) or bool(changed - files - moving)

@@ -39,7 +39,7 @@ _FINAL: Final = (Outcome.DELIVERED, Outcome.CUT)
 
 
 class Recorder(Protocol):
-    """Is told of the answer as it comes, try by try, where the proxy shares answers."""
+    """Hears of the answer as it comes, try by try, where the proxy shares answers."""
 
     def on_start(self, source: WritingPeer) -> WritingPeer:
         """The request goes out; returns the peer to slow down when the caller is slow."""
@@ -245,7 +245,7 @@ class Attempt:
             self._held = None
 
     def on_flush(self) -> None:
-        """Send to the caller what has come so far."""
+        """Send the caller the bytes that have come so far."""
         if self._no_answer:
             # The rest of such an answer isn't worth a wait.
             self._connection.close()
@@ -290,7 +290,7 @@ class Attempt:
             self._end(Outcome.FAILED, self._blamed(error))
 
     def _blamed(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
-        """The error as it is; for silence while the content has to come, one that blames the caller."""
+        """The error; if the cloud was silent because content is missing, an error that blames the caller."""
         body = self._request.body
         if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
             return RequestTimeout("The request's content did not come in time; send it again.")

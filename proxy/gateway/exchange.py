@@ -89,7 +89,7 @@ class Exchange:
         self._slot_round = 0
 
     def try_now(self) -> bool:
-        """Send the request now; False where it has to wait for something, and then nothing was done."""
+        """Send the request now; False if the request has to wait; then nothing has changed."""
         lease = self.project.keeper(self.api).current()
         slots = self.project.slots
         if lease is None or not slots.try_acquire(self.turn_key()):

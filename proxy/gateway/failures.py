@@ -15,7 +15,7 @@ from proxy.errors import (
 from proxy.tokens import Lease
 
 RETRY_AFTER_S: Final = 5
-"""Where a cloud could not be reached, or sent nothing."""
+"""Seconds, for a cloud that could not be reached, or sent nothing."""
 
 
 def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool) -> ProxyError:
@@ -30,14 +30,14 @@ def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool
     retry_after_s = None if may_be_done else RETRY_AFTER_S
     if isinstance(error, UpstreamSilent):
         advice = (
-            "It may be done all the same: look before you send it again, " if may_be_done else "Try again, "
+            "The call may have been made: check before you send it again, " if may_be_done else "Try again, "
         )
         return UpstreamTimeout(
             f"Contentsquare ({host}) did not answer: {error}. {advice}ask for less,"
             " or raise contentsquare.idle_timeout.",
             retry_after_s=retry_after_s,
         )
-    advice = "It may be done all the same: look before you send it again" if may_be_done else "Try again"
+    advice = "The call may have been made: check before you send it again" if may_be_done else "Try again"
     return UpstreamUnreachable(
         f"No answer from Contentsquare ({host}): {error}. {advice};"
         " `csq-proxy check --live` helps to find why.",

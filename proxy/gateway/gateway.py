@@ -51,7 +51,7 @@ class Gateway:
         self._own = OwnPaths(Admin(overview), oauth, quit_)
         self._in_flight: Counter[str] = Counter()
 
-    # The two engines, as `proxy.gateway.exchange` tells of them
+    # The two engines (see `proxy.gateway.exchange`)
 
     def try_now(self, request: Request) -> bool:
         """Send a request that has to wait for nothing but the cloud; False: `run` must answer it."""
@@ -92,7 +92,7 @@ class Gateway:
 
     async def _answer(self, request: Request) -> bool:
         exchange = exchange_of(request)
-        if exchange is None or not exchange.is_counted:  # `try_now` didn't come so far
+        if exchange is None or not exchange.is_counted:  # `try_now` didn't get so far
             request.facts.began_at = time.perf_counter()
             generation = self.generation
             caller, target, own = self._checked(request, generation)
@@ -157,14 +157,14 @@ class Gateway:
         """Raise QueueTimeout where this caller has too many requests at once."""
         if self._in_flight[caller.name] >= MAX_IN_FLIGHT:
             raise QueueTimeout(
-                f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; ask for less at a time.",
+                f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; send fewer at a time.",
                 retry_after_s=2,
             )
 
     # After the answer
 
     def _count_and_log(self, request: Request, exchange: Exchange | None) -> None:
-        """A request is over; ``exchange`` None: it wasn't to be forwarded."""
+        """A request is over; ``exchange`` is None for a request that was not to be forwarded."""
         took_s = time.perf_counter() - request.facts.began_at
         if exchange is not None:
             if exchange.recorder is not None:

@@ -39,7 +39,7 @@ class Generation:
     owners: tuple[Project | None, ...]
 
     def route(self, head: RequestHead, listener: Listener, caller: Caller | None, target: bytes) -> Route:
-        """The route of a request that came through this listener. Raises ProxyError where it has none."""
+        """The route of a request that came through this listener. Raises ProxyError if there is none."""
         project, api = named_by_fields(head.fields)
         own = self.owners[listener.index]
         if own is None and listener.project is not None:

@@ -19,7 +19,7 @@ LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site"))
 """Fields by which a browser says which page makes a request."""
 _DEFAULT_PORTS: Final = (80, 443)
-"""With these a Host has no port (RFC 9110, section 4.2)."""
+"""With these ports, a Host may have no port (RFC 9110, section 4.2)."""
 
 
 class Guard:
@@ -65,7 +65,7 @@ class Guard:
         return bool(mark) and scheme in (b"http", b"https") and [authority] == [h.lower() for h in head.hosts]
 
     def _origin_form(self, head: RequestHead) -> bytes:
-        """From absolute-form (RFC 9112, section 3.2.2), where it names this very listener."""
+        """The origin-form of an absolute-form that names this listener (RFC 9112, section 3.2.2)."""
         if head.method == b"OPTIONS" and head.target == b"*":
             return b"*"
         scheme, mark, rest = head.target.partition(b"://")
@@ -90,5 +90,5 @@ class Guard:
 
 
 def _is_last_hop(head: RequestHead) -> bool:
-    """RFC 9110, section 7.6.2: at 0 the request is for the proxy that gets it."""
+    """Whether ``Max-Forwards`` is 0: then the request is for this proxy (RFC 9110, section 7.6.2)."""
     return any(hops.isdigit() and not hops.strip(b"0") for hops in head.fields.values(b"max-forwards"))

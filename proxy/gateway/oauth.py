@@ -60,7 +60,7 @@ class _Refused(ProxyError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _OAuthRequest:
     """A request as it came: its content, and the target without a key, split at the path of OAuth."""
 
     members: Mapping[str, object]
@@ -74,11 +74,11 @@ class _Asked:
 
 
 class LocalOAuth:
-    """Answers what `oauth_path` finds, below any prefix.
+    """Answers requests for the paths that `oauth_path` finds, below any prefix.
 
     Identifies the caller itself, because these programs send their key as ``client_secret``;
-    ``slow_down`` delays the answer to a wrong key. ``generation`` gives the one of now: a request's content
-    may come a reload later than its head.
+    ``slow_down`` delays the answer to a wrong key. ``generation`` gives the current one: a reload
+    may come between a request's head and its content.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class LocalOAuth:
         keys, target = sent_keys(request.head, target)
         path = cast(re.Match[bytes], oauth_path(target))
         members = _members(request, await _content(request))
-        asked = _Asked(members, target[: path.start(1)], path[1], target[path.end(1) :])
+        asked = _OAuthRequest(members, target[: path.start(1)], path[1], target[path.end(1) :])
         generation = self._generation()
         caller, key = generation.callers.of_keys([*_secrets(members), *keys])
         route = generation.route(request.head, request.connection.listener, caller, asked.target)
         if route.target.partition(b"?")[0] != asked.path:
-            raise UnknownProject(f"No project has that path; it is /PROJECT{asked.path.decode()} here.")
+            raise UnknownProject(f"No project has that path; call /PROJECT{asked.path.decode()}.")
         policy.check(request.head, route.target, route.project, caller)
         if asked.path == _TOKEN:
             return _grant(request, asked, route, key)
@@ -139,7 +139,7 @@ def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
     return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
-def _grant(request: Request, asked: _Asked, route: Route, key: str | None) -> bool:
+def _grant(request: Request, asked: _OAuthRequest, route: Route, key: str | None) -> bool:
     """The placeholder that answers a token request. Raises `_Refused`."""
     members, project = asked.members, route.project
     if members.get("grant_type") != GRANT_TYPE:
@@ -204,7 +204,7 @@ def _members(request: Request, content: bytes) -> dict[str, object]:
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
             members: object = dict(pairs)
             if len(dict(pairs)) != len(pairs):  # RFC 6749, section 3.2
-                raise _Refused("invalid_request", "A parameter is there twice.")
+                raise _Refused("invalid_request", "A parameter was sent twice.")
         else:
             members = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The way out to Contentsquare, and what a configuration has to have ready before that way can be used.
+"""The way out to Contentsquare, and the files that a configuration needs for it.
 
 Hides which settings need new connections. Must not know projects or requests.
 """
@@ -21,7 +21,7 @@ from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Upstreams
 from proxy.upstream.tls import tls_context
 
-_way_of = attrgetter("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
+_connecting = attrgetter("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
 """The settings in [contentsquare] whose change needs new connections."""
 
 
@@ -81,7 +81,7 @@ class Outward:
 
     def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:
         """Whether these settings need no other connections, so that this object can be kept."""
-        return bool(ca_digest == self._ca_digest and _way_of(vendor) == _way_of(self._vendor))
+        return bool(ca_digest == self._ca_digest and _connecting(vendor) == _connecting(self._vendor))
 
     def trusts_like(self, other: Outward) -> bool:
         """Whether both use the same token endpoint and send tokens to the same hosts."""

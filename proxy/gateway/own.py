@@ -17,12 +17,12 @@ from proxy.server.request import Request
 
 
 def is_own(target: bytes) -> bool:
-    """Whether the proxy answers requests for this target; `oauth_path` finds the others that it answers."""
+    """Whether the proxy answers requests for this target; `oauth_path` finds its other targets."""
     return target.startswith(admin.PREFIX) or target in (b"/-", b"*")
 
 
 class OwnPaths:
-    """Answers such requests. ``quit_`` ends the process soon; None where a caller can't ask for that."""
+    """Answers these requests. ``quit_`` ends the process soon; None where a caller can't ask for that."""
 
     def __init__(self, pages: Admin, oauth: LocalOAuth, quit_: Callable[[], None] | None) -> None:
         self._pages = pages

@@ -22,7 +22,8 @@ _SEPARATOR: Final = re.compile(rb"[&;?]")
 _NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
 _PARAMETERS: Final = re.compile(rb";[^/]*")
 _MAY_NAME_ONE: Final = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
-"""A target without any of these names no project, in no decoding: the last two begin coded letters."""
+"""A target without any of these can't name a project, however it is decoded: the last two begin coded
+percent signs and letters."""
 _MOST_CODINGS: Final = 3
 """Percent-decodings in a row that a server may do; the result of each counts."""
 
@@ -85,8 +86,8 @@ def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
 def _check_project(target: bytes, project_id: int, name: str) -> None:
     if _MAY_NAME_ONE.search(target) and _named_projects(target) - {b"%d" % project_id}:
         raise Forbidden(
-            f"This request names another project than {project_id}, which {name} is;"
-            " call that one by its own path, or leave projectId out."
+            f"This request names another project than {project_id}, the number of {name};"
+            " call the other project by its own path, or leave projectId out."
         )
 
 

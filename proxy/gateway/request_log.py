@@ -1,7 +1,7 @@
 """The line of a request in the log: its keys, and how texts that a caller chose stay out of it.
 
-The keys are a contract with operators (README, "The log"). The line holds no identifier and no query of
-the target, and no other word of it that doesn't look like a word of an API.
+The keys are a contract with operators (README, "The log"). Of the target, the line holds no query,
+and no segment that doesn't look like a word of an API.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_WORDS: Final = 512
 _words: Final = {
     word.encode(): word for word in ("", "-", "page.css", "page.js", *(f"v{number}" for number in range(100)))
 }
-"""Segments that identify nothing; those that were found to be words of an API, which has few, are added."""
+"""Segments that identify nothing. Words of an API are added when they are found; an API has few words."""
 
 
 def route_of(target: bytes) -> str:
@@ -49,7 +49,7 @@ def route_of(target: bytes) -> str:
 def _shown(segment: bytes) -> str:
     word = _words.get(segment)
     if word is None:
-        # Mostly an identifier, which this test finds without the regex.
+        # Most of these segments are identifiers, which this test finds without the regex.
         if segment.translate(None, _IN_WORDS) or not _WORD.fullmatch(segment):
             return "{id}"
         word = segment.decode("ascii")
@@ -71,7 +71,7 @@ def log_request(request: Request, took_s: float) -> None:
 
 
 def _values(request: Request, took_s: float) -> dict[str, object]:
-    """The line's own keys, in their order; a key that says nothing is left out."""
+    """The line's own keys, in their order; a key without a value is left out."""
     exchange, facts = exchange_of(request), request.facts
     values: dict[str, object] = {}
     if exchange is not None:
@@ -106,7 +106,7 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
 
 
 def _is_probe(request: Request) -> bool:
-    """Whether it is one of those that come again and again, and was answered as it is meant to be."""
+    """Whether the request is a regular look at the proxy's state, and got a usual answer."""
     path = request.head.target.partition(b"?")[0]
     return path in _PROBES and (request.status < 400 or (request.status == 503 and path == b"/-/ready"))
 
@@ -114,7 +114,7 @@ def _is_probe(request: Request) -> bool:
 def _event(request: Request) -> str:
     if not request.transport.is_closing():
         return "request_answered"
-    # By the caller who left, or by us because the answer was cut.
+    # Closed by the caller, or by the proxy because the answer was cut.
     return "request_cut_short" if request.status else "request_abandoned"
 
 

@@ -27,7 +27,7 @@ _DOTS: Final = re.compile(
 )
 _SEGMENT: Final = re.compile(_SEPARATOR, re.IGNORECASE)
 _DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
-# Numbers of bytes: to look for a number in bytes is several times as fast as for bytes.
+# Bytes as numbers: a search for a number is several times as fast as a search for bytes.
 _DOT: Final = ord(".")
 _PERCENT: Final = ord("%")
 _QUESTION_MARK: Final = ord("?")
@@ -93,7 +93,7 @@ class Router:
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
-        # Every spelling of a dot segment has one of these two.
+        # Every spelling of a dot segment has a dot or a percent sign.
         dotted = _dotted_path(target) if _DOT in target or _PERCENT in target else None
         if dotted is not None:
             _refuse_escape(dotted, 0)

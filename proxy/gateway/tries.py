@@ -1,8 +1,8 @@
-"""The loop of tries: sends one request until its answer is with the caller, and waits for what that takes.
+"""The loop of tries: sends one request until its answer is with the caller, and waits meanwhile.
 
 Decides when a request may be sent again: after a refused token, on a connection that had gone stale, and
-when the cloud refuses it because too many run at once. Knows leases and slots only as things to take and give
-back.
+when the cloud refuses it because too many run at once. Must not know how
+tokens are fetched, or how slots are shared.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from proxy.http1.fields import NO_OPTIONS, FieldLines, FieldNames
 
 
 class FieldSection:
-    """What the field lines of a request mean. Requests with the same bytes there share it."""
+    """The meaning of a request's field lines. Requests with the same field lines share one section."""
 
     __slots__ = (
         "chunked",

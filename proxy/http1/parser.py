@@ -130,7 +130,7 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
         raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
     if len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES:
         raise TargetTooLong(
-            f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is odd."
+            f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is too long."
         )
     return method, target, minor
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
-"""Is called with an event's name (past-tense snake_case) and its values."""
+"""A function that takes an event's name (past-tense snake_case) and its values."""
 
 INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
 """Seconds between two lines about equal failures: first, second, ... The last one repeats."""
@@ -62,7 +62,7 @@ class Logger(Protocol):
 
 @dataclass(slots=True)
 class _Series:
-    """Equal failures. No line has told ``untold`` of the ``count`` yet; times are the clock's seconds."""
+    """Equal failures. ``untold`` of the ``count`` are in no line yet; times are the clock's seconds."""
 
     values: Mapping[str, object]
     first_at: float
@@ -87,9 +87,9 @@ class EventLog:
     def __call__(self, event: str, values: Mapping[str, object]) -> None:
         """Log an event, or only count it if an equal failure was logged."""
         if event in _REPEATED:
-            self._again(event, values)
+            self._count_failure(event, values)
         else:
-            self._tell(event, {**values, **self._ended(event, values)})
+            self._log_at_level(event, {**values, **self._values_of_end(event, values)})
 
     def sweep(self) -> None:
         """Log the counts that are due, and the failures that are over; call this about once a minute."""
@@ -97,13 +97,13 @@ class EventLog:
         for key, series in [*self._series.items()]:
             event = str(key[0])
             if series.untold and series.is_due(now):
-                self._tell_again(event, series, now)
+                self._log_repeats(event, series, now)
             elif now - series.last_at >= QUIET_S:
                 del self._series[key]
                 if series.count > 1:
-                    self._tell("failure_ceased", _over(event, series))
+                    self._log_at_level("failure_ceased", _values_when_over(event, series))
 
-    def _again(self, event: str, values: Mapping[str, object]) -> None:
+    def _count_failure(self, event: str, values: Mapping[str, object]) -> None:
         now, key = self._clock(), _key(event, values)
         series = self._series.pop(key, None)
         kept = {name: value for name, value in values.items() if name != "exc_info"}  # it holds whole frames
@@ -111,22 +111,22 @@ class EventLog:
             if len(self._series) >= MOST_KINDS:
                 del self._series[next(iter(self._series))]
             series = _Series(kept, now, now, now)
-            self._tell(event, values)
+            self._log_at_level(event, values)
         else:
             series.values, series.last_at = kept, now
             series.count += 1
             series.untold += 1
             if series.is_due(now):
-                self._tell_again(event, series, now)
+                self._log_repeats(event, series, now)
         self._series[key] = series  # the last one now
 
-    def _tell_again(self, event: str, series: _Series, now: float) -> None:
+    def _log_repeats(self, event: str, series: _Series, now: float) -> None:
         since_s = round(now - series.first_at)
-        self._tell(event, {**series.values, "repeated": series.untold, "since_s": since_s})
+        self._log_at_level(event, {**series.values, "repeated": series.untold, "since_s": since_s})
         series.told_at, series.untold = now, 0
         series.lines += 1
 
-    def _ended(self, event: str, values: Mapping[str, object]) -> dict[str, object]:
+    def _values_of_end(self, event: str, values: Mapping[str, object]) -> dict[str, object]:
         """The values to add about the failures that this event ends."""
         of = _ENDS.get(event)
         if of is None:
@@ -141,7 +141,7 @@ class EventLog:
             "failed_for_s": round(self._clock() - first_at),
         }
 
-    def _tell(self, event: str, values: Mapping[str, object]) -> None:
+    def _log_at_level(self, event: str, values: Mapping[str, object]) -> None:
         if event in _ERRORS:
             self._log.error(event, **values)
         elif event in _WARNINGS:
@@ -154,7 +154,7 @@ def _key(event: str, values: Mapping[str, object]) -> tuple[object, ...]:
     return (event, *(values.get(name) for name in _SAME))
 
 
-def _over(event: str, series: _Series) -> dict[str, object]:
+def _values_when_over(event: str, series: _Series) -> dict[str, object]:
     whose = {name: series.values[name] for name in _SAME if name in series.values}
     return {
         "failure": event,

@@ -64,7 +64,7 @@ class Redactor:
                 forms = frozenset(_forms(secret, base64_too=not is_token))
                 self._forms_of[secret] = forms
                 for form in forms:
-                    self._enter(form)
+                    self._add_form(form)
 
     def discard(self, secret: str) -> None:
         """Undo one `add`; an unknown secret is ignored."""
@@ -76,7 +76,7 @@ class Redactor:
                 self._added[secret] = count - 1
             elif count:
                 for form in self._forms_of.pop(secret):
-                    self._strike(form)
+                    self._discard_form(form)
 
     def redact(self, text: str) -> str:
         """The text with every registered secret replaced."""
@@ -107,7 +107,7 @@ class Redactor:
 
     # Two secrets may share a form, so a form is entered and removed once for each secret.
 
-    def _enter(self, form: str) -> None:
+    def _add_form(self, form: str) -> None:
         run = _long_run(form)
         if not run:
             self._keyless = (*self._keyless, form)
@@ -116,7 +116,7 @@ class Redactor:
         for gram in _grams_of(run):
             self._by_gram[gram] = (*self._by_gram.get(gram, ()), form)
 
-    def _strike(self, form: str) -> None:
+    def _discard_form(self, form: str) -> None:
         run = _long_run(form)
         if not run:
             self._keyless = _without(self._keyless, form)

@@ -50,7 +50,7 @@ redactor.before_discard = _sink.flush
 _level = logging.CRITICAL + 1
 """The lowest level that is written, as a number of the standard library's; none before `configure`."""
 _renderers: Sequence[Processor] = ()
-"""Make an event with its keys in order a line of text."""
+"""Turn an event, whose keys are in order, into a line of text."""
 
 
 class _NamedSink:
@@ -169,7 +169,7 @@ def _write_time(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """No value moves the cursor or begins a line of its own."""
+    """Escape control characters, so that no value moves the cursor or begins a line."""
     for key, value in event.items():
         if isinstance(value, str) and key not in _LONG_KEYS and not value.isprintable():
             # Redacted before it is escaped: the renderer may escape it once more.

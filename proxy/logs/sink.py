@@ -139,7 +139,7 @@ class Sink:
                 self._is_in_line = self._unwritten[written - 1] != _LINE_BREAK
                 del self._unwritten[:written]
         except (OSError, ValueError, AttributeError):
-            # ValueError is a closed file's; AttributeError that of no stream at all.
+            # ValueError: the stream is closed. AttributeError: there is no stream.
             self._drop_unwritten()
         if self._unwritten:
             self._try_again_later()

@@ -1,8 +1,7 @@
 """The projects of accounts: each is made when a caller names it, and dropped when it is idle.
 
-Hides how many there may be at once, and which project makes room for a new one: of those that no
-request uses, the one that was idle longest. Knows nothing of how a project is made, or of the
-configuration.
+Hides how many there may be at once, and which project makes room for a new one: the longest idle project
+that no request uses. Knows nothing of the configuration, or of how a project is made.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class AccountProjects:
     def __init__(self, *, most: int = MOST, now: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._now = now
-        self._projects: OrderedDict[str, Project] = OrderedDict()  # the one that was idle longest is first
+        self._projects: OrderedDict[str, Project] = OrderedDict()  # the longest idle project is first
         self._used_at: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[Project]:
@@ -66,9 +65,9 @@ class AccountProjects:
         return gone
 
     def replace(self, account: str, successor: Callable[[Project], Project | None]) -> list[Project]:
-        """Put a successor in the place of each of the account's projects, or remove it if that is None.
+        """Replace each of the account's projects by its successor; remove it if the successor is None.
 
-        Returns the projects of before; the caller of this method closes them.
+        Returns the replaced projects; the caller of this method closes them.
         """
         old = [project for name, project in self._projects.items() if name.partition("/")[0] == account]
         for project in old:
@@ -85,7 +84,7 @@ class AccountProjects:
                 self._drop(name)
                 return
         raise TokenUnavailable(
-            f"{self._most} projects of accounts are in use at once, and no more can be;"
+            f"{self._most} projects of accounts are in use at once, which is the limit;"
             " give the busiest a [projects] table of their own",
             retry_after_s=5,
         )

@@ -13,7 +13,7 @@ from proxy.tokens.schedule import retry_delay_s
 
 
 class Discovery:
-    """Asks ``/v1/oauth/me`` until an answer comes.
+    """Calls ``/v1/oauth/me`` until an answer comes.
 
     ``me_members`` sends one request. ``emit`` is called with ``api_discovery_failed`` and its values.
     ``error`` is the last failure, or None.

@@ -72,12 +72,12 @@ class Leases:
                 keeper.refresh_now()
 
     def retire(self) -> None:
-        """No new requests come: fetch only if a running request needs it."""
+        """No new requests come: fetch only if a running request needs a token."""
         for keeper in self.keepers.values():
             keeper.retire()
 
     def forget_tokens(self) -> None:
-        """The tokens are out of use: the log needn't look for them any more."""
+        """Forget all tokens, which are out of use: the log needn't look for them any more."""
         self._tokens.clear()
 
     async def _fetch_redacted(self, api: Api) -> Lease:

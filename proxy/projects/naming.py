@@ -1,4 +1,4 @@
-"""Names of projects and accounts: which ones a caller may have meant."""
+"""Names of projects and accounts that a caller may have meant."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Collection
 
 
 def names_like(name: str, known: Collection[str]) -> list[str]:
-    """Up to three known names that are like this one; where none is, the first ten of them."""
+    """Up to three known names that are like this one; without any, the first ten known names."""
     return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) or sorted(known)[:10]

@@ -130,13 +130,13 @@ class Project:
     # Life
 
     def start(self) -> None:
-        """Begin to fetch what is wanted from the start; returns at once."""
+        """Begin to fetch the tokens that are wanted from the start; returns at once."""
         self._keep_wanted()
         if self._discovers:
             self._discovering = self._spawn(self._discover())
 
     def inherit(self, before: Project) -> None:
-        """Take over what stays good of a project with the same name, which is about to be retired.
+        """Take over the state that stays good from a project of the same name, which is about to be retired.
 
         Always its counts; if both are for the same data also its slots, its leases and the APIs that it
         discovered. So callers needn't wait until new tokens are here.
@@ -160,7 +160,7 @@ class Project:
             self.shared_answers.forget()
 
     def retire(self) -> None:
-        """No new requests come: fetch only if a running request needs it. Call `close` once none runs."""
+        """No new requests come: fetch only for running ones. Call `close` once none runs."""
         if self._discovering is not None:
             self._discovering.cancel()
         self._leases.retire()
@@ -220,7 +220,7 @@ class Project:
             self.keeper(api)
 
     async def _discover(self) -> None:
-        """Find out which APIs are wanted; if that can't be known, keep what was known before."""
+        """Find out which APIs are wanted; without an answer, keep those that were known before."""
         found = await self._discovery.apis()
         if found is not None:
             self._wanted = tuple(api for api in Api if api in found and self.grant.allows(api))

@@ -1,9 +1,9 @@
 """One project's shared answers: those that are stored, and those that are on their way to a caller.
 
-Holds what lasts longer than one request. A request that is forwarded, and whose answer others may have
-too, leads; a request for the same meanwhile follows: it takes no slot, and waits for the leader's answer.
-Hides how long followers wait, and that `SharedAnswers.forget` parts the answers of before from the requests
-that come later. Which request may have which answer is for `proxy.gateway.sharing` to say.
+Holds the state that lasts longer than one request. A request that is forwarded, and whose answer others may
+have too, leads. An identical request that comes meanwhile follows: it takes no slot, and waits for the
+leader's answer. Hides how long followers wait, and that `SharedAnswers.forget` keeps earlier answers from
+later requests. `proxy.gateway.sharing` decides which request may have which answer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Key = tuple[str | None, Api, bytes, bytes]
 Requests with the same key have the same answer.
 """
 PATIENCE_S = 30.0
-"""Followers are let go when the answer isn't whole so many seconds after the leader's request went out."""
+"""Followers are let go if the answer isn't whole this time after the leader's request went out."""
 
 
 class RunningAnswer:
     """The answer to the request ``leader``, on its way; requests that `follow` it get it as well.
 
-    ``why`` the leader was forwarded is what Cache-Status says to its caller. ``answer`` is set once it is
+    ``why`` is the reason in Cache-Status why the leader was forwarded. ``answer`` is set once it is
     whole and may be shared. ``is_vacant``: the followers were let go because of the leader's caller, so that
     one of them should lead in its place. ``is_over``: no request can follow it any more.
     """
@@ -73,7 +73,7 @@ class RunningAnswer:
         return self._sent_at is None and self._leader.facts.waited_s > self._waited_before_s
 
     async def follow(self, request: Request) -> Answer | None:
-        """Wait for the answer; None where the request was let go and has to go its own way.
+        """Wait for the answer; None where the request was let go and has to be forwarded.
 
         The time during which the leader waited for a slot counts as the follower's wait for a slot.
         """
@@ -102,7 +102,7 @@ class RunningAnswer:
             self._end()
 
     def complete(self, answer: Answer) -> None:
-        """The answer is whole: followers get it, and it is stored where that may be."""
+        """The answer is whole: followers get it, and it is stored if that is allowed."""
         self.answer = answer
         self._end()
         self._answers.store(self._key, answer, self._epoch)

@@ -59,7 +59,7 @@ class Slots:
         self.limit = limit
 
     def move_to(self, successor: Slots) -> None:
-        """Two names turned out to be one project: all slots in use and all waiting requests move over.
+        """Two names turned out to be one project: move slots in use and waiting requests to ``successor``.
 
         From now on each method of this object calls that of ``successor``. If more slots are in use than
         the limit allows, the requests that hold them go on, but no further request gets one.

@@ -1,6 +1,6 @@
 """Whole answers in memory, for all projects of the process within one bound of bytes.
 
-Hides the bound, which answer is dropped for a new one (the one that was unused longest), and how much
+Hides the bound, which answer is dropped for a new one (the longest unused answer), and how much
 memory an answer takes beside its content. Knows nothing of HTTP's rules, callers, or why an answer may be
 stored. Each project has a `Shelf` of its own, so that no project can find or drop another's answers.
 """
@@ -55,7 +55,7 @@ class Store:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.bytes = 0
         self._max_bytes = max_bytes
-        self._answers: OrderedDict[Answer, None] = OrderedDict()  # the one that was unused longest is first
+        self._answers: OrderedDict[Answer, None] = OrderedDict()  # the longest unused answer is first
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -70,7 +70,7 @@ class Store:
             self._drop(answer)
 
     def added(self, answer: Answer) -> None:
-        """A shelf holds one more answer; above the bound, those that were unused longest are dropped."""
+        """A shelf holds one more answer; above the bound, the longest unused answers are dropped."""
         self._answers[answer] = None
         self.bytes += answer.size
         while self.bytes > self._max_bytes:

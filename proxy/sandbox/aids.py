@@ -32,7 +32,7 @@ def add_routes(router: Router) -> None:
 
 
 def bytes_sha256(size: int) -> str:
-    """The hexadecimal SHA-256 of what ``bytes?size=...`` sends."""
+    """The hexadecimal SHA-256 of the content that ``bytes?size=...`` sends."""
     digest = hashlib.sha256()
     for piece in _pieces(size):
         digest.update(piece)

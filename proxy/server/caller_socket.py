@@ -17,11 +17,11 @@ _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 ABORT_SHUTS_DOWN = sys.platform == "win32"
 """Whether the event loop shuts an aborted socket down before it closes the socket, so that a FIN goes out."""
 _TURN_S: Final = 0.002
-"""After that time, uvloop has sent what was written: it collects what is written in one turn of the loop."""
+"""After this time uvloop has sent all written bytes: uvloop collects the writes of one turn of the loop."""
 LOOK_S = 0.1
-"""How often it is looked whether the caller has taken all of an answer, before TLS ends."""
+"""The time between two looks at whether the caller has taken all of an answer, before TLS ends."""
 WRITE_STALL_S = 300.0
-"""How long a caller may take to read what is left of an answer, before the next answer or the end."""
+"""How long a caller may take to read the rest of an answer, before the next answer or the end."""
 
 
 class CallerSocket(asyncio.Protocol):
@@ -59,7 +59,7 @@ class CallerSocket(asyncio.Protocol):
         """How many reasons there are not to read from the caller."""
         self._is_tls = False
         self._is_closing = False
-        """Whether nothing is written after what was written already."""
+        """Whether no more bytes may be written."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -67,7 +67,7 @@ class CallerSocket(asyncio.Protocol):
         return self._loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is open, and TLS is spoken where it has to be."""
+        """The connection is open; on a TLS listener, after the handshake."""
         self.transport = cast(asyncio.Transport, transport)
         self._is_tls = transport.get_extra_info("sslcontext") is not None
 
@@ -102,7 +102,7 @@ class CallerSocket(asyncio.Protocol):
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the kernel has not taken all that was written."""
+        """Whether the kernel has not taken all written bytes."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def pause_writing(self) -> None:
@@ -112,7 +112,7 @@ class CallerSocket(asyncio.Protocol):
             self.peer.pause()
 
     def resume_writing(self) -> None:
-        """The caller has taken most of what was written."""
+        """The caller has taken most of the written bytes."""
         self.writing_paused = False
         if self._is_closing:
             return
@@ -125,7 +125,7 @@ class CallerSocket(asyncio.Protocol):
             self.peer.resume()
 
     async def drained(self) -> None:
-        """Wait until the caller has taken most of what was written; after ``WRITE_STALL_S`` it is reset."""
+        """Wait until the caller has taken most of the written bytes. A caller that stalls is reset."""
         if self.writing_paused:
             self._drained = self._loop.create_future()
             self._limit_stall()
@@ -138,7 +138,7 @@ class CallerSocket(asyncio.Protocol):
     # The end
 
     def close(self) -> None:
-        """Close once the caller has taken what was written; a caller that takes too long is reset."""
+        """Close once the caller has taken all written bytes; a caller that takes too long is reset."""
         self._is_closing = True
         transport = self.transport
         if transport is None:
@@ -175,7 +175,7 @@ class CallerSocket(asyncio.Protocol):
             self.socket.close()
 
     def make_way(self) -> None:
-        """Close the connection now, so that there is room for others; reset it if that was tried before."""
+        """Close the connection now, so that there is room for others; reset it if it is closing already."""
         if self.has_unsent or self._is_closing:
             self.abort()
         else:

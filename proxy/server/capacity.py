@@ -15,12 +15,12 @@ MAX_CONNECTIONS = 1024
 """Of one listener."""
 FEWEST_CONNECTIONS = 8
 IDLE_S = 1.0
-"""A connection that was accepted or answered less long ago may be about to send a request."""
+"""A connection that was accepted or answered later than this time ago may be about to send a request."""
 _OTHER_DESCRIPTORS = 32
 
 
 def most_connections(descriptors: int | None, listeners: int) -> int:
-    """How many connections each of so many listeners may have, if the process may open so many descriptors.
+    """How many connections each listener may have, if the process may open so many descriptors.
 
     A quarter of them is for connections to the clouds, and for files. None: there is no limit.
     """
@@ -31,7 +31,7 @@ def most_connections(descriptors: int | None, listeners: int) -> int:
 
 
 def room(limit: int) -> int:
-    """How many connections fewer than ``limit`` a listener that was full must have to accept again."""
+    """How far below ``limit`` a full listener must come before it accepts connections again."""
     return max(1, limit // 16)
 
 

@@ -1,4 +1,4 @@
-"""Notices that a caller has left while its connection can't tell.
+"""Notices that a caller has left while the event loop doesn't read from its connection.
 
 The event loop reports a caller that leaves only while the loop reads from the connection. The loop doesn't
 read after the caller's FIN, and while the caller's bytes are held back. Then this module looks from time to
@@ -24,11 +24,11 @@ LOOK_S = 0.2
 PATIENCE_S = 10.0
 """How long a request may wait for its answer's head after the caller's FIN."""
 HURRIED_PATIENCE_S = 1.0
-"""The same, while other requests wait for what this request holds."""
+"""The same, while other requests wait for this one to end."""
 
 
 class Watched(Protocol):
-    """A caller's connection, as it is watched."""
+    """The part of a caller's connection that `DepartureWatch` needs."""
 
     socket: socket.socket
     current: Request | None
@@ -46,7 +46,7 @@ class Watched(Protocol):
         ...
 
     def abort(self) -> None:
-        """End the connection, and what is done for its caller."""
+        """End the connection, and the work for its caller."""
 
 
 class DepartureWatch:
@@ -60,14 +60,14 @@ class DepartureWatch:
         self._half_closed_at: float | None = None
 
     def start(self) -> None:
-        """Nothing is read from the caller any more, or for now."""
+        """Begin to look: nothing is read from the caller any more, or for now."""
         if self._connection.is_half_closed and self._half_closed_at is None:
             self._half_closed_at = self._connection.loop.time()
         if self._timer is None:
             self._timer = self._connection.loop.call_later(LOOK_S, self._look)
 
     def stop(self) -> None:
-        """The connection has ended."""
+        """Stop looking: the connection has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -22,7 +22,7 @@ class Facts:
         self.began_at = 0.0
         """When the handler began."""
         self.sent_at = 0.0
-        """When the request's head last went upstream; 0 where it didn't."""
+        """When the request's head last went upstream; 0 if it never did."""
         self.waited_s = 0.0
         """How long the request waited for a slot."""
         self.caller: str | None = None

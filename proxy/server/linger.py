@@ -44,7 +44,7 @@ class Linger:
         self._timer.cancel()
 
     def on_request_body(self, data: bytes) -> None:
-        """Drop it."""
+        """Drop the bytes."""
 
     def on_request_end(self, trailers: list[Field]) -> None:  # noqa: ARG002 - a sink's interface
         """The answer can no longer be lost to a reset."""

@@ -28,7 +28,7 @@ from proxy.server.tls import load_certificate, server_tls
 
 BACKLOG = 1024
 """How many connections wait in the kernel to be accepted."""
-_MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" where it knows none
+_MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" for a socket without a name
 
 
 class Listeners:
@@ -74,13 +74,13 @@ class Listeners:
         if self._exposed and not settings.callers:
             raise ConfigError(
                 f"LISTEN_FDS: {self._exposed[0]}, or define [callers] with a key for each:"
-                " all who reach it have your credentials' power"
+                " every program that reaches it has your credentials' power"
             )
 
     async def serve(self, handler: Handler, descriptors: int | None, spawn: Spawn, on_event: OnEvent) -> None:
         """Begin to accept connections; ``descriptors``: how many the process may open, None: any number.
 
-        ``spawn`` runs what accepts, and ``on_event`` hears what goes wrong there (see `CallerSite`).
+        ``spawn`` runs the tasks that accept, and ``on_event`` hears of their failures (see `CallerSite`).
         """
         limit = most_connections(descriptors, len(self.all))
         for listener in self.all:
@@ -96,7 +96,7 @@ class Listeners:
             await site.start()
 
     def use_certificate(self, cert: Path | None, key: Path | None) -> None:
-        """Show new callers what is in these files now, if the listeners speak TLS. Raises ConfigError."""
+        """Show new callers the certificate in these files, if the listeners speak TLS. Raises ConfigError."""
         if self._tls is not None and cert is not None:
             load_certificate(self._tls, cert, key)
 
@@ -106,7 +106,7 @@ class Listeners:
             yield from site.server.connections
 
     def close_idle(self) -> bool:
-        """Close the connections: now, or after the answers that their callers wait for. Whether any is left.
+        """Close the connections: now, or after the answers that their callers wait for; whether any is left.
 
         A connection is left as long as its caller has not taken all of an answer.
         """
@@ -147,7 +147,7 @@ class Listeners:
 
 
 def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str | None, list[PassedSocket]]:
-    """The ports that were passed, by their project's name; None has those of all. Raises ConfigError."""
+    """The passed ports by project; under None, those for all projects. Raises ConfigError."""
     found: dict[str | None, list[PassedSocket]] = {}
     for one in passed:
         if one.is_unix:
@@ -183,7 +183,7 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
                 " give an address of this computer"
             ) from None
         remedy = f"choose another port{' with --port' if key == 'server.port' else ''}"
-        if isinstance(exc, PermissionError) and sys.platform != "win32":  # where it may mean a taken one
+        if isinstance(exc, PermissionError) and sys.platform != "win32":  # there it may mean a taken port
             remedy = f"ports below 1024 are often for administrators alone; {remedy}"
         else:
             remedy = f"is another csq-proxy running? Stop it, or {remedy}"

@@ -26,7 +26,7 @@ _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 MAX_PIPELINED: Final = 8
 """Requests of one connection that may wait for their turn. Bytes of further requests stay in the parser."""
 HEAD_TIMEOUT_S = 10.0
-"""From the first byte of a request head to its last."""
+"""The longest time from the first byte of a request head to its last."""
 
 
 class RequestParser:

@@ -1,7 +1,7 @@
 """Listening sockets that a service manager opened for this process: systemd's socket activation.
 
 These sockets outlive the process, so that a call during a restart waits and isn't refused. Hides how they
-are passed, and their possible faults; must not know what is served on which. Sources: sd_listen_fds(3),
+are passed, and their possible faults; must not know which project a socket serves. Sources: sd_listen_fds(3),
 systemd.socket(5).
 """
 

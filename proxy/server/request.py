@@ -27,7 +27,7 @@ class Listener:
 
 
 class WritingPeer(Protocol):
-    """The source of what is written to a caller; it is slowed down when the caller is slow."""
+    """The source of the bytes for a caller; a slow caller slows the source down."""
 
     def pause(self) -> None:
         """Bring no more bytes for now."""
@@ -88,7 +88,7 @@ class Connection(Source, Protocol):
         """Reset the connection, so that the part of an answer that was sent doesn't look whole."""
 
     async def drained(self) -> None:
-        """Wait until the caller has taken most of what was written. A caller that stalls is reset."""
+        """Wait until the caller has taken most of the written bytes. A caller that stalls is reset."""
 
 
 class Request:
@@ -118,11 +118,11 @@ class Request:
         self.error: ProxyError | None = None
         self.head_sent = False
         self.status = 0
-        """Of the answer; 0 until there is one."""
+        """The answer's status; 0 until there is an answer."""
         self.answer_bytes = 0
-        """Of the answer's content, so far."""
+        """The bytes of the answer's content, so far."""
         self.exchange: Exchange | None = None
-        """The handler's; None before and after."""
+        """The handler's work on the request; None before and after."""
         self.facts = Facts()
 
     def field(self, name: bytes) -> bytes | None:
@@ -134,7 +134,7 @@ class Request:
 
     @property
     def may_keep(self) -> bool:
-        """Whether the connection can go on after the answer, for all that the request and we want."""
+        """Whether the request and the proxy let the connection go on after the answer."""
         return self.head.keep_alive and not self.connection.is_ending
 
     def write(self, data: bytes) -> None:
@@ -143,6 +143,6 @@ class Request:
             self.transport.write(data)
 
     def abandon(self) -> None:
-        """The caller has left: end what was done for it without a task."""
+        """The caller has left: end the work for it that has no task."""
         if self.exchange is not None:
             self.exchange.abandon()

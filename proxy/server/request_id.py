@@ -1,4 +1,4 @@
-"""The ids that tell one request in the logs of several programs: ``X-Request-Id`` and ``traceparent``.
+"""The ids by which several programs' logs name one request: ``X-Request-Id`` and ``traceparent``.
 
 A caller's id is used if it is valid. Both fields are forwarded unchanged, like any other field.
 Source: W3C Trace Context, section 3.2.
@@ -55,5 +55,5 @@ def trace_id(head: RequestHead) -> str | None:
     if version == b"ff" or trace == _NO_TRACE or known[36:52] == _NO_PARENT:
         return None
     if len(value) > _TRACEPARENT_LENGTH and (version == b"00" or value[_TRACEPARENT_LENGTH] != _DASH):
-        return None  # what follows is for later versions to say
+        return None  # only later versions allow more after it
     return trace.decode("ascii")

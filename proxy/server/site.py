@@ -23,7 +23,7 @@ from proxy.server.request import Listener
 from proxy.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, speaks_plain_http
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
-"""Runs a coroutine until the application ends, which an error of the coroutine's ends, too."""
+"""Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
 OnEvent = Callable[[str, Mapping[str, object]], None]
 LOOK_S = 0.1
 """How often a full listener, or a process without free descriptors, looks for connections to close."""
@@ -43,7 +43,7 @@ class CallerServer(Server):
         self._open: set[CallerConnection] = set()
 
     def __call__(self, sock: socket.socket) -> CallerConnection:  # type: ignore[override]
-        """The protocol for a socket that was accepted. It counts from now on."""
+        """The protocol for a socket that was accepted. The connection counts from now on."""
         loop = asyncio.get_running_loop()
         connection = CallerConnection(self._handler, self.listener, sock, loop, self.forget)
         self._open.add(connection)
@@ -138,7 +138,7 @@ class CallerSite(BaseSite):
             except ConnectionError:  # the caller has left already
                 continue
             except OSError as exc:
-                await self._look_into(exc)
+                await self._on_accept_failed(exc)
                 continue
             if _NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
                 with contextlib.suppress(OSError):
@@ -183,7 +183,7 @@ class CallerSite(BaseSite):
     def _make_room(self) -> None:
         make_room(self.server.connections, self.limit, asyncio.get_running_loop().time())
 
-    async def _look_into(self, error: OSError) -> None:
+    async def _on_accept_failed(self, error: OSError) -> None:
         """The system can't accept: most likely, the process or the system has no file descriptors left."""
         cause = errno.errorcode.get(error.errno or 0, "unknown")
         values = {

@@ -18,10 +18,10 @@ if sys.platform != "win32":
 
 HANDSHAKE_TIMEOUT_S = 10.0
 _SO_NWRITE: Final = 0x1024
-"""macOS's option for what a socket has not sent; Python has no name for it."""
+"""macOS's option for the number of bytes that a socket has not sent; Python has no name for it."""
 SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
-"""How long a caller may take to answer the end of TLS. The event loop cuts what is left of an answer then. So
-the end begins after the answer was taken, where `unacknowledged` can tell, and a second is enough."""
+"""How long a caller may take to answer the end of TLS; then the event loop drops the rest of an answer. Where
+`unacknowledged` works, TLS ends only after the caller has taken the whole answer, so a second is enough."""
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
@@ -40,7 +40,7 @@ def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
 
 
 def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
-    """Show new callers the certificate that is in these files now. Raises ConfigError.
+    """Show new callers the certificate in these files. Raises ConfigError.
 
     Check the files with `server_tls` first: OpenSSL may keep half of a pair that doesn't fit.
     """
@@ -86,7 +86,7 @@ async def speaks_plain_http(sock: socket.socket) -> bool:
         loop.remove_reader(sock)
     if not sock.recv(1, socket.MSG_PEEK).isalpha():
         return False
-    sock.recv(64 * 1024)  # what is not read would make a reset of the close, and lose the hint
+    sock.recv(64 * 1024)  # unread bytes would turn the close into a reset, and lose the hint
     with contextlib.suppress(OSError):
         sock.send(_USE_HTTPS)
     return True

@@ -29,7 +29,7 @@ MAX_LIFETIME_S = 86400.0
 MAX_TOKEN = 16 << 10
 """Characters of an access_token; a request with a longer one in a field would be refused."""
 MAX_QUOTE = 200
-"""Characters of an answer's text that a message quotes at most."""
+"""The most characters of an answer's text that a message quotes."""
 ENDPOINT_NAMES = ("endpoint", "api_endpoint", "base_url")
 ERROR_NAMES = ("error", "errorCode", "error_description", "errorMessage")
 

@@ -56,11 +56,11 @@ class SuspendWatch:
         self._ahead_s = self._wall_minus_monotonic()
 
     def restart(self) -> None:
-        """Compare with now from now on, so that clocks which drift apart slowly never count as a suspend."""
+        """Compare with this moment from now on, so that a slow drift never counts as a suspend."""
         self._ahead_s = self._wall_minus_monotonic()
 
     def jump_s(self) -> float:
-        """By how many seconds the wall clock jumped ahead; 0.0 below the threshold. Tells each jump once."""
+        """The seconds that the wall clock jumped ahead; 0.0 below the threshold. Reports each jump once."""
         ahead_s = self._wall_minus_monotonic()
         jump_s = ahead_s - self._ahead_s
         if jump_s < self.threshold_s:

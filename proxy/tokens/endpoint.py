@@ -35,9 +35,9 @@ TOTAL_TIMEOUT_S = 15.0
 MAX_CONNECTIONS = 32
 """Token requests at once. The others wait, and their time-out doesn't run meanwhile."""
 MAX_BODY = 1 << 20
-"""Bytes that are read of an answer at most."""
+"""The most bytes that are read of an answer."""
 TLS_RETRY_S = 30.0
-"""From a TLS failure to the next try: a certificate doesn't get better within a second."""
+"""The time from a TLS failure to the next try: nobody mends a certificate within a second."""
 
 FindProxy = Callable[[Origin], str | None]
 """Returns the URL of the HTTP proxy on the way to an origin; None for a direct connection.

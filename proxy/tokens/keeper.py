@@ -110,7 +110,7 @@ class LeaseKeeper:
         return lease
 
     def reject(self, lease: Lease) -> bool:
-        """The cloud answered 401 to a request with this lease. Returns whether another lease is to be had.
+        """The cloud answered 401 to a request with this lease. Returns whether another lease can come.
 
         True: call `get` again, and send the request again if that is safe. False: a 401 forced the
         refresh that brought this lease less than `FORCED_REFRESH_GAP_S` ago, so the next token would be
@@ -142,7 +142,7 @@ class LeaseKeeper:
     # The task, which is the only writer
 
     async def run(self) -> None:
-        """Keep the lease fresh until cancelled. Any error of ``fetch`` but `TokenFetchError` ends this."""
+        """Keep the lease fresh until cancelled. Any other error than `TokenFetchError` ends the task."""
         while True:
             await self._fetch_once()
             await self._sleep_until_due()
@@ -260,7 +260,7 @@ class LeaseKeeper:
         return "the last token expired, and its replacement isn't here yet"
 
     def status(self) -> LeaseStatus:
-        """How the lease is doing now."""
+        """The state of the lease now."""
         lease, usable = self._lease, self.current() is not None
         return LeaseStatus(
             name=self.name,

@@ -1,4 +1,4 @@
-"""A lease: one token with its origin and its life, and how a lease is doing. Values only."""
+"""A lease: one token with its origin and its life; and the state of a lease. Values only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
-    """How a lease is doing, for ``/-/status`` and ``/-/ready``; holds no token.
+    """The state of a lease, for ``/-/status`` and ``/-/ready``; holds no token.
 
     ``state``: "fetching" (no usable lease, and no failure yet), "fresh", "stale" (usable, but the last
     refresh failed), "failing" (not usable, after a transient failure), "refused" (not usable, after a

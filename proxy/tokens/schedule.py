@@ -59,7 +59,7 @@ def retry_delay_s(
 
 
 class Schedule:
-    """When one lease is fetched next: at ``due_at``, which is infinite for never. At first it is now."""
+    """The time of one lease's next fetch: ``due_at``, which is infinite for never, and now at first."""
 
     def __init__(self, monotonic: Callable[[], float], rng: random.Random) -> None:
         self.due_at = monotonic()
@@ -96,7 +96,7 @@ class Schedule:
         self.due_at = min(self.due_at, earliest)
 
     def suspended(self, seconds: float) -> None:
-        """The machine slept for so long: by that much the pause of a ``Retry-After`` is over."""
+        """The machine slept for so long: the pause of a ``Retry-After`` ends sooner by that time."""
         self._paused_until -= seconds
 
     def stop(self) -> None:

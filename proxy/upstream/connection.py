@@ -89,7 +89,7 @@ class CloudConnection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Whether a request can be sent on it."""
+        """Whether a request can be sent on the connection."""
         return self._transport is not None and self._sink is None and not self._transport.is_closing()
 
     def has_unread_input(self) -> bool:

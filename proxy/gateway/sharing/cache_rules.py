@@ -43,7 +43,7 @@ _NEVER = frozenset(
 )
 """An answer to a request with one of these is for that request alone."""
 _UNSUPPORTED = frozenset((b"min-fresh", b"only-if-cached"))
-"""A request that asks for one of these is forwarded, for the cloud to meet."""
+"""A request that asks for one of these is forwarded, so that the cloud can obey it."""
 _TELLING = frozenset(
     (
         b"age",

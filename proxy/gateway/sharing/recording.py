@@ -64,7 +64,7 @@ class Change(Note):
         return super().on_head(head)
 
     def on_end(self, trailers: list[Field]) -> None:  # noqa: ARG002 - a recorder's interface
-        """The change may have taken until now."""
+        """The change may have come into effect only now."""
         self._forget()
 
     def on_over(self) -> None:
@@ -170,7 +170,7 @@ class Recording:
     # WritingPeer
 
     def pause(self) -> None:
-        """The leader's caller is slow: no other request shall wait for it."""
+        """The leader's caller is slow: no other request may wait for this caller."""
         self._let_go(vacant=True)
         if self._source is not None:
             self._source.pause()
@@ -181,7 +181,7 @@ class Recording:
             self._source.resume()
 
     def _let_go(self, *, vacant: bool) -> None:
-        """No request shall wait for this answer any longer; it may still be stored."""
+        """No request may wait for this answer any longer; the answer may still be stored."""
         if not self._running.is_over:
             if not self._keep_s:
                 self._drop_content()

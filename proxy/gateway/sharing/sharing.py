@@ -3,13 +3,12 @@
 Stands between the gateway and an exchange: the gateway calls `try_now` and `run` in place of
 `Exchange.try_now` and `tries.run`, and they call those where the request is forwarded.
 
-A request that leads is forwarded as ever, and its answer recorded as it comes. A request for the same
-meanwhile follows: it holds no slot, and gets the answer once that is whole, or is let go (see `recording`).
-Two requests are for the same if caller, API, target and every field that goes upstream are the same, so
-that an answer may vary with any of them. A request that may change data ends the sharing of all answers of
-before.
+A request that leads is forwarded as usual, and its answer is recorded as it comes. An identical request that
+comes meanwhile follows: it holds no slot, and gets the whole answer, or is let go (see `recording`). Two
+requests are identical if caller, API, target and every field that goes upstream are the same, because an
+answer may vary with any of them. A request that may change data ends the sharing of all earlier answers.
 
-What HTTP allows is for `cache_rules` to say. Must not know configuration, or what a caller may do: the
+`cache_rules` decides about HTTP's rules. Must not know configuration, or what a caller may do: the
 gateway has checked that before.
 Sources: RFC 9111, sections 3, 4 and 5.2; RFC 9211.
 """
@@ -65,8 +64,8 @@ async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
 def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> Answer | RunningAnswer | None:
     """The answer for this request, stored or still on its way.
 
-    None: the request has to be forwarded, and its recorder is set. ``then`` is what Cache-Status says after
-    the reason for that.
+    None: the request has to be forwarded, and its recorder is set. In Cache-Status, ``then`` follows the
+    reason.
     """
     request, target = exchange.request, exchange.target
     fields_key = key_of(request.head.section)
