@@ -37,7 +37,7 @@ MAX_CONNECTIONS = 32
 MAX_BODY = 1 << 20
 """The most bytes that are read of an answer."""
 TLS_RETRY_S = 30.0
-"""The time from a TLS failure to the next try: nobody mends a certificate within a second."""
+"""The time from a TLS failure to the next try: a certificate is not replaced within a second."""
 
 FindProxy = Callable[[Origin], str | None]
 """Returns the URL of the HTTP proxy on the way to an origin; None for a direct connection.

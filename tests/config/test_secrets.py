@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import sys
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def test_a_more_specific_secret_replaces_the_others_way_of_giving_it(write: Writ
     assert load(write(SHOP), environ=environ).projects["shop"].client_secret.get_secret_value() == "from file"
 
 
+PROGRAM = shlex.quote(Path(sys.executable).as_posix())
+
+
 def command(*arguments: str) -> str:
     program = Path(sys.executable).as_posix()
     listed = ", ".join(f"'''{argument}'''" for argument in (program, *arguments))
@@ -124,11 +128,11 @@ def test_a_command_is_run_without_a_shell_in_the_file_s_folder(write: Writer) ->
     [
         (command("-c", f"print('{CANARY}'); raise SystemExit(3)"), "ended with exit code 3; run it by hand"),
         (command("-c", f"import sys; sys.exit('{CANARY}')"), "ended with exit code 1"),
-        (command("-c", ""), "prints is empty"),
-        (command("-c", f"print('{CANARY}\\n2')"), "prints holds more than one line"),
+        (command("-c", ""), f"the output of {PROGRAM} is empty"),
+        (command("-c", f"print('{CANARY}\\n2')"), f"the output of {PROGRAM} holds more than one line"),
         (command("-c", "import time; time.sleep(9)"), "took longer than 0.05 s"),
         (command("-c", "import os, time; os.close(1); time.sleep(9)"), "took longer than 0.05 s"),
-        (command("-c", "while True: print('c' * 9999)"), "prints is too long for a secret"),
+        (command("-c", "while True: print('c' * 9999)"), f"the output of {PROGRAM} is too long for a secret"),
         (
             "[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['no-such-program-here', 'x']",
             "there is no program no-such-program-here; give its full path",
