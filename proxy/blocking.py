@@ -34,7 +34,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         else:
             outcome.set_result(result)  # type: ignore[arg-type]  # a T, where there is no error
 
-    def run() -> None:
+    def call_work() -> None:
         result = error = None
         try:
             result = work()
@@ -44,7 +44,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
             loop.call_soon_threadsafe(tell, result, error)
 
     try:
-        threading.Thread(target=run, name="csq-proxy-aside", daemon=True).start()
+        threading.Thread(target=call_work, name="csq-proxy-aside", daemon=True).start()
     except RuntimeError as error:
         outcome.set_exception(NoThread(errno.EAGAIN, str(error)))
     return outcome

@@ -1,4 +1,4 @@
-"""The output of ``csq-proxy check``: what the configuration means, for people and as JSON."""
+"""The output of ``csq-proxy check``: the configuration's meaning, for people and as JSON."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from proxy.config.keys import ANY_NAME, Leaf, Schema
 PREFIX = "CSQ_PROXY_"
 CONFIG = "CSQ_PROXY_CONFIG"
 KEY = "CSQ_PROXY_KEY"
-"""A caller's key, for ``csq-proxy status``. It is no setting."""
+"""A caller's key, for ``csq-proxy status``. The variable is no setting."""
 SIDECAR = {
     "CONTENTSQUARE_CLIENT_ID": "client_id",
     "CONTENTSQUARE_CLIENT_SECRET": "client_secret",

@@ -1,6 +1,6 @@
 """The configuration: flags, environment, secret files and TOML in, frozen settings out.
 
-`load` reads every place and tells all faults at once, each as one line. The types of the keys are in
+`load` reads every place and reports all faults at once, each as one line. The types of the keys are in
 `config.settings`, and the rules for several keys in `config.checks`. Nothing is kept between two calls.
 """
 
@@ -118,7 +118,7 @@ class _Loading:
     """One load: the layers, and the faults that were found so far.
 
     ``names`` has the environment variable behind each key. `broken` are the keys with a fault, so that a
-    consequence of the fault isn't told as a second one.
+    consequence of the fault isn't reported as a second fault.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from proxy.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the user typed. Account-level credentials need ``project_id``, Enrichment ``integration_id``."""
+    """The user's answers. Account-level credentials need ``project_id``, Enrichment ``integration_id``."""
 
     name: str
     client_id: str

@@ -286,7 +286,7 @@ class Settings(BaseSettings):
         """The layers, or the arguments that were given; nothing is read here.
 
         pydantic-settings' own source for the environment stops at the first list that isn't JSON, passes over
-        unknown variables, and can't tell which variable is wrong. Its source for TOML tells no line.
+        unknown variables, and can't tell which variable is wrong. Its source for TOML reports no lines.
         """
         given = init_settings()
         return tuple(InitSettingsSource(settings_cls, layer) for layer in given.pop(_LAYERS, (given,)))

@@ -1,4 +1,4 @@
-"""How the failure of a try is told to the caller."""
+"""The proxy's answer to a caller whose request failed on its way to the cloud."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def run(exchange: Exchange) -> bool:
     body = exchange.request.body
     tries = _Tries(exchange)
     if body.complete:
-        return await tries.run()
+        return await tries.until_answered()
     slots = exchange.project.slots
     uploads = slots.uploads
     try:
@@ -51,7 +51,7 @@ async def run(exchange: Exchange) -> bool:
             ) from None
         raise RequestTimeout("The request's content did not come in time; send it again.") from None
     try:
-        return await tries.run()
+        return await tries.until_answered()
     finally:
         if holds_place:
             uploads.leave()
@@ -68,7 +68,7 @@ class _Tries:
         self._max_idle_s = exchange.max_idle_s
         self._token_was_replaced = False
 
-    async def run(self) -> bool:
+    async def until_answered(self) -> bool:
         """Send the request until it is answered; its content is there, or has a place among the uploads."""
         exchange = self._exchange
         wait_s = max(0.0, exchange.queue_timeout_s - exchange.request.facts.waited_s)

@@ -80,7 +80,7 @@ class FieldNames:
             self._places.setdefault(name, []).append(place)
         self._kept: dict[frozenset[bytes], list[bool]] = {}
         self.has_any: dict[frozenset[bytes], bool] = {}
-        """What `FieldLines.has_any` found out, by the names that it was asked for."""
+        """The results of `FieldLines.has_any`, by the names in question."""
 
     def match(self, lines: list[bytes]) -> bool:
         """Whether these field lines have the same names, spelt in the same way."""

@@ -207,7 +207,7 @@ class Project:
         return lease
 
     def _share_slots_of(self, project_id: int) -> None:
-        """A token answer told which project the credentials are for: share its slots with its other names."""
+        """Share the slots of the project that a token answer named with all names of that project."""
         if project_id == self._id_by_token:
             return
         shared = self._services.slots.of(project_id)

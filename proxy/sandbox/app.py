@@ -1,4 +1,4 @@
-"""The sandbox itself: six HTTP hosts in this process, and what happens to each request on them.
+"""The sandbox itself: six HTTP hosts in this process, and the way of each request on them.
 
 Hides listeners, the order of checks (the failures that options ask for, token, concurrency, then the
 answer) and how answers are sent. Knows no API's data: the modules beside this one give it their routes.

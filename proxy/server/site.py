@@ -28,7 +28,7 @@ OnEvent = Callable[[str, Mapping[str, object]], None]
 LOOK_S = 0.1
 """How often a full listener, or a process without free descriptors, looks for connections to close."""
 UNSENT_BYTES: Final = 128 * 1024
-"""How much of an answer the kernel holds for a slow caller, beside what is on its way to the caller. Without
+"""The most bytes that the kernel holds for a slow caller, beside those on their way to the caller. Without
 this limit, the kernel would hold megabytes for each caller."""
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 

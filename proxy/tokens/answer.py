@@ -287,7 +287,7 @@ _UNEXPECTED = ("unexpected_status", True, "check contentsquare.auth_url")
 
 
 def _meaning(status: int) -> tuple[str, bool, str]:
-    """For a status other than 2xx: the cause, whether it is permanent, and what it means or what to do."""
+    """For a status other than 2xx: the cause, whether it is permanent, and its meaning or the next step."""
     if status in _MEANINGS:
         return _MEANINGS[status]
     if status > 500:

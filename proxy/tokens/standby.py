@@ -1,6 +1,6 @@
 """Failover from one pair of credentials to the other: a project's first pair and its standby.
 
-Hides how a dead pair is told from a token endpoint in trouble. Contentsquare refuses a pair with 400,
+Hides how to tell a dead pair from a token endpoint in trouble. Contentsquare refuses a pair with 400,
 401 or 403. It is known to answer wrong credentials with a generic 500, too, and an outage looks the
 same: so after a few such answers in a row the other pair is tried, and only its success makes it the
 pair in use. Knows nothing of when a token is due (`proxy.tokens.schedule`) or of the wire

@@ -33,12 +33,12 @@ connection after 5 s, as many servers do.
 FRESH = 0.75
 """The successor of a connection is opened after this share of the time that the connection can be idle."""
 AT_ONCE_S = 2.0
-"""Connections that were used within this time count as used at once: it is longer than between two sweeps."""
+"""Connections that were used within this time count as used at once; two sweeps are less far apart."""
 RECENT_S = 600.0
 """For this time after several connections were used at once, as many are held ready; later only one is."""
 MOST_READY: Final = 8
-"""Never more than this are held ready: with one opened every `COLD_S`, the first of more would be too old
-before the last is open."""
+"""The most connections that are held ready. One is opened every `COLD_S`: the first of more connections would
+be too old before the last is open."""
 
 
 class Pool(Owner):
