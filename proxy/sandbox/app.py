@@ -47,6 +47,11 @@ _Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Sandbox:
     """A simulated Contentsquare: listens from ``async with`` on, until its end.
 
+    As in::
+
+        async with Sandbox(SandboxOptions(token_lifetime_s=5)) as sandbox:
+            print(sandbox.auth_url, sandbox.projects["demo-eu"].client_id)
+
     ``auth_url`` and ``endpoints`` are base URLs, known once the sandbox listens; each of the ``endpoints``
     ("eu", "us", "enrichment-eu", "enrichment-us") is an origin of its own, as is ``storage_url``,
     which has the export files. ``now`` is the clock of tokens, exports and signatures (Unix time,
