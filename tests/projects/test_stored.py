@@ -32,7 +32,7 @@ def test_each_shelf_finds_its_own_only() -> None:
     assert found.content == b"theirs"
 
 
-def test_the_longest_unused_has_to_go_whosever_it_is() -> None:
+def test_the_longest_unused_answer_of_all_projects_is_dropped() -> None:
     one = OVERHEAD_BYTES + 3
     store = Store(max_bytes=3 * one)
     mine, theirs = store.shelf(), store.shelf()

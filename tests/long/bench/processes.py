@@ -66,7 +66,7 @@ def kernel_share(pid: int) -> float:
 
 
 def busy_s(core: int) -> float:
-    """Seconds that a core has not been idle, whoever had it, since the machine was started."""
+    """Seconds that a core has worked, for any program, since the machine was started."""
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith(f"cpu{core} "):
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
