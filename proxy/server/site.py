@@ -26,7 +26,10 @@ Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
 OnEvent = Callable[[str, Mapping[str, object]], None]
 LOOK_S = 0.1
-"""How often a full listener, or a process without free descriptors, looks for connections to close."""
+"""How often a full listener looks for connections to close."""
+RETRY_S = 1.0
+"""How long nothing is accepted after the system refused to accept. The connections that were closed meanwhile
+leave their descriptors to tokens and clouds. asyncio's own server waits as long."""
 UNSENT_BYTES: Final = 128 * 1024
 """The most bytes that the kernel holds for a slow caller, beside those on their way to the caller. Without
 this limit, the kernel would hold megabytes for each caller."""
@@ -194,4 +197,4 @@ class CallerSite(BaseSite):
         }
         self._on_event("accept_failed", values)
         self._make_room()
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(RETRY_S)
