@@ -38,7 +38,6 @@ class Exchange:
     __slots__ = (
         "_ended",
         "_is_attended",
-        "_slot_round",
         "_slots",
         "api",
         "attempt",
@@ -86,7 +85,6 @@ class Exchange:
         self._ended = ended
         self._is_attended = False
         self._slots: Slots | None = None
-        self._slot_round = 0
 
     def try_now(self) -> bool:
         """Send the request now; False if the request has to wait; then nothing has changed."""
@@ -161,7 +159,7 @@ class Exchange:
 
     def hold_slot(self, slots: Slots) -> None:
         """A slot of these was acquired for the request."""
-        self._slots, self._slot_round = slots, slots.round
+        self._slots = slots
 
     def release_slot(self) -> None:
         """Give the slot back, if one is held."""
@@ -177,7 +175,7 @@ class Exchange:
     def note_crowding(self) -> None:
         """Tell the slots that too many requests ran at once at the cloud, before the slot is given back."""
         if self._slots is not None:
-            self._slots.note_refusal(self._slot_round)
+            self._slots.note_refusal()
 
 
 def exchange_of(request: Request) -> Exchange | None:

@@ -1,11 +1,21 @@
 """A Contentsquare project's slots: a request holds one while it is at the cloud; the others wait for one.
 
 Hides the queue: first come, first served within a caller; round-robin between callers, so that the 60
-queries of one dashboard can't starve the single query of another; a deadline for each request. Also
-hides how the project is shared with other programs, which we can't see: each refusal of the cloud
-shrinks our `allowance`, and answers let it grow again, as TCP's congestion window does (RFC 5681). Has
-no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the allowance
-are in use, or a pause after a refusal is running.
+queries of one dashboard can't starve the single query of another; a deadline for each request.
+
+Also hides how the project is shared with programs that we can't see. The cloud tells us only that a request
+was one too many, so each copy of the proxy follows three rules:
+
+- Give up: each refused request takes one slot off our `allowance`; two, if we had more than half of the slots and
+  did not just ask for more. The refused request is sent again when another of our requests has been answered;
+  if none is at the cloud, after a short pause.
+- Ask for more: a full round of answers without a refusal adds one slot to the allowance. If the cloud refuses
+  that slot, we ask again later and later (`COOL_DOWN_S`).
+- Make room: a program that keeps its slots full would shut out the others for ever, because it uses a slot again
+  before another program can. So we leave each of our slots empty now and then, one slot at a time (`GAP_S`).
+
+Has no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the allowance are
+in use, or one slot is left empty for others, or a pause after a refusal is running.
 """
 
 from __future__ import annotations
@@ -23,14 +33,17 @@ from proxy.projects.uploads import Uploads
 RETRY_AFTER_CAP_S = 120
 """The longest ``Retry-After`` in seconds that callers obey, if they obey any (Power Query)."""
 
-SHRINK = 0.7
-"""A refusal multiplies the allowance by this."""
-PAUSE_S = (0.05, 2.0)
-"""How long no new request goes out after a refusal: after the first, and at most after several in a row."""
-COOL_DOWN_S = (1.0, 30.0)
-"""How long a shrunk allowance doesn't grow: at first, and at most if each growth is followed by a refusal."""
-ANSWERS_PER_GROWTH = 2
-"""The allowance grows by one after so many answers for each slot of it."""
+PAUSE_S = (0.12, 0.5)
+"""How long no request goes out after a refusal, if no other request of ours is at the cloud: after the first
+refusal, and at most. The first is shorter than `GAP_S`, so that a few tries meet a slot left empty by others."""
+PAUSE_GROWTH = 1.1
+"""Each further refusal without an answer multiplies the pause by this."""
+COOL_DOWN_S = (2.0, 10.0)
+"""How long the allowance doesn't grow after a refusal: at first, and at most after several failed growths."""
+GAP_S = 0.2
+"""How long a slot is left empty for other programs, while all slots of the allowance are in use."""
+GAP_EVERY_S = 8.0
+"""How often each slot is left empty. With ten slots that is one every 0.8 s, and costs 2.5 % of the slots."""
 
 _Queue = OrderedDict[asyncio.Future[None], None]  # in order, and each waiter can leave it in O(1)
 
@@ -43,13 +56,14 @@ class Slots:
         self.waiting = 0
         self._limit = 0
         self._allowance = 0
-        self._open = 0  # the allowance; 0 during a pause
-        self.round = 0
-        """The number of times that the allowance shrank: an argument of `note_refusal`."""
-        self._answers = 0
+        self._open = 0  # the allowance; one less while a slot is left empty; 0 during a pause
+        self._opening: asyncio.TimerHandle | None = None  # ends the pause, or fills the empty slot
+        self._gap_at: float | None = None  # when the next slot is left empty; None until all were in use once
+        self._answers = 0  # since the last change of the allowance
         self._refusals_in_a_row = 0
+        self._has_grown = False  # the last change of the allowance was a growth
         self._cool_down_s = COOL_DOWN_S[0]
-        self._shrunk_at = -math.inf
+        self._refused_at = -math.inf
         self._queues: OrderedDict[Hashable, _Queue] = OrderedDict()  # the caller with the next turn is first
         self._release_every_s: float | None = None  # smoothed, and measured only while a request waits
         self._released_at = 0.0
@@ -98,39 +112,60 @@ class Slots:
         """How many of the `limit` slots we may use now; fewer while other programs use it, too."""
         return self._allowance
 
-    def note_refusal(self, began_in: int) -> None:
-        """The cloud refused a request because too many run at once. Call this before `release`.
-
-        ``began_in`` is the `round` in which that request went out: several refusals in one round shrink
-        the allowance only once.
-        """
-        self._answers = 0
-        if began_in != self.round:
-            return
-        self.round += 1
+    def note_refusal(self) -> None:
+        """The cloud refused a request because too many run at once. Call this before `release`."""
         if self._successor is not None:
-            self._successor.note_refusal(self._successor.round)
+            self._successor.note_refusal()
             return
-        self._refusals_in_a_row += 1
         now = asyncio.get_running_loop().time()
+        if self.in_use <= self._allowance:  # else an earlier refusal took this request's slot off, too
+            self._shrink(now)
+        self._refused_at = now
+        if self.in_use == 1:
+            self._pause()
+
+    def _shrink(self, now: float) -> None:
         first_s, last_s = COOL_DOWN_S
-        again = now - self._shrunk_at < 4 * self._cool_down_s
-        self._cool_down_s = min(last_s, 2 * self._cool_down_s) if again else first_s
-        self._shrunk_at = now
-        self._allowance = max(1, int(min(self._allowance, self.in_use) * SHRINK))
-        self._pause()
+        used = min(self._allowance, self.in_use)
+        if self._has_grown:
+            again = now - self._refused_at < 4 * self._cool_down_s
+            self._cool_down_s = min(last_s, 2 * self._cool_down_s) if again else first_s
+            lost = 1
+        else:
+            lost = 2 if used > self._limit // 2 + 1 else 1
+        self._has_grown = False
+        self._answers = 0
+        self._allowance = max(1, used - lost)
+        if self._open:
+            self._open = self._allowance
 
     def _pause(self) -> None:
         first_s, last_s = PAUSE_S
-        pause_s = min(last_s, first_s * 2 ** min(self._refusals_in_a_row - 1, 16))
-        self._open = 0
+        pause_s = min(last_s, first_s * PAUSE_GROWTH ** min(self._refusals_in_a_row, 50))
+        self._refusals_in_a_row += 1
         pause_s *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, so that several proxies don't come back together
-        asyncio.get_running_loop().call_later(pause_s, self._resume, self.round)
+        self._open_after(pause_s, 0)
 
-    def _resume(self, paused_in: int) -> None:
-        if paused_in == self.round:
-            self._open = self._allowance
-            self._grant()
+    def _leave_one_empty(self) -> None:
+        """All slots of the allowance are in use, and one comes free: leave it empty, if that is due."""
+        now = asyncio.get_running_loop().time()
+        if self._gap_at is not None:
+            if now < self._gap_at:
+                return
+            self._open_after(GAP_S, self._allowance - 1)
+        self._gap_at = now + GAP_EVERY_S / self._allowance
+
+    def _open_after(self, wait_s: float, until_then: int) -> None:
+        """Allow ``until_then`` slots for so many seconds, and then the allowance."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self._open = until_then
+        self._opening = asyncio.get_running_loop().call_later(wait_s, self._open_all)
+
+    def _open_all(self) -> None:
+        self._opening = None
+        self._open = self._allowance
+        self._grant()
 
     def note_answer(self) -> None:
         """The cloud's answer to a request was no such refusal. Call this before `release`."""
@@ -141,16 +176,17 @@ class Slots:
         if self._allowance == self._limit:
             return
         self._answers += 1
-        if self._answers >= ANSWERS_PER_GROWTH * self._allowance:
+        if self._answers >= self._allowance:
             self._grow()
 
     def _grow(self) -> None:
-        if asyncio.get_running_loop().time() - self._shrunk_at < self._cool_down_s:
+        if asyncio.get_running_loop().time() - self._refused_at < self._cool_down_s:
             return
         self._answers = 0
+        self._has_grown = True
         self._allowance += 1
         if self._open:
-            self._open = self._allowance
+            self._open += 1
 
     def try_acquire(self, caller: Hashable) -> bool:
         """Take a slot if one is free and no request waits; returns whether it did."""
@@ -195,6 +231,8 @@ class Slots:
             return
         if self.in_use < 1:
             raise RuntimeError("a slot was released, but none was in use")
+        if self.in_use == self._open == self._allowance > 1:
+            self._leave_one_empty()
         self.in_use -= 1
         if self.waiting:
             self._measure()

@@ -98,14 +98,14 @@ class Copy:
             while True:
                 wait_s = max(0.0, began_at + QUEUE_TIMEOUT_S - loop.time())
                 await self.slots.acquire(caller, wait_s, first=first)
-                sent_at, round_ = loop.time(), self.slots.round
+                sent_at = loop.time()
                 try:
                     if await self.cloud.call():
                         self.slots.note_answer()
                         self.answers += 1
                         break
                     self.refusals += 1
-                    self.slots.note_refusal(round_)
+                    self.slots.note_refusal()
                 finally:
                     self.slots.release()
                 first = True
@@ -116,8 +116,11 @@ class Copy:
         finally:
             del self.waiting_since[number]
 
-    async def repeat(self, caller: object, think_s: Callable[[], float] | None = None) -> None:
+    async def repeat(
+        self, caller: object, think_s: Callable[[], float] | None = None, *, after_s: float = 0.0
+    ) -> None:
         """One request after the other, without end."""
+        await asyncio.sleep(after_s)
         while True:
             await self.request(caller)
             if think_s is not None:
@@ -162,6 +165,8 @@ def share(
     parallel: int = 30,
     duration_s: float = 60.0,
     latency_s: float = 0.3,
+    spread_s: float = 0.0,
+    warm_up_s: float = 0.0,
     seed: int = 1,
 ) -> Crowd:
     """``busy`` copies with ``parallel`` requests of three callers each, then ``light`` ones with one caller.
@@ -176,11 +181,17 @@ def share(
         cloud.running = held
         copies = [Copy(cloud) for _ in range(busy + light)]
         tasks = [
-            asyncio.create_task(copy.repeat(number % 3)) for copy in copies[:busy] for number in range(parallel)
+            asyncio.create_task(copy.repeat(number % 3, after_s=dice.uniform(0, spread_s)))
+            for copy in copies[:busy]
+            for number in range(parallel)
         ]
         tasks += [
-            asyncio.create_task(copy.repeat("light", lambda: dice.uniform(0.5, 1.5))) for copy in copies[busy:]
+            asyncio.create_task(copy.repeat("light", lambda: dice.uniform(0.5, 1.5)))
+            for copy in copies[busy:]
         ]
+        await asyncio.sleep(warm_up_s)
+        for copy in copies:
+            copy.answers = copy.refusals = 0
         await asyncio.sleep(duration_s)
         now = asyncio.get_running_loop().time()
         for copy in copies:
