@@ -6,13 +6,13 @@ queries of one dashboard can't starve the single query of another; a deadline fo
 Also hides how the project is shared with programs that we can't see. The cloud tells us only that a request
 was one too many, so each copy of the proxy follows three rules:
 
-- Give up: each refused request takes one slot off our `allowance`; two, if we had more than half of the slots and
-  did not just ask for more. The refused request is sent again when another of our requests has been answered;
-  if none is at the cloud, after a short pause.
-- Ask for more: a full round of answers without a refusal adds one slot to the allowance. If the cloud refuses
-  that slot, we ask again later and later (`COOL_DOWN_S`).
-- Make room: a program that keeps its slots full would shut out the others for ever, because it uses a slot again
-  before another program can. So we leave each of our slots empty now and then, one slot at a time (`GAP_S`).
+- Give up: each refused request takes one slot off our `allowance`. The first refusal in a while, if we did not
+  just ask for more, leaves us at most half of the slots: another program needs some. The refused request is sent
+  again when another of our requests has been answered; if none is at the cloud, after a short pause.
+- Ask for more: a round of answers without a refusal adds one slot to the allowance. Each time that the cloud
+  refuses the added slot, we wait longer before we ask again (`COOL_DOWN_S`).
+- Make room: programs that use all their slots all the time would shut out a new one for ever, because they use a
+  slot again before the new one can. So we leave each of our slots empty now and then, one at a time (`GAP_S`).
 
 Has no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the allowance are
 in use, or one slot is left empty for others, or a pause after a refusal is running.
@@ -126,16 +126,16 @@ class Slots:
 
     def _shrink(self, now: float) -> None:
         first_s, last_s = COOL_DOWN_S
-        used = min(self._allowance, self.in_use)
+        since_s = now - self._refused_at
+        left = min(self._allowance, self.in_use) - 1
         if self._has_grown:
-            again = now - self._refused_at < 4 * self._cool_down_s
+            again = since_s < 4 * self._cool_down_s
             self._cool_down_s = min(last_s, 2 * self._cool_down_s) if again else first_s
-            lost = 1
-        else:
-            lost = 2 if used > self._limit // 2 + 1 else 1
+        elif since_s > first_s:
+            left = min(left, self._limit // 2)
         self._has_grown = False
         self._answers = 0
-        self._allowance = max(1, used - lost)
+        self._allowance = max(1, left)
         if self._open:
             self._open = self._allowance
 

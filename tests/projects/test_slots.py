@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import QueueTimeout
-from proxy.projects.slots import SHRINK, SharedSlots, Slots
+from proxy.projects.slots import SharedSlots, Slots
 
 
 async def settle() -> None:
@@ -303,30 +303,68 @@ async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str
     assert not slots.try_acquire("a")
 
 
-async def test_a_refusal_shrinks_the_allowance_and_pauses_new_requests() -> None:
+async def test_the_first_refusal_in_a_while_leaves_at_most_half_of_the_slots() -> None:
     slots = taken(10)
-    slots.note_refusal(slots.round)
-    assert slots.allowance == 7
+    slots.note_refusal()
+    assert slots.allowance == 5
+    for _ in range(5):
+        slots.release()
+        assert not slots.try_acquire("a")
+    slots.release()
+    assert slots.try_acquire("a")
+
+
+async def test_a_refusal_of_a_few_leaves_the_others() -> None:
+    slots = Slots(10)
+    for _ in range(4):
+        assert slots.try_acquire("a")
+    slots.note_refusal()
+    assert slots.allowance == 3
+
+
+@pytest.mark.parametrize("refused", range(5, 11))
+async def test_a_burst_leaves_as_many_slots_as_the_cloud_accepted(refused: int) -> None:
+    slots = taken(10)
+    for _ in range(refused):
+        slots.note_refusal()
+        slots.release()
+    assert slots.allowance == max(1, 10 - refused)
+
+
+async def test_if_no_request_is_at_the_cloud_a_refused_one_waits_for_a_pause() -> None:
+    slots = taken(1)
+    slots.note_refusal()
     slots.release()
     assert not slots.try_acquire("a")
-    for _ in range(9):
-        slots.release()
     await slots.acquire("a", 1)
     assert slots.in_use == 1
 
 
-async def test_refusals_of_one_round_count_once() -> None:
-    slots = taken(10)
-    began_in = slots.round
-    for _ in range(5):
-        slots.note_refusal(began_in)
-    assert slots.allowance == 7
+async def test_a_full_allowance_leaves_one_slot_empty_for_others_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.projects.slots.GAP_EVERY_S", 0.0)
+    monkeypatch.setattr("proxy.projects.slots.GAP_S", 0.02)
+    slots = taken(3)
+    slots.release()
+    assert slots.try_acquire("a")  # from now on all slots are in use
+    queue = Queue(slots)
+    await queue.join("a1", "b1")
+    slots.release()
+    await settle()
+    assert (slots.in_use, slots.waiting) == (2, 2)
+    slots.release()
+    await settle()
+    assert queue.order == ["a1"]  # only one slot is left empty
+    await asyncio.sleep(0.03)
+    assert queue.order == ["a1", "b1"]
+    assert (slots.in_use, slots.allowance) == (3, 3)
 
 
 async def test_the_allowance_never_falls_below_one() -> None:
     slots = taken(2)
     for _ in range(20):
-        slots.note_refusal(slots.round)
+        slots.note_refusal()
     assert slots.allowance == 1
 
 
@@ -336,7 +374,7 @@ async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
     monkeypatch.setattr("proxy.projects.slots.COOL_DOWN_S", (0.0, 0.0))
     slots = Slots(4)
     await slots.acquire("a", 1)
-    slots.note_refusal(slots.round)
+    slots.note_refusal()
     assert slots.allowance == 1
     slots.release()
     for _ in range(100):
@@ -350,7 +388,7 @@ async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
 async def test_the_allowance_does_not_grow_while_it_cools_down() -> None:
     slots = Slots(4)
     await slots.acquire("a", 1)
-    slots.note_refusal(slots.round)
+    slots.note_refusal()
     for _ in range(100):
         slots.note_answer()
     assert slots.allowance == 1
@@ -370,12 +408,16 @@ async def test_a_refused_request_goes_before_all_waiters() -> None:
     await asyncio.gather(*queue.tasks.values())
 
 
-async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either() -> None:
+async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.projects.slots.PAUSE_S", (0.05, 2.0))
+    monkeypatch.setattr("proxy.projects.slots.PAUSE_GROWTH", 2.0)
     loop, slots = asyncio.get_running_loop(), Slots(1)
     pauses = []
     for _ in range(6):
         await slots.acquire("a", 10)
-        slots.note_refusal(slots.round)
+        slots.note_refusal()
         slots.release()
         begun_at = loop.time()
         await slots.acquire("a", 10)
@@ -387,16 +429,16 @@ async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either(
 
 async def test_who_waits_during_a_pause_is_served_after_it() -> None:
     slots = taken(3)
-    slots.note_refusal(slots.round)
     queue = Queue(slots)
     await queue.join("a1", "a2", "a3")
     for _ in range(3):
+        slots.note_refusal()
         slots.release()
     assert slots.in_use == 0
     async with asyncio.timeout(10):
         while not slots.in_use:
             await asyncio.sleep(0.005)
-    assert slots.in_use == slots.allowance == 2
+    assert slots.in_use == slots.allowance == 1
     await queue.release_all()
     await asyncio.gather(*queue.tasks.values())
 
@@ -469,12 +511,11 @@ async def test_who_waited_may_leave_or_run_out_of_time_after_the_move() -> None:
 
 async def test_what_the_cloud_says_after_the_move_is_the_shared_slots_business() -> None:
     old, shared = taken(4), Slots(10)
-    began_in = old.round
     old.move_to(shared)
     for _ in range(3):
-        old.note_refusal(began_in)
+        old.note_refusal()
         old.release()
-    assert shared.allowance == int(4 * SHRINK)
+    assert shared.allowance == 1
     old.note_answer()
     old.release()
     old.move_to(old)

@@ -74,7 +74,7 @@ class Cloud:
         return accepted
 
 
-@dataclass
+@dataclass(eq=False)
 class Copy:
     """A copy of the proxy: what its callers saw."""
 
@@ -165,13 +165,16 @@ def share(
     parallel: int = 30,
     duration_s: float = 60.0,
     latency_s: float = 0.3,
-    spread_s: float = 0.0,
-    warm_up_s: float = 0.0,
+    start_s: float = 2.0,
+    warm_up_s: float = 10.0,
+    ending: int = 0,
     seed: int = 1,
 ) -> Crowd:
     """``busy`` copies with ``parallel`` requests of three callers each, then ``light`` ones with one caller.
 
-    Other programs hold ``held`` slots all the time. A light caller thinks for a second after each answer.
+    Other programs hold ``held`` slots all the time. The busy callers come within ``start_s``; a light caller
+    thinks for a second after each answer. Answers and refusals count after ``warm_up_s``, waits from the start;
+    the last ``ending`` copies end when the warm-up does.
     """
 
     async def run() -> Crowd:
@@ -180,18 +183,20 @@ def share(
         cloud = Cloud(round_trip_s, latency_s, seed)
         cloud.running = held
         copies = [Copy(cloud) for _ in range(busy + light)]
-        tasks = [
-            asyncio.create_task(copy.repeat(number % 3, after_s=dice.uniform(0, spread_s)))
+        tasks = {
+            copy: [
+                asyncio.create_task(copy.repeat(number % 3, after_s=dice.uniform(0, start_s)))
+                for number in range(parallel)
+            ]
             for copy in copies[:busy]
-            for number in range(parallel)
-        ]
-        tasks += [
-            asyncio.create_task(copy.repeat("light", lambda: dice.uniform(0.5, 1.5)))
-            for copy in copies[busy:]
-        ]
+        }
+        for copy in copies[busy:]:
+            tasks[copy] = [asyncio.create_task(copy.repeat("light", lambda: dice.uniform(0.5, 1.5)))]
         await asyncio.sleep(warm_up_s)
         for copy in copies:
             copy.answers = copy.refusals = 0
+        for copy in copies[len(copies) - ending :]:
+            await _end(tasks.pop(copy))
         await asyncio.sleep(duration_s)
         now = asyncio.get_running_loop().time()
         for copy in copies:
@@ -199,12 +204,17 @@ def share(
             copy.worst_wait_s = max(copy.worst_wait_s, waited_s - latency_s - round_trip_s)
         possible = (LIMIT - held) * duration_s / (latency_s + round_trip_s)
         crowd = Crowd(copies, sum(copy.answers for copy in copies) / possible)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for of_copy in tasks.values():
+            await _end(of_copy)
         return crowd
 
     return in_virtual_time(run())
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def batch(requests: int, copies: int, *, round_trip_s: float, latency_s: float = 0.3, seed: int = 1) -> float:
