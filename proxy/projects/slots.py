@@ -3,19 +3,21 @@
 Hides the queue: first come, first served within a caller; round-robin between callers, so that the 60
 queries of one dashboard can't starve the single query of another; a deadline for each request.
 
-Also hides how the project is shared with programs that we can't see. The cloud tells us only that a request
-was one too many, so each copy of the proxy follows three rules:
+Also hides how the project is shared with programs that we can't see. The cloud tells us only that a
+request was one too many, so each copy of the proxy follows three rules:
 
-- Give up: each refused request takes one slot off our `allowance`. The first refusal in a while, if we did not
-  just ask for more, leaves us at most half of the slots: another program needs some. The refused request is sent
-  again when another of our requests has been answered; if none is at the cloud, after a short pause.
-- Ask for more: a round of answers without a refusal adds one slot to the allowance. Each time that the cloud
-  refuses the added slot, we wait longer before we ask again (`COOL_DOWN_S`).
-- Make room: programs that use all their slots all the time would shut out a new one for ever, because they use a
-  slot again before the new one can. So we leave each of our slots empty now and then, one at a time (`GAP_S`).
+- Give up: each refused request takes one slot off our `allowance`. The first refusal in a while, if we
+  did not just ask for more, leaves us at most half of the slots: another program needs some. The refused
+  request is sent again when another of our requests has been answered; if none is at the cloud, after a
+  short pause.
+- Ask for more: a round of answers without a refusal adds one slot to the allowance. Each time that the
+  cloud refuses the added slot, we wait longer before we ask again (`COOL_DOWN_S`).
+- Make room: programs that use all their slots all the time would shut out a new one for ever, because
+  they use a slot again before the new one can. So we leave each of our slots empty now and then, one at
+  a time (`GAP_S`); the last slot of a small allowance we keep.
 
-Has no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the allowance are
-in use, or one slot is left empty for others, or a pause after a refusal is running.
+Has no tasks and knows nothing of HTTP. Invariant: while a request waits, either all slots of the
+allowance are in use, or one slot is left empty for others, or a pause after a refusal is running.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ RETRY_AFTER_CAP_S = 120
 """The longest ``Retry-After`` in seconds that callers obey, if they obey any (Power Query)."""
 
 PAUSE_S = (0.12, 0.5)
-"""How long no request goes out after a refusal, if no other request of ours is at the cloud: after the first
-refusal, and at most. The first is shorter than `GAP_S`, so that a few tries meet a slot left empty by others."""
+"""How long no request goes out after a refusal, if no other request of ours is at the cloud: after the
+first refusal, and at most. The first is shorter than `GAP_S`, so that some try meets a slot left empty."""
 PAUSE_GROWTH = 1.1
 """Each further refusal without an answer multiplies the pause by this."""
 COOL_DOWN_S = (2.0, 10.0)
@@ -129,8 +131,9 @@ class Slots:
         since_s = now - self._refused_at
         left = min(self._allowance, self.in_use) - 1
         if self._has_grown:
-            again = since_s < 4 * self._cool_down_s
-            self._cool_down_s = min(last_s, 2 * self._cool_down_s) if again else first_s
+            self._cool_down_s = (
+                min(last_s, 2 * self._cool_down_s) if since_s < 4 * self._cool_down_s else first_s
+            )
         elif since_s > first_s:
             left = min(left, self._limit // 2)
         self._has_grown = False
@@ -163,7 +166,6 @@ class Slots:
         self._opening = asyncio.get_running_loop().call_later(wait_s, self._open_all)
 
     def _open_all(self) -> None:
-        self._opening = None
         self._open = self._allowance
         self._grant()
 
@@ -176,17 +178,13 @@ class Slots:
         if self._allowance == self._limit:
             return
         self._answers += 1
-        if self._answers >= self._allowance:
-            self._grow()
-
-    def _grow(self) -> None:
-        if asyncio.get_running_loop().time() - self._refused_at < self._cool_down_s:
-            return
-        self._answers = 0
-        self._has_grown = True
-        self._allowance += 1
-        if self._open:
-            self._open += 1
+        grow_at = self._refused_at + self._cool_down_s
+        if self._answers >= self._allowance and asyncio.get_running_loop().time() >= grow_at:
+            self._answers = 0
+            self._has_grown = True
+            self._allowance += 1
+            if self._open:
+                self._open += 1
 
     def try_acquire(self, caller: Hashable) -> bool:
         """Take a slot if one is free and no request waits; returns whether it did."""
@@ -291,21 +289,18 @@ class Slots:
         if self._successor is not None:
             return self._successor._timed_out(timeout_s)  # noqa: SLF001 - the same class
         others = f", and {self.waiting} more wait" if self.waiting else ""
+        shared = ""
+        if self._allowance < self._limit:
+            shared = f" other programs use the project too, and leave about {self._allowance} of them;"
         return QueueTimeout(
             f"all {self._limit} slots of this Contentsquare project were busy for {timeout_s:g} s{others};"
-            f"{self._shared()} send fewer requests at once, or raise contentsquare.queue_timeout",
+            f"{shared} send fewer requests at once, or raise contentsquare.queue_timeout",
             retry_after_s=self._retry_after_s(),
         )
 
-    def _shared(self) -> str:
-        if self._allowance == self._limit:
-            return ""
-        return f" other programs use the project too, and leave about {self._allowance} of them;"
-
     def _retry_after_s(self) -> int:
         """Seconds until each request that waits now would have a slot, at the pace of the last releases."""
-        silent_s = asyncio.get_running_loop().time() - self._released_at
-        every_s = max(self._release_every_s or 0.0, silent_s)
+        every_s = max(self._release_every_s or 0.0, asyncio.get_running_loop().time() - self._released_at)
         return max(1, min(RETRY_AFTER_CAP_S, math.ceil(every_s * (self.waiting + 1))))
 
 

@@ -1,8 +1,8 @@
 """Several copies of the proxy share one Contentsquare project, in virtual time.
 
-The project counts ten requests at once over all programs. The model has the round trip between a copy and the
-project, because starvation shows only with it: a request counts from its arrival until its answer departs, and
-the copy's slot is free when the answer has come back. A refusal is sent as soon as the request arrives.
+The project counts ten requests at once over all programs. The model has the round trip between a copy
+and the project: a request counts from its arrival until its answer departs, and the copy's slot is free
+when the answer has come back. A refusal is sent as soon as the request arrives.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-_T = TypeVar("_T")
-
 from proxy.errors import QueueTimeout
 from proxy.projects.slots import Slots
 
+_T = TypeVar("_T")
 LIMIT = 10
 QUEUE_TIMEOUT_S = 60.0
 
@@ -45,7 +44,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def in_virtual_time(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run ``main`` in a loop whose clock jumps to the next timer; nothing may wait for a socket or a thread."""
+    """Run ``main`` in a loop whose clock jumps to the next timer; nothing may wait for sockets or threads."""
     with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
         return runner.run(main)
 
@@ -172,9 +171,9 @@ def share(
 ) -> Crowd:
     """``busy`` copies with ``parallel`` requests of three callers each, then ``light`` ones with one caller.
 
-    Other programs hold ``held`` slots all the time. The busy callers come within ``start_s``; a light caller
-    thinks for a second after each answer. Answers and refusals count after ``warm_up_s``, waits from the start;
-    the last ``ending`` copies end when the warm-up does.
+    Other programs hold ``held`` slots all the time. The busy callers come within ``start_s``; a light
+    caller thinks for a second after each answer. Answers and refusals count after ``warm_up_s``, waits from
+    the start. The last ``ending`` copies end when the warm-up does.
     """
 
     async def run() -> Crowd:
