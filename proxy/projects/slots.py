@@ -136,15 +136,13 @@ class Slots:
             )
         elif since_s > first_s:
             left = min(left, self._limit // 2)
-        self._has_grown = False
-        self._answers = 0
+        self._has_grown, self._answers = False, 0
         self._allowance = max(1, left)
         if self._open:
             self._open = self._allowance
 
     def _pause(self) -> None:
-        first_s, last_s = PAUSE_S
-        pause_s = min(last_s, first_s * PAUSE_GROWTH ** min(self._refusals_in_a_row, 50))
+        pause_s = min(PAUSE_S[1], PAUSE_S[0] * PAUSE_GROWTH ** min(self._refusals_in_a_row, 50))
         self._refusals_in_a_row += 1
         pause_s *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, so that several proxies don't come back together
         self._open_after(pause_s, 0)
