@@ -28,7 +28,7 @@ _MOST_CODINGS: Final = 3
 """Percent-decodings in a row that a server may do; the result of each counts."""
 
 
-class Project(Protocol):
+class ProjectLimits(Protocol):
     """The part of a project that this module needs."""
 
     @property
@@ -52,7 +52,7 @@ def may_change_data(head: RequestHead, target: bytes) -> bool:
     return changes_data(head.method, target) or head.fields.has_any(METHOD_OVERRIDES)
 
 
-def check(head: RequestHead, target: bytes, project: Project, caller: Caller | None) -> None:
+def check(head: RequestHead, target: bytes, project: ProjectLimits, caller: Caller | None) -> None:
     """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller."""
     if caller is not None and not caller.may_use(project.name):
         raise Forbidden(f"The caller {caller.name} may not use the project {project.name}.")

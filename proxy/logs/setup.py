@@ -186,12 +186,17 @@ def _put_first_keys_first(_logger: WrappedLogger, _method: str, event: EventDict
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     try:
         return orjson.dumps(event, default=str, option=_JSON_OPTIONS).decode()
-    except TypeError:  # circles, lone surrogates, keys that aren't text, integers of more than 64 bits
+    except TypeError:  # lone surrogates, keys that aren't text, integers of more than 64 bits, circles
         event = _write_time(None, "", event)
-        return json.dumps({key: _simple(value) for key, value in event.items()}, ensure_ascii=False)
+    try:
+        return json.dumps(event, default=_plain, ensure_ascii=False)
+    except (TypeError, ValueError):  # keys that JSON doesn't have, circles
+        return json.dumps({key: _flat(value) for key, value in event.items()}, ensure_ascii=False)
 
 
-def _simple(value: object) -> object:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value.value if isinstance(value, enum.Enum) else value)
+def _flat(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else str(_plain(value))
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else str(value)

@@ -18,12 +18,13 @@ from aiohttp.web_runner import ServerRunner
 
 from proxy.config.settings import WILDCARDS, Settings
 from proxy.errors import ConfigError, ListenError
+from proxy.logs import OnEvent
 from proxy.origin import bracketed
 from proxy.server.capacity import most_connections
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import Listener
-from proxy.server.site import CallerServer, CallerSite, OnEvent, Spawn
+from proxy.server.site import CallerServer, CallerSite, Spawn
 from proxy.server.tls import load_certificate, server_tls
 
 BACKLOG = 1024

@@ -36,7 +36,7 @@ class WritingPeer(Protocol):
         """Go on."""
 
 
-class Exchange(Protocol):
+class PendingAnswer(Protocol):
     """The handler's work on a request that it didn't answer at once."""
 
     @property
@@ -121,7 +121,7 @@ class Request:
         """The answer's status; 0 until there is an answer."""
         self.answer_bytes = 0
         """The bytes of the answer's content, so far."""
-        self.exchange: Exchange | None = None
+        self.exchange: PendingAnswer | None = None
         """The handler's work on the request; None before and after."""
         self.facts = Facts()
 

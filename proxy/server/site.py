@@ -11,12 +11,13 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 from aiohttp.web_runner import BaseSite, ServerRunner
 from aiohttp.web_server import Server
 
+from proxy.logs import OnEvent
 from proxy.server.capacity import make_room, room
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.request import Listener
@@ -24,7 +25,6 @@ from proxy.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, speaks_pla
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
-OnEvent = Callable[[str, Mapping[str, object]], None]
 LOOK_S = 0.1
 """How often a full listener looks for connections to close."""
 RETRY_S = 1.0

@@ -53,7 +53,7 @@ READER = Caller("powerbi", None, read_only=True)
 
 
 def is_refused(
-    start: bytes, *lines: bytes, project: policy.Project | None = None, caller: Caller | None = None
+    start: bytes, *lines: bytes, project: policy.ProjectLimits | None = None, caller: Caller | None = None
 ) -> bool:
     head = parse_request_head(b"\r\n".join((start + b" HTTP/1.1", b"Host: h", *lines)))
     try:

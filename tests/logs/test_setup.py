@@ -348,6 +348,29 @@ def test_no_secret_survives_in_any_value(secret: str, before: str, after: str, r
     assert "[redacted]" in text
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"v": ["SECRET", "\ud800"]},
+        {"v": {1: "SECRET"}},
+        {"v": {"k": "SECRET"}, "n": 2**70},
+        {"v": ["SECRET"], "error": "\ud800"},
+    ],
+)
+def test_a_secret_in_a_list_is_redacted_beside_values_that_orjson_refuses(values: dict[str, Any]) -> None:
+    secret = "secretsec\"x\\y'z\u00e9"
+    text = json.loads(json.dumps(values).replace("SECRET", json.dumps(secret)[1:-1]))
+    if 1 in values["v"]:
+        text = {"v": {1: secret}}
+    log.redactor.add(secret)
+    try:
+        line = logged(lambda logger: logger.info("happened", **text))
+    finally:
+        log.redactor.discard(secret)
+    assert "secretsec" not in line
+    assert not isinstance(json.loads(line)["v"], str)
+
+
 def test_short_values_are_not_redacted() -> None:
     redactor = Redactor()
     redactor.add("short")
