@@ -126,6 +126,7 @@ class RawServer:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # tasks that have ended leave the set in the loop's next turn
         for writer in self._writers:
             writer.transport.abort()
         await turns()  # and each transport its end, whatever it still had to send
