@@ -131,3 +131,21 @@ def test_a_library_stays_in_the_folders_that_hide_it(library: str) -> None:
         if any(name.partition(".")[0] == library for name in imported(tree))
     }
     assert users <= LIBRARIES[library], f"{library} is hidden by {LIBRARIES[library]}"
+
+
+COMPILED = ("gateway", "http1", "logs", "projects", "server", "upstream")
+NOT_COMPILED = {"gateway.oauth", "server.site"}
+
+
+def test_no_compiled_coroutine_waits_while_it_handles_an_exception() -> None:
+    """mypyc's coroutines leave that exception current: each later one of the thread has it as its context."""
+    waiting = [
+        f"{module}:{node.lineno}"
+        for module, tree in TREES.items()
+        if folder_of(module) in COMPILED and module not in NOT_COMPILED
+        for handler in ast.walk(tree)
+        if isinstance(handler, ast.ExceptHandler)
+        for node in ast.walk(handler)
+        if isinstance(node, ast.Await)
+    ]
+    assert not waiting

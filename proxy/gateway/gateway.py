@@ -84,9 +84,12 @@ class Gateway:
         Raises nothing but CancelledError.
         """
         try:
-            return await self._answer(request)
-        except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
-            return await self._answer_failure(request, exc)
+            try:
+                return await self._answer(request)
+            except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
+                failure = exc
+            # Not above: a compiled coroutine that waits in `except` leaves its exception to the whole thread.
+            return await self._answer_failure(request, failure)
         finally:
             self._count_and_log(request, exchange_of(request))
 
