@@ -1,4 +1,4 @@
-"""One token, kept fresh.
+"""A token that is kept fresh.
 
 `endpoint` requests it, `answer` reads the answer, `schedule` says when it is due, `keeper` holds and
 refreshes the `lease`, `standby` switches to the second pair of credentials.

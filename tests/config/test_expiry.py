@@ -14,7 +14,7 @@ END = dt.date(2027, 1, 31)
 
 
 def told(days: list[int]) -> list[int]:
-    """What is said when it is looked ``days`` before the end, in turn."""
+    """The warnings of a watch that looks ``days`` before the end, in turn."""
     said: list[int] = []
     today = [END]
 
