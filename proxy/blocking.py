@@ -11,14 +11,54 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
+_left_behind: dict[Hashable, threading.Thread] = {}
+
+
 class NoThread(OSError):
     """The system refuses to start another thread."""
+
+
+def within(limit_s: float, key: Hashable, work: Callable[[], T]) -> T:
+    """The result or the exception of ``work``, or TimeoutError if it takes longer than ``limit_s`` seconds.
+
+    The work then goes on in its thread. Until it ends, no work with an equal ``key`` begins: TimeoutError
+    at once. So a file that hangs costs one thread. Raises `NoThread`.
+    """
+    earlier = _left_behind.get(key)
+    if earlier is not None and earlier.is_alive():
+        raise _too_long(limit_s)
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def call_work() -> None:
+        try:
+            results.append(work())
+        except Exception as caught:  # noqa: BLE001 - raised below
+            errors.append(caught)
+
+    thread = threading.Thread(target=call_work, name="csq-proxy-within", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThread(errno.EAGAIN, str(error)) from None
+    thread.join(limit_s)
+    if thread.is_alive():
+        _left_behind[key] = thread
+        raise _too_long(limit_s)
+    _left_behind.pop(key, None)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _too_long(limit_s: float) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s")
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NoReturn
 
 
 class Secret:
-    """A text that only `get_secret_value` shows: no repr, no log line and no pickle holds it."""
+    """A text that only `get_secret_value` shows: no repr, no log line and no pickle holds it.
 
-    __slots__ = ("_text",)
+    ``source`` is the file or command that gave it, which may give another text later; None for a text in the
+    configuration itself. ``read_at`` is the monotonic second at which the source was asked.
+    """
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("_text", "read_at", "source")
+
+    def __init__(self, text: str, source: Hashable = None, read_at: float = 0.0) -> None:
         self._text = text
+        self.source = source
+        self.read_at = read_at
 
     def get_secret_value(self) -> str:
         """The text itself."""

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from proxy.blocking import NoThread, within
 from proxy.config.environment import CONFIG
 
+READ_TIMEOUT_S = 10.0
+"""How long a file may take: a named pipe without a writer never ends, and a network drive may hang."""
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
@@ -60,12 +63,35 @@ def working_folder() -> Path:
         return Path()
 
 
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """The file's content, at most so many bytes of it. Raises OSError, TimeoutError among them."""
+
+    def read() -> bytes:
+        if most is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
+
+    return within(READ_TIMEOUT_S, identity(path), read)
+
+
+def identity(path: Path | None) -> tuple[Path | None, int, int]:
+    """A value that changes when another file takes the path."""
+    try:
+        status = path.stat() if path is not None else None
+    except (OSError, ValueError):
+        status = None
+    return (path, 0, 0) if status is None else (path, status.st_dev, status.st_ino)
+
+
 def read_toml(path: Path, faults: list[str]) -> dict[str, Any]:
     """The file's content. Where it can't be read, an empty dict, and a line more in ``faults``."""
     text = ""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         return tomllib.loads(text)
+    except NoThread:
+        raise
     except FileNotFoundError:
         faults.append(f"{path}: there is no such file")
     except OSError as error:

@@ -44,7 +44,7 @@ def load(
 
     ``overrides`` is nested like the file, ``{"server": {"port": 9000}}``, and None in it means "not given".
     ``environ`` None is the process's. ``search`` False reads no file but an explicit one. Secret
-    commands are run, one after the other, so this may take a while: at most 10 s each.
+    commands are run, `secrets.AT_ONCE` side by side, so this may take a while: at most 10 s each.
 
     Raises ConfigError with all faults.
     """
@@ -185,6 +185,7 @@ class _Loading:
     def fetch_secrets(self, folder: Path) -> None:
         """Fill the layer of secrets from the files and commands that the other layers name."""
         given = (self._overrides, self._env, self._file)
+        wanted: list[tuple[KeyPath, KeyPath, secrets.Source]] = []
         for table in dict.fromkeys(path for layer in given for path in _secret_tables(layer)):
             key = "key" if table[0] == "callers" else "client_secret"
             for index, layer in enumerate(given):
@@ -195,11 +196,21 @@ class _Loading:
                     # A more specific place replaces the other places' way of giving the secret, too.
                     for lower in given[index + 1 :]:
                         _discard(_get(lower, table), _ALTERNATIVES[key])
-                    self._fetch_secret((*table, key), ways, layer, folder if layer is self._file else None)
+                    place = folder if layer is self._file else None
+                    wanted += self._sources((*table, key), ways, layer, place)
                     break
+        found = secrets.read_all(source for _, _, source in wanted)
+        for path, named_by, source in wanted:
+            secret = found[source]
+            if isinstance(secret, Secret):
+                _put(self._secrets, path, secret)
+            else:
+                self._refuse_secret(path, Fault(named_by, str(secret)))
 
-    def _fetch_secret(self, path: KeyPath, ways: list[str], layer: Layer, folder: Path | None) -> None:
-        """Fetch one secret, or note why that fails."""
+    def _sources(
+        self, path: KeyPath, ways: list[str], layer: Layer, folder: Path | None
+    ) -> Iterator[tuple[KeyPath, KeyPath, secrets.Source]]:
+        """The secret's key, the key that names its source, and the source. None of them after a fault."""
         way, *others = ways
         source = (*path[:-1], way)
         if others:
@@ -208,7 +219,7 @@ class _Loading:
             )
         elif way != path[-1]:
             try:
-                _put(self._secrets, path, Secret(_fetched(way, _get(layer, source), folder)))
+                yield path, source, _source(way, _get(layer, source), folder)
             except secrets.SecretUnusable as unusable:
                 self._refuse_secret(path, Fault(source, str(unusable)))
 
@@ -253,14 +264,14 @@ def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapp
     return copy
 
 
-def _fetched(way: str, value: object, folder: Path | None) -> str:
+def _source(way: str, value: object, folder: Path | None) -> secrets.Source:
     if way.endswith("_command"):
         words = value if isinstance(value, (list, tuple)) else ()
         if words and words[0] and all(isinstance(word, str) for word in words):
-            return secrets.run_command(words, folder)
+            return secrets.Source(command=tuple(words), folder=folder)
         raise secrets.SecretUnusable('must be a program and its arguments, such as ["op", "read", "..."]')
     if isinstance(value, Path):
-        return secrets.read_file(value)
+        return secrets.Source(file=value)
     raise secrets.SecretUnusable("must be a path, in quotes")
 
 

@@ -6,18 +6,28 @@ The errors are for people, and never show the content of a file or the output of
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from proxy.blocking import NoThread
+from proxy.config.files import read_bytes
+from proxy.secret import Secret
+
+AT_ONCE = 8
+"""The most sources that are read side by side."""
 COMMAND_TIMEOUT_S = 10.0
 _LONGEST = 65_536
 _CREDENTIALS = frozenset(("$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"))  # systemd.exec(5)
@@ -25,18 +35,75 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # On some systems these are memory, on others a disk; on all of them every user can write there.
 _SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp"))  # noqa: S108 - named to be excluded
+_TASKKILL = f"{os.environ.get('SYSTEMROOT', 'C:/Windows')}/System32/taskkill.exe"
 _running: set[subprocess.Popen[bytes]] = set()
+_turns: dict[Source, threading.Lock] = {}
+_no_more = threading.Event()  # the process ends: no command starts any more
 
 
 class SecretUnusable(ValueError):
     """A secret can't be fetched. The message says why and what to do; it doesn't name the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that gives a secret: a file, or a command and its working folder (None: the current one)."""
+
+    file: Path | None = None
+    command: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def read(self) -> Secret:
+        """The secret that the source gives now. Blocks; one read of a source at a time, others wait for it.
+
+        Raises SecretUnusable.
+        """
+        with _turns.setdefault(self, threading.Lock()):
+            read_at = time.monotonic()
+            text = read_file(self.file) if self.file else run_command(self.command, self.folder)
+            return Secret(text, self, read_at)
+
+
+def read_all(sources: Iterable[Source]) -> dict[Source, Secret | SecretUnusable]:
+    """What each source gives, or why it gives nothing. Blocks; reads `AT_ONCE` sources side by side.
+
+    An equal source is read once. Raises `NoThread`.
+    """
+    waiting = list(dict.fromkeys(sources))[::-1]
+    found: dict[Source, Secret | SecretUnusable] = {}
+    errors: list[Exception] = []
+
+    def read_some() -> None:
+        with contextlib.suppress(IndexError):  # no source waits any more
+            while not errors:
+                source = waiting.pop()
+                try:
+                    found[source] = source.read()
+                except SecretUnusable as unusable:
+                    found[source] = unusable
+                except Exception as error:  # noqa: BLE001 - raised below
+                    errors.append(error)
+
+    threads = [threading.Thread(target=read_some, daemon=True) for _ in waiting[:AT_ONCE]]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        errors.append(NoThread(errno.EAGAIN, str(error)))
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
+    if errors:
+        raise errors[0]
+    return found
+
+
 def read_file(path: Path) -> str:
     """The secret in a file, without a final line break. Raises SecretUnusable."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_LONGEST + 1)
+        content = read_bytes(path, _LONGEST + 1)
+    except NoThread:
+        raise
     except FileNotFoundError:
         raise SecretUnusable(absence(path)) from None
     except OSError as error:
@@ -61,9 +128,13 @@ def absence(path: Path) -> str:
 def run_command(command: Sequence[str], folder: Path | None = None) -> str:
     """The output of a command, without a final line break; no shell, at most 10 s.
 
-    ``folder`` is the working directory, None for the current one. Raises SecretUnusable.
+    ``folder`` is the working directory, None for the current one. The command gets a process group of its
+    own, which is ended at the limit and when the proxy ends: a password manager's helpers would live on.
+    Raises SecretUnusable.
     """
     shown = shlex.join(command[:1])
+    if _no_more.is_set():
+        raise SecretUnusable(f"{shown} wasn't run: the proxy ends")
     try:
         process = subprocess.Popen(  # noqa: S603 - the owner of the configuration chose it
             list(command),
@@ -71,6 +142,9 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
+            # A session, too: a program that asks for a password on the terminal fails and doesn't wait.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
         )
     except FileNotFoundError:
         raise SecretUnusable(f"there is no program {shown}; give its full path") from None
@@ -101,7 +175,7 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
     except subprocess.TimeoutExpired:
         pass
     finally:  # also where a signal raises SystemExit
-        process.kill()
+        _end_group(process)
         _running.discard(process)
     process.wait()
     if not in_time:
@@ -112,8 +186,23 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
 @atexit.register
 def _kill_running() -> None:
     """Kill running commands at exit: a reload's thread, which waits for one, ends with the process."""
+    _no_more.set()
     for process in tuple(_running):
-        process.kill()
+        _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a command and its children. After the wait for a command, its number may be another group's."""
+    if process.returncode is not None:
+        return
+    if sys.platform == "win32":
+        subprocess.run(  # noqa: S603
+            (_TASKKILL, "/T", "/F", "/PID", str(process.pid)), check=False, capture_output=True
+        )
+    else:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _read(pipe: BinaryIO, printed: list[bytes]) -> None:

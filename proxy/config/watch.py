@@ -6,6 +6,10 @@ every platform and file system. A library for it (watchfiles) takes several MiB 
 network mounts, and must be told of Kubernetes' symlink swaps. ``stat`` follows links, so a swap, an atomic
 rename and a write in place all show as another inode, size or time; ``ctime`` shows a ``chmod``, too, which
 can make a secret file good. A change counts when the next look finds it unchanged: half a file isn't read.
+A file that never stands still holds the others up for `LOOKS_HELD_UP` looks at most.
+
+Each piece of work in the thread has a time limit. While a piece hangs (a dead network drive), no other
+begins.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from proxy.blocking import NoThread, in_thread
 from proxy.config.changes import Changes
@@ -26,13 +31,26 @@ from proxy.errors import ConfigError
 from proxy.logs import OnEvent
 
 WATCH_S = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two looks at the files, and from one requested reload to the next."""
+LOOK_TIMEOUT_S = 10.0
+"""How long one look at the files may take."""
+LOAD_TIMEOUT_S = 120.0
+"""How long one load may take: each command and each file has a limit of its own, which is reported first."""
+LOOKS_HELD_UP = 2
+"""Looks for which a changed file waits while another file is being written."""
+MOST_TRIES = 3
+"""Loads for one change, if they are refused while another file is being written: half a file may be read."""
 MOST_NEIGHBOURS = 200
 """Files in the folder of a watched file that are watched, too, after a refused reload."""
 MOST_IN_VAIN = 3
 """Changes of such a neighbour without an effect on the faults; after them, the neighbour (a log, say) isn't
 watched any longer."""
 
+_HANGS = (
+    "the configuration's files can't be read: no answer yet; is one of them a named pipe,"
+    " or on a network drive that hangs?"
+)
+T = TypeVar("T")
 Signature = tuple[int, ...] | None
 Apply = Callable[[], Changes]
 
@@ -58,6 +76,10 @@ def _differing(one: Mapping[Path, Signature], other: Mapping[Path, Signature]) -
 def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> Signature:
     """The signature of a path before the reload; None where its folder was read and did not hold it."""
     return earlier.get(path, None if path.parent in earlier else found)
+
+
+class _Hangs(Exception):
+    """A piece of work takes longer than its limit, or an earlier piece still does."""
 
 
 @dataclass(slots=True)
@@ -94,6 +116,10 @@ class Reloader:
         self._reload_asked = asyncio.Event()
         self._known = signatures(files())
         self._in_vain: Counter[Path] = Counter()
+        self._hanging: asyncio.Future[Any] | None = None
+        self._held_up = 0  # looks
+        self._tries = 0
+        self._next_asked_at = 0.0  # of the event loop's clock
 
     def reload_soon(self) -> None:
         """Reload at the next look, with or without a change of a file."""
@@ -101,34 +127,57 @@ class Reloader:
 
     async def watch(self) -> None:
         """Watch, until cancelled."""
-        before, asked = self._known, False
+        before, asked, told = self._known, False, False
         while True:
-            asked = await self._pause() or asked
+            if await self._pause():
+                asked, told = True, False
             try:
                 before = await self._look(before, asked=asked)
             except NoThread:  # the next look makes up for this one
                 continue
-            asked = False
+            except _Hangs:
+                if not told:
+                    self._refuse((_HANGS,))
+                asked = told = True  # a reload follows once the files can be read
+                continue
+            asked = told = False
 
     async def _look(self, before: Mapping[Path, Signature], *, asked: bool) -> dict[Path, Signature]:
         """Reload if a reload is due. Returns the signatures that were found. Raises `NoThread`."""
-        now = await in_thread(lambda: signatures(self._watched()))
+        now = await self._aside(lambda: signatures(self._watched()))
         if asked or self._is_due(now, before):
             changed, faults = _differing(now, self._known), self.status.last_faults
-            earlier = await in_thread(lambda: signatures(self._files_and_neighbours()))
+            earlier = await self._aside(lambda: signatures(self._files_and_neighbours()))
             await self._reload()
             self._count_in_vain(changed, faults)
+            if self._is_worth_another_try(now, before):
+                return now
+            self._held_up = self._tries = 0
             # The signatures from before the reload: a change during the reload must show at the next look.
-            fresh = await in_thread(lambda: signatures(self._watched()))
+            fresh = await self._aside(lambda: signatures(self._watched()))
             now = {path: now.get(path, _before(path, earlier, found)) for path, found in fresh.items()}
             self._known = now
         return now
 
     def _is_due(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
-        """Whether a change is complete: all files stand still, or one neighbour does; others may never."""
+        """Whether a change is complete: all files stand still, or one neighbour does; others may never.
+
+        A change of several files takes a moment, so one that stands still waits for the others, but not for
+        longer than `LOOKS_HELD_UP`.
+        """
         changed, moving = _differing(now, self._known), _differing(now, before)
         files = set(self._files())
+        if changed & files - moving and moving & files:
+            self._held_up += 1
+            if self._held_up > LOOKS_HELD_UP:
+                return True
         return bool(changed & files and not moving & files) or bool(changed - files - moving)
+
+    def _is_worth_another_try(self, now: Mapping[Path, Signature], before: Mapping[Path, Signature]) -> bool:
+        """Whether a load was refused while a file was being written, so that the same change may be good."""
+        self._tries += 1
+        moving = _differing(now, before) & set(self._files())
+        return bool(self.status.last_faults and moving and self._tries < MOST_TRIES)
 
     def _count_in_vain(self, changed: set[Path], faults: tuple[str, ...]) -> None:
         """Count the changes of neighbours that had no effect on the ``faults`` of the reload before."""
@@ -155,14 +204,31 @@ class Reloader:
             async with asyncio.timeout(WATCH_S):
                 await self._reload_asked.wait()
         asked = self._reload_asked.is_set()
+        if asked:  # many signals in a moment are one reload at once and one a second later
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(self._next_asked_at - loop.time())
+            self._next_asked_at = loop.time() + WATCH_S
         self._reload_asked.clear()
         return asked
+
+    async def _aside(self, work: Callable[[], T], limit_s: float | None = None) -> T:
+        """The result of ``work``, in a thread. Raises `_Hangs` after the limit (None: `LOOK_TIMEOUT_S`)."""
+        if self._hanging is not None and not self._hanging.done():
+            raise _Hangs
+        future = in_thread(work)
+        await asyncio.wait((future,), timeout=LOOK_TIMEOUT_S if limit_s is None else limit_s)
+        if future.done():
+            self._hanging = None
+            return future.result()
+        self._hanging = future
+        future.add_done_callback(lambda done: done.exception())  # nobody waits for it any more
+        raise _Hangs
 
     async def _reload(self) -> None:
         self.status.last_at = dt.datetime.now(dt.UTC)
         try:
-            apply = await in_thread(lambda: self._prepare(self._load()))
-        except NoThread:
+            apply = await self._aside(lambda: self._prepare(self._load()), LOAD_TIMEOUT_S)
+        except (NoThread, _Hangs):
             raise
         except ConfigError as error:
             self._refuse(error.faults)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from proxy.blocking import within
+from proxy.config.files import READ_TIMEOUT_S, identity
 from proxy.config.settings import ContentsquareSettings, Settings
 from proxy.errors import ConfigError
 from proxy.projects import Spawn
@@ -43,6 +45,17 @@ def plan(settings: Settings, before: Outward | None) -> Plan:
 
     ``before`` is the `Outward` in use, None at the start.
     """
+    files = (settings.server.tls_cert, settings.server.tls_key, settings.contentsquare.ca_file)
+    try:
+        return within(READ_TIMEOUT_S, tuple(map(identity, files)), lambda: _plan(settings, before))
+    except TimeoutError:
+        raise ConfigError(
+            f"server.tls_cert, server.tls_key, contentsquare.ca_file: one of them took longer than"
+            f" {READ_TIMEOUT_S:g} s to read; is it a named pipe, or on a network drive that hangs?"
+        ) from None
+
+
+def _plan(settings: Settings, before: Outward | None) -> Plan:
     server, vendor = settings.server, settings.contentsquare
     server_tls(server.tls_cert, server.tls_key)
     ca_digest = _digest(vendor.ca_file)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shlex
+import signal
+import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.configurations import CANARY, SHOP, Writer, faults_of, posix_only
 
-from proxy.config import secrets
+from proxy.config import files, secrets
 from proxy.config.load import load
 
 
@@ -245,3 +251,115 @@ def test_no_repr_shows_a_secret(write: Writer) -> None:
         assert CANARY not in f"{shown!r} {shown!s}"
     with pytest.raises(TypeError):
         pickle.dumps(settings.projects["shop"])
+
+
+# Commands and files that take their time
+
+GRANDCHILD = """
+import socket, subprocess, sys, time
+ours = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 15)
+subprocess.Popen((sys.executable, "-c", "import time; time.sleep(60)"), pass_fds=[ours.fileno()])
+ours.sendall(b"x")
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(15)
+        yield server
+
+
+def ends(server: socket.socket) -> bool:
+    """Whether a command and its child, which hold a connection, end soon."""
+    connection, _ = server.accept()
+    with connection:
+        connection.settimeout(15)
+        return connection.recv(1) + connection.recv(1) == b"x"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the child inherits a descriptor")
+def test_a_command_s_children_end_with_it_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "COMMAND_TIMEOUT_S", 2)
+    with listening() as server:
+        with pytest.raises(secrets.SecretUnusable, match="took longer than 2 s"):
+            secrets.run_command((sys.executable, "-c", GRANDCHILD, str(server.getsockname()[1])))
+        assert ends(server)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the child inherits a descriptor")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_s_children_end_with_the_proxy(number: signal.Signals, write: Writer) -> None:
+    with listening() as server:
+        path = write(command("-c", GRANDCHILD, str(server.getsockname()[1])))
+        program = (sys.executable, "-m", "proxy", "serve", "--config", str(path))
+        with subprocess.Popen(program, stderr=subprocess.DEVNULL) as proxy:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(15)
+                assert connection.recv(1) == b"x"
+                proxy.send_signal(number)
+                assert connection.recv(1) == b""
+
+
+def test_commands_run_side_by_side_and_an_equal_one_runs_once(write: Writer) -> None:
+    meets = (
+        "import os, sys, time; open('ran-' + sys.argv[1], 'a').write('x')\n"
+        "while not all(os.path.exists('ran-' + name) for name in 'ab'): time.sleep(.01)\n"
+        "print('secret-' + sys.argv[1])"
+    )
+    text = "".join(
+        command("-c", meets, argument).replace("shop", name)
+        for name, argument in (("one", "a"), ("two", "b"), ("three", "b"))
+    )
+    projects = load(write(text), environ={}).projects
+    assert [project.client_secret.get_secret_value() for project in projects.values()] == [
+        "secret-a",
+        "secret-b",
+        "secret-b",
+    ]
+    assert (write.folder / "ran-b").read_text() == "x"
+
+
+def test_only_so_many_commands_run_at_once_and_all_their_faults_are_told(write: Writer) -> None:
+    counts = (
+        "import os, sys, time; open('run-' + sys.argv[1], 'x')\n"
+        "running = sum(name.startswith('run-') for name in os.listdir())\n"
+        "open('seen-' + sys.argv[1], 'w').write(str(running))\n"
+        "time.sleep(.05); os.remove('run-' + sys.argv[1]); sys.exit(3)"
+    )
+    names = [f"p{number}" for number in range(2 * secrets.AT_ONCE)]
+    faults = faults_of(write("".join(command("-c", counts, name).replace("shop", name) for name in names)))
+    assert [fault.split(".")[1] for fault in faults] == names
+    assert all("ended with exit code 3" in fault for fault in faults)
+    seen = [int((write.folder / f"seen-{name}").read_text()) for name in names]
+    assert max(seen) <= secrets.AT_ONCE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are in no folder there")
+@pytest.mark.parametrize("which", ["config.toml", "secret"])
+def test_a_named_pipe_that_gives_nothing_is_a_fault_that_names_it(
+    which: str, write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "READ_TIMEOUT_S", 0.1)
+    path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "secret"\n')
+    write("s3cret", "secret")
+    pipe = write.folder / (path.name if which == "config.toml" else which)
+    good = pipe.read_text()
+    pipe.unlink()
+    os.mkfifo(pipe, 0o600)
+    (fault, *_) = faults_of(path)
+    assert str(pipe) in fault
+    assert "no answer within 0.1 s" in fault
+    pipe.rename(write.folder / "hung")  # its reader waits for ever
+    write(good, pipe.name)
+    assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == "s3cret"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are in no folder there")
+def test_a_named_pipe_with_a_writer_gives_a_secret_once(write: Writer) -> None:
+    path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "pipe"\n')
+    os.mkfifo(write.folder / "pipe", 0o600)
+    threading.Thread(target=(write.folder / "pipe").write_text, args=("s3cret\n",), daemon=True).start()
+    assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == "s3cret"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support.harness import (
 
 from proxy.config.changes import Changes
 from proxy.config.settings import Settings
-from proxy.config.watch import MOST_IN_VAIN, Reloader, signature
+from proxy.config.watch import MOST_IN_VAIN, MOST_TRIES, Reloader, signature
 from proxy.errors import ConfigError
 
 
@@ -120,4 +121,116 @@ async def test_a_file_beside_that_never_stands_still_hides_no_change(tmp_path: P
     await until(lambda: bool(loads))
     config.write_text("mended by now")
     await until(lambda: "mended by now" in loads)
+    task.cancel()
+
+
+class _Loads:
+    """A `Reloader` that runs, with the texts of its files at each load, and what it reported."""
+
+    def __init__(self, *files: Path) -> None:
+        self.texts: list[tuple[str, ...]] = []
+        self.events: list[str] = []
+        self.before_look: Callable[[], object] = lambda: None
+        self.fault: Callable[[], bool] = lambda: False
+        self._paths = files
+        self.reloader = Reloader(self._load, lambda _: Changes, self._files, self._on_event)
+
+    def _load(self) -> Settings:
+        self.texts.append(tuple(path.read_text() for path in self._paths))
+        if self.fault():
+            raise ConfigError("half a file")
+        return None  # type: ignore[return-value]
+
+    def _files(self) -> list[Path]:
+        self.before_look()
+        return list(self._paths)
+
+    def _on_event(self, event: str, _values: Mapping[str, object]) -> None:
+        self.events.append(event)
+
+
+async def test_a_watched_file_that_never_stands_still_holds_up_no_other(tmp_path: Path) -> None:
+    config, busy = tmp_path / "config.toml", tmp_path / "secret"
+    config.write_text("1")
+    busy.write_text("x")
+    loads = _Loads(config, busy)
+    loads.before_look = lambda: busy.write_text(busy.read_text() + "x")
+    task = asyncio.create_task(loads.reloader.watch())
+    await asyncio.sleep(0.1)
+    assert not loads.texts  # half of it may be there
+    config.write_text("2")
+    await until(lambda: loads.texts)
+    assert loads.texts[0][0] == "2"
+    count = len(loads.texts)
+    await asyncio.sleep(0.1)
+    assert len(loads.texts) == count
+    task.cancel()
+
+
+async def test_a_load_that_met_half_a_file_is_tried_again(tmp_path: Path) -> None:
+    config, busy = tmp_path / "config.toml", tmp_path / "secret"
+    config.write_text("1")
+    busy.write_text("x")
+    loads = _Loads(config, busy)
+    loads.before_look = lambda: busy.write_text(busy.read_text() + "x")
+    loads.fault = lambda: len(loads.texts) < MOST_TRIES
+    task = asyncio.create_task(loads.reloader.watch())
+    config.write_text("another length, since times are coarse")
+    await until(lambda: "reloaded" in loads.events)
+    loads.fault = lambda: True
+    count = len(loads.texts)
+    config.write_text("a fault that stays")
+    await until(lambda: len(loads.texts) >= count + MOST_TRIES)
+    loads.before_look = lambda: None
+    await asyncio.sleep(0.1)
+    assert len(loads.texts) <= count + MOST_TRIES + 1  # and the last change of the busy file
+    task.cancel()
+
+
+async def test_many_requests_in_a_moment_are_two_reloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.config.watch.WATCH_S", 0.5)
+    (tmp_path / "config.toml").write_text("1")
+    loads = _Loads(tmp_path / "config.toml")
+    task = asyncio.create_task(loads.reloader.watch())
+    for number in range(50):
+        loads.reloader.reload_soon()
+        if number % 10 == 0:
+            await asyncio.sleep(0.01)
+    await until(lambda: len(loads.texts) >= 2)
+    await asyncio.sleep(1.1)
+    assert len(loads.texts) == 2
+    task.cancel()
+
+
+@pytest.mark.parametrize("where", ["look", "load"])
+async def test_files_that_hang_are_a_refused_reload_and_the_reload_follows(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.config.watch.LOOK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("proxy.config.watch.LOAD_TIMEOUT_S", 0.05)
+    (tmp_path / "config.toml").write_text("1")
+    loads = _Loads(tmp_path / "config.toml")
+    answers, hung = threading.Event(), []
+
+    def hang() -> bool:
+        hung.append(threading.current_thread())
+        return not answers.wait(15)
+
+    task = asyncio.create_task(loads.reloader.watch())
+    if where == "look":
+        monkeypatch.setattr("proxy.config.watch.signature", lambda _: hang())
+    else:
+        loads.fault = hang
+    loads.reloader.reload_soon()
+    await until(lambda: loads.events == ["reload_refused"])
+    loads.reloader.reload_soon()
+    await until(lambda: loads.events == ["reload_refused"] * 2)
+    assert len(hung) == 1
+    await asyncio.sleep(0.05)
+    assert len(loads.events) == 2  # told once, and once for each request
+    answers.set()
+    await until(lambda: "reloaded" in loads.events)
+    assert loads.reloader.status.last_faults == ()
     task.cancel()
