@@ -144,8 +144,7 @@ class Admin:
     def _refresh(self, request: Request, name: str, sees: Sees) -> bool:
         for project in self._overview.projects():
             if project.name == name:
-                for keeper in project.keepers.values():
-                    keeper.refresh_now()
+                project.refresh_now()
                 project.forget_answers()
                 return write_json(
                     request, 202, {"project": name, "refreshing": [api.value for api in project.keepers]}

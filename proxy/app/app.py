@@ -151,6 +151,7 @@ class App:
             for project in self.projects():
                 project.close()
             self._generation.unredact()
+            self._generations.renewals.close()
             await self._generation.outward.close()
 
     # Reload

@@ -21,6 +21,7 @@ from proxy.gateway.route import Router
 from proxy.logs import OnEvent
 from proxy.origin import Origin
 from proxy.projects import AccountProjects, Grant, Project, Services, SharedSlots, Spawn
+from proxy.projects.renewals import Renewals
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
 from proxy.server.request import Listener
@@ -33,6 +34,7 @@ class Generations:
         self.accounts = AccountProjects()
         self._listeners = listeners
         self._slots = SharedSlots(limit)
+        self.renewals = Renewals(on_event=on_event)
         self.answers = Store()
         self._spawn = spawn
         self._on_event = on_event
@@ -135,6 +137,7 @@ class Generations:
                 spawn=self._spawn,
                 on_event=self._on_event,
                 on_lease=lambda lease: outward.upstreams.warm(lease.origin),
+                renewals=self.renewals,
             ),
             read_only=access.read_only,
             from_start=from_start,

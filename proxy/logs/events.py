@@ -27,6 +27,7 @@ _REPEATED = frozenset(
         "certificate_refused",
         "request_failed",
         "request_failed_by_bug",
+        "secret_source_failed",
         "token_fetch_failed",
         "token_rejected",
         "wrong_key_slowed_down",
@@ -41,7 +42,7 @@ _WARNINGS = _REPEATED | {
     "secret_in_environment",
 }
 _ERRORS = frozenset(("request_failed_by_bug",))
-_SAME = ("lease", "project", "api", "cause")
+_SAME = ("lease", "project", "api", "cause", "source")
 """Failures of one event are equal if these values are."""
 _ENDS = {"token_fetched": "token_fetch_failed", "apis_discovered": "api_discovery_failed"}
 """Events that end a failure of the same lease or project."""

@@ -71,6 +71,11 @@ class Leases:
             if keeper.status().failures_in_a_row:
                 keeper.refresh_now()
 
+    def refresh_now(self) -> None:
+        """Fetch now for each API in use."""
+        for keeper in self.keepers.values():
+            keeper.refresh_now()
+
     def retire(self) -> None:
         """No new requests come: fetch only if a running request needs a token."""
         for keeper in self.keepers.values():

@@ -20,6 +20,7 @@ from proxy.projects.discovery import Discovery
 from proxy.projects.grant import Grant
 from proxy.projects.leases import Leases
 from proxy.projects.measures import ProjectMeasures
+from proxy.projects.renewals import ProjectSecrets
 from proxy.projects.services import Services
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.tokens import Lease, LeaseKeeper
@@ -65,6 +66,13 @@ class Project:
         self._leases = Leases(
             name, self._fetch, spawn=self._spawn, clock=services.clock, on_event=self._on_lease_event
         )
+        self._secrets = ProjectSecrets(
+            services.renewals,
+            grant.pairs,
+            clock=services.clock,
+            spawn=self._spawn,
+            on_changed=self._on_secret_changed,
+        )
         self._discovery = Discovery(self._me_members, services.clock, self._emit)
         self._discovering: asyncio.Task[None] | None = None
         self._discovers = from_start and grant.apis is None
@@ -89,7 +97,7 @@ class Project:
     @property
     def credentials(self) -> Credentials:
         """The pair of credentials in use."""
-        return self._failover.credentials
+        return self._secrets.latest(self._failover.credentials)
 
     @property
     def credentials_in_use(self) -> PairName:
@@ -154,6 +162,10 @@ class Project:
         """Use the first pair of credentials again when the next token is due."""
         self._failover.start_over()
 
+    def refresh_now(self) -> None:
+        """Ask the sources of the secrets, and fetch a new token for each API in use."""
+        self._secrets.refresh(self._leases.refresh_now)
+
     def forget_answers(self) -> None:
         """Share no answer that is stored or on its way now with a request that comes later."""
         if self.shared_answers is not None:
@@ -163,6 +175,7 @@ class Project:
         """No new requests come: fetch only for running ones. Call `close` once none runs."""
         if self._discovering is not None:
             self._discovering.cancel()
+        self._secrets.stop()
         self._leases.retire()
 
     def close(self) -> None:
@@ -194,13 +207,18 @@ class Project:
         return await self._services.endpoint.me_answer(self.credentials)
 
     async def _me_members(self) -> Mapping[str, object]:
-        return await self._failover.fetch("me", self._services.endpoint.me_members)
+        me_members = self._services.endpoint.me_members
+        return await self._failover.fetch(
+            "me", lambda credentials: self._secrets.using_latest(credentials, me_members)
+        )
 
     async def _fetch(self, api: Api) -> Lease:
         async def fetch_with(credentials: Credentials) -> Lease:
             return await self._services.endpoint.fetch(self.grant.request(api, credentials))
 
-        lease = await self._failover.fetch(api, fetch_with)
+        lease = await self._failover.fetch(
+            api, lambda credentials: self._secrets.using_latest(credentials, fetch_with)
+        )
         self._services.on_lease(lease)
         if self.project_id is None and lease.project_id is not None:
             self._share_slots_of(lease.project_id)
@@ -229,6 +247,12 @@ class Project:
         self._emit("apis_discovered", {"apis": [api.value for api in self._wanted]})
 
     # Events
+
+    def _on_secret_changed(self) -> None:
+        self._failover.start_over()
+        self._leases.retry_failed()
+        if self._discovering is not None and self._discovering.done() and not self._wanted:
+            self._discovering = self._spawn(self._discover())
 
     def _on_switch(self, to: PairName, error: TokenFetchError) -> None:
         self._emit("credentials_switched", {"to": to, "cause": error.cause, "error": str(error)})

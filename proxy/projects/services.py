@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from proxy.projects.renewals import Renewals
 from proxy.projects.slots import SharedSlots
 from proxy.tokens import SYSTEM_CLOCK, Clock, Lease, TokenEndpoint
 
@@ -35,3 +36,4 @@ class Services:
     on_event: Callable[[str, Mapping[str, object]], None] = _ignore_event
     on_lease: Callable[[Lease], None] = _ignore_lease
     clock: Clock = SYSTEM_CLOCK
+    renewals: Renewals = field(default_factory=Renewals)

@@ -90,7 +90,7 @@ class Failover:
         try:
             result = await fetch_with(self._pairs[1 - used])
         except TokenFetchError as other_error:
-            if not _is_refusal(first_error) or _may_be_the_credentials(other_error):
+            if not _is_refusal(first_error) or may_be_the_credentials(other_error):
                 raise first_error from None
             # The pair in use is certainly dead, and the other may be well: it is used first next time.
             self._switch_from(used, first_error)
@@ -120,6 +120,6 @@ def _is_refusal(error: TokenFetchError) -> bool:
     return error.cause == "credentials_refused"
 
 
-def _may_be_the_credentials(error: TokenFetchError) -> bool:
+def may_be_the_credentials(error: TokenFetchError) -> bool:
     """Whether wrong credentials may be the reason; a 500 may mean that, see above."""
     return _is_refusal(error) or error.status == 500
