@@ -1,6 +1,6 @@
 """The state that lasts between requests: `project` is the face of one project.
 
-`leases`, `discovery` and `grant` are about its tokens, `slots` and `uploads` about its concurrency,
+`leases`, `discovery`, `grant`, `renewals` are about its tokens, `slots` and `uploads` about its concurrency,
 `shared_answers` and `stored` about its answers; `measures` counts. `accounts` holds projects made on demand.
 """
 
