@@ -51,7 +51,8 @@ class TokenFetchError(CsqProxyError):
     ``permanent`` means that a further try can't help soon: the credentials are wrong, for example.
     ``retry_after_s`` is the wait that the token endpoint asked for, in seconds, or None. ``status`` is the
     answer's HTTP status; None means that there was no answer, or that a good answer couldn't be used.
-    ``quote`` is the answer's own error text, safe to show.
+    ``quote`` is the answer's own error text, safe to show. ``is_outage`` is set by the breaker: the token
+    endpoint is in trouble, and the next try waits at the breaker.
     The message never holds a secret or a library's own text.
     """
 
@@ -71,6 +72,7 @@ class TokenFetchError(CsqProxyError):
         self.permanent = permanent
         self.retry_after_s = retry_after_s
         self.status = status
+        self.is_outage = False
 
 
 class UpstreamError(CsqProxyError):

@@ -16,6 +16,7 @@ COVERED_BY = {
     "admin/status": "admin/test_admin",
     "app/build": "app/test_reload",
     "app/run": "app/test_app",
+    "tokens/record": "tokens/test_keeper",
     "cli/check": "cli/test_main",
     "cli/console": "cli/test_main",
     "cli/live_report": "cli/test_live_check",

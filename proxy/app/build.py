@@ -78,7 +78,9 @@ class Generations:
             if before is None:
                 raise ValueError("the first generation needs a TLS context")
             return before.outward
-        outward = Outward(planned.settings.contentsquare, planned.ca_digest, planned.tls, self._spawn)
+        outward = Outward(
+            planned.settings.contentsquare, planned.ca_digest, planned.tls, self._spawn, self._on_event
+        )
         if before is not None:
             outward.endpoint.share_pauses(before.outward.endpoint)
         return outward

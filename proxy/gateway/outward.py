@@ -15,9 +15,11 @@ from proxy.blocking import within
 from proxy.config.files import READ_TIMEOUT_S, identity
 from proxy.config.settings import ContentsquareSettings, Settings
 from proxy.errors import ConfigError
+from proxy.logs import OnEvent
 from proxy.projects import Spawn
 from proxy.server.tls import server_tls
 from proxy.tokens import TokenEndpoint, make_session
+from proxy.tokens.breaker import Breaker
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Upstreams
@@ -77,7 +79,12 @@ class Outward:
     """The way to Contentsquare: the client of its token endpoint, and connections to its clouds."""
 
     def __init__(
-        self, vendor: ContentsquareSettings, ca_digest: bytes, tls: ssl.SSLContext, spawn: Spawn
+        self,
+        vendor: ContentsquareSettings,
+        ca_digest: bytes,
+        tls: ssl.SSLContext,
+        spawn: Spawn,
+        on_event: OnEvent,
     ) -> None:
         self._vendor = vendor
         self._ca_digest = ca_digest
@@ -87,6 +94,7 @@ class Outward:
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
             find_proxy=http_proxy_for,
+            breaker=Breaker(vendor.auth_url, on_event),
         )
         dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout)
         self.upstreams = Upstreams(dialer, idle_timeout_s=vendor.idle_timeout)

@@ -12,7 +12,9 @@ import time
 from typing import Final
 
 from proxy.errors import (
+    ConnectFailed,
     ConnectionLost,
+    ProxyError,
     QueueTimeout,
     RequestTimeout,
     TokenRefused,
@@ -109,7 +111,7 @@ class _Tries:
         while True:
             attempt = exchange.attempt or await self._try()
             if attempt.error is not None:
-                raise answer_for(attempt.error, attempt.lease, changes=exchange.changes) from None
+                raise self._failure(attempt.error, attempt.lease) from None
             if attempt.outcome is Outcome.STALE:
                 self._prepare_after_stale(attempt.lease)
             elif attempt.outcome is Outcome.UNAUTHORIZED:
@@ -144,7 +146,7 @@ class _Tries:
             try:
                 connection = await pool.connect()
             except UpstreamError as exc:
-                raise answer_for(exc, lease, changes=exchange.changes) from None
+                raise self._failure(exc, lease) from None
             fresh = self._keeper.current()  # connecting took a while
             if fresh is not None and fresh.origin == lease.origin:
                 return connection, fresh, False
@@ -153,13 +155,19 @@ class _Tries:
     async def _usable_lease(self) -> Lease:
         return self._keeper.current() or await self._keeper.get(TOKEN_WAIT_S)
 
+    def _failure(self, error: UpstreamError | ProxyError, lease: Lease) -> ProxyError:
+        """The answer to the request; a cloud without connections may have moved, which a new token tells."""
+        if isinstance(error, ConnectFailed | ConnectionLost):
+            self._keeper.note_unreachable(lease)
+        return answer_for(error, lease, changes=self._exchange.changes)
+
     # Ready to send the request again
 
     def _prepare_after_stale(self, lease: Lease) -> None:
         """The connection had ended before the request came: the next try is on a new one."""
         if not self._exchange.request.body.replayable:  # more content has come since than is held
             lost = ConnectionLost("the connection was closed before an answer")
-            raise answer_for(lost, lease, changes=self._exchange.changes)
+            raise self._failure(lost, lease)
         self._rewind("stale")
         self._max_idle_s = 0.0
 

@@ -7,6 +7,7 @@ line at growing intervals says how many there were. Knows only the names of even
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +19,10 @@ INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
 """Seconds between two lines about equal failures: first, second, ... The last one repeats."""
 QUIET_S = 900.0
 """Seconds after which a failure without repetition is over; the longest wait for a next try is shorter."""
-MOST_KINDS = 256
+MOST_LINES = 4
+"""The most lines a minute about one of these events, which come by the thousand; the others are counted."""
+_FREQUENT = frozenset(("token_endpoint_recovered", "token_fetched"))
+MOST_KINDS = 4096
 """The most different failures that are counted; for a further one, the least recent one is forgotten."""
 _REPEATED = frozenset(
     (
@@ -28,6 +32,7 @@ _REPEATED = frozenset(
         "request_failed",
         "request_failed_by_bug",
         "secret_source_failed",
+        "token_endpoint_failed",
         "token_fetch_failed",
         "token_rejected",
         "wrong_key_slowed_down",
@@ -43,7 +48,7 @@ _WARNINGS = _REPEATED | {
 }
 _ERRORS = frozenset(("request_failed_by_bug",))
 _SAME = ("lease", "project", "api", "cause", "source")
-"""Failures of one event are equal if these values are."""
+"""Failures of one event are equal if these values are; in an outage, those of all leases with one cause."""
 _ENDS = {"token_fetched": "token_fetch_failed", "apis_discovered": "api_discovery_failed"}
 """Events that end a failure of the same lease or project."""
 
@@ -84,17 +89,27 @@ class EventLog:
         self._log = logger
         self._clock = clock
         self._series: dict[tuple[object, ...], _Series] = {}
+        self._since_sweep: Counter[str] = Counter()
 
     def __call__(self, event: str, values: Mapping[str, object]) -> None:
         """Log an event, or only count it if an equal failure was logged."""
         if event in _REPEATED:
             self._count_failure(event, values)
         else:
-            self._log_at_level(event, {**values, **self._values_of_end(event, values)})
+            ended = self._values_of_end(event, values)
+            if event in _FREQUENT and not ended:
+                self._since_sweep[event] += 1
+                if self._since_sweep[event] > MOST_LINES:
+                    return
+            self._log_at_level(event, {**values, **ended})
 
     def sweep(self) -> None:
         """Log the counts that are due, and the failures that are over; call this about once a minute."""
         now = self._clock()
+        for event, count in self._since_sweep.items():
+            if count > MOST_LINES:
+                self._log_at_level(event, {"repeated": count - MOST_LINES})
+        self._since_sweep.clear()
         for key, series in [*self._series.items()]:
             event = str(key[0])
             if series.untold and series.is_due(now):
@@ -132,8 +147,8 @@ class EventLog:
         of = _ENDS.get(event)
         if of is None:
             return {}
-        whose = _key(of, values)[:3]
-        ended = [self._series.pop(key) for key in [*self._series] if key[:3] == whose]
+        whose = (_key(of, values)[:3], (of, None, None))
+        ended = [self._series.pop(key) for key in [*self._series] if key[:3] in whose]
         if not ended:
             return {}
         first_at = min(series.first_at for series in ended)
@@ -152,7 +167,8 @@ class EventLog:
 
 
 def _key(event: str, values: Mapping[str, object]) -> tuple[object, ...]:
-    return (event, *(values.get(name) for name in _SAME))
+    is_outage = values.get("is_outage", False)
+    return (event, *(None if is_outage and name != "cause" else values.get(name) for name in _SAME))
 
 
 def _values_when_over(event: str, series: _Series) -> dict[str, object]:

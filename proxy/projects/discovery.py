@@ -16,7 +16,7 @@ class Discovery:
     """Calls ``/v1/oauth/me`` until an answer comes.
 
     ``me_members`` sends one request. ``emit`` is called with ``api_discovery_failed`` and its values.
-    ``error`` is the last failure, or None.
+    ``error`` is the last failure, or None. An outage is the breaker's event.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class Discovery:
             except TokenFetchError as error:
                 failures += 1
                 self.error = error
+                if error.is_outage:
+                    continue  # the next request waits at the breaker
                 delay_s = retry_delay_s(error, failures, 0.0, rng)
                 self._emit(
                     "api_discovery_failed",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from proxy.contentsquare import Api
 from proxy.logs import redactor
 from proxy.tokens import Clock, Lease, LeaseKeeper
+from proxy.tokens.breaker import Outage
 
 REDACTED_TOKENS = 3
 """For each API: the current token, and the tokens before it, which an error may still quote."""
@@ -17,8 +18,8 @@ REDACTED_TOKENS = 3
 class Leases:
     """The leases of the project ``name``, by API.
 
-    ``fetch`` gets a new lease, or raises `TokenFetchError`. ``spawn`` starts a task. ``on_event`` is called
-    with the events of each `LeaseKeeper` and its API.
+    ``fetch`` gets a new lease, or raises `TokenFetchError`; ``outage`` is that of the token endpoint, or
+    None. ``spawn`` starts a task. ``on_event`` is called with the events of each `LeaseKeeper` and its API.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Leases:
         name: str,
         fetch: Callable[[Api], Awaitable[Lease]],
         *,
+        outage: Callable[[], Outage | None],
         spawn: Callable[[Coroutine[object, object, None]], object],
         clock: Clock,
         on_event: Callable[[Api, str, Mapping[str, object]], None],
@@ -33,6 +35,7 @@ class Leases:
         self.keepers: dict[Api, LeaseKeeper] = {}
         self._name = name
         self._fetch = fetch
+        self._outage = outage
         self._spawn = spawn
         self._clock = clock
         self._on_event = on_event
@@ -52,6 +55,7 @@ class Leases:
             clock=self._clock,
             on_event=functools.partial(self._on_event, api),
             inherited=self._inherited.pop(api, None),
+            outage=self._outage,
         )
         self._spawn(keeper.run())
         return keeper

@@ -64,7 +64,12 @@ class Project:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failover = Failover(grant.pairs, self._on_switch)
         self._leases = Leases(
-            name, self._fetch, spawn=self._spawn, clock=services.clock, on_event=self._on_lease_event
+            name,
+            self._fetch,
+            outage=services.endpoint.outage,
+            spawn=self._spawn,
+            clock=services.clock,
+            on_event=self._on_lease_event,
         )
         self._secrets = ProjectSecrets(
             services.renewals,
@@ -118,15 +123,15 @@ class Project:
     def is_settled(self) -> bool:
         """Whether the first fetch of every token that is wanted from the start has ended, well or not."""
         if self._wanted is None:
-            return self._discovery.error is not None
+            return self._discovery.error is not None or self._services.endpoint.outage() is not None
         return all(api in self.keepers and self.keepers[api].is_settled for api in self._wanted)
 
     def missing(self) -> list[str]:
         """A line, for people, for each token that is wanted from the start and not usable now: its reason."""
         if self._wanted is None:
-            return [
-                f"{self.name}: {self._discovery.error or 'the APIs of its credentials are not known yet'}"
-            ]
+            outage = self._services.endpoint.outage()
+            why = outage.error if outage is not None else self._discovery.error
+            return [f"{self.name}: {why or 'the APIs of its credentials are not known yet'}"]
         missing = []
         for api in self._wanted:
             keeper = self.keepers.get(api)
@@ -164,7 +169,11 @@ class Project:
 
     def refresh_now(self) -> None:
         """Ask the sources of the secrets, and fetch a new token for each API in use."""
-        self._secrets.refresh(self._leases.refresh_now)
+        self._secrets.refresh(self._refresh_leases)
+
+    def _refresh_leases(self) -> None:
+        self._leases.refresh_now()
+        self._services.endpoint.hurry(self.credentials)
 
     def forget_answers(self) -> None:
         """Share no answer that is stored or on its way now with a request that comes later."""

@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -26,6 +27,7 @@ from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
 from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lease_of
+from proxy.tokens.breaker import Breaker, Outage
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
@@ -38,6 +40,8 @@ MAX_BODY = 1 << 20
 """The most bytes that are read of an answer."""
 TLS_RETRY_S = 30.0
 """The time from a TLS failure to the next try: a certificate is not replaced within a second."""
+
+T = TypeVar("T")
 
 FindProxy = Callable[[Origin], str | None]
 """Returns the URL of the HTTP proxy on the way to an origin; None for a direct connection.
@@ -131,7 +135,8 @@ class _Resolver(AbstractResolver):
 class TokenEndpoint:
     """Contentsquare's authentication endpoint at ``auth_url``, a base URL.
 
-    ``allowed_endpoints`` are patterns of `proxy.tokens.answer.endpoint_fault`. ``clock_skew_s`` says how
+    ``allowed_endpoints`` are patterns of `proxy.tokens.answer.endpoint_fault`. With a ``breaker``, `fetch`
+    and `me_members` wait for their turn, which may take as long as an outage. ``clock_skew_s`` says how
     far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the last
     ``Date`` of an answer; None before. Causes of `TokenFetchError`, for logs and metrics:
     connection_failed, connection_lost, connection_refused, credentials_refused, dns, endpoint_missing,
@@ -146,6 +151,7 @@ class TokenEndpoint:
         *,
         allowed_endpoints: Sequence[str],
         find_proxy: FindProxy = lambda _: None,
+        breaker: Breaker | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.origin = Origin.parse(auth_url)
@@ -154,18 +160,52 @@ class TokenEndpoint:
         self._session = session
         self._allowed = tuple(allowed_endpoints)
         self._find_proxy = find_proxy
+        self._breaker = breaker
         self._clock = clock
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         # By client_id, because a 429 is meant for all its APIs; by both clocks: see `proxy.tokens.clock`.
         self._paused_until: dict[str, tuple[float, float]] = {}
 
     def share_pauses(self, before: TokenEndpoint) -> None:
-        """Share the pauses of an earlier object from now on, if both are for the same origin."""
+        """Share the pauses and the breaker of an earlier object, if both are for the same origin."""
         if before.origin == self.origin:
-            self._paused_until = before._paused_until
+            self._paused_until, self._breaker = before._paused_until, before._breaker
+
+    def outage(self) -> Outage | None:
+        """The outage of the endpoint; None while its breaker is closed, or without one."""
+        return None if self._breaker is None else self._breaker.outage
+
+    def hurry(self, credentials: Credentials) -> None:
+        """A person wants a token: during an outage, the endpoint is tried with these credentials, soon."""
+        if self._breaker is not None:
+            self._breaker.hurry(credentials.client_id)
 
     async def fetch(self, request: TokenRequest) -> Lease:
         """One token request. Raises `TokenFetchError`, with a message for people and no secret in it."""
+        return await self._in_turn(request.credentials, lambda: self._fetch(request))
+
+    async def me_members(self, credentials: Credentials) -> Mapping[str, object]:
+        """The JSON members of a 2xx answer of ``/v1/oauth/me``. Raises `TokenFetchError`."""
+        return await self._in_turn(credentials, lambda: self._me_members(credentials))
+
+    async def me_answer(self, credentials: Credentials) -> TokenAnswer:
+        """The answer of ``/v1/oauth/me``, of any status. Raises `TokenFetchError` if none comes.
+
+        A caller waits for it: during an outage nothing is sent.
+        """
+        if (outage := self.outage()) is not None:
+            raise outage.error
+        answer = await self._answer(ME_PATH, credentials, _identity(credentials))
+        self._error_of(answer, credentials)  # a 429 is obeyed
+        return answer
+
+    async def _in_turn(self, credentials: Credentials, call: Callable[[], Awaitable[T]]) -> T:
+        self._raise_if_paused(credentials.client_id)
+        if self._breaker is None:
+            return await call()
+        return await self._breaker.run(credentials.client_id, call)
+
+    async def _fetch(self, request: TokenRequest) -> Lease:
         answer = await self._good_answer(TOKEN_PATH, request.credentials, request.fields())
         return lease_of(
             answer,
@@ -175,16 +215,9 @@ class TokenEndpoint:
             private=_private(request.credentials),
         )
 
-    async def me_members(self, credentials: Credentials) -> Mapping[str, object]:
-        """The JSON members of a 2xx answer of ``/v1/oauth/me``. Raises `TokenFetchError`."""
+    async def _me_members(self, credentials: Credentials) -> Mapping[str, object]:
         answer = await self._good_answer(ME_PATH, credentials, _identity(credentials))
         return answer.members()
-
-    async def me_answer(self, credentials: Credentials) -> TokenAnswer:
-        """The answer of ``/v1/oauth/me``, of any status. Raises `TokenFetchError` if none comes."""
-        answer = await self._answer(ME_PATH, credentials, _identity(credentials))
-        self._error_of(answer, credentials)  # a 429 is obeyed
-        return answer
 
     async def _good_answer(
         self, path: str, credentials: Credentials, members: Mapping[str, str | int]

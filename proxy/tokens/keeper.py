@@ -12,12 +12,13 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from proxy.errors import TokenFetchError, TokenUnavailable
 from proxy.logs import OnEvent
+from proxy.tokens.breaker import Outage
 from proxy.tokens.clock import CLOCK_JUMP_S, SYSTEM_CLOCK, Clock, SuspendWatch
 from proxy.tokens.lease import Lease, LeaseStatus, safety_margin_s, state_of
+from proxy.tokens.record import FetchRecord
 from proxy.tokens.schedule import MIN_GAP_S, Schedule
 
 FORCED_REFRESH_GAP_S = 30.0
@@ -26,6 +27,8 @@ SLICE_S = 15.0
 """The longest sleep in one piece; the clocks are compared after each."""
 UNDER_WAY_S = 5
 """The ``Retry-After`` of our errors while a fetch is under way."""
+PATIENCE_S = 10.0
+"""After so many seconds of an outage, a request without a usable lease doesn't wait for its end."""
 
 Fetch = Callable[[], Awaitable[Lease]]
 
@@ -35,9 +38,9 @@ class LeaseKeeper:
 
     ``fetch`` makes a lease or raises `TokenFetchError`. ``name`` says whose lease it is, in messages
     and events. ``inherited`` is a lease of an earlier keeper, which is used until the first fetch
-    succeeds. ``on_event`` is called with past-tense events and their values (never a token):
-    ``token_fetched``, ``token_endpoint_changed``, ``token_fetch_failed``, ``token_rejected``,
-    ``clock_jumped``.
+    succeeds. ``outage`` returns the outage of the token endpoint that holds fetches back, or None.
+    ``on_event`` is called with past-tense events and their values (never a token): ``token_fetched``,
+    ``token_endpoint_changed``, ``token_fetch_failed``, ``token_rejected``, ``clock_jumped``.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class LeaseKeeper:
         rng: random.Random | None = None,
         on_event: OnEvent | None = None,
         inherited: Lease | None = None,
+        outage: Callable[[], Outage | None] = lambda: None,
     ) -> None:
         self.name = name
+        self._current_outage = outage
         self._fetch = fetch
         self._monotonic, self._wall, self._sleep = clock.monotonic, clock.time, clock.sleep
         self._schedule = Schedule(clock.monotonic, rng or random.Random())  # noqa: S311 - jitter, not a secret
@@ -60,11 +65,7 @@ class LeaseKeeper:
         self._usable_until = self._usable_until_wall = -math.inf
         self._rejected = False
         self._forced_at = -math.inf
-        self._error: TokenFetchError | None = None  # of the last fetch, None after a success
-        self._failures = 0
-        self._last_error: str | None = None
-        self._last_error_at: datetime | None = None
-        self._refreshes = 0
+        self._record = FetchRecord()
         self._fetching = False
         self._nap: asyncio.Timeout | None = None
         self._fetch_ended = asyncio.Event()  # a new one for each fetch
@@ -85,8 +86,8 @@ class LeaseKeeper:
 
     @property
     def is_settled(self) -> bool:
-        """Whether a lease is usable or, if none is, a fetch has failed."""
-        return self.current() is not None or self._failures > 0
+        """Whether a lease is usable or, if none is, a fetch has failed or waits for the end of an outage."""
+        return self.current() is not None or self._seen().error is not None
 
     async def get(self, wait_s: float) -> Lease:
         """The usable lease: at once if there is one, else within ``wait_s`` seconds.
@@ -126,6 +127,11 @@ class LeaseKeeper:
             self._rejected = True
             self._hurry(gap_s=0.0)  # `FORCED_REFRESH_GAP_S` is gap enough
         return forced
+
+    def note_unreachable(self, lease: Lease) -> None:
+        """No connection to this lease's origin: fetch now and then, for Contentsquare may have moved it."""
+        if lease is self._lease and not self._retired and self._schedule.look_for_move():
+            self._hurry()
 
     # For operators and reloads
 
@@ -168,9 +174,7 @@ class LeaseKeeper:
         before = self._lease
         self._store(lease)
         self._rejected = False
-        self._error = None
-        self._failures = 0
-        self._refreshes += 1
+        self._record.succeeded()
         self._schedule.succeeded(lease)
         if self._retired:
             self._schedule.stop()
@@ -182,6 +186,7 @@ class LeaseKeeper:
             refresh_in_s=None if self._retired else round(self._schedule.due_in_s, 1),
         )
         if before is not None and before.origin != lease.origin:
+            self._schedule.moved()
             self._emit("token_endpoint_changed", endpoint=str(lease.origin), before=str(before.origin))
 
     def _store(self, lease: Lease) -> None:
@@ -191,18 +196,17 @@ class LeaseKeeper:
         self._suspend_watch.threshold_s = min(CLOCK_JUMP_S, safety_margin_s(lease.lifetime_s))
 
     def _fail(self, error: TokenFetchError) -> None:
-        self._error = error
-        self._failures += 1
-        self._last_error = str(error)
-        self._last_error_at = datetime.fromtimestamp(self._wall(), UTC)
+        self._record.failed(error, self._wall())
+        failures = self._record.failures_in_a_row
         usable_for_s = 0.0 if self._rejected else max(0.0, self._usable_until - self._monotonic())
-        delay_s = self._schedule.failed(error, self._failures, usable_for_s)
+        delay_s = self._schedule.failed(error, failures, usable_for_s)
         self._emit(
             "token_fetch_failed",
             error=str(error),
             cause=error.cause,
             permanent=error.permanent,
-            failures_in_a_row=self._failures,
+            is_outage=error.is_outage,
+            failures_in_a_row=failures,
             next_try_in_s=round(delay_s, 1),
             token_usable_for_s=round(usable_for_s, 1),
         )
@@ -236,47 +240,55 @@ class LeaseKeeper:
 
     def _may_come_within(self, wait_s: float) -> bool:
         if self._fetching:
-            return True
-        permanent = self._error is not None and self._error.permanent
-        return self._schedule.due_in_s <= (min(wait_s, MIN_GAP_S) if permanent else wait_s)
+            outage = self._outage()
+            return outage is None or outage.lasts_s < PATIENCE_S
+        return self._schedule.due_in_s <= (min(wait_s, MIN_GAP_S) if self._record.is_refused else wait_s)
 
     def _unavailable(self) -> TokenUnavailable:
-        if self._fetching:
-            when, retry_after_s = "a try is under way", UNDER_WAY_S
-        else:
+        why = self._seen().error or _why_not_usable(self._lease, is_rejected=self._rejected)
+        when, retry_after_s = "a try is under way", UNDER_WAY_S
+        if self._outage() is not None:
+            when = "it is tried again every few seconds"
+        elif not self._fetching:
             retry_after_s = max(1, math.ceil(self._schedule.due_in_s))
             when = f"the next try is in {retry_after_s} s"
-        return TokenUnavailable(
-            f"no usable token for {self.name}: {self._why()}; {when}", retry_after_s=retry_after_s
-        )
+        message = f"no usable token for {self.name}: {why}; {when}"
+        return TokenUnavailable(message, retry_after_s=retry_after_s)
 
-    def _why(self) -> str:
-        if self._error is not None:
-            return str(self._error)
-        if self._lease is None:
-            return "the first token request isn't answered yet"
-        if self._rejected:
-            return "Contentsquare refused the last token, and its replacement isn't here yet"
-        return "the last token expired, and its replacement isn't here yet"
+    def _outage(self) -> Outage | None:
+        """The outage whose end the fetch waits for."""
+        return self._current_outage() if self._fetching else None
+
+    def _seen(self) -> FetchRecord:
+        return self._record.seen_during(self._outage())
 
     def status(self) -> LeaseStatus:
         """The state of the lease now."""
-        lease, usable = self._lease, self.current() is not None
+        lease, usable, record = self._lease, self.current() is not None, self._seen()
         return LeaseStatus(
             name=self.name,
-            state=state_of(self._error, usable=usable),
+            state=state_of(record.error, usable=usable),
             usable=usable,
             endpoint=str(lease.origin) if lease else None,
             seconds_left=lease.seconds_left(self._monotonic()) if lease else None,
             expires_at=lease.expires_at if lease else None,
-            last_error=self._last_error,
-            last_error_at=self._last_error_at,
-            permanent=self._error is not None and self._error.permanent,
-            failures_in_a_row=self._failures,
-            refreshes=self._refreshes,
+            last_error=record.last_error,
+            last_error_at=record.last_error_at,
+            permanent=record.is_refused,
+            failures_in_a_row=record.failures_in_a_row,
+            refreshes=record.refreshes,
             next_try_in_s=None if self._fetching else self._schedule.due_in_s,
         )
 
     def _emit(self, event: str, **values: object) -> None:
         if self._on_event is not None:
             self._on_event(event, {"lease": self.name, **values})
+
+
+def _why_not_usable(lease: Lease | None, *, is_rejected: bool) -> str:
+    """Why no lease is usable, where no fetch has failed."""
+    if lease is None:
+        return "the first token request isn't answered yet"
+    if is_rejected:
+        return "Contentsquare refused the last token, and its replacement isn't here yet"
+    return "the last token expired, and its replacement isn't here yet"

@@ -22,6 +22,10 @@ PERMANENT_BACKOFF_S = (60.0, 300.0)
 """After a failure that a new try can't cure: the first delay, the last."""
 RETRY_AFTER_CAP_S = 300.0
 """The longest ``Retry-After`` of the token endpoint that is obeyed."""
+PATIENT_FAILURES = 12
+"""Of a pair of credentials that was good, so many failures more than of another one have short delays."""
+MOVE_GAP_S = (30.0, 600.0)
+"""From one fetch because the cloud can't be reached to the next one: at first, and at most."""
 MIN_GAP_S = 1.0
 """The least time from the start of one fetch to the start of the next, if `Schedule.hurry` asks for it."""
 
@@ -67,6 +71,9 @@ class Schedule:
         self._rng = rng
         self._started_at = -math.inf
         self._paused_until = -math.inf  # by the token endpoint's Retry-After
+        self._was_good = False
+        self._looked_at = -math.inf
+        self._look_gap_s = 0.0
 
     @property
     def due_in_s(self) -> float:
@@ -79,12 +86,21 @@ class Schedule:
 
     def succeeded(self, lease: Lease) -> None:
         """The fetch brought this lease."""
+        self._was_good = True
         self._paused_until = -math.inf
         refresh_at = lease.received_at + refresh_delay_s(lease.lifetime_s, self._rng)
         self.due_at = max(refresh_at, self._monotonic() + MIN_REFRESH_S)
 
     def failed(self, error: TokenFetchError, failures_in_a_row: int, usable_for_s: float) -> float:
-        """The fetch failed, and the lease at hand is usable for so long. Returns the delay, in seconds."""
+        """The fetch failed, and the lease at hand is usable for so long. Returns the delay, in seconds.
+
+        In an outage of the token endpoint there is none: the next fetch waits at the breaker.
+        """
+        if error.is_outage:
+            self.due_at = self._monotonic()
+            return 0.0
+        if self._was_good:
+            failures_in_a_row = max(min(failures_in_a_row, 4), failures_in_a_row - PATIENT_FAILURES)
         delay_s = retry_delay_s(error, failures_in_a_row, usable_for_s, self._rng)
         self.due_at = self._monotonic() + delay_s
         self._paused_until = self.due_at if error.retry_after_s else -math.inf
@@ -94,6 +110,23 @@ class Schedule:
         """Fetch as soon as the gap and the endpoint's ``Retry-After`` allow, and never later than planned."""
         earliest = max(self._monotonic(), self._started_at + gap_s, self._paused_until)
         self.due_at = min(self.due_at, earliest)
+
+    def look_for_move(self) -> bool:
+        """Whether to fetch because the cloud can't be reached: a new token may name another endpoint.
+
+        False within a gap that doubles from one such fetch to the next, and begins anew after a pause.
+        """
+        now, (least, most) = self._monotonic(), MOVE_GAP_S
+        since_s = now - self._looked_at
+        if since_s < self._look_gap_s:
+            return False
+        self._look_gap_s = least if since_s >= 2 * most else min(most, 2 * self._look_gap_s)
+        self._looked_at = now
+        return True
+
+    def moved(self) -> None:
+        """The new lease names another endpoint: the gap of `look_for_move` begins anew."""
+        self._look_gap_s = MOVE_GAP_S[0]
 
     def suspended(self, seconds: float) -> None:
         """The machine slept for so long: the pause of a ``Retry-After`` ends sooner by that time."""

@@ -82,7 +82,7 @@ async def endpoint_at(
     clock: FakeClock | None = None,
 ) -> AsyncIterator[TokenEndpoint]:
     async with make_session(ssl_context, total_timeout_s=total_timeout_s) as session:
-        extra = {"clock": clock} if clock else {}
+        extra: dict[str, Any] = {"clock": clock} if clock else {}
         yield TokenEndpoint(session, auth_url, allowed_endpoints=ALLOWED, find_proxy=find_proxy, **extra)
     await asyncio.sleep(0)
 
