@@ -1,7 +1,7 @@
 """A token that is kept fresh.
 
-`endpoint` requests it, `answer` reads the answer, `schedule` says when it is due, `keeper` holds and
-refreshes the `lease`, `standby` switches to the second pair of credentials.
+`endpoint` requests it, `breaker` holds requests back in an outage, `answer` reads the answer, `schedule` says
+when it is due, `keeper` holds and refreshes the `lease`, `record` has its errors, `standby` switches pairs.
 """
 
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock, SystemClock
