@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from support.harness import WAIT_S, until
+from support.harness import WAIT_S, TokenServer, gateway, until
 from support.living import CREDENTIALS, AuthHost, grant, living
 
 from proxy.contentsquare import Api
 from proxy.errors import Forbidden
 from proxy.projects import Grant
+from proxy.tokens import breaker
+
+BLOG = {"client_id": "id-2", "client_secret": "secret-2"}
 
 
 async def test_what_is_wanted_from_the_start_is_fetched_without_a_request() -> None:
@@ -100,3 +103,30 @@ async def test_a_project_made_on_first_use_wants_nothing_from_the_start(apis: tu
         await project.keeper(Api.METRICS).get(WAIT_S)
         assert host.scopes == ["metrics"]
         assert project.is_ready
+
+
+# An outage of the token endpoint
+
+
+async def test_a_refresh_tries_an_endpoint_in_an_outage_at_once_and_wakes_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(breaker, "GAP_S", (30.0, 30.0))
+    token = TokenServer(status=503)
+    async with gateway(token=token, projects={"blog": {**BLOG, "apis": ["metrics"]}}) as proxy:
+        await until(lambda: token.requests)
+        token.status = 200
+        assert (await proxy.call(b"POST /-/refresh/shop")).status == 202
+        await until(lambda: all(project.is_ready for project in proxy.app.projects()))
+        assert len(token.requests) <= 4
+
+
+async def test_a_project_whose_apis_are_unknown_says_that_the_token_endpoint_fails() -> None:
+    token = TokenServer(status=503)
+    async with gateway(token=token, projects={"blog": BLOG}) as proxy:
+        answer = await proxy.call(b"GET /-/ready")
+        assert answer.status == 503
+        assert b"blog: the token endpoint" in answer.body
+        assert b"answered 503" in answer.body
+        token.status = 200
+        await until(lambda: all(project.is_ready for project in proxy.app.projects()))

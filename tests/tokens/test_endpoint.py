@@ -23,13 +23,15 @@ from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
 from support.clocks import FakeClock
-from support.harness import WAIT_S, free_port, turns
+from support.harness import WAIT_S, RawServer, free_port, turns
 
 from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
 from proxy.secret import Secret
+from proxy.tokens import SYSTEM_CLOCK
+from proxy.tokens.breaker import Breaker
 from proxy.tokens.endpoint import (
     MAX_BODY,
     TLS_RETRY_S,
@@ -80,10 +82,17 @@ async def endpoint_at(
     find_proxy: FindProxy = lambda _: None,
     total_timeout_s: float = 5,
     clock: FakeClock | None = None,
+    breaker: Breaker | None = None,
 ) -> AsyncIterator[TokenEndpoint]:
     async with make_session(ssl_context, total_timeout_s=total_timeout_s) as session:
-        extra: dict[str, Any] = {"clock": clock} if clock else {}
-        yield TokenEndpoint(session, auth_url, allowed_endpoints=ALLOWED, find_proxy=find_proxy, **extra)
+        yield TokenEndpoint(
+            session,
+            auth_url,
+            allowed_endpoints=ALLOWED,
+            find_proxy=find_proxy,
+            breaker=breaker,
+            clock=clock or SYSTEM_CLOCK,
+        )
     await asyncio.sleep(0)
 
 
@@ -581,6 +590,55 @@ async def test_an_http_proxy_that_is_away_is_named_as_such() -> None:
     port = free_port()
     async with endpoint_at(AUTH_URL, find_proxy=lambda _: f"http://127.0.0.1:{port}") as endpoint:
         assert (await failure(endpoint.fetch(METRICS))).cause == "http_proxy"
+
+
+# The breaker
+
+
+async def _hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def _close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("what", ["no name", "refused", "TLS", "silence", "closed", "no HTTP proxy"])
+async def test_a_failure_without_an_answer_opens_the_breaker(what: str, server_tls: ssl.SSLContext) -> None:
+    proxy = f"http://127.0.0.1:{free_port()}" if what == "no HTTP proxy" else None
+    async with (
+        RawServer(_hang) as hanging,
+        RawServer(_close) as closing,
+        web_server(grant, server_tls) as tls,
+    ):
+        urls = {"no name": "https://gone.invalid", "TLS": tls, "silence": hanging.url, "closed": closing.url}
+        url = urls.get(what) or f"http://127.0.0.1:{free_port()}"
+        async with endpoint_at(
+            url, total_timeout_s=0.3, find_proxy=lambda _: proxy, breaker=Breaker(url)
+        ) as endpoint:
+            error = await failure(endpoint.fetch(METRICS))
+            assert error.is_outage
+            outage = endpoint.outage()
+            assert outage is not None
+            assert outage.error is error
+            assert await failure(endpoint.me_answer(CREDENTIALS)) is error  # a caller isn't kept waiting
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
+@pytest.mark.parametrize("failed", [502, 503, 504])
+async def test_a_status_opens_the_breaker_if_it_is_the_endpoints_own(
+    answers: fake_answers, status: int, failed: int
+) -> None:
+    answers.post(TOKEN_URL, status=status)
+    answers.post(TOKEN_URL, status=failed)
+    answers.post(TOKEN_URL, payload=GOOD)
+    async with endpoint_at(AUTH_URL, breaker=Breaker(AUTH_URL)) as endpoint:
+        await failure(endpoint.fetch(METRICS))
+        assert endpoint.outage() is None
+        await failure(endpoint.fetch(METRICS))
+        assert endpoint.outage() is not None
+        await endpoint.fetch(METRICS)
+        assert endpoint.outage() is None
 
 
 # 429, clocks, /v1/oauth/me

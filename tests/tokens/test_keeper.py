@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -441,6 +442,53 @@ async def test_rejecting_after_the_keeper_ended_does_nothing_bad() -> None:
         lease = await keeper.get(1)
     keeper.reject(lease)
     keeper.refresh_now()
+
+
+# A cloud that can't be reached
+
+
+async def test_an_unreachable_cloud_makes_a_fetch_now_and_then_while_the_endpoint_stays(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [1e5]
+    keeper.refresh_now()
+    await clock.advance(10)
+    began_at = clock.now
+    for _ in range(6000):
+        keeper.note_unreachable(await keeper.get(0))
+        await clock.advance(1)
+    gaps = [after - before for before, after in pairwise(at for at in endpoint.calls if at >= began_at)]
+    assert gaps[:7] == pytest.approx([30, 60, 120, 240, 480, 600, 600], abs=1)
+    assert min(gaps[4:]) >= 480
+
+
+async def test_an_endpoint_that_changed_is_left_again_just_as_soon(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    endpoint.script = [1e5]
+    for _ in range(400):
+        keeper.note_unreachable(await keeper.get(1))
+        await clock.advance(1)
+    endpoint.origin = US
+    before = len(endpoint.calls)
+    for _ in range(240):
+        keeper.note_unreachable(await keeper.get(1))
+        await clock.advance(1)
+    moved_at = endpoint.calls[before]
+    assert keeper.status().endpoint == str(US)
+    assert endpoint.calls[before + 1] - moved_at == pytest.approx(30, abs=2)
+
+
+async def test_a_late_failure_on_an_old_endpoint_and_one_of_a_retired_lease_change_nothing(
+    clock: FakeClock, endpoint: Endpoint, keeper: LeaseKeeper
+) -> None:
+    old = await keeper.get(1)
+    await clock.advance(2000)
+    keeper.note_unreachable(old)
+    keeper.retire()
+    keeper.note_unreachable(await keeper.get(1))
+    await clock.advance(100)
+    assert len(endpoint.calls) == 2
 
 
 # Asked for by a person
