@@ -207,7 +207,7 @@ class LeaseKeeper:
             permanent=error.permanent,
             is_outage=error.is_outage,
             failures_in_a_row=failures,
-            next_try_in_s=round(delay_s, 1),
+            next_try_in_s=None if error.is_outage else round(delay_s, 1),
             token_usable_for_s=round(usable_for_s, 1),
         )
 

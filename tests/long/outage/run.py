@@ -2,11 +2,11 @@
 
     python tests/long/outage/run.py --projects 1000 --seconds 120 --failure refused
 
-Each project has credentials of its own. The token endpoint fails from the start for so many seconds: no program
-listens there (`refused`), connections are closed (`closed`) or never answered (`silence`), or the answer is a
-status (`503`, `500`). Then the endpoint is well. Prints what the endpoint, the callers and the log saw, and fails
-(exit code 1) if that is worse than the targets: 60 requests in two minutes of outage, 100 a second afterwards,
-every project ready 15 s after its end, 20 log lines.
+Each project has credentials of its own. The token endpoint fails from the start for so many seconds: no
+program listens there (`refused`), connections are closed (`closed`) or never answered (`silence`), or the
+answer is a status (`503`, `500`). Then the endpoint is well. Prints what the endpoint, callers and the log
+saw. Fails (exit code 1) if that is worse than the targets: 60 requests in two minutes of outage, 100 a second
+afterwards, every project ready 15 s after its end, 20 log lines.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
-POLL_S = 0.25
+POLL_S = 0.5
 LIMIT_S = 120.0
 FAILURES = ("refused", "closed", "silence", "503", "500")
-Server = asyncio.Server
 
 
 class Endpoint:
@@ -44,7 +44,7 @@ class Endpoint:
         self.failure: str | None = failure
         self.times: list[float] = []
 
-    async def serve(self) -> Server:
+    async def serve(self) -> asyncio.Server:
         """Listen."""
         return await asyncio.start_server(self._answer, "127.0.0.1", self.port, backlog=1000)
 
@@ -90,7 +90,7 @@ async def failed_requests(session: aiohttp.ClientSession, url: str) -> int:
     """By the proxy's own count, which knows of connections that were refused, too."""
     async with session.get(f"{url}/-/metrics") as answer:
         text = await answer.text()
-    counts = re.findall(r"^csq_proxy_token_fetch_failures_total\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
+    counts = re.findall(r"^csq_proxy_token_failures_total\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
     return sum(int(float(count)) for count in counts)
 
 
@@ -108,8 +108,7 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
     config, log = folder / "config.toml", folder / "log"
     config.write_text(configuration(endpoint, options.projects))
     config.chmod(0o600)
-    if options.failure != "refused":
-        server = await endpoint.serve()
+    server = None if options.failure == "refused" else await endpoint.serve()
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "proxy", "serve", "--config", str(config)), stdout=lines, stderr=lines
@@ -122,13 +121,11 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
             print(f"outage: {failed} failed requests; leases: {dict(await states(session, url))}")
             asked_at = time.monotonic()
             async with session.get(f"{url}/p7/v1/metrics/x") as answer:
-                print(
-                    f"a call: {answer.status} after {time.monotonic() - asked_at:.2f} s: {await answer.text()}"
-                )
+                took_s = time.monotonic() - asked_at
+                print(f"a call: {answer.status} after {took_s:.2f} s: {await answer.text()}")
             ended_at = time.monotonic()
             endpoint.failure = None
-            if options.failure == "refused":
-                server = await endpoint.serve()
+            server = server or await endpoint.serve()
             times_s: list[float] = []
             while len(times_s) < options.projects and time.monotonic() < ended_at + LIMIT_S:
                 await asyncio.sleep(POLL_S)
@@ -138,14 +135,13 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 40)
-        server.close()
-    events = Counter(
-        json.loads(line).get("event") for line in log.read_text().splitlines() if line[:1] == "{"
-    )
+        if server is not None:
+            server.close()
+    events = Counter(line["event"] for line in lines_of(log))
     rate = endpoint.most_in_a_second(ended_at)
     print(
-        f"ready: {len(times_s)}, half after {statistics.median(times_s):.1f} s, the last after {times_s[-1]:.1f} s;"
-        f" at most {rate} requests in a second"
+        f"ready: {len(times_s)}, half after {statistics.median(times_s):.1f} s,"
+        f" the last after {times_s[-1]:.1f} s; at most {rate} requests in a second"
     )
     print(f"log: {sum(events.values())} lines: {dict(events)}")
     return (
@@ -157,12 +153,21 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
     )
 
 
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """The log's lines; the summary for people is no JSON."""
+    return [json.loads(line) for line in log.read_text().splitlines() if line[:1] == "{"]
+
+
 async def url_in(log: Path) -> str:
-    """The proxy's address, by its first line."""
+    """The proxy's address, which the summary for people tells."""
+
+    def found() -> re.Match[str] | None:
+        return re.search(r"listens on (http://[^\s/]+)", log.read_text())
+
     async with asyncio.timeout(60):
-        while not (found := re.search(r"http://127\.0\.0\.1:[0-9]+(?=\"\])", log.read_text())):
+        while (url := found()) is None:
             await asyncio.sleep(0.1)
-    return found[0]
+    return url[1]
 
 
 def main() -> int:
