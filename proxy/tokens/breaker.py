@@ -38,6 +38,8 @@ GAP_S = (0.25, 3.0)
 A request that has no answer after the longest gap doesn't hold up the next one; a late answer still counts.
 The first gap is also the least time from a failure to the next request.
 """
+LATE_S = 4.0
+"""A request that was sent in an outage is sent again if it has no answer so many seconds after its end."""
 HURRY_GAP_S = 1.0
 """The least time between two requests that people ask for while the breaker is open."""
 SUSPECTS = 3
@@ -95,6 +97,7 @@ class Breaker:
         self._room = ROOM[0]
         self._next_at = self._not_before = self._closed_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._limits: set[asyncio.Timeout] = set()  # of calls under way
         self._suspects: dict[str, float] = {}  # when each failed
         # While the breaker is open:
         self._probe: _Turn | None = None
@@ -107,18 +110,32 @@ class Breaker:
 
         Raises `TokenFetchError`, with ``is_outage`` if the credentials are to take a next turn at once.
         """
-        turn = await self._turn(credentials)
+        while True:
+            turn = await self._turn(credentials)
+            try:
+                result = await self._limited(call)
+            except TokenFetchError as error:
+                if not self._is_late(turn, error):
+                    self._failed(turn, credentials, error)
+                    raise
+            else:
+                self._succeeded()
+                return result
+            finally:
+                self._under_way -= 1
+                self._admit()
+
+    async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``call``, which has `LATE_S` once an outage is over that began before the call."""
         try:
-            result = await call()
-        except TokenFetchError as error:
-            self._failed(turn, credentials, error)
-            raise
-        else:
-            self._succeeded()
-            return result
-        finally:
-            self._under_way -= 1
-            self._admit()
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                try:
+                    return await call()
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            raise TokenFetchError(f"{self._name}: no answer in time", cause="timeout") from None
 
     def hurry(self, credentials: str) -> None:
         """A person asks for a request with these credentials: an open breaker lets it go next, and soon."""
@@ -189,6 +206,9 @@ class Breaker:
         if (outage := self.outage) is None:
             return
         self._closed_at = asyncio.get_running_loop().time()
+        unanswered, self._limits = self._limits, set()
+        for limit in unanswered:
+            limit.reschedule(self._closed_at + LATE_S)
         self.outage = self._probe = self._preferred = None
         self._room = self._under_way + ROOM[0]  # requests that got no answer may still be under way
         self._next_at = self._not_before = -math.inf
@@ -212,9 +232,6 @@ class Breaker:
             return
         outage = self.outage
         if outage is None:
-            if _is_of_the_endpoint(error) and turn.result() < self._closed_at:
-                error.is_outage = True  # of the one that is over
-                return
             if not self._is_outage(credentials, error, now):
                 return
             outage = self._open(credentials, error, now)
@@ -224,6 +241,10 @@ class Breaker:
         outage.failures += 1
         if turn is self._probe:
             self._plan_probe(turn, now, error)
+
+    def _is_late(self, turn: _Turn, error: TokenFetchError) -> bool:
+        """Whether the failure is of an outage that is over, so that the request is due again."""
+        return self.outage is None and _is_of_the_endpoint(error) and turn.result() < self._closed_at
 
     def _is_outage(self, credentials: str, error: TokenFetchError, now: float) -> bool:
         if _is_of_the_endpoint(error):

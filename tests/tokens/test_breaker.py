@@ -11,7 +11,7 @@ from support.keeping import HOUR
 from support.outages import LATENCY_S, NO_ANSWER, Answer, World, answered, no_answer
 
 from proxy.errors import TokenFetchError, TokenUnavailable
-from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, RATE, ROOM
+from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, RATE, ROOM
 
 OUTAGES = [*map(no_answer, NO_ANSWER), *map(answered, (502, 503, 504))]
 """Failures that open the breaker at once."""
@@ -232,6 +232,25 @@ def test_a_late_answer_to_a_slow_request_still_closes_the_breaker() -> None:
         await asyncio.wait((first,))
         assert world.breaker.outage is None
         assert abs(await second - await first) == pytest.approx(GAP_S[1])
+
+    simulate(live)
+
+
+def test_a_request_that_an_outage_left_without_answer_is_sent_again_after_its_end() -> None:
+    async def live(world: World) -> None:
+        world.answer = lambda _: no_answer("connection_refused")
+        with pytest.raises(TokenFetchError):
+            await world.request("a")
+        world.answer = lambda _: no_answer("timeout")
+        left = asyncio.create_task(world.request("b"))
+        await asyncio.sleep(1)
+        world.answer = lambda _: HOUR
+        await world.request("c")
+        assert world.breaker.outage is None
+        closed_at = world.clock.monotonic()
+        await left
+        assert world.clock.monotonic() - closed_at <= LATE_S + 1
+        assert [name for _, name in world.begun] == ["a", "b", "c", "b"]
 
     simulate(live)
 
