@@ -125,6 +125,11 @@ class _Families:
             "slots_allowance", "Slots that other programs leave to the proxy at present.", "project"
         )
         self.waiting = _gauge("slots_waiting", "Requests that wait for a slot.", "project")
+        self.slow_callers = _counter(
+            "slow_callers_cut",
+            "Answers cut because the caller took them too slowly while requests waited for a slot.",
+            "project",
+        )
         self.slot_wait = _histogram("slot_wait_seconds", "Time that requests waited for a slot.", "project")
         self.days_left = _gauge(
             "credential_days_left", "Days until the credentials end, as configured.", "project"
@@ -142,6 +147,7 @@ class _Families:
         self.limit.add_metric([name], slots.limit)
         self.allowance.add_metric([name], slots.allowance)
         self.waiting.add_metric([name], slots.waiting)
+        self.slow_callers.add_metric([name], measures.slow_callers)
         if project.expires is not None:
             self.days_left.add_metric([name], days_left(project.expires, utc_today()))
         for code, count in measures.errors.items():

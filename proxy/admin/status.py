@@ -48,6 +48,7 @@ def of_project(overview: Overview, project: Project, *, with_hour: bool) -> dict
             "waiting": slots.waiting,
             "limit": slots.limit,
             "allowance": slots.allowance,
+            **({"slow_callers_cut": measures.slow_callers} if measures.slow_callers else {}),
         },
         "apis": {
             api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}

@@ -70,7 +70,7 @@ class App:
             LoopLag(self._on_slow_loop),
             has_quit=quit_ is not None,
         )
-        self._gateway = Gateway(self.overview, quit_, self._log_event)
+        self._gateway = Gateway(self.overview, self._listeners.requests, quit_, self._log_event)
         self._generation: Generation
         self._generations: Generations
         self._old_outwards: list[Outward] = []  # of each old generation that still has requests

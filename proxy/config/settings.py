@@ -160,7 +160,11 @@ class Table(BaseModel):
 
 
 class ServerSettings(Table):
-    """Where the proxy listens. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together."""
+    """Where the proxy listens. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together.
+
+    While requests wait for a project's slots, a caller must take ``min_rate`` bytes/s of an answer that lies
+    ready, over ``min_rate_after`` seconds, or the answer is cut; 0 turns this off.
+    """
 
     host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
     port: Port = DEFAULT_PORT
@@ -169,6 +173,8 @@ class ServerSettings(Table):
     tls_cert: FilePath = None
     tls_key: FilePath = None
     drain_timeout: Seconds = 30.0
+    min_rate: Annotated[int, Field(ge=0, le=2**30), BeforeValidator(_no_bool)] = 16_384
+    min_rate_after: Seconds = 30.0
     allow_quit: bool = False
 
 

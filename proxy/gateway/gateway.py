@@ -10,7 +10,7 @@ import asyncio
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from proxy.admin.admin import PREFIX, Admin
@@ -25,6 +25,7 @@ from proxy.gateway.oauth import LocalOAuth
 from proxy.gateway.own import OwnPaths, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
+from proxy.gateway.stalls import StallWatch
 from proxy.logs import OnEvent
 from proxy.server.answer import write_error
 from proxy.server.request import Request
@@ -36,20 +37,27 @@ MAX_IN_FLIGHT = 256
 class Gateway:
     """Answers callers' requests, each by the `generation` at its start.
 
-    ``overview`` has the values that ``/-/`` shows. ``quit_`` ends the process soon; None where a caller can't
-    ask for that. ``on_event`` is called with ``request_failed``, ``request_failed_by_bug`` and
-    ``wrong_key_slowed_down``.
+    ``overview`` has the values that ``/-/`` shows, and ``requests`` gives all that are being answered.
+    ``quit_`` ends the process soon; None where a caller can't ask for that. ``on_event`` is called with
+    ``request_failed``, ``request_failed_by_bug`` and ``wrong_key_slowed_down``.
     """
 
     generation: Generation
 
-    def __init__(self, overview: Overview, quit_: Callable[[], None] | None, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        overview: Overview,
+        requests: Callable[[], Iterable[Request]],
+        quit_: Callable[[], None] | None,
+        on_event: OnEvent,
+    ) -> None:
         self._overview = overview
         self._on_event = on_event
         self._wrong_keys = WrongKeys()
         oauth = LocalOAuth(lambda: self.generation, self._slow_down)
         self._own = OwnPaths(Admin(overview), oauth, quit_)
         self._in_flight: Counter[str] = Counter()
+        self._stalls = StallWatch(requests, lambda: self.generation.settings.server)
 
     # The two engines (see `proxy.gateway.exchange`)
 
@@ -104,7 +112,9 @@ class Gateway:
             exchange = self._new_exchange(request, generation, caller, target)
         exchange.attend()
         answers = exchange.project.shared_answers
-        return await (tries.run(exchange) if answers is None else sharing.run(exchange, answers))
+        if answers is None:
+            return await tries.run(exchange, self._stalls)
+        return await sharing.run(exchange, answers, self._stalls)
 
     # Before the cloud
 

@@ -24,6 +24,7 @@ from proxy.errors import (
 from proxy.gateway.attempt import Attempt, Outcome
 from proxy.gateway.exchange import Exchange
 from proxy.gateway.failures import answer_for
+from proxy.gateway.stalls import StallWatch
 from proxy.tokens import Lease, LeaseKeeper
 from proxy.upstream.connection import CloudConnection
 
@@ -31,13 +32,13 @@ TOKEN_WAIT_S: Final = 10.0
 """How long a request waits for a usable token."""
 
 
-async def run(exchange: Exchange) -> bool:
+async def run(exchange: Exchange, stalls: StallWatch) -> bool:
     """Go on until an answer is with the caller or was cut; whether the caller's connection can be kept.
 
     Raises ProxyError only while nothing of an answer went to the caller.
     """
     body = exchange.request.body
-    tries = _Tries(exchange)
+    tries = _Tries(exchange, stalls)
     if body.complete:
         return await tries.until_answered()
     slots = exchange.project.slots
@@ -62,10 +63,11 @@ async def run(exchange: Exchange) -> bool:
 class _Tries:
     """The tries of one exchange. The first may be the attempt that `Exchange.try_now` made, and is over."""
 
-    __slots__ = ("_exchange", "_keeper", "_max_idle_s", "_token_was_replaced")
+    __slots__ = ("_exchange", "_keeper", "_max_idle_s", "_stalls", "_token_was_replaced")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, stalls: StallWatch) -> None:
         self._exchange = exchange
+        self._stalls = stalls
         self._keeper: LeaseKeeper = exchange.project.keeper(exchange.api)
         self._max_idle_s = exchange.max_idle_s
         self._token_was_replaced = False
@@ -99,9 +101,11 @@ class _Tries:
         slots = exchange.project.slots
         if first or not slots.try_acquire(exchange.turn_key()):
             asked_at = time.perf_counter()
+            self._stalls.begin_wait()
             try:
                 await slots.acquire(exchange.turn_key(), wait_s, first=first)
             finally:
+                self._stalls.end_wait()
                 exchange.request.facts.waited_s += time.perf_counter() - asked_at
         exchange.hold_slot(slots)
 

@@ -113,6 +113,8 @@ class ProjectMeasures:
         self.shared = dict.fromkeys(SHARED, 0)
         self.errors: Counter[str] = Counter()
         self.last_errors: deque[OwnError] = deque(maxlen=MOST_ERRORS)
+        self.slow_callers = 0
+        """Answers that were cut because their callers were slow, and other requests waited for the slot."""
         self._now = wall_clock
         self._past: deque[Minute] = deque(maxlen=HOUR)
         self._minute = -1.0

@@ -105,6 +105,16 @@ class CallerSocket(asyncio.Protocol):
         """Whether the kernel has not taken all written bytes."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
+    @property
+    def untaken(self) -> int:
+        """The written bytes that the caller's system has not taken.
+
+        Left out are those that our system holds, where it doesn't tell (Windows), and over TLS those that are
+        encrypted already and wait for our system.
+        """
+        transport = self.transport
+        return 0 if transport is None else transport.get_write_buffer_size() + unacknowledged(self.socket)
+
     def pause_writing(self) -> None:
         """The caller reads more slowly than the answer comes."""
         self.writing_paused = True

@@ -23,7 +23,7 @@ from proxy.origin import bracketed
 from proxy.server.capacity import most_connections
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.passed_sockets import PassedSocket
-from proxy.server.request import Listener
+from proxy.server.request import Listener, Request
 from proxy.server.site import CallerServer, CallerSite, Spawn
 from proxy.server.tls import load_certificate, server_tls
 
@@ -105,6 +105,12 @@ class Listeners:
         """The callers' connections."""
         for site in self.sites:
             yield from site.server.connections
+
+    def requests(self) -> Iterator[Request]:
+        """The requests that are being answered."""
+        for connection in self.connections():
+            if connection.current is not None:
+                yield connection.current
 
     def close_idle(self) -> bool:
         """Close the connections: now, or after the answers that their callers wait for; whether any is left.

@@ -66,6 +66,11 @@ class Connection(Source, Protocol):
         ...
 
     @property
+    def untaken(self) -> int:
+        """The written bytes that the caller's system has not taken, as far as our system tells."""
+        ...
+
+    @property
     def unanswered(self) -> int:
         """How many requests have a complete head, and an answer that isn't written yet."""
         ...

@@ -230,7 +230,8 @@ function updateBody(card, project) {
   set(at.slots, `${slots.in_use} of ${slots.limit}`);
   list(at['slot-boxes'], slots.limit > 30 ? [] : Array.from({ length: slots.limit }, (_, n) => (n < slots.in_use ? 'used' : n < slots.allowance ? '' : 'lent')),
     (kind) => make('i', '', kind));
-  set(at.waiting, slots.waiting ? count(slots.waiting, 'request') : 'none');
+  const freed = slots.slow_callers_cut ? `; ${count(slots.slow_callers_cut, 'slow caller')} cut off` : '';
+  set(at.waiting, (slots.waiting ? count(slots.waiting, 'request') : 'none') + freed);
   set(at.credentials, credentialsText(project.credentials));
   drawCharts(at, project);
   updateApis(at, project);
