@@ -10,6 +10,7 @@ Imports no other module of the package. The tree::
     |- UpstreamError                   an upstream connection or its answer failed
     |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
     |  |- ConnectionLost               the connection ended before the answer did
+    |  |  `- WayDied                   the network lost the connection, without FIN or RST
     |  |- ProtocolViolation            the answer isn't valid HTTP/1.1
     |  `- UpstreamSilent               no byte within idle_timeout
     `- ProxyError                      becomes an answer of the proxy's own: code, status, what to do
@@ -99,6 +100,10 @@ class ConnectionLost(UpstreamError):
     """The connection ended before the answer did."""
 
     proxy_status = "connection_terminated"
+
+
+class WayDied(ConnectionLost):
+    """The network lost the connection, without FIN or RST: the peer answers nothing any more."""
 
 
 class ProtocolViolation(UpstreamError):

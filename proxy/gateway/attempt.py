@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.contentsquare import CONCURRENT_API_CALL
-from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent
+from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent, WayDied
 from proxy.gateway.held_error import HeldError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
 from proxy.http1 import Field, ResponseHead, chunk, last_chunk
@@ -64,8 +64,8 @@ class Attempt:
 
     Implements `ResponseSink` for what the cloud sends, and `BodySink` for what the caller sends.
     ``may_be_stale``: the connection may have been closing, so that the request can be sent again if no answer
-    comes. ``ended`` is called once, when the attempt is over, unless it was abandoned. Then ``outcome`` says
-    how it ended; ``error`` says why for `Outcome.FAILED`, and is None for any other.
+    comes; ``may_outlive_way``: also if the way to the cloud died. ``ended`` is called when the attempt is
+    over, unless it was abandoned. Then ``outcome`` says how it ended, and ``error`` why it is a failure.
     """
 
     __slots__ = (
@@ -74,6 +74,7 @@ class Attempt:
         "_ended",
         "_held",
         "_may_be_stale",
+        "_may_outlive_way",
         "_no_answer",
         "_out",
         "_recorder",
@@ -96,12 +97,14 @@ class Attempt:
         recorder: Recorder | None,
         *,
         may_be_stale: bool,
+        may_outlive_way: bool,
     ) -> None:
         self.lease = lease
         self._request = request
         self._connection = connection
         self._ended = ended
         self._may_be_stale = may_be_stale
+        self._may_outlive_way = may_outlive_way
         self._recorder = recorder
         self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
@@ -206,16 +209,11 @@ class Attempt:
         if head.status == 401:
             self._no_answer = Outcome.UNAUTHORIZED
             return
-        if (
-            head.status == 408
-            and not head.keep_alive
-            and self._may_be_stale
-            and self._request.body.replayable
-        ):
+        request = self._request
+        if head.status == 408 and not head.keep_alive and self._may_be_stale and request.body.replayable:
             # The cloud sent it before the request came, most likely (RFC 9110, section 15.5.9).
             self._no_answer = Outcome.STALE
             return
-        request = self._request
         bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
         self._caller_chunked = not bodyless and head.content_length is None and request.head.minor == 1
         self.keep = (
@@ -280,7 +278,7 @@ class Attempt:
             self._request.facts.cut_because = str(error)
             self._abort_caller()
         elif (
-            self._may_be_stale
+            (self._may_be_stale or (self._may_outlive_way and isinstance(error, WayDied)))
             and not self._connection.answered
             and isinstance(error, ConnectionLost)
             and self._request.body.replayable

@@ -109,8 +109,16 @@ class Exchange:
         self, connection: CloudConnection, lease: Lease, ended: Callable[[Attempt], None], *, reused: bool
     ) -> Attempt:
         """Send the request; ``reused``: the connection carried another one before, and may be closing."""
+        # Once, because a way may die of the request itself: too big for a tunnel, for example.
+        may_outlive_way = not self.changes and "stale" not in self.request.facts.replays
         self.attempt = attempt = Attempt(
-            self.request, connection, lease, ended, self.recorder, may_be_stale=reused and not self.changes
+            self.request,
+            connection,
+            lease,
+            ended,
+            self.recorder,
+            may_be_stale=reused and not self.changes,
+            may_outlive_way=may_outlive_way,
         )
         attempt.send(request_head(self.request.head, self.target, lease))
         return attempt

@@ -18,7 +18,7 @@ from proxy.errors import ConfigError
 from proxy.logs import OnEvent
 from proxy.projects import Spawn
 from proxy.server.tls import server_tls
-from proxy.tokens import TokenEndpoint, make_session
+from proxy.tokens import SYSTEM_CLOCK, SuspendWatch, TokenEndpoint, make_session
 from proxy.tokens.breaker import Breaker
 from proxy.upstream.dial import Dialer
 from proxy.upstream.http_proxy import http_proxy_for
@@ -97,7 +97,9 @@ class Outward:
             breaker=Breaker(vendor.auth_url, on_event),
         )
         dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout)
-        self.upstreams = Upstreams(dialer, idle_timeout_s=vendor.idle_timeout)
+        self.upstreams = Upstreams(
+            dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
+        )
         self._task = spawn(self.upstreams.run())
 
     def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:

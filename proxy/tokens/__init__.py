@@ -4,7 +4,7 @@
 when it is due, `keeper` holds and refreshes the `lease`, `record` has its errors, `standby` switches pairs.
 """
 
-from proxy.tokens.clock import SYSTEM_CLOCK, Clock, SystemClock
+from proxy.tokens.clock import SYSTEM_CLOCK, Clock, SuspendWatch, SystemClock
 from proxy.tokens.endpoint import TokenEndpoint, TokenRequest, make_session
 from proxy.tokens.keeper import LeaseKeeper
 from proxy.tokens.lease import Lease, LeaseStatus
@@ -15,6 +15,7 @@ __all__ = [
     "Lease",
     "LeaseKeeper",
     "LeaseStatus",
+    "SuspendWatch",
     "SystemClock",
     "TokenEndpoint",
     "TokenRequest",

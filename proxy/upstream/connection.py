@@ -24,9 +24,10 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent
+from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent, WayDied
 from proxy.origin import Origin
 from proxy.upstream.parser import ResponseParser, ResponseSink
+from proxy.upstream.way import Way
 
 _READ_BYTES: Final = 64 * 1024
 
@@ -66,6 +67,7 @@ class CloudConnection(asyncio.Protocol):
         "answered",
         "exchanges",
         "last_activity",
+        "way",
     )
 
     def __init__(self, owner: Owner) -> None:
@@ -82,6 +84,8 @@ class CloudConnection(asyncio.Protocol):
         """Whether a byte of an answer to the current request has arrived."""
         self.exchanges = 0
         self.last_activity = self._loop.time()
+        self.way: Way | None = None
+        """None before the connection is open, and where it isn't of IPv4 or IPv6."""
 
     def __repr__(self) -> str:
         state = "closed" if self._transport is None else "busy" if self._sink else "idle"
@@ -165,9 +169,21 @@ class CloudConnection(asyncio.Protocol):
         self._owner.forget(self)
 
     def fail_if_silent(self, limit_s: float) -> None:
-        """Fail the exchange if no byte moved for ``limit_s`` seconds, in either direction."""
+        """Fail the exchange if no byte moved for ``limit_s`` seconds in either direction, or the way died."""
         if self._loop.time() - self.last_activity > limit_s:
             self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
+        elif self._is_way_dead():
+            self._fail(WayDied("the network lost the connection"))
+
+    def is_lost(self) -> bool:
+        """Whether the way of an idle connection died, or leads through another network now. System calls."""
+        return self._is_way_dead() or (self.way is not None and self.way.has_moved())
+
+    def _is_way_dead(self) -> bool:
+        return self.way is not None and self.way.is_dead(
+            is_answering=self._sink is not None and not self._parser.awaits_head,
+            is_uploading=not self._request_done or self._is_writing_held,
+        )
 
     # asyncio.Protocol
 
@@ -176,7 +192,8 @@ class CloudConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with contextlib.suppress(OSError):  # the peer has reset the connection: `connection_lost` follows
+                self.way = Way(sock)
 
     def data_received(self, data: bytes | bytearray) -> None:
         self.last_activity = self._loop.time()

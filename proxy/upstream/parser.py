@@ -83,6 +83,11 @@ class ResponseParser:
         """The trailer fields of the answer, once it is complete."""
 
     @property
+    def awaits_head(self) -> bool:
+        """Whether the final answer's head has not come yet."""
+        return self._mode == _HEAD
+
+    @property
     def ends_at_close(self) -> bool:
         """Whether only the end of the connection ends the answer (RFC 9112, section 6.3, item 8)."""
         return self._mode == _UNTIL_CLOSE

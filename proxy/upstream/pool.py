@@ -22,6 +22,8 @@ KEEP_ALIVE_S = 50.0
 SURE_REUSE_S: Final = 5.0
 """The cloud is unlikely to be closing a connection that is idle for less than this time: it can carry a
 request that can't be sent twice."""
+SWEEP_S = 1.0
+"""The time between two looks at all connections, or less for short time-outs."""
 WARM_S = 3600.0
 """For this time after a lease arrived, a connection to its origin is held ready; leases come more often."""
 COLD_S = (3.5, 30.0)
@@ -113,13 +115,20 @@ class Pool(Owner):
             self._on_idle_lost()
 
     def sweep(self, idle_timeout_s: float) -> None:
-        """Fail the exchanges that are silent for ``idle_timeout_s``; close connections idle for too long."""
+        """Close idle connections that are too old or lost; fail exchanges whose way died or that are silent.
+
+        ``idle_timeout_s`` is how long an exchange may be silent.
+        """
         for connection in tuple(self._busy):
             connection.fail_if_silent(idle_timeout_s)
         oldest = self.loop.time() - KEEP_ALIVE_S
         while self._idle and self._idle[0].last_activity < oldest:
             self._idle.popleft().close()
             self._lasts_s = KEEP_ALIVE_S
+        for connection in tuple(self._idle):
+            if connection.is_lost():
+                self._idle.remove(connection)  # first, for this end says nothing about the cloud's patience
+                connection.close()
         self._note_use()
 
     def lacks_ready(self) -> bool:
@@ -141,6 +150,10 @@ class Pool(Owner):
     def close(self) -> None:
         """Close idle connections now, and busy ones when their exchange ends."""
         self._closed = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Close the idle connections; busy ones go on."""
         while self._idle:
             self._idle.pop().close()
 
@@ -151,11 +164,17 @@ class Pool(Owner):
 
 
 class Upstreams:
-    """The pools, one per origin. `run` watches the time-outs, and opens connections ahead to warm origins."""
+    """The pools, one per origin. `run` watches the time-outs, and opens connections ahead to warm origins.
 
-    def __init__(self, dialer: Dialer, *, idle_timeout_s: float) -> None:
+    ``clock_jump_s`` gives the seconds that the machine slept since the last call, 0.0 if it didn't.
+    """
+
+    def __init__(
+        self, dialer: Dialer, *, idle_timeout_s: float, clock_jump_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._dialer = dialer
         self._idle_timeout_s = idle_timeout_s
+        self._clock_jump_s = clock_jump_s
         self._pools: dict[Origin, Pool] = {}
         self._warm_until: dict[Origin, float] = {}
         self._cold_until: dict[Origin, float] = {}
@@ -175,7 +194,7 @@ class Upstreams:
 
     async def run(self) -> None:
         """Watch the time-outs until cancelled."""
-        interval_s = min(1.0, self._idle_timeout_s / 4)
+        interval_s = min(SWEEP_S, self._idle_timeout_s / 4)
         async with asyncio.TaskGroup() as group:
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -189,7 +208,10 @@ class Upstreams:
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
         self._warm_until = {origin: until for origin, until in self._warm_until.items() if until >= now}
+        has_slept = self._clock_jump_s() > 0
         for origin, pool in tuple(self._pools.items()):
+            if has_slept:
+                pool.drop_idle()
             pool.sweep(self._idle_timeout_s)
             if pool.is_unused and origin not in self._warm_until:
                 del self._pools[origin]

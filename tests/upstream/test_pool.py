@@ -216,3 +216,23 @@ async def test_a_pool_is_not_forgotten_while_a_connection_to_it_is_on_its_way() 
     connected.set()
     await connecting
     watching.cancel()
+
+
+async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_ones_go_on() -> None:
+    slept_s = 0.0
+    async with RawServer(Upstream()) as server:
+        upstreams = Upstreams(dialer(), idle_timeout_s=0.04, clock_jump_s=lambda: slept_s)
+        pool = upstreams.pool(Origin.parse(server.url))
+        idle, busy = await pool.connect(), await pool.connect()
+        await exchange(idle)
+        sink = Sink()
+        busy.start(sink, GET[:-2], is_head_request=False, request_done=True)
+        watching = asyncio.create_task(upstreams.run())
+        await asyncio.sleep(0.02)
+        assert idle.is_usable
+        slept_s = 20.0
+        await until(lambda: not idle.is_usable)
+        busy.write(GET[-2:])
+        assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
+        watching.cancel()
+        upstreams.close()
