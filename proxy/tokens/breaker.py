@@ -38,7 +38,7 @@ GAP_S = (0.25, 3.0)
 A request that has no answer after the longest gap doesn't hold up the next one; a late answer still counts.
 The first gap is also the least time from a failure to the next request.
 """
-LATE_S = 4.0
+LATE_S = 2.0
 """A request that was sent in an outage is sent again if it has no answer so many seconds after its end."""
 HURRY_GAP_S = 1.0
 """The least time between two requests that people ask for while the breaker is open."""
@@ -126,7 +126,7 @@ class Breaker:
                 self._admit()
 
     async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``call``, which has `LATE_S` once an outage is over that began before the call."""
+        """The result of ``call``. If the call was made in an outage, it has `LATE_S` after the outage's end."""
         try:
             async with asyncio.timeout(None) as limit:
                 self._limits.add(limit)
