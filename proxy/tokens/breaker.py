@@ -26,9 +26,9 @@ from proxy.tokens.schedule import RETRY_AFTER_CAP_S
 
 T = TypeVar("T")
 
-RATE = 92.0
+RATE = 91.0
 """Requests a second, when many wait."""
-BURST = 4
+BURST = 2
 """Requests that may go at once before `RATE` holds them back."""
 ROOM = (8, 32)
 """Requests under way at once: at first and after an outage, and at most. Each success makes room for one."""
@@ -126,7 +126,7 @@ class Breaker:
                 self._admit()
 
     async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``call``. If the call was made in an outage, it has `LATE_S` after the outage's end."""
+        """The result of ``call``. A call made in an outage has `LATE_S` after its end."""
         try:
             async with asyncio.timeout(None) as limit:
                 self._limits.add(limit)
