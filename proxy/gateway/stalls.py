@@ -3,12 +3,13 @@
 The cloud's answer isn't read on while its caller takes nothing, so the request keeps its slot. Time counts
 against a caller only while bytes lie ready for it (its connection asked for a pause) and a request waits for
 one of the same project's slots; so the time that the cloud takes never counts. The count begins anew at each
-look that finds an average of ``server.min_rate`` since its beginning; at ``server.min_rate_after`` seconds
-the answer is cut.
+look that finds an average of ``server.min_rate`` since its beginning. From ``server.min_rate_after`` seconds
+on, the answer may be cut.
 
 The bytes in the buffers of the caller's system count as taken, and where our system tells about its own
-buffers, the bytes in those don't (see `CallerSocket.untaken`). Systems report in steps: Linux in steps of up
-to 1/16 of the caller's receive buffer, which is 0.4 MiB for one of 6 MiB.
+buffers, the bytes in those don't (see `CallerSocket.untaken`). The caller's system takes bytes in steps of
+up to half a MiB, though its program reads evenly; so a caller is granted some bytes (`GRANT`). If the caller's
+system holds many MiB, and its program reads little more than the rate, it may be cut all the same.
 
 Looks only while a request waits for a slot, or after that while a slow caller is known. A request that
 doesn't wait costs nothing here.
@@ -29,16 +30,21 @@ LOOK_S: Final = 1.0
 """The longest time between two looks."""
 LOOKS: Final = 10
 """The fewest looks within ``min_rate_after``."""
+GRANT: Final = 0.5
+"""The share of the bytes due within ``min_rate_after`` that a caller needn't have taken. So a caller with less
+than half of the rate is cut after that time, and a caller with more of it later."""
 
 
 class _Mark:
     """The look since which a caller has taken too little."""
 
-    __slots__ = ("had_bytes_ready", "slow_s", "taken")
+    __slots__ = ("had_bytes_ready", "slow_s", "taken", "taken_before")
 
     def __init__(self, taken: int) -> None:
-        self.taken = taken
-        """How many bytes the caller had taken."""
+        self.taken_before = taken
+        """How many bytes the caller had taken at that look."""
+        self.taken = 0
+        """How many it has taken since then."""
         self.slow_s = 0.0
         """The time since then that counts."""
         self.had_bytes_ready = True
@@ -106,24 +112,26 @@ class StallWatch:
         if mark.had_bytes_ready and exchange.others_wait:
             mark.slow_s += passed_s
         mark.had_bytes_ready = True
-        if taken - mark.taken >= self._settings().min_rate * mark.slow_s:
-            return _Mark(taken)
-        return mark
+        mark.taken = taken - mark.taken_before
+        return mark if mark.taken < self._settings().min_rate * mark.slow_s else _Mark(taken)
 
     def _cut_slowest(self) -> None:
-        """Cut answers that are due, as many as requests wait, those first whose callers are slow longest."""
+        """Cut slow callers' answers, as many as requests wait, those first whose callers are slow longest."""
         settings = self._settings()
+        after_s = settings.min_rate_after
         left: dict[Slots, int] = {}
         for exchange, mark in sorted(self._marks.items(), key=_slow_s, reverse=True):
-            if mark.slow_s < settings.min_rate_after:
+            if mark.slow_s < after_s:
                 return
+            if mark.taken >= settings.min_rate * (mark.slow_s - GRANT * after_s):
+                continue
             slots = exchange.project.slots
             if left.setdefault(slots, slots.waiting) > 0:
                 left[slots] -= 1
                 exchange.project.measures.slow_callers += 1
                 exchange.request.facts.cut_because = (
-                    f"its caller took less than {settings.min_rate} bytes/s over"
-                    f" {settings.min_rate_after:g} s, while other requests waited for a slot"
+                    f"its caller took less than {settings.min_rate} bytes/s over {after_s:g} s,"
+                    " while other requests waited for a slot"
                 )
                 exchange.request.connection.abort()
 
