@@ -8,8 +8,8 @@ on, the answer may be cut.
 
 The bytes in the buffers of the caller's system count as taken, and where our system tells about its own
 buffers, the bytes in those don't (see `CallerSocket.untaken`). The caller's system takes bytes in steps of
-up to half a MiB, though its program reads evenly; so a caller is granted some bytes (`GRANT`). If the caller's
-system holds many MiB, and its program reads little more than the rate, it may be cut all the same.
+up to half a MiB, though its program reads evenly; so a caller is granted some bytes (`GRANT`). If the system
+holds many MiB, and the program reads at little more than the rate, the answer may be cut all the same.
 
 Looks only while a request waits for a slot, or after that while a slow caller is known. A request that
 doesn't wait costs nothing here.
@@ -31,8 +31,8 @@ LOOK_S: Final = 1.0
 LOOKS: Final = 10
 """The fewest looks within ``min_rate_after``."""
 GRANT: Final = 0.5
-"""The share of the bytes due within ``min_rate_after`` that a caller needn't have taken. So a caller with less
-than half of the rate is cut after that time, and a caller with more of it later."""
+"""The share of the bytes due within ``min_rate_after`` that a caller needn't have taken. A caller with
+less than half of the rate is cut after that time, and a caller with more of it later."""
 
 
 class _Mark:

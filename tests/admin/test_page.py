@@ -155,6 +155,20 @@ async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_sn
 
 
 @needs_chromium
+async def test_it_says_how_many_slow_callers_were_cut_off_and_why() -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        [shop] = [project for project in proxy.app.projects() if project.name == "shop"]
+        shop.measures.slow_callers = 2
+        shop.measures.count_error("PROXY_ANSWER_CUT", "The answer was cut: its caller took too little.")
+        async with page(proxy) as chromium:
+            waiting = "document.querySelector('[data-is=waiting]').textContent"
+            await until(chromium, f"{waiting} === 'none; 2 slow callers cut off'")
+            assert "its caller took too little" in await chromium.run(
+                "return document.querySelector('[data-is=errors]').textContent"
+            )
+
+
+@needs_chromium
 async def test_it_says_when_the_proxy_is_gone() -> None:
     # Not an ephemeral port: another test could get it while the page still sends requests to it.
     server = {"port": free_port(), "drain_timeout": 1}
