@@ -10,7 +10,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -296,6 +296,16 @@ async def test_waits_in_pieces_add_up() -> None:
         assert slots(proxy)["cut"] == 1
 
 
+async def test_nothing_is_kept_of_callers_that_have_left() -> None:
+    async with one_slot(queue_timeout=AFTER_S / 2) as proxy:
+        stalls = proxy.app._gateway._stalls
+        async with stalled(proxy):
+            assert (await small(proxy)).status == 503
+            await until(lambda: not stalls._waiting)
+            assert stalls._marks
+        await until(lambda: not stalls._marks and stalls._timer is None)
+
+
 async def test_the_limits_can_change_while_an_answer_is_under_way() -> None:
     async with one_slot(server={"min_rate": 0}) as proxy, stalled(proxy):
         first = asyncio.create_task(small(proxy))
@@ -379,8 +389,11 @@ class Connection:
         self.is_aborted = True
 
 
-async def seconds_until_cut(rate: float, step: int = 1, *, most_s: float = 600.0) -> float | None:
-    """When the answer to a caller with this rate (bytes/s, in steps of bytes) is cut; None: never."""
+async def seconds_until_cut(taken_at: Callable[[float], int], *, waits_from_s: float = 0.0) -> float | None:
+    """When the answer to a caller that took so many bytes after so many seconds is cut; None: never.
+
+    A request waits for its slot from ``waits_from_s`` on, and one for another project's slot all the time.
+    """
     slots = Slots(1)
     connection = Connection()
     project = SimpleNamespace(slots=slots, measures=ProjectMeasures())
@@ -403,16 +416,20 @@ async def seconds_until_cut(rate: float, step: int = 1, *, most_s: float = 600.0
     assert slots.try_acquire("a")
     exchange.hold_slot(slots)
     watch = StallWatch(lambda: [request], ServerSettings)
-    slots.waiting = 1
     watch.begin_wait()
     loop = asyncio.get_running_loop()
     began_at = loop.time()
-    while loop.time() - began_at < most_s:
-        await asyncio.sleep(0.1)
-        request.answer_bytes = int(rate * (loop.time() - began_at)) // step * step
+    while (passed_s := loop.time() - began_at) < 600:
         if connection.is_aborted:
-            return loop.time() - began_at
+            return passed_s
+        slots.waiting = int(passed_s >= waits_from_s)
+        request.answer_bytes = taken_at(passed_s)
+        await asyncio.sleep(0.1)
     return None
+
+
+def steadily(rate: float, step: int) -> Callable[[float], int]:
+    return lambda passed_s: int(rate * passed_s) // step * step
 
 
 @pytest.mark.parametrize(
@@ -420,7 +437,7 @@ async def seconds_until_cut(rate: float, step: int = 1, *, most_s: float = 600.0
     [(0, 1), (1, 1), (8_000, 1), (12_000, 1), (15_500, 1), (8_000, 230_000), (12_000, 93_000)],
 )
 def test_below_the_rate_an_answer_is_cut_in_time(rate: int, step: int) -> None:
-    cut_s = in_virtual_time(seconds_until_cut(rate, step))
+    cut_s = in_virtual_time(seconds_until_cut(steadily(rate, step)))
     assert cut_s is not None
     # Half of the bytes due in 30 s are granted, so one just below the rate is cut later.
     assert 30 <= cut_s <= 33 + max(0, 15 * 16384 / (16384 - rate) - 30) + 2 * step / max(1, rate)
@@ -432,4 +449,20 @@ def test_below_the_rate_an_answer_is_cut_in_time(rate: int, step: int) -> None:
     ids=["just", "small steps", "large steps", "5 MiB every 20 s", "fast"],
 )
 def test_above_the_rate_no_answer_is_cut(rate: int, step: int) -> None:
-    assert in_virtual_time(seconds_until_cut(rate, step)) is None
+    assert in_virtual_time(seconds_until_cut(steadily(rate, step))) is None
+
+
+def test_a_caller_is_not_cut_whose_system_takes_little_at_first() -> None:
+    # Measured on Linux: the program reads 24 KiB/s all the time, from a buffer that was more than full.
+    steps = [(24.5, 369), (34.6, 253), (45.2, 316), (66.5, 499), *((80 + 20 * n, 480) for n in range(30))]
+
+    def taken_at(passed_s: float) -> int:
+        return 1024 * sum(size for at_s, size in steps if passed_s >= at_s)
+
+    assert in_virtual_time(seconds_until_cut(taken_at)) is None
+
+
+def test_the_time_counts_only_while_a_request_waits_for_the_same_slots() -> None:
+    cut_s = in_virtual_time(seconds_until_cut(lambda _: 0, waits_from_s=100))
+    assert cut_s is not None
+    assert 129 <= cut_s <= 132
