@@ -367,13 +367,15 @@ def json_cloud() -> Upstream:
 
 
 async def test_a_caller_that_stalls_ends_no_other_callers_shared_answer() -> None:
-    async with one_slot(shop={"coalesce": True}) as proxy, stalled(proxy) as reader:
-        followers = await asyncio.gather(
-            *(proxy.call(b"GET /shop/v1/small") for _ in range(3)), proxy.call(b"GET /shop/v1/small?other")
-        )
-        assert [answer.body for answer in followers] == [b"ok"] * 4
-        assert slots(proxy)["cut"] == 1
-        assert await reader.rest() < SIZE
+    target = b"GET /shop/v1/segments"
+    async with (
+        one_slot(json_cloud(), shop={"coalesce": True}) as proxy,
+        stalled(proxy, target=target) as reader,
+    ):
+        answers = await asyncio.gather(*(proxy.call(target) for _ in range(4)))
+        assert [len(answer.body) for answer in answers] == [900_000] * 4
+        assert slots(proxy) == {"in_use": 0, "waiting": 0, "cut": 1}
+        assert await reader.rest() < 900_000
 
 
 async def test_a_stored_answer_holds_no_slot_and_is_not_cut() -> None:
