@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 
 import pytest
-from support.harness import OK, gateway, read_message
+from support.harness import OK, WAIT_S, Upstream, gateway, read_message
 from support.ways import hasty, kill_way, linux_only  # noqa: F401 - a fixture
+
+from proxy.tokens import SystemClock
 
 
 class Cloud:
@@ -59,3 +61,38 @@ async def test_a_request_that_changes_nothing_is_sent_once_more_on_a_new_connect
         b"/v1/always": 2,
         b"/v1/change": 1,
     }
+
+
+class SleepyClock(SystemClock):
+    """The machine's clocks, after a sleep of ``slept_s`` seconds."""
+
+    slept_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.slept_s
+
+
+async def test_after_the_machine_slept_a_request_goes_out_on_a_new_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SleepyClock()
+    monkeypatch.setattr("proxy.gateway.outward.SYSTEM_CLOCK", clock)
+    monkeypatch.setattr("proxy.upstream.pool.SWEEP_S", 0.01)
+    left = asyncio.Event()
+    answer = Upstream()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(reader, writer)
+        finally:
+            left.set()
+
+    async with gateway(script) as proxy:
+        for _ in range(2):
+            assert (await proxy.call(b"GET /v1/x")).status == 200
+            await asyncio.sleep(0.05)
+        assert proxy.upstream.connections == 1
+        clock.slept_s = 60.0
+        await asyncio.wait_for(left.wait(), WAIT_S)
+        assert (await proxy.call(b"GET /v1/x")).status == 200
+        assert proxy.upstream.connections == 2

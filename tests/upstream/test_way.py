@@ -160,11 +160,21 @@ class Living:
 
 
 @contextlib.asynccontextmanager
-async def living(tls: ssl.SSLContext | None = None, ca_file: Path | None = None) -> AsyncIterator[Living]:
+async def living(
+    tls: ssl.SSLContext | None = None, ca_file: Path | None = None, *, by_http_proxy: bool = False
+) -> AsyncIterator[Living]:
     cloud = Cloud()
-    async with RawServer(cloud, tls=tls) as server:
+
+    async def http_proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await cloud(reader, writer)
+
+    async with RawServer(http_proxy if by_http_proxy else cloud, tls=tls) as server:
         url = server.url.replace("127.0.0.1", "localhost") if tls else server.url
-        async with closing(pool_of(url, dialer(tls_context(ca_file)))) as pool:
+        cloud_url, proxy_url = ("http://cloud.example", url) if by_http_proxy else (url, None)
+        using = dialer(tls_context(ca_file), find_proxy=lambda _: proxy_url)
+        async with closing(pool_of(cloud_url, using)) as pool:
 
             async def sweep() -> None:
                 while True:
@@ -293,6 +303,15 @@ async def test_a_way_that_dies_is_found_and_one_that_lives_is_kept() -> None:
 @pytest.mark.usefixtures("hasty")
 async def test_a_way_below_tls_that_dies_is_found(server_side: ssl.SSLContext, ca_file: Path) -> None:
     async with living(server_side, ca_file) as world:
+        await asyncio.gather(
+            dies_before_the_request(world), dies_while_the_cloud_thinks(world), dies_while_idle(world)
+        )
+
+
+@linux_only
+@pytest.mark.usefixtures("hasty")
+async def test_a_way_to_an_http_proxy_that_dies_is_found() -> None:
+    async with living(by_http_proxy=True) as world:
         await asyncio.gather(
             dies_before_the_request(world), dies_while_the_cloud_thinks(world), dies_while_idle(world)
         )
