@@ -1,12 +1,13 @@
-"""The process's settings in the operating system: no core dumps, enough file descriptors, early signals.
+"""The process's settings in the operating system: no core dumps, enough descriptors, signals of the start.
 
 Each function does nothing on a system that lacks its call.
-Sources: setrlimit(2), prctl(2).
+Sources: setrlimit(2), prctl(2), tty(4).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -66,10 +67,13 @@ def descriptor_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-class _EarlyStop:
-    """Whether a signal asked for a stop while the process starts."""
+class _Start:
+    """The terminal that the process was started on, and the signals that came while it starts."""
 
+    on_terminal = False
+    """Whether there was a terminal whose end is a stop; not where SIGHUP was ignored, as by nohup(1)."""
     asked = False
+    hung_up = False
     interrupts = False
 
     def on_signal(self, *_: object) -> None:
@@ -78,23 +82,50 @@ class _EarlyStop:
         if self.interrupts:
             leave_if_asked()
 
+    def on_hangup(self, *_: object) -> None:
+        """Note SIGHUP. It is a stop only if the terminal is gone; the running proxy reloads then."""
+        self.hung_up = True
+        if self.interrupts:
+            leave_if_asked()
 
-_early_stop = _EarlyStop()
+
+_start = _Start()
 
 
 def leave_on_signals() -> None:
-    """Make SIGINT and SIGTERM a clean stop while the process starts; `StopSignals` replaces this later.
+    """Make SIGINT, SIGTERM and the terminal's end a clean stop while the process starts.
 
-    The handler doesn't raise at once: Python swallows an exception within some imports. So it only notes the
-    stop; `leave_if_asked` and `interruptibly` obey it.
+    `proxy.app.run.Signals` replaces this later. The handler doesn't raise at once: Python swallows an
+    exception within some imports. So it only notes the stop; `leave_if_asked` and `interruptibly` obey it.
+    SIGUSR1 and SIGUSR2, which would end the process, are ignored from now on.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _early_stop.on_signal)
+        signal.signal(number, _start.on_signal)
+    if sys.platform != "win32":
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        _start.on_terminal = not is_ignored and _terminal_error() is None
+        signal.signal(signal.SIGHUP, _start.on_hangup)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def terminal_is_gone() -> bool:
+    """Whether SIGHUP means a stop: the process was started on a terminal, and the terminal is closed."""
+    return _start.on_terminal and _terminal_error() in (errno.ENXIO, errno.EIO)
+
+
+def _terminal_error() -> int | None:
+    """The error of opening the process's controlling terminal, tty(4); None: there is a terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def leave_if_asked() -> None:
-    """Raise SystemExit if a signal asked for a stop."""
-    if _early_stop.asked:
+    """Raise SystemExit if a signal, or the end of the terminal, asked for a stop."""
+    if _start.asked or (_start.hung_up and terminal_is_gone()):
         ignore_signals()
         sys.exit(0)
 
@@ -102,12 +133,12 @@ def leave_if_asked() -> None:
 @contextlib.contextmanager
 def interruptibly() -> Iterator[None]:
     """Within this context a signal raises SystemExit, also out of a wait."""
-    _early_stop.interrupts = True
+    _start.interrupts = True
     try:
         leave_if_asked()
         yield
     finally:
-        _early_stop.interrupts = False
+        _start.interrupts = False
     leave_if_asked()
 
 
@@ -118,10 +149,5 @@ def ignore_signals() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    ignore_hangup()
-
-
-def ignore_hangup() -> None:
-    """Ignore SIGHUP: it asks for a reload, and must end neither a starting proxy nor a secret command."""
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -15,7 +15,6 @@ COVERED_BY = {
     "admin/overview": "admin/test_admin",
     "admin/status": "admin/test_admin",
     "app/build": "app/test_reload",
-    "app/run": "app/test_app",
     "tokens/record": "tokens/test_keeper",
     "cli/check": "cli/test_main",
     "cli/console": "cli/test_main",

@@ -19,11 +19,12 @@ from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import configure
-from proxy.process import ignore_signals, leave_if_asked
+from proxy.process import ignore_signals, leave_if_asked, terminal_is_gone
 from proxy.server.passed_sockets import PassedSocket
 
 SUMMARY_WAIT_S = 3.0
 """How long the start-up summary waits for first tokens; requests are served meanwhile."""
+HANGUP_WAIT_S = 0.05
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -50,30 +51,44 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         ignore_signals()
 
 
-class StopSignals:
+class Signals:
     """SIGINT and SIGTERM: the first signal asks for a stop, the second for a stop without a drain.
 
+    SIGHUP asks for a stop if the terminal is gone that the process was started on, else it calls ``reload``.
     Must be made within `run`. Raises SystemExit where a signal came earlier.
     """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.kill = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self.reload: Callable[[], None] = lambda: None
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                loop.add_signal_handler(number, self._on_signal)
+                self._loop.add_signal_handler(number, self._on_signal)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
+                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._on_signal))
+        if sys.platform != "win32":
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         leave_if_asked()
 
     def _on_signal(self) -> None:
         (self.kill if self.stop.is_set() else self.stop).set()
 
+    def _on_hangup(self) -> None:
+        """Look for the terminal soon: the kernel sends SIGHUP before it takes the terminal away."""
+        self._loop.call_later(HANGUP_WAIT_S, self._obey_hangup)
+
+    def _obey_hangup(self) -> None:
+        if terminal_is_gone():
+            self.stop.set()  # never `kill`: a shell that ends sends the signal again
+        else:
+            self.reload()
+
 
 async def serve(
     settings: Settings,
-    signals: StopSignals | None = None,
+    signals: Signals | None = None,
     *,
     announce: Callable[[Overview], None],
     reload: Callable[[Path | None], Settings] | None = None,
@@ -85,13 +100,12 @@ async def serve(
     ``reload`` reads the settings again, from the file that they came from; None: they stay.
     Raises ConfigError, ListenError, and SystemExit after a bug.
     """
-    signals = signals or StopSignals()
+    signals = signals or Signals()
     configure(settings.log.level, settings.log.format)
     app = App(settings, reload, signals.stop.set, passed)
     try:
         async with app.started():
-            if reload is not None and sys.platform != "win32":
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
+            signals.reload = app.reload
             await app.settled(SUMMARY_WAIT_S, signals.stop)
             announce(app.overview)
             notify.ready()

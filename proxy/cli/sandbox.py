@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
-from proxy.app.run import StopSignals, serve
+from proxy.app.run import Signals, serve
 from proxy.cli.console import say
 from proxy.cli.summary import announce
 from proxy.config.load import load
@@ -15,6 +15,7 @@ from proxy.config.settings import Settings
 from proxy.contentsquare import Api
 from proxy.errors import ConfigError, ListenError
 from proxy.origin import Origin, bracketed
+from proxy.process import terminal_is_gone
 from proxy.sandbox import Sandbox, SandboxOptions
 from proxy.server.passed_sockets import PassedSocket
 
@@ -24,7 +25,7 @@ _FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
 
 async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
     """Run a proxy for the sandbox's projects until a signal. ``flags`` are overrides for `load`."""
-    signals = StopSignals()
+    signals = Signals()
     async with Sandbox() as sandbox:
         await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed)
 
@@ -51,7 +52,7 @@ def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
 async def run_alone(options: SandboxOptions) -> None:
     """Run the sandbox until a signal. Raises ConfigError, ListenError."""
     options = dataclasses.replace(options, public_host=_host(options.public_host))
-    signals = StopSignals()
+    signals = Signals()
     async with contextlib.AsyncExitStack() as stack:
         try:
             sandbox = await stack.enter_async_context(Sandbox(options))
@@ -63,6 +64,8 @@ async def run_alone(options: SandboxOptions) -> None:
         say(_configuration(sandbox))
         say(_environment(sandbox))
         await signals.stop.wait()
+    if terminal_is_gone():
+        return
     counters = sandbox.counters
     say(f"\n# {counters.token_requests} token requests, {counters.api_requests} API requests")
 

@@ -17,7 +17,7 @@ from proxy.config.load import load
 from proxy.config.messages import did_you_mean
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
-from proxy.process import harden, ignore_hangup, interruptibly, raise_descriptor_limit
+from proxy.process import harden, interruptibly, raise_descriptor_limit
 from proxy.server.passed_sockets import PassedSocket, take
 
 PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
@@ -45,7 +45,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _serve(config: Path | None, flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
-    ignore_hangup()  # until the application takes SIGHUP for a reload
     with interruptibly():
         settings = load(config, flags)
     from proxy.app.run import run, serve  # noqa: PLC0415 - later, so that a fault of the configuration is told soon

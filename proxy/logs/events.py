@@ -45,6 +45,7 @@ _WARNINGS = _REPEATED | {
     "reload_needs_restart",
     "reload_refused",
     "secret_in_environment",
+    "unix_socket_lost",
 }
 _ERRORS = frozenset(("request_failed_by_bug",))
 _SAME = ("lease", "project", "api", "cause", "source")

@@ -26,9 +26,8 @@ from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import Listener, Request
 from proxy.server.site import CallerServer, CallerSite, Spawn
 from proxy.server.tls import load_certificate, server_tls
+from proxy.server.unix_socket import BACKLOG, UnixSocket
 
-BACKLOG = 1024
-"""How many connections wait in the kernel to be accepted."""
 _MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" for a socket without a name
 
 
@@ -41,6 +40,7 @@ class Listeners:
         self._runners: list[ServerRunner] = []
         self._sockets: list[socket.socket] = []
         """The sockets that are bound and not served yet."""
+        self._unix: UnixSocket | None = None
         self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
 
@@ -62,7 +62,8 @@ class Listeners:
                     self._take_port(key, server.host, project.port, name, given.get(name, ()))
             unix = [(one.sock, one.address) for one in passed if one.is_unix]
             if server.unix_socket is not None and not unix:
-                unix = [(_bind_unix(server.unix_socket), str(server.unix_socket))]
+                self._unix = UnixSocket(server.unix_socket)
+                unix = [(self._unix.sock, str(server.unix_socket))]
             for sock, path in unix:
                 self._add(sock, f"unix:{path}", 80, None)
         except BaseException:
@@ -95,6 +96,8 @@ class Listeners:
             )
             self.sites.append(site)
             await site.start()
+            if self._unix is not None and sock is self._unix.sock:
+                spawn(self._unix.watch(site.move_to, on_event))
 
     def use_certificate(self, cert: Path | None, key: Path | None) -> None:
         """Show new callers the certificate in these files, if the listeners speak TLS. Raises ConfigError."""
@@ -123,6 +126,8 @@ class Listeners:
 
     async def close(self) -> None:
         """Accept no more; connections stay."""
+        if self._unix is not None:
+            self._unix.remove_file()
         for sock in self._sockets:  # bound, and not served yet
             sock.close()
         self._sockets.clear()
@@ -198,34 +203,3 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
             f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); {remedy}"
         ) from None
     return sock
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """A Unix socket that only its owner can use; it replaces the socket of a proxy that has ended."""
-    if not hasattr(socket, "AF_UNIX"):
-        raise ConfigError("server.unix_socket: this system has no Unix sockets; leave it out")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket() and not _is_answered(path):
-            path.unlink()
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        if isinstance(exc, PermissionError):
-            raise ListenError(
-                f"server.unix_socket: can't listen on {path} ({exc.strerror}); let this user write to"
-                f" {path.parent}, or choose another path"
-            ) from None
-        raise ListenError(
-            f"server.unix_socket: can't listen on {path} ({exc.strerror}); is another csq-proxy running,"
-            " or something else in its place? Stop it, or choose another path"
-        ) from None
-    return sock
-
-
-def _is_answered(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # with a full backlog `connect` would wait, though a busy proxy is there
-        return probe.connect_ex(str(path)) != errno.ECONNREFUSED

@@ -114,30 +114,32 @@ class CallerSite(BaseSite):
     async def start(self) -> None:
         """Begin to accept."""
         await super().start()
-        self._sock.setblocking(False)
-        self._accepting = self._spawn(self._accept())
+        self._accept_on(self._sock)
+
+    def move_to(self, sock: socket.socket) -> None:
+        """Accept on this socket from now on; the one before is closed."""
+        self._spawn(_end_accepting(self._accepting, self._sock))
+        self._accept_on(sock)
 
     async def stop(self) -> None:
         """Accept no more; connections stay."""
         self._is_stopping = True
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().remove_reader(self._sock)
-        for _ in range(3):  # a connection that was accepted a moment ago is served
-            await asyncio.sleep(0)
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait((self._accepting,))
-        self._sock.close()
+        await _end_accepting(self._accepting, self._sock)
         await super().stop()
 
-    async def _accept(self) -> None:
+    def _accept_on(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._accepting = self._spawn(self._accept(sock))
+
+    async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
             if self.server.open >= self.limit:
                 await self._wait_for_room()
                 continue
             try:
-                sock, _ = await loop.sock_accept(self._sock)
+                sock, _ = await loop.sock_accept(listening)
             except ConnectionError:  # the caller has left already
                 continue
             except OSError as exc:
@@ -198,3 +200,14 @@ class CallerSite(BaseSite):
         self._on_event("accept_failed", values)
         self._make_room()
         await asyncio.sleep(RETRY_S)
+
+
+async def _end_accepting(accepting: asyncio.Task[None] | None, sock: socket.socket) -> None:
+    with contextlib.suppress(NotImplementedError):
+        asyncio.get_running_loop().remove_reader(sock)
+    for _ in range(3):  # a connection that was accepted a moment ago is served
+        await asyncio.sleep(0)
+    if accepting is not None:
+        accepting.cancel()
+        await asyncio.wait((accepting,))
+    sock.close()

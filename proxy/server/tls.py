@@ -22,6 +22,9 @@ _SO_NWRITE: Final = 0x1024
 SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
 """How long a caller may take to answer the end of TLS; then the event loop drops the rest of an answer. Where
 `unacknowledged` works, TLS ends only after the caller has taken the whole answer, so a second is enough."""
+LINGER_S = 5.0
+"""How long the rest of a plain request is read and dropped."""
+_PIECE_BYTES: Final = 64 * 1024
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
@@ -70,7 +73,7 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 async def speaks_plain_http(sock: socket.socket) -> bool:
-    """Whether the caller's first byte is a letter, as in ``GET``; then a hint is sent to the caller.
+    """Whether the caller's first byte is a letter, as in ``GET``; then a hint has been sent to the caller.
 
     Always False on an event loop that can't wait for a socket without reading from it (Windows).
     """
@@ -86,9 +89,14 @@ async def speaks_plain_http(sock: socket.socket) -> bool:
         loop.remove_reader(sock)
     if not sock.recv(1, socket.MSG_PEEK).isalpha():
         return False
-    sock.recv(64 * 1024)  # unread bytes would turn the close into a reset, and lose the hint
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, TimeoutError):  # the caller has left, or sends on and on
+        sock.recv(_PIECE_BYTES)
         sock.send(_USE_HTTPS)
+        sock.shutdown(socket.SHUT_WR)
+        # Unread bytes would turn the close into a reset, and the reset could overtake the hint.
+        async with asyncio.timeout(LINGER_S):
+            while await loop.sock_recv(sock, _PIECE_BYTES):
+                pass
     return True
 
 

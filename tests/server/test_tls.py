@@ -47,15 +47,56 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its event loop can't wait for a socket without reading")
-async def test_plain_http_on_a_tls_port_is_told_to_use_https(authority: trustme.CA, tmp_path: Path) -> None:
+plain = pytest.mark.skipif(sys.platform == "win32", reason="its loop can't wait without reading")
+
+
+@plain
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n",),
+        (b"GET /v1/x HTTP/1.0\r\n\r\n",),
+        (b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3,),
+        (b"P", b"OST /v1/x HTTP/1.1\r\n", b"Host: localhost\r\nContent-Length: 3\r\n\r\n", b"abc"),
+        (
+            b"POST /v1/x HTTP/1.1\r\nContent-Length: 8000000\r\n\r\n",
+            *[b"x" * 100_000] * 80,
+        ),
+    ],
+    ids=["HTTP/1.1", "HTTP/1.0", "pipelined", "in-pieces", "with-much-content"],
+)
+async def test_plain_http_on_a_tls_port_is_told_to_use_https(
+    pieces: tuple[bytes, ...], authority: trustme.CA, tmp_path: Path
+) -> None:
     async with secured(authority, tmp_path) as proxy:
         reader, writer = await proxy.connect()
-        writer.write(proxy.request(b"GET /v1/x"))
+        for piece in pieces:  # all of it is taken, as by a client that reads only after its request
+            writer.write(piece)
+            async with asyncio.timeout(WAIT_S):
+                await writer.drain()
+            await asyncio.sleep(0)
         answer = await read_message(reader)
         assert (answer.status, answer.values(b"connection")) == (400, [b"close"])
         assert b"https://" in answer.body
         assert await reader.read() == b""
+        writer.close()
+        await until(lambda: not list(proxy.app._listeners.connections()))
+
+
+@plain
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_plain_caller_that_sends_on_or_leaves_is_let_go(
+    leaves: bool, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tls.LINGER_S == 5
+    monkeypatch.setattr("proxy.server.tls.LINGER_S", 0.1)
+    async with secured(authority, tmp_path) as proxy:
+        reader, writer = await proxy.connect()
+        writer.write(b"GET /v1/x HTTP/1.1\r\n")
+        if leaves:
+            writer.transport.abort()
+        else:
+            assert (await read_message(reader)).status == 400
         await until(lambda: not list(proxy.app._listeners.connections()))
 
 

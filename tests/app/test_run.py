@@ -1,0 +1,229 @@
+"""The real program and its signals: SIGHUP with a terminal, without one, and from one that closed."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support.commands import STARTUP_S, get, needs_signals, started
+from support.harness import WAIT_S
+
+pytestmark = needs_signals
+
+TERMINAL = """
+import fcntl, os, signal, sys, termios
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if sys.argv[1] != "setsid":
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Runs a program in a session of its own, whose terminal is standard input (``setsid``: it has none)."""
+WITHOUT = ("nohup", "setsid")
+
+
+class InTerminal:
+    """A program whose standard streams are a terminal. `close` is what closing the window does."""
+
+    def __init__(self, how: str, *program: str, environ: dict[str, str], cwd: Path) -> None:
+        self._master, slave = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TERMINAL, how, *program],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environ,
+            cwd=cwd,
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def wait_for(self, pattern: str) -> str:
+        while (match := re.search(pattern, self.shown)) is None:
+            self.shown += os.read(self._master, 4096).decode()
+        return match[1]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            os.close(self._master)
+
+
+@contextlib.contextmanager
+def in_terminal(how: str, *program: str, environ: dict[str, str], cwd: Path) -> Iterator[InTerminal]:
+    terminal = InTerminal(how, *program, environ=environ, cwd=cwd)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+        terminal.process.kill()
+        terminal.process.wait(STARTUP_S)
+
+
+SERVE = (sys.executable, "-m", "proxy", "serve")
+READY = r"(Stop): Ctrl-C"
+LISTENS = r"listens on (http://127\.0\.0\.1:\d+)"
+
+
+def until_reloads_are(count: int, base: str) -> None:
+    ends = time.monotonic() + WAIT_S
+    while get(f"{base}/-/status")[1]["reload"]["count"] < count:
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_terminal_that_closes_is_a_clean_stop(environ: dict[str, str], config: Path) -> None:
+    with in_terminal("", *SERVE, environ=environ, cwd=config.parent) as terminal:
+        base = terminal.wait_for(LISTENS)
+        terminal.wait_for(READY)
+        caller = http.client.HTTPConnection(urlsplit(base).netloc, timeout=STARTUP_S)
+        caller.putrequest("POST", "/v1/oauth/token")
+        caller.putheader("Content-Length", "2")
+        caller.putheader("Content-Type", "application/json")
+        caller.endheaders(b"{")
+        until_running(base)
+        terminal.close()
+        for _ in range(2):  # as a shell does that ends; SIGTERM twice would end the request
+            terminal.process.send_signal(signal.SIGHUP)
+            time.sleep(0.1)
+        caller.send(b"}")
+        assert caller.getresponse().status == 400  # without credentials: the request was answered
+        caller.close()
+        assert terminal.process.wait(STARTUP_S) == 0
+
+
+def until_running(base: str) -> None:
+    """Wait until the proxy has read a request's head: it then answers another connection."""
+    for _ in range(3):
+        get(f"{base}/-/status")
+
+
+def test_a_shell_that_is_killed_with_its_terminal_stops_its_proxy(
+    environ: dict[str, str], config: Path
+) -> None:
+    """The kernel sends SIGHUP to the foreground's processes before it takes the terminal away."""
+    shell = ("/bin/sh", "-c", f"{shlex.join(SERVE)}; true")
+    with in_terminal("", *shell, environ=environ, cwd=config.parent) as terminal:
+        base = terminal.wait_for(LISTENS)
+        terminal.wait_for(READY)
+        terminal.process.kill()
+        until_gone(base)
+
+
+def until_gone(base: str) -> None:
+    ends = time.monotonic() + STARTUP_S
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):
+        while time.monotonic() < ends:
+            get(f"{base}/-/status")
+            time.sleep(0.02)
+        pytest.fail("it lives on")
+
+
+@pytest.mark.parametrize("how", WITHOUT)
+def test_a_terminal_that_it_does_not_have_or_not_obey_may_close(
+    how: str, environ: dict[str, str], config: Path
+) -> None:
+    with in_terminal(how, *SERVE, environ=environ, cwd=config.parent) as terminal:
+        base = terminal.wait_for(LISTENS)
+        terminal.wait_for(READY)
+        terminal.close()
+        if how == "setsid":  # the kernel sends nothing
+            terminal.process.send_signal(signal.SIGHUP)
+        until_reloads_are(1, base)
+        terminal.process.send_signal(signal.SIGHUP)
+        until_reloads_are(2, base)
+        terminal.process.terminate()
+        assert terminal.process.wait(STARTUP_S) == 0
+
+
+def test_sighup_reloads_while_the_terminal_stays(environ: dict[str, str], config: Path) -> None:
+    with in_terminal("", *SERVE, environ=environ, cwd=config.parent) as terminal:
+        base = terminal.wait_for(LISTENS)
+        terminal.wait_for(READY)
+        terminal.process.send_signal(signal.SIGHUP)
+        until_reloads_are(1, base)
+        terminal.close()
+        assert terminal.process.wait(STARTUP_S) == 0
+
+
+@pytest.mark.parametrize("command", [("serve", "--sandbox", "--port", "0"), ("sandbox", "--port", "0")])
+def test_a_sandbox_outlives_sighup_and_stops_with_its_terminal(
+    command: tuple[str, ...], environ: dict[str, str], tmp_path: Path
+) -> None:
+    program = (*SERVE[:-1], *command)
+    with in_terminal("", *program, environ=environ, cwd=tmp_path) as terminal:
+        terminal.wait_for("(Ctrl-C)")
+        terminal.process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            terminal.process.wait(0.5)
+        terminal.close()
+        assert terminal.process.wait(STARTUP_S) == 0
+
+
+SLOW_START = """
+import os, sys
+from proxy.__main__ import main
+from proxy.cli import serve
+read = serve.load
+def load(*arguments):
+    print("reads", flush=True)
+    try:
+        sys.stdin.read()
+    except OSError:  # the terminal is gone
+        pass
+    return read(*arguments)
+serve.load = load
+main()
+"""
+
+
+def test_a_terminal_that_closes_while_it_starts_is_a_clean_stop(
+    environ: dict[str, str], config: Path
+) -> None:
+    program = (sys.executable, "-c", SLOW_START, "serve")
+    with in_terminal("", *program, environ=environ, cwd=config.parent) as terminal:
+        terminal.wait_for("(reads)")
+        terminal.close()
+        assert terminal.process.wait(STARTUP_S) == 0
+
+
+EARLY = """
+import os, signal, sys
+from proxy.__main__ import main
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == "proxy.cli.console":
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            print("was sent early signals", flush=True)
+sys.meta_path.insert(0, Sender())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("serve",), ("serve", "--sandbox", "--port", "0"), ("sandbox", "--port", "0")],
+    ids=["serve", "serve-sandbox", "sandbox"],
+)
+def test_signals_without_a_meaning_end_nothing(
+    command: tuple[str, ...], environ: dict[str, str], config: Path
+) -> None:
+    with started(*command, environ=environ, cwd=config.parent, code=EARLY) as proxy:
+        proxy.wait_for("was sent early signals")
+        proxy.wait_for("Ctrl-C")
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            proxy.process.send_signal(number)
+        proxy.process.terminate()
+        assert proxy.end()[0] == 0
