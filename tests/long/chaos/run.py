@@ -4,8 +4,9 @@
 
 The sandbox stands for the cloud: tokens live 10 s, the token endpoint fails for 30 % of the time,
 connections are reset, answers take a while, ten requests at once are allowed, and foreign clients
-use the same project. Meanwhile the configuration is rewritten, with other credentials each time.
-The proxy is a process of its own. Fails (exit code 1) if a caller saw what the contract doesn't
+use the same project. Meanwhile the configuration is rewritten, with other credentials each time, the
+project moves to the other cloud while its old one refuses connections, and some readers take nothing of
+a big answer. The proxy is a process of its own. Fails (exit code 1) if a caller saw what the contract doesn't
 allow, if an expired token was sent, if the cloud ever served more than ten requests at once, or if
 a secret or a token is in the log, the start-up summary, the status or an error.
 """
@@ -21,6 +22,8 @@ import json
 import os
 import random
 import re
+import select
+import socket
 import sys
 import tempfile
 import time
@@ -32,6 +35,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from long.chaos.door import Door
 from support.canary import Canaries
 
 from proxy.sandbox import DemoProject, Sandbox, SandboxOptions, bytes_sha256
@@ -42,6 +46,13 @@ TROUBLE_S, PERIOD_S = 3.0, 10.0
 RELOAD_EVERY_S = 4.0
 LATENCY_S = 0.03
 RESET_RATE = 0.002
+MOVE_EVERY_S = 7.0
+"""After so long the project moves to the other cloud, and its old one refuses connections."""
+STALLED_READERS = 3
+STALLED_BYTES = 20 << 20
+STALLED_AFTER_S = 2
+"""The ``server.min_rate_after`` of the run; 30 by default."""
+STALLED_GIVES_UP_S = 20.0
 FOREIGN_CLIENTS = 3
 DOWNLOAD_BYTES = 200_000
 DIGEST = bytes_sha256(DOWNLOAD_BYTES)
@@ -62,6 +73,10 @@ class Run:
         self.wrong: Counter[str] = Counter()
         self.foreign: Counter[str] = Counter()
         self.reloads = 0
+        self.moves = 0
+        self.cloud = "eu"
+        self.stalled: Counter[str] = Counter()
+        self.longest_s = 0.0
         self.heard: set[bytes] = set()
         """Errors, and all else that the proxy said of itself."""
         self.token_start = ""
@@ -75,6 +90,9 @@ class Run:
         async with Sandbox(options) as sandbox:
             self.sandbox = sandbox
             self.project = sandbox.projects["demo-eu"]
+            self.doors = {cloud: await Door(sandbox.endpoints[cloud]).open() for cloud in ("eu", "us")}
+            sandbox.endpoints.update((cloud, door.url) for cloud, door in self.doors.items())
+            await self.doors["us"].close()
             self._configure()
             with self.log.open("wb") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -113,7 +131,13 @@ class Run:
                 work += [group.create_task(self._foreign(session, ends_at)) for _ in range(FOREIGN_CLIENTS)]
                 disturbing = [
                     group.create_task(job)
-                    for job in (self._trouble(), self._reload(), self._watch(process.pid))
+                    for job in (
+                        self._trouble(),
+                        self._reload(),
+                        self._move(),
+                        self._watch(process.pid),
+                        *(self._stall() for _ in range(STALLED_READERS)),
+                    )
                 ]
                 await asyncio.wait(work)
                 for task in disturbing:
@@ -156,6 +180,30 @@ class Run:
             self.reloads += 1
             self._configure()
 
+    async def _move(self) -> None:
+        while True:
+            await asyncio.sleep(MOVE_EVERY_S)
+            old, self.cloud = self.cloud, "us" if self.cloud == "eu" else "eu"
+            await self.doors[self.cloud].open()
+            self.sandbox.move_project(self.project.name, self.cloud)
+            await self.doors[old].close()
+            self.moves += 1
+
+    async def _stall(self) -> None:
+        """Ask for a big answer again and again, and take nothing of it until the connection is reset."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        target = f"/shop/v1/x-sandbox/bytes?size={STALLED_BYTES}"
+        request = f"GET {target} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+        while True:
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(request)
+                poll = select.poll()
+                poll.register(connection, 0)  # a reset alone is reported
+                ends_at = time.monotonic() + STALLED_GIVES_UP_S
+                while time.monotonic() < ends_at and not (cut := bool(poll.poll(0))):
+                    await asyncio.sleep(0.1)
+            self.stalled["cut" if cut else "not cut"] += 1
+
     async def _watch(self, pid: int) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -169,12 +217,14 @@ class Run:
         calls = (self._segments, self._series, self._download, self._create)
         while time.monotonic() < ends_at:
             call = self.rng.choices(calls, (50, 30, 15, 5))[0]
+            started = time.monotonic()
             try:
                 await call(session)
             except aiohttp.ClientPayloadError:
                 self.seen["answer aborted (the cloud reset it)"] += 1
             except (aiohttp.ClientError, TimeoutError) as exc:
                 self.wrong[f"no answer: {type(exc).__name__}"] += 1
+            self.longest_s = max(self.longest_s, time.monotonic() - started)
 
     async def _segments(self, session: aiohttp.ClientSession) -> None:
         async with session.get(f"{self.url}/shop/v1/segments") as answer:
@@ -227,7 +277,7 @@ class Run:
             with contextlib.suppress(aiohttp.ClientError):
                 headers = {"Authorization": f"Bearer {token}"}
                 async with session.get(
-                    f"{self.sandbox.endpoints['eu']}/v1/segments", headers=headers
+                    f"{self.sandbox.endpoints[self.cloud]}/v1/segments", headers=headers
                 ) as answer:
                     self.foreign[str(answer.status)] += 1
                     await answer.read()
@@ -274,6 +324,9 @@ class Run:
             ("seconds, callers, foreign clients", f"{self.seconds:g}, {self.callers}, {FOREIGN_CLIENTS}"),
             *sorted(self.seen.items()),
             *((f"NOT ALLOWED: {what}", count) for what, count in sorted(self.wrong.items())),
+            ("longest call, s", f"{self.longest_s:.1f}"),
+            ("moves to the other cloud", self.moves),
+            ("readers that took nothing: cut, not cut", f"{self.stalled['cut']}, {self.stalled['not cut']}"),
             ("requests of foreign clients (refused for concurrency)", f"{foreign} ({self.foreign['429']})"),
             ("most requests at once at the cloud", self._peak()),
             ("refusals for concurrency at the cloud, all clients", counters.concurrency_refusals),
