@@ -1,20 +1,22 @@
-"""The way to one cloud, which can be closed: connections to a closed door are refused."""
+"""The way to one server of the cloud, which can be closed: connections to a closed door are refused."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import socket
 from typing import Self
 from urllib.parse import urlsplit
 
 PIECE_BYTES = 1 << 16
+CALLER_GONE_AFTER_MS = 5000
 
 
 class Door:
-    """A TCP relay on 127.0.0.1 in front of the cloud at ``base_url``, open from `open` on."""
+    """A TCP relay at ``host`` in front of the server at ``base_url``, open from `open` on."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, host: str) -> None:
         address = urlsplit(base_url)
+        self._host = host
         self._cloud = address.hostname or "", address.port or 80
         self._port = 0
         self._server: asyncio.Server | None = None
@@ -23,11 +25,11 @@ class Door:
     @property
     def url(self) -> str:
         """The base URL by which the cloud is reached through this door."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     async def open(self) -> Self:
         """Listen, from the second time on at the same port."""
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._relay, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -44,6 +46,10 @@ class Door:
         assert task is not None
         self._connections.add(task)
         writers = [writer]
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # The cloud, too, gives up a caller that is no longer there.
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CALLER_GONE_AFTER_MS)
         try:
             cloud_reader, cloud_writer = await asyncio.open_connection(*self._cloud)
             writers.append(cloud_writer)

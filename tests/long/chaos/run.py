@@ -4,9 +4,10 @@
 
 The sandbox stands for the cloud: tokens live 10 s, the token endpoint fails for 30 % of the time,
 connections are reset, answers take a while, ten requests at once are allowed, and foreign clients
-use the same project. Meanwhile the configuration is rewritten, with other credentials each time, the
-project moves to the other cloud while its old one refuses connections, and some readers take nothing of
-a big answer. The proxy is a process of its own. Fails (exit code 1) if a caller saw what the contract doesn't
+use the same project. Meanwhile the configuration is rewritten, with other credentials each time. The
+project moves to the other cloud while its old one refuses connections. Some readers take nothing of a
+big answer. As root on Linux this machine's address changes, so that connections die in silence.
+The proxy is a process of its own. Fails (exit code 1) if a caller saw what the contract doesn't
 allow, if an expired token was sent, if the cloud ever served more than ten requests at once, or if
 a secret or a token is in the log, the start-up summary, the status or an error.
 """
@@ -35,6 +36,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from long.chaos.addresses import CLOUDS_HOST, change_address, enter_namespace
 from long.chaos.door import Door
 from support.canary import Canaries
 
@@ -48,11 +50,16 @@ LATENCY_S = 0.03
 RESET_RATE = 0.002
 MOVE_EVERY_S = 7.0
 """After so long the project moves to the other cloud, and its old one refuses connections."""
+ADDRESS_FIRST_S, ADDRESS_EVERY_S = 5.0, 30.0
+"""After so long, and then every so long, this machine gets another address, and its connections to
+the clouds are dead in silence."""
 STALLED_READERS = 3
 STALLED_BYTES = 20 << 20
 STALLED_AFTER_S = 2
 """The ``server.min_rate_after`` of the run; 30 by default."""
 STALLED_GIVES_UP_S = 20.0
+CALL_LIMIT_S = 100.0
+"""A call that takes longer is a failure of the run."""
 FOREIGN_CLIENTS = 3
 DOWNLOAD_BYTES = 200_000
 DIGEST = bytes_sha256(DOWNLOAD_BYTES)
@@ -63,7 +70,11 @@ ALLOWED = frozenset(("PROXY_UPSTREAM_UNREACHABLE", "PROXY_QUEUE_TIMEOUT", "PROXY
 class Run:
     """One run's servers, callers and counts."""
 
-    def __init__(self, seconds: float, callers: int, folder: Path, seed: int) -> None:
+    def __init__(self, seconds: float, callers: int, folder: Path, seed: int, *, addresses: bool) -> None:
+        self.addresses = addresses
+        """Whether this machine's address changes."""
+        self.address_changes = 0
+        self.doors: dict[str, Door] = {}
         self.seconds = seconds
         self.callers = callers
         self.config = folder / "config.toml"
@@ -90,9 +101,7 @@ class Run:
         async with Sandbox(options) as sandbox:
             self.sandbox = sandbox
             self.project = sandbox.projects["demo-eu"]
-            self.doors = {cloud: await Door(sandbox.endpoints[cloud]).open() for cloud in ("eu", "us")}
-            sandbox.endpoints.update((cloud, door.url) for cloud, door in self.doors.items())
-            await self.doors["us"].close()
+            await self._build_doors()
             self._configure()
             with self.log.open("wb") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -116,6 +125,16 @@ class Run:
             else 0
         )
 
+    async def _build_doors(self) -> None:
+        host = CLOUDS_HOST if self.addresses else "127.0.0.1"
+        if self.addresses:
+            change_address(1)
+        for cloud in ("eu", "us"):
+            self.doors[cloud] = await Door(self.sandbox.endpoints[cloud], host).open()
+            self.sandbox.endpoints[cloud] = self.doors[cloud].url
+        self.auth_url = (await Door(self.sandbox.auth_url, host).open()).url
+        await self.doors["us"].close()
+
     async def _drive(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
@@ -124,8 +143,12 @@ class Run:
         self.url = found[0]
         self.heard.add(line.encode())
         ends_at = time.monotonic() + self.seconds
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        connector = aiohttp.TCPConnector(limit=0, local_addr=("127.0.0.1", 0))
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=CALL_LIMIT_S),
+        ) as session:
             async with asyncio.TaskGroup() as group:
                 work = [group.create_task(self._call(session, ends_at)) for _ in range(self.callers)]
                 work += [group.create_task(self._foreign(session, ends_at)) for _ in range(FOREIGN_CLIENTS)]
@@ -135,6 +158,7 @@ class Run:
                         self._trouble(),
                         self._reload(),
                         self._move(),
+                        self._change_address(),
                         self._watch(process.pid),
                         *(self._stall() for _ in range(STALLED_READERS)),
                     )
@@ -156,7 +180,7 @@ class Run:
         secret = sandbox.account.client_secret if account else project.client_secret
         new = self.config.with_suffix(".new")
         new.write_text(
-            f"[server]\nport = 0\n[contentsquare]\nauth_url = {json.dumps(sandbox.auth_url)}\n"
+            f"[server]\nport = 0\nmin_rate_after = {STALLED_AFTER_S}\n[contentsquare]\nauth_url = {json.dumps(self.auth_url)}\n"
             f"allowed_endpoints = {json.dumps(sandbox.hosts)}\n"
             f"[projects.shop]\nclient_id = {json.dumps(client_id)}\nclient_secret = {json.dumps(secret)}\n"
             f'project_id = {project.project_id}\napis = ["metrics", "data-export"]\n'
@@ -188,6 +212,13 @@ class Run:
             self.sandbox.move_project(self.project.name, self.cloud)
             await self.doors[old].close()
             self.moves += 1
+
+    async def _change_address(self) -> None:
+        await asyncio.sleep(ADDRESS_FIRST_S)
+        while self.addresses:
+            self.address_changes += 1
+            await asyncio.to_thread(change_address, 1 + self.address_changes)
+            await asyncio.sleep(ADDRESS_EVERY_S)
 
     async def _stall(self) -> None:
         """Ask for a big answer again and again, and take nothing of it until the connection is reset."""
@@ -326,8 +357,12 @@ class Run:
             *((f"NOT ALLOWED: {what}", count) for what, count in sorted(self.wrong.items())),
             ("longest call, s", f"{self.longest_s:.1f}"),
             ("moves to the other cloud", self.moves),
+            (
+                "changes of this machine's address",
+                self.address_changes if self.addresses else "not as this user",
+            ),
             ("readers that took nothing: cut, not cut", f"{self.stalled['cut']}, {self.stalled['not cut']}"),
-            ("requests of foreign clients (refused for concurrency)", f"{foreign} ({self.foreign['429']})"),
+            ("requests of foreign clients, refused for concurrency", f"{foreign}, {self.foreign['429']}"),
             ("most requests at once at the cloud", self._peak()),
             ("refusals for concurrency at the cloud, all clients", counters.concurrency_refusals),
             ("expired tokens sent", counters.expired_tokens_seen),
@@ -359,8 +394,9 @@ def main() -> int:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ.pop(name, None)
         os.environ.pop(name.lower(), None)
+    addresses = enter_namespace()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(arguments.seconds, arguments.callers, Path(folder), arguments.seed)
+        run = Run(arguments.seconds, arguments.callers, Path(folder), arguments.seed, addresses=addresses)
         code = asyncio.run(run.run())
         if arguments.keep_log:
             arguments.keep_log.write_bytes(run.log.read_bytes())
