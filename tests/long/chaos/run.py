@@ -180,7 +180,8 @@ class Run:
         secret = sandbox.account.client_secret if account else project.client_secret
         new = self.config.with_suffix(".new")
         new.write_text(
-            f"[server]\nport = 0\nmin_rate_after = {STALLED_AFTER_S}\n[contentsquare]\nauth_url = {json.dumps(self.auth_url)}\n"
+            f"[server]\nport = 0\nmin_rate_after = {STALLED_AFTER_S}\n"
+            f"[contentsquare]\nauth_url = {json.dumps(self.auth_url)}\n"
             f"allowed_endpoints = {json.dumps(sandbox.hosts)}\n"
             f"[projects.shop]\nclient_id = {json.dumps(client_id)}\nclient_secret = {json.dumps(secret)}\n"
             f'project_id = {project.project_id}\napis = ["metrics", "data-export"]\n'
