@@ -35,11 +35,12 @@ from typing import Any
 import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from long.chaos.addresses import CLOUDS_HOST, change_address, enter_namespace
-from long.chaos.door import Door
 from support.canary import Canaries
 
+from chaos.addresses import CLOUDS_HOST, change_address, enter_namespace
+from chaos.door import Door
 from proxy.sandbox import DemoProject, Sandbox, SandboxOptions, bytes_sha256
 
 TOKEN_LIFETIME_S = 10
