@@ -34,8 +34,7 @@ _NEXT_STEP = {
     " (nslookup); behind a company's network set HTTPS_PROXY.",
     "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",
     "http-proxy": "Check HTTPS_PROXY and NO_PROXY: http://host:port, or http://user:password@host:port.",
-    "tls": "Behind a company's TLS inspection export its CA as PEM and set contentsquare.ca_file;"
-    " else check this computer's date.",
+    "tls": "Check this computer's date, contentsquare.auth_url, and whether the network inspects TLS.",
     "clock": "Set this computer's clock (turn on time synchronisation).",
     "credentials": "Compare client_id and client_secret with the Contentsquare console; they may be wrong,"
     " deleted, or over a year old.",
@@ -118,7 +117,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """All checks, one after the other. Raises ConfigError where ``ca_file`` can't be used."""
     vendor = settings.contentsquare
     context = tls_context(vendor.ca_file)
-    dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout)
+    dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file)
     origin = Origin.parse(vendor.auth_url)
     reached = True
     async for finding in _connection_findings(dialer, origin):
@@ -132,6 +131,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
             find_proxy=http_proxy_for,
+            ca_file=vendor.ca_file,
         )
         checks = _TokenChecks(endpoint, dialer)
         for subject in _subjects(settings):

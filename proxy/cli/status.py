@@ -24,6 +24,7 @@ from proxy.config.environment import KEY
 from proxy.config.load import load_listener
 from proxy.errors import ConfigError
 from proxy.origin import Origin, bracketed, is_loopback
+from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +36,6 @@ TIMEOUT_S = 5.0
 MOST_ERRORS = 3
 """The most errors that are shown for each project."""
 _COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
-_NAME_MISMATCHES = (62, 64)
-"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 _REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """The address that reaches a proxy that listens on all addresses."""
 
@@ -84,12 +83,10 @@ class Source(NamedTuple):
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
+        verify_alike(context)
         if self.cert is not None:
             try:
                 context.load_verify_locations(self.cert)
-                context.verify_flags |= (
-                    ssl.VERIFY_X509_PARTIAL_CHAIN
-                )  # the file may lack the issuer's certificate
             except OSError:
                 raise Unreachable(
                     f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
@@ -117,7 +114,7 @@ class Source(NamedTuple):
         return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
 
     def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
-        if error.verify_code in _NAME_MISMATCHES:
+        if error.verify_code in NAME_MISMATCHES:
             return "give a --url with a host name that its certificate names"
         hint = "; give the --config that names it in server.tls_cert" if self.cert is None else ""
         return f"its certificate isn't trusted here ({error.verify_message}){hint}"

@@ -94,9 +94,10 @@ class Outward:
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
             find_proxy=http_proxy_for,
+            ca_file=vendor.ca_file,
             breaker=Breaker(vendor.auth_url, on_event),
         )
-        dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout)
+        dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file)
         self.upstreams = Upstreams(
             dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
         )

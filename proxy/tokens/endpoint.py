@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
@@ -31,6 +32,7 @@ from proxy.tokens.breaker import Breaker, Outage
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
+from proxy.upstream.tls import certificate_fault, tls_context
 
 CONNECT_TIMEOUT_S = 5.0
 TOTAL_TIMEOUT_S = 15.0
@@ -94,7 +96,7 @@ def make_session(
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            ssl=ssl_context if ssl_context is not None else True,
+            ssl=ssl_context if ssl_context is not None else tls_context(),
             resolver=_Resolver(),
             limit=MAX_CONNECTIONS,
             force_close=True,
@@ -135,7 +137,8 @@ class _Resolver(AbstractResolver):
 class TokenEndpoint:
     """Contentsquare's authentication endpoint at ``auth_url``, a base URL.
 
-    ``allowed_endpoints`` are patterns of `proxy.tokens.answer.endpoint_fault`. With a ``breaker``, `fetch`
+    ``allowed_endpoints`` are patterns of `proxy.tokens.answer.endpoint_fault`; the session's context trusts
+    ``ca_file``, which messages name. With a ``breaker``, `fetch`
     and `me_members` wait for their turn, which may take as long as an outage. ``clock_skew_s`` says how
     far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the last
     ``Date`` of an answer; None before. Causes of `TokenFetchError`, for logs and metrics:
@@ -151,6 +154,7 @@ class TokenEndpoint:
         *,
         allowed_endpoints: Sequence[str],
         find_proxy: FindProxy = lambda _: None,
+        ca_file: Path | None = None,
         breaker: Breaker | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -160,6 +164,7 @@ class TokenEndpoint:
         self._session = session
         self._allowed = tuple(allowed_endpoints)
         self._find_proxy = find_proxy
+        self._ca_file = ca_file
         self._breaker = breaker
         self._clock = clock
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -289,6 +294,9 @@ class TokenEndpoint:
 
     def _failure(self, error: Exception) -> TokenFetchError:
         cause, what = _wire_fault(error)
+        refusal = getattr(error, "certificate_error", error)  # aiohttp has it inside its own
+        if isinstance(refusal, ssl.SSLCertVerificationError):
+            what = f"its certificate can't be verified: {certificate_fault(refusal, self._ca_file)}"
         retry_after_s = TLS_RETRY_S if cause == "tls" else None
         return TokenFetchError(f"{self._name}: {what}", cause=cause, retry_after_s=retry_after_s)
 
@@ -320,11 +328,7 @@ def _private(credentials: Credentials) -> tuple[str, str]:
 _NO_NAME = ("dns", "its name can't be resolved; check DNS, or contentsquare.auth_url")
 _WIRE_FAULTS: tuple[tuple[type[Exception], str, str], ...] = (  # the first match counts
     (TimeoutError, "timeout", "no answer in time"),
-    (
-        ssl.SSLError,
-        "tls",
-        "its TLS certificate can't be verified; check contentsquare.ca_file and this computer's date",
-    ),
+    (ssl.SSLError, "tls", "TLS with it failed"),
     (aiohttp.ClientProxyConnectionError, "http_proxy", "the HTTP proxy on the way to it can't be reached"),
     (aiohttp.ClientHttpProxyError, "http_proxy", "the HTTP proxy on the way to it refused to connect"),
     (aiohttp.ClientConnectorDNSError, *_NO_NAME),

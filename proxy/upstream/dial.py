@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 import aiohappyeyeballs
 
@@ -17,6 +18,7 @@ from proxy.errors import ConnectFailed
 from proxy.origin import Origin
 from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import HttpProxy, http_proxy_for, open_tunnel
+from proxy.upstream.tls import certificate_fault
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
@@ -29,9 +31,11 @@ class Dialer:
         context: ssl.SSLContext,
         *,
         connect_timeout_s: float,
+        ca_file: Path | None = None,
         find_proxy: Callable[[Origin], str | None] = http_proxy_for,
     ) -> None:
         self._context = context
+        self._ca_file = ca_file
         self._connect_timeout_s = connect_timeout_s
         self._find_proxy = find_proxy
         self._resolver = NameResolver()
@@ -102,8 +106,8 @@ class Dialer:
             raise ConnectFailed(problem, proxy_status="tls_protocol_error") from None
         except ssl.SSLCertVerificationError as exc:
             raise ConnectFailed(
-                f"the certificate of {origin.authority} can't be verified ({exc.verify_message});"
-                " behind a company's TLS inspection set contentsquare.ca_file",
+                f"the certificate of {origin.authority} can't be verified:"
+                f" {certificate_fault(exc, self._ca_file)}",
                 proxy_status="tls_certificate_error",
             ) from None
         except ssl.SSLError:

@@ -129,7 +129,7 @@ def no_integration(values: dict[str, Any]) -> None:
     ("change", "check", "says", "todo"),
     [
         (wrong_secret, "credentials", "wrong client_id or client_secret", "over a year old"),
-        (unknown_authority, "tls", "can't be verified", "contentsquare.ca_file"),
+        (unknown_authority, "tls", "set contentsquare.ca_file", "date"),
         (refused_port, "tcp", "refused", "firewall"),
         (no_such_name, "dns", "can't be resolved", "DNS"),
         (foreign_endpoint, "endpoint", "allowed_endpoints", "allowed_endpoints"),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.harness import WAIT_S, RawServer, free_port, gateway, read_message
+from support.certificates import CASES, openssl_verifies
+from support.harness import WAIT_S, RawServer, Upstream, free_port, gateway, read_message
 
-from proxy.cli.status import source
+from proxy.cli.status import Source, Unreachable, source
 from proxy.config import load as configuration
 from proxy.config.expiry import utc_today
 from proxy.errors import ConfigError
@@ -292,6 +293,19 @@ async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
         shown = await run(cwd=tmp_path)
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
     assert "give a --url with a host name that its certificate names" in shown.stderr
+
+
+@openssl_verifies
+@pytest.mark.parametrize("name", CASES)
+async def test_the_verdict_on_our_own_certificate_is_the_same_on_every_python(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    monkeypatch.setenv("SSL_CERT_FILE", str(case.ca_file(tmp_path)))
+    async with RawServer(Upstream(), tls=case.server_side(tmp_path)) as server:
+        with pytest.raises(Unreachable) as caught:  # the server is no csq-proxy
+            await asyncio.to_thread(Source(f"https://localhost:{server.port}", None, None).fetch)
+    assert ("a program other than csq-proxy" in str(caught.value)) is (not case.fault)
 
 
 async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_beside_a_url(

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,8 +23,9 @@ import trustme
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
+from support.certificates import CASES, openssl_verifies
 from support.clocks import FakeClock
-from support.harness import WAIT_S, RawServer, free_port, turns
+from support.harness import WAIT_S, RawServer, Upstream, free_port, turns
 
 from proxy.config.settings import Credentials
 from proxy.contentsquare import Api
@@ -522,6 +524,21 @@ async def test_a_certificate_for_another_host_is_a_tls_failure(
     authority.issue_cert("other.example").configure_cert(context)
     async with web_server(grant, context) as url, endpoint_at(url, ssl_context=client_tls) as endpoint:
         assert (await failure(endpoint.fetch(METRICS))).cause == "tls"
+
+
+@openssl_verifies
+@pytest.mark.parametrize("name", CASES)
+async def test_the_verdict_on_a_certificate_is_the_same_for_a_ca_in_the_systems_store(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    monkeypatch.setenv("SSL_CERT_FILE", str(case.ca_file(tmp_path)))
+    async with RawServer(Upstream(), tls=case.server_side(tmp_path)) as server, make_session() as session:
+        endpoint = TokenEndpoint(session, f"https://localhost:{server.port}", allowed_endpoints=ALLOWED)
+        error = await failure(endpoint.me_members(CREDENTIALS))
+    assert error.cause == ("tls" if case.fault else "malformed")  # the server is no token endpoint
+    assert case.fault in str(error)
+    assert ("set contentsquare.ca_file" in str(error)) is case.has_unknown_issuer
 
 
 @asynccontextmanager
