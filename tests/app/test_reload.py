@@ -340,14 +340,16 @@ async def test_a_while_without_threads_puts_a_reload_off_and_ends_nothing(
 async def test_a_certificate_file_that_hangs_refuses_the_reload_and_not_the_next_one(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.gateway.outward.READ_TIMEOUT_S", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     async with rig(tmp_path) as running:
         section, _, name = key.partition(".")
+        monkeypatch.setattr("proxy.gateway.outward.READ_TIMEOUT_S", 0.1)
         more = {name: str(pipe)} | ({"tls_key": str(pipe)} if name == "tls_cert" else {})
         good = running.sections[section]
-        await running.change(**{section: {**good, **more}})
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.gateway.outward.READ_TIMEOUT_S", 0.1)
+            await running.change(**{section: {**good, **more}})
         assert running.status == (0, 1)
         assert "took longer than 0.1 s to read" in running.app.overview.reload.last_faults[0]
         await running.change(**{section: good})

@@ -342,14 +342,15 @@ def test_only_so_many_commands_run_at_once_and_all_their_faults_are_told(write: 
 def test_a_named_pipe_that_gives_nothing_is_a_fault_that_names_it(
     which: str, write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "READ_TIMEOUT_S", 0.1)
     path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "secret"\n')
     write("s3cret", "secret")
     pipe = write.folder / (path.name if which == "config.toml" else which)
     good = pipe.read_text()
     pipe.unlink()
     os.mkfifo(pipe, 0o600)
-    (fault, *_) = faults_of(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "READ_TIMEOUT_S", 0.1)
+        (fault, *_) = faults_of(path)
     assert str(pipe) in fault
     assert "no answer within 0.1 s" in fault
     pipe.rename(write.folder / "hung")  # its reader waits for ever

@@ -230,6 +230,8 @@ async def test_files_that_hang_are_a_refused_reload_and_the_reload_follows(
     assert len(hung) == 1
     await asyncio.sleep(0.05)
     assert len(loads.events) == 2  # told once, and once for each request
+    for limit in ("LOOK_TIMEOUT_S", "LOAD_TIMEOUT_S"):
+        monkeypatch.setattr(f"proxy.config.watch.{limit}", 10)
     answers.set()
     await until(lambda: "reloaded" in loads.events)
     assert loads.reloader.status.last_faults == ()
