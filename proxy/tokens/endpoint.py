@@ -32,6 +32,7 @@ from proxy.tokens.breaker import Breaker, Outage
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
+from proxy.upstream.http_proxy import HttpProxy
 from proxy.upstream.tls import certificate_fault, tls_context
 
 CONNECT_TIMEOUT_S = 5.0
@@ -240,13 +241,20 @@ class TokenEndpoint:
         """An answer of any status. Raises `TokenFetchError` if none comes."""
         self._raise_if_paused(credentials.client_id)
         async with self._room:
+            http_proxy = self._http_proxy()
             try:
-                return await self._exchange(path, members)
-            except ConnectFailed as error:
-                raise TokenFetchError(f"{self._name}: {error}", cause="http_proxy") from None
+                return await self._exchange(path, members, http_proxy)
             # OSError includes TimeoutError and ssl.SSLError. UnicodeError: the host can't be a name.
             except (aiohttp.ClientError, OSError, UnicodeError) as error:
-                raise self._failure(error) from None
+                raise self._failure(error, http_proxy) from None
+
+    def _http_proxy(self) -> HttpProxy | None:
+        """The HTTP proxy on the way, None for a direct connection. Raises `TokenFetchError`."""
+        try:
+            url = self._find_proxy(self.origin)
+            return None if url is None else HttpProxy.parse(url)
+        except ConnectFailed as error:
+            raise TokenFetchError(f"{self._name}: {error}", cause="http_proxy") from None
 
     def _error_of(self, answer: TokenAnswer, credentials: Credentials) -> TokenFetchError | None:
         """The error that the answer means, None for 2xx; the ``Retry-After`` of a 429 begins a pause."""
@@ -258,14 +266,20 @@ class TokenEndpoint:
             )
         return error
 
-    async def _exchange(self, path: str, members: Mapping[str, str | int]) -> TokenAnswer:
+    async def _exchange(
+        self, path: str, members: Mapping[str, str | int], http_proxy: HttpProxy | None
+    ) -> TokenAnswer:
+        proxy_fields = {}
+        if http_proxy is not None and http_proxy.authorization is not None:
+            proxy_fields["Proxy-Authorization"] = http_proxy.authorization.decode("ascii")
         sent_at, sent_at_wall = self._clock.monotonic(), self._clock.time()
         async with self._session.post(
             f"{self.origin}{path}",
             data=json.dumps(members).encode(),
             headers=_FIELDS,
             allow_redirects=False,
-            proxy=self._find_proxy(self.origin),
+            proxy=None if http_proxy is None else http_proxy.url,
+            proxy_headers=proxy_fields,
         ) as response:
             self._measure_skew(response.headers.get("Date"))
             body = await self._read(response.content)
@@ -292,8 +306,15 @@ class TokenEndpoint:
             raise TokenFetchError(message, cause="rate_limited", retry_after_s=left_s)
         self._paused_until.pop(client_id, None)
 
-    def _failure(self, error: Exception) -> TokenFetchError:
+    def _failure(self, error: Exception, http_proxy: HttpProxy | None) -> TokenFetchError:
         cause, what = _wire_fault(error)
+        if http_proxy is not None:
+            if cause == "dns":  # the HTTP proxy looks up the cloud's name
+                cause, what = "http_proxy", http_proxy.unresolved()
+            elif isinstance(error, aiohttp.ClientProxyConnectionError):
+                what = http_proxy.unreachable()
+            elif isinstance(error, aiohttp.ClientHttpProxyError):
+                what = http_proxy.refusal(error.status)
         refusal = getattr(error, "certificate_error", error)  # aiohttp has it inside its own
         if isinstance(refusal, ssl.SSLCertVerificationError):
             what = f"its certificate can't be verified: {certificate_fault(refusal, self._ca_file)}"

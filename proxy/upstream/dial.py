@@ -73,13 +73,9 @@ class Dialer:
         try:
             sock = await self._open_socket(proxy.host, proxy.port)
         except (socket.gaierror, UnicodeError):
-            raise ConnectFailed(
-                f"the HTTP proxy's name {proxy.host} can't be resolved", proxy_status="dns_error"
-            ) from None
+            raise ConnectFailed(proxy.unresolved(), proxy_status="dns_error") from None
         except OSError:
-            raise ConnectFailed(
-                f"the HTTP proxy {proxy.host}:{proxy.port} refused the connection or can't be reached"
-            ) from None
+            raise ConnectFailed(proxy.unreachable()) from None
         return await open_tunnel(sock, proxy, origin)
 
     async def _open_socket(self, host: str, port: int) -> socket.socket:

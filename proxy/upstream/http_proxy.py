@@ -8,14 +8,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import socket
 import urllib.request
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from proxy.errors import ConnectFailed, ProtocolViolation
 from proxy.http1 import MAX_HEAD_BYTES, parse_response_head
 from proxy.origin import Origin, bracketed
+from proxy.upstream.no_proxy import is_excepted
+
+_CHARACTERS = re.compile(r"[\w.:\[\]-]+/?")
+"""The characters of a host and port; names of other scripts and ``_`` occur in companies."""
 
 
 def http_proxy_for(origin: Origin) -> str | None:
@@ -27,21 +32,11 @@ def http_proxy_for(origin: Origin) -> str | None:
     if origin.is_loopback:
         return None
     proxies = urllib.request.getproxies()
-    url = proxies.get(origin.scheme) or proxies.get("all")
-    if not url or urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
+    url = (proxies.get(origin.scheme) or proxies.get("all") or "").strip()
+    if not url or is_excepted(origin):
         return None
-    return _split(url).geturl()
-
-
-def _split(url: str) -> SplitResult:
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme == "http" and parts.hostname and parts.port != 0:
-            return parts
-    raise ConnectFailed(
-        "the HTTP proxy must be given as http://host:port; check HTTPS_PROXY",
-        proxy_status="proxy_configuration_error",
-    )
+    HttpProxy.parse(url)
+    return url if "://" in url else f"http://{url}"
 
 
 class HttpProxy(NamedTuple):
@@ -53,13 +48,54 @@ class HttpProxy(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> HttpProxy:
-        """The HTTP proxy at ``http://[user:password@]host[:port]``. Raises ConnectFailed."""
-        parts = _split(url)
-        authorization = None
-        if parts.username is not None:
-            credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = b"Basic " + base64.b64encode(credentials.encode())
-        return cls(parts.hostname or "", parts.port or 80, authorization)
+        """The HTTP proxy at ``http://[user:password@]host[:port]``. Raises ConnectFailed.
+
+        User and password are sent in UTF-8 (RFC 7617, section 2.1); ``%`` stands before two digits of a byte.
+        They may hold each character but ``%`` as it is: the last ``@`` is before the host.
+        """
+        scheme, marked, rest = url.partition("://")
+        user_info, given, place = (rest if marked else url).rpartition("@")
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(f"//{place}")
+            is_plain = parts.path in ("", "/") and not parts.query and not parts.fragment
+            is_http = not marked or scheme.lower() == "http"
+            if is_http and is_plain and parts.hostname and parts.port != 0 and _CHARACTERS.fullmatch(place):
+                return cls(parts.hostname, parts.port or 80, _basic(user_info) if given else None)
+        raise ConnectFailed(
+            "the HTTP proxy must be given as http://host:port or http://user:password@host:port;"
+            " check HTTPS_PROXY",
+            proxy_status="proxy_configuration_error",
+        )
+
+    @property
+    def url(self) -> str:
+        """The URL without user and password."""
+        return f"http://{bracketed(self.host)}:{self.port}"
+
+    def unreachable(self) -> str:
+        """The words for a TCP connection that can't be made."""
+        return f"the HTTP proxy {bracketed(self.host)}:{self.port} refused the connection or can't be reached"
+
+    def unresolved(self) -> str:
+        """The words for a name that DNS doesn't know."""
+        return f"the HTTP proxy's name {self.host} can't be resolved"
+
+    def refusal(self, status: int) -> str:
+        """The words for an answer to CONNECT that opens no tunnel."""
+        if status != 407:
+            return f"the HTTP proxy refused the tunnel with status {status}"
+        if self.authorization is None:
+            return (
+                "the HTTP proxy wants a user and password (407): HTTPS_PROXY=http://user:password@host:port"
+            )
+        return "the HTTP proxy refused the user and password in HTTPS_PROXY (407)"
+
+
+def _basic(user_info: str) -> bytes:
+    user, _, password = user_info.partition(":")
+    # surrogateescape: the environment may hold bytes that are no UTF-8, and they are sent as they are.
+    user_pass = unquote_to_bytes(f"{user}:{password}".encode("utf-8", "surrogateescape"))
+    return b"Basic " + base64.b64encode(user_pass)
 
 
 async def open_tunnel(sock: socket.socket, proxy: HttpProxy, origin: Origin) -> asyncio.Transport:
@@ -84,6 +120,7 @@ class _ConnectRequest(asyncio.Protocol):
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         target = f"{bracketed(origin.host)}:{origin.port}".encode()
         self._head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target)
+        self._proxy = proxy
         if proxy.authorization is not None:
             self._head += b"Proxy-Authorization: %b\r\n" % proxy.authorization
         self._buffer = b""
@@ -105,10 +142,8 @@ class _ConnectRequest(asyncio.Protocol):
         except ProtocolViolation:
             self._fail("the HTTP proxy's answer is not valid HTTP")
             return
-        if answer.status == 407:
-            self._fail("the HTTP proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port")
-        elif not 200 <= answer.status < 300 or rest:
-            self._fail(f"the HTTP proxy refused the tunnel with status {answer.status}")
+        if not 200 <= answer.status < 300 or rest:
+            self._fail(self._proxy.refusal(answer.status))
         elif not self.established.done():
             if self._transport is not None:
                 self._transport.pause_reading()

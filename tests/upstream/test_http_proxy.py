@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 from support.clouds import closing, dialer, exchange, pool_of, refusal, silent
-from support.harness import WAIT_S, RawServer, Upstream, close
+from support.harness import WAIT_S, RawServer, Upstream, close, free_port
 
+from proxy.config.settings import Credentials
+from proxy.errors import TokenFetchError
 from proxy.origin import Origin
+from proxy.secret import Secret
+from proxy.tokens import TokenEndpoint, make_session
 from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Pool
 from proxy.upstream.tls import tls_context
@@ -99,6 +103,65 @@ async def test_a_user_and_password_of_the_proxys_url_are_sent_to_the_proxy_only(
     assert upstream.requests[0].lines == [b"Host: x"]
 
 
+PASSWORDS = [
+    ("p%40ss%3A", b"p@ss:"),
+    ("p@ss:w/o#r?d", b"p@ss:w/o#r?d"),
+    ("\u20ac", b"\xe2\x82\xac"),
+    ("\u00e4", b"\xc3\xa4"),
+    ("%e2%82%AC%C3%A4", b"\xe2\x82\xac\xc3\xa4"),
+    ("%E4", b"\xe4"),
+    ("\udce4", b"\xe4"),  # a byte of the environment that is no UTF-8
+    ("100%", b"100%"),
+    ("\uff20\u2100", b"\xef\xbc\xa0\xe2\x84\x80"),  # NFKC would make another URL of these
+    ("", b""),
+]
+"""As they stand in the URL, and as they are sent (RFC 7617)."""
+
+
+@pytest.mark.parametrize(("given", "sent"), PASSWORDS)
+async def test_a_password_is_sent_in_the_same_way_for_calls_and_for_tokens(
+    given: str, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http_proxy = HttpProxy(0, b"HTTP/1.1 407 X\r\n\r\n")
+    cloud = Origin.parse(CLOUD)
+    async with RawServer(http_proxy) as server, make_session() as session:
+        monkeypatch.setattr(
+            "urllib.request.getproxies", lambda: {"https": f"http://m\u00e4x:{given}@127.0.0.1:{server.port}"}
+        )
+        on_calls = await refusal(pool_of(CLOUD, dialer(find_proxy=http_proxy_for)))
+        endpoint = TokenEndpoint(session, CLOUD, allowed_endpoints=["x"], find_proxy=http_proxy_for)
+        with pytest.raises(TokenFetchError) as on_tokens:
+            await endpoint.me_members(Credentials(client_id="id", client_secret=Secret("secret")))
+        assert "user and password" in str(on_calls)
+        assert str(on_tokens.value) == f"the token endpoint {cloud}: {on_calls}"
+    for head in http_proxy.requests:
+        [value] = [line for line in head.split(b"\r\n") if line.startswith(b"Proxy-Authorization: ")]
+        assert value == b"Proxy-Authorization: Basic " + base64.b64encode(b"m\xc3\xa4x:" + sent)
+    assert len(http_proxy.requests) == 2
+
+
+@pytest.mark.parametrize("user", ["", "me:canary@"])
+@pytest.mark.parametrize("place", ["127.0.0.1:{port}", "no-such-name.invalid:3128", f"{'a' * 64}.example:1"])
+async def test_an_http_proxy_that_is_away_is_told_alike_for_calls_and_for_tokens(
+    user: str, place: str
+) -> None:
+    url = f"http://{user}{place.format(port=free_port())}"
+    on_calls = await refusal(pool_of(CLOUD, dialer(find_proxy=lambda _: url)))
+    async with make_session() as session:
+        endpoint = TokenEndpoint(session, CLOUD, allowed_endpoints=["x"], find_proxy=lambda _: url)
+        with pytest.raises(TokenFetchError) as on_tokens:
+            await endpoint.me_members(Credentials(client_id="id", client_secret=Secret("secret")))
+    assert on_tokens.value.cause == "http_proxy"
+    assert str(on_tokens.value) == f"the token endpoint {CLOUD}: {on_calls}"
+    assert "HTTP proxy" in str(on_calls)
+    assert "canary" not in str(on_calls)
+
+
+async def test_a_407_without_a_user_says_how_one_is_given() -> None:
+    async with behind(HttpProxy(0, b"HTTP/1.1 407 X\r\n\r\n"), tls_context()) as pool:
+        assert "HTTPS_PROXY=http://user:password@host:port" in str(await refusal(pool))
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -142,6 +205,13 @@ async def test_a_proxy_that_says_nothing_is_given_up() -> None:
         "http://[::1",
         "http://h:0",
         "http://h:99999",
+        "http://u:12/ss",
+        "http://h/path",
+        "http://h?query",
+        "http://h name",
+        "http://u:p@",
+        "http://\u2100:1",
+        "://h:1",
     ],
 )
 async def test_another_kind_of_proxy_is_an_error_that_names_the_variable(url: str) -> None:
@@ -172,6 +242,11 @@ async def test_this_machine_is_never_reached_through_a_proxy(monkeypatch: pytest
         ({"HTTPS_PROXY": "a:1"}, "http://a:1"),
         ({"ALL_PROXY": "http://a:1"}, "http://a:1"),
         ({"HTTP_PROXY": "http://a:1"}, None),
+        ({"HTTPS_PROXY": " http://a:1 "}, "http://a:1"),
+        ({"HTTPS_PROXY": " "}, None),
+        ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "*.example"}, None),
+        ({"HTTPS_PROXY": "http://a:1", "no_proxy": "cloud.example", "NO_PROXY": "other"}, None),
+        ({"HTTPS_PROXY": "http://a:1", "no_proxy": "other", "NO_PROXY": "cloud.example"}, "http://a:1"),
         ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "cloud.example"}, None),
         ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "other, .example"}, None),
         ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "*"}, None),
