@@ -159,7 +159,7 @@ class BadTarget(ProxyError):
 
 
 class BadRequest(ProxyError):
-    """The request isn't valid HTTP/1.1 (RFC 9112); the connection is closed after the answer."""
+    """The request isn't valid HTTP/1.1 (RFC 9112)."""
 
     code, status, proxy_status = "PROXY_BAD_REQUEST", 400, "http_request_error"
 

@@ -7,14 +7,20 @@ Sec-Fetch-Site. Knows nothing of projects or upstreams.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Final
 
-from proxy.errors import BadTarget, HostRefused, MethodRefused, OriginRefused
+from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused
 from proxy.http1 import RequestHead
 
-_AUTHORITY_END: Final = re.compile(rb"[/?]")
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)(.*)\Z", re.IGNORECASE | re.DOTALL)
+_AUTHORITY: Final = re.compile(
+    rb"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|v[0-9A-Fa-f]+\.[-.~\w!$&'()*+,;=:]+)\]"
+    rb"|(?:[-.~\w!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?\Z"
+)
+"""uri-host [":" port] (RFC 3986, sections 3.2.2 and 3.2.3); no empty host (RFC 9110, section 4.2.1)."""
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site"))
 """Fields by which a browser says which page makes a request."""
@@ -26,15 +32,16 @@ class Guard:
     """The checks of one listener. ``allowed_hosts`` are Host values accepted beside the loopback names."""
 
     def __init__(self, port: int, allowed_hosts: Iterable[str] = ()) -> None:
-        names = {f"{name}:{port}" for name in LOOPBACK_NAMES}
+        names = {*(f"{name}:{port}" for name in LOOPBACK_NAMES), *allowed_hosts}
         if port in _DEFAULT_PORTS:
             names.update(LOOPBACK_NAMES)
-        self._hosts = frozenset(name.lower().encode() for name in (*names, *allowed_hosts))
+        self._authorities = frozenset(name.lower().encode() for name in names)
+        self._hosts = self._authorities | {name.encode() for name in LOOPBACK_NAMES}
 
     def check(self, head: RequestHead) -> bytes:
         """The origin-form of the target, or ``*`` where the request is for this proxy itself.
 
-        Raises MethodRefused, HostRefused, OriginRefused or BadTarget.
+        Raises MethodRefused, BadRequest, HostRefused, OriginRefused or BadTarget.
         """
         if head.method in (b"TRACE", b"CONNECT"):
             raise MethodRefused(
@@ -42,15 +49,12 @@ class Guard:
                 fields=((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),),
             )
         for host in head.hosts:
-            if host not in self._hosts and host.lower() not in self._hosts:
-                raise self._host_refused()
+            if host not in self._hosts:
+                self._check_host(host, head.target)
         if head.fields.has_any(_OF_PAGES):
             self._check_site(head)
-        if head.method == b"OPTIONS" and _is_last_hop(head):
-            return b"*"
-        if head.target.startswith(b"/"):
-            return head.target
-        return self._origin_form(head)
+        target = head.target if head.target.startswith(b"/") else self._origin_form(head)
+        return b"*" if head.method == b"OPTIONS" and _is_last_hop(head) else target
 
     def _check_site(self, head: RequestHead) -> None:
         for field in head.fields.among(_OF_PAGES):
@@ -62,31 +66,60 @@ class Guard:
     @staticmethod
     def _is_own_origin(origin: bytes, head: RequestHead) -> bool:
         scheme, mark, authority = origin.lower().partition(b"://")
-        return bool(mark) and scheme in (b"http", b"https") and [authority] == [h.lower() for h in head.hosts]
+        own = authority_of(head)
+        return bool(mark) and scheme in (b"http", b"https") and own is not None and authority == own.lower()
 
     def _origin_form(self, head: RequestHead) -> bytes:
         """The origin-form of an absolute-form that names this listener (RFC 9112, section 3.2.2)."""
         if head.method == b"OPTIONS" and head.target == b"*":
             return b"*"
-        scheme, mark, rest = head.target.partition(b"://")
-        if not mark or scheme.lower() not in (b"http", b"https"):
+        absolute = _ABSOLUTE_FORM.match(head.target)
+        if absolute is None:
             raise BadTarget("The request target must be a path, such as /shop-fr/v1/exports.")
-        authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
-        if authority.lower() not in self._hosts:
+        authority, target = absolute.groups()
+        if authority.lower() not in self._authorities:
             raise BadTarget(
                 "The request target names another host; this proxy forwards to Contentsquare only."
             )
-        target = rest[len(authority) :]
         if not target and head.method == b"OPTIONS":  # RFC 9112, section 3.2.4
             return b"*"
         return target if target.startswith(b"/") else b"/" + target
 
-    @staticmethod
-    def _host_refused() -> HostRefused:
-        return HostRefused(
-            "This Host is not accepted: call the proxy by 127.0.0.1 or localhost with its port,"
-            " or add the name that you use to server.allowed_hosts."
-        )
+    def _check_host(self, host: bytes, target: bytes) -> None:
+        """Raise BadRequest for a Host that is no authority, and HostRefused for one that isn't accepted.
+
+        With a target in absolute-form, only the target's authority counts (RFC 9112, section 3.2.2).
+        """
+        if host.lower() in self._hosts:
+            return
+        if not _is_authority(host):
+            raise BadRequest("The Host field is not a valid host with an optional port.")
+        if not _ABSOLUTE_FORM.match(target):
+            raise HostRefused(
+                "This Host is not accepted: call the proxy by 127.0.0.1 or localhost with its port,"
+                " or add the name that you use to server.allowed_hosts."
+            )
+
+
+def authority_of(head: RequestHead) -> bytes | None:
+    """The authority that a request is for; None without one, which HTTP/1.0 allows.
+
+    In absolute-form it is the target's, and Host doesn't count (RFC 9112, section 3.2.2).
+    """
+    if not head.target.startswith(b"/") and (absolute := _ABSOLUTE_FORM.match(head.target)):
+        return absolute[1]
+    return head.hosts[0] if head.hosts else None
+
+
+def _is_authority(host: bytes) -> bool:
+    found = _AUTHORITY.match(host)
+    if found is None or found["ipv6"] is None:
+        return found is not None
+    try:
+        ipaddress.IPv6Address(found["ipv6"].decode())
+    except ValueError:
+        return False
+    return True
 
 
 def _is_last_hop(head: RequestHead) -> bool:

@@ -32,6 +32,7 @@ from proxy.errors import (
 from proxy.gateway import policy
 from proxy.gateway.callers import WrongKey, sent_keys
 from proxy.gateway.generation import Generation
+from proxy.gateway.guard import authority_of
 from proxy.gateway.route import Route
 from proxy.projects import Project
 from proxy.server.answer import write_answer, write_error, write_json
@@ -179,7 +180,8 @@ def _endpoint(request: Request, prefix: bytes, project: Project) -> str:
     """
     listener = request.connection.listener
     scheme = "https" if listener.url.startswith("https:") else "http"
-    host = request.head.hosts[0].decode("latin-1") if request.head.hosts else f"localhost:{listener.port}"
+    authority = authority_of(request.head)
+    host = f"localhost:{listener.port}" if authority is None else authority.decode("latin-1")
     if not prefix and listener.project is None and request.field(b"x-csq-project") is not None:
         prefix = f"/{project.name}".encode()
     return f"{scheme}://{host}{prefix.decode('latin-1')}"

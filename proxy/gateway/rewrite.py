@@ -2,14 +2,15 @@
 
 Removes fields first (hop-by-hop fields, and all that ``Connection`` names), then adds the gateway's own, so
 that no caller can have one of these removed. Field lines are forwarded as the bytes that came. Pure.
-Sources: RFC 9110, sections 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE); RFC 9112, section 6.
+Sources: RFC 9110, sections 6.6.1 (Date), 7.6 (Connection, Max-Forwards, Via) and 10.1.4 (TE); RFC 9112,
+section 6.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead
+from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead, date_now
 from proxy.tokens import Lease
 
 _HOP_BY_HOP: Final = frozenset(
@@ -36,6 +37,7 @@ _NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}
 _NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
 _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
+_DATE: Final = frozenset((b"date",))
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """Options of ``Connection`` that name no field, or one that is dropped anyway."""
 _MOST_HOPS: Final = 999_999_999
@@ -96,10 +98,19 @@ def _status_line(head: ResponseHead) -> bytes:
     return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
 
 
+def _dated_lines(head: ResponseHead, drop: frozenset[bytes]) -> list[bytes]:
+    """The status line and the fields not in ``drop``; a Date is added where none is left."""
+    lines = [_status_line(head)]
+    lines += head.fields.without(drop)
+    if b"date" in drop or not head.fields.has_any(_DATE):
+        lines.append(b"Date: " + date_now())
+    return lines
+
+
 def response_head(
     head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool, added: bytes = b""
 ) -> bytes:
-    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing.
+    """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing and a Date.
 
     ``added`` is a field line of the gateway's, without its line end.
     """
@@ -108,8 +119,7 @@ def response_head(
         drop = drop | _nominated(head.connection)
     if head.status == 204:
         drop = drop | _FRAMING_FIELD
-    lines = [_status_line(head)]
-    lines += head.fields.without(drop)
+    lines = _dated_lines(head, drop)
     if chunked or (head.chunked and request.method == b"HEAD" and request.minor == 1 and head.status != 204):
         lines.append(b"Transfer-Encoding: chunked")
     if added:
@@ -130,7 +140,7 @@ def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
     drop = _NOT_SHARED
     if not head.connection <= _COMMON_OPTIONS:
         drop = drop | _nominated(head.connection)
-    lines = [_status_line(head), *head.fields.without(drop)]
+    lines = _dated_lines(head, drop)
     if head.content_length is None:
         lines.append(b"Content-Length: %d" % content_bytes)
     lines.append(b"")

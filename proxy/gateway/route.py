@@ -23,10 +23,10 @@ _FIELDS: Final = frozenset((_PROJECT_FIELD, _API_FIELD))
 
 _SEPARATOR: Final = rb"(?:[/\\]|%2f|%5c)"
 _DOTS: Final = re.compile(
-    _SEPARATOR + rb"(?:\.|%2e){1,2}(?:;[^/\\]*)?(?=" + _SEPARATOR + rb"|\Z)", re.IGNORECASE
+    _SEPARATOR + rb"(?:\.|%2e){1,2}(?:[;#][^/\\]*)?(?=" + _SEPARATOR + rb"|\Z)", re.IGNORECASE
 )
 _SEGMENT: Final = re.compile(_SEPARATOR, re.IGNORECASE)
-_DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:;.*)?\Z", re.IGNORECASE)
+_DOT_SEGMENT: Final = re.compile(rb"((?:\.|%2e){1,2})(?:[;#].*)?\Z", re.IGNORECASE)
 # Bytes as numbers: a search for a number is several times as fast as a search for bytes.
 _DOT: Final = ord(".")
 _PERCENT: Final = ord("%")

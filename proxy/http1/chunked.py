@@ -14,8 +14,8 @@ from proxy.http1.fields import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
 MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
 MAX_TRAILER_BYTES: Final = 16 * 1024
 
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
-
+_CHUNK_LINE: Final = re.compile(rb"(0{0,241}[0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+"""A size has at most 256 digits; all but the last 15 are leading zeros, which RFC 9112 does not limit."""
 
 _SIZE: Final = 0
 _DATA: Final = 1

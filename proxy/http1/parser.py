@@ -40,8 +40,9 @@ _COMMON_METHODS: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", 
 _FOR_TARGETS: Final = bytes(byte if byte > 0x20 and byte != 0x7F else ord("?") for byte in range(0x100))
 """A table for `bytes.translate` that changes exactly the bytes that a target must not hold."""
 _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
-_VERSIONS: Final = {b"HTTP/1.0": 0, b"HTTP/1.1": 1}
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
+_VERSIONS: Final = {b"HTTP/1.0": 0, **{b"HTTP/1.%d" % minor: 1 for minor in range(1, 10)}}
+"""The minor version by which a message is read: a later one is read as 1.1 (RFC 9110, section 2.5)."""
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _STATUS_LINE_START: Final = b"HTTP/1."
 
 
@@ -127,7 +128,7 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     if minor is None:
         if not _VERSION.match(version):
             raise SyntaxFault("a malformed request line")
-        raise VersionNotSupported("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        raise VersionNotSupported("Only HTTP/1.x is spoken here.")
     if len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES:
         raise TargetTooLong(
             f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is too long."
@@ -168,8 +169,13 @@ def _is_chunked_request(parsed: FieldSection, codings: list[bytes]) -> bool:
         raise SyntaxFault("Transfer-Encoding in HTTP/1.0")
     if len(codings) == 1 and codings[0].lower() == b"chunked":
         return True
-    if b"" in codings or len(codings) > 1:
-        raise SyntaxFault("an empty or repeated Transfer-Encoding")
+    *others, last = [coding.strip(b" \t").lower() for coding in b",".join(codings).split(b",")]
+    if last != b"chunked":  # RFC 9112, section 6.3: the end of the content can't be told
+        raise SyntaxFault("a Transfer-Encoding whose last coding is not chunked")
+    if last in others:  # section 6.1
+        raise SyntaxFault("chunked twice in Transfer-Encoding")
+    if not all(TOKEN.match(coding.partition(b";")[0].rstrip(b" \t")) for coding in others):
+        raise SyntaxFault("a Transfer-Encoding that is no list of codings")
     raise NotImplementedCoding("The only transfer coding spoken here is chunked.")
 
 
@@ -213,7 +219,7 @@ def _parse_status_line(line: bytes) -> tuple[int, int]:
     match = _STATUS_LINE.match(line)
     if match is None:
         raise SyntaxFault("a malformed status line")
-    parsed = (int(match[1]), int(match[2]))
+    parsed = (min(int(match[1]), 1), int(match[2]))
     if len(_status_lines) < _STATUS_LINES_LIMIT and len(line) <= 64:
         _status_lines[line] = parsed
     return parsed

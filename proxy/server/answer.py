@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from email.utils import formatdate
 from http import HTTPStatus
 from types import MappingProxyType
 
 from proxy.errors import ProxyError
+from proxy.http1 import date_now
 from proxy.server.request import Request
 from proxy.server.request_id import request_id
 
@@ -38,7 +38,7 @@ def write_answer(
     if status != 204:  # RFC 9110, section 8.6
         lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
     lines += [
-        b"Date: " + formatdate(usegmt=True).encode(),  # RFC 9110, section 6.6.1
+        b"Date: " + date_now(),  # RFC 9110, section 6.6.1
         b"Cache-Control: no-store",
         b"X-Content-Type-Options: nosniff",
         *(name + b": " + value for name, value in fields),

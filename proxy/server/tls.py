@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from proxy.errors import ConfigError
+from proxy.http1 import date_now
 
 if sys.platform != "win32":
     import fcntl
@@ -27,9 +28,9 @@ LINGER_S = 5.0
 _PIECE_BYTES: Final = 64 * 1024
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-    % len(_HINT)
-) + _HINT
+    b"HTTP/1.1 400 Bad Request\r\nDate: %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
+    b"Connection: close\r\n\r\n%b"
+)
 
 
 def server_tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -91,7 +92,7 @@ async def speaks_plain_http(sock: socket.socket) -> bool:
         return False
     with contextlib.suppress(OSError, TimeoutError):  # the caller has left, or sends on and on
         sock.recv(_PIECE_BYTES)
-        sock.send(_USE_HTTPS)
+        sock.send(_USE_HTTPS % (date_now(), len(_HINT), _HINT))
         sock.shutdown(socket.SHUT_WR)
         # Unread bytes would turn the close into a reset, and the reset could overtake the hint.
         async with asyncio.timeout(LINGER_S):

@@ -921,7 +921,7 @@ async def test_no_log_line_holds_a_token_or_secret_that_is_or_was_lately_in_use(
 # Never the token of one with the endpoint of another
 
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+ANSWER = b"HTTP/1.1 200 OK\r\nDate: then\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Cloud(asyncio.Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.errors import BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyError
+from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyError
 from proxy.gateway.guard import Guard
 from proxy.http1 import parse_request_head
 
@@ -31,22 +31,22 @@ def check(
         b"proxy.internal:8277",
         b"PROXY.INTERNAL:8277",
         b"csq-proxy",
+        b"127.0.0.1",
+        b"LOCALHOST",
+        b"[::1]",
     ],
 )
-def test_loopback_names_with_our_port_and_allowed_hosts_are_accepted(host: bytes) -> None:
+def test_loopback_names_with_our_port_or_none_and_allowed_hosts_are_accepted(host: bytes) -> None:
     assert check(host=host) == b"/v1/x"
 
 
 @pytest.mark.parametrize(
     "host",
     [
-        b"",
-        b"127.0.0.1",
+        b"127.0.0.1:",
         b"127.0.0.1:80",
         b"127.0.0.1:1",
         b"127.0.0.1:08277",
-        b"127.0.0.1 :8277",
-        b"127.0.0.1:8277/",
         b"127.0.0.2:8277",
         b"0.0.0.0:8277",
         b"2130706433:8277",
@@ -57,15 +57,12 @@ def test_loopback_names_with_our_port_and_allowed_hosts_are_accepted(host: bytes
         b"evil.example:8277",
         b"proxy.internal",
         b"csq-proxy:8277",
-        b"a@127.0.0.1:8277",
-        b"evil.example@127.0.0.1:8277",
-        b"127.0.0.1:8277@evil.example",
-        b"127.0.0.1:8277, evil.example",
-        b"[::1]",
+        b"127.0.0.1,evil.example",
+        b"127%2e0.0.1:8277",
         b"[::]:8277",
+        b"[0:0:0:0:0:0:0:1]:8277",
+        b"[v1.a:b]:8277",
         b"[::ffff:127.0.0.1]:8277",
-        b"::1:8277",
-        b"\xef\xbc\x91.0.0.1:8277",
     ],
 )
 def test_any_other_host_is_a_421_against_dns_rebinding(host: bytes) -> None:
@@ -73,6 +70,64 @@ def test_any_other_host_is_a_421_against_dns_rebinding(host: bytes) -> None:
         check(host=host)
     assert (caught.value.code, caught.value.status) == ("PROXY_HOST_REFUSED", 421)
     assert "server.allowed_hosts" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"",
+        b":8277",
+        b"127.0.0.1 :8277",
+        b"127.0.0.1: 8277",
+        b"127.0.0.1:8277/",
+        b"127.0.0.1:8277?",
+        b"127.0.0.1:8277#",
+        b"127.0.0.1:+8277",
+        b"127.0.0.1:8277:8277",
+        b"127.0.0.1:port",
+        b"http://127.0.0.1:8277",
+        b"a@127.0.0.1:8277",
+        b"evil.example@127.0.0.1:8277",
+        b"127.0.0.1:8277@evil.example",
+        b"127.0.0.1:8277, evil.example",
+        b"evil example",
+        b"evil\\example",
+        b'"localhost"',
+        b"100%:8277",
+        b"%zz",
+        b"::1",
+        b"::1:8277",
+        b"[::1",
+        b"[::1]8277",
+        b"[]",
+        b"[:::1]:8277",
+        b"[127.0.0.1]:8277",
+        b"[1:2:3:4:5:6:7:8:9]",
+        b"[fe80::1%eth0]",
+        b"[v1.]",
+        b"\xef\xbc\x91.0.0.1:8277",
+        b"caf\xe9.example",
+    ],
+)
+@pytest.mark.parametrize("start", [b"GET /v1/x", b"GET http://127.0.0.1:8277/v1/x", b"OPTIONS *"])
+def test_a_host_that_is_no_authority_is_a_400(start: bytes, host: bytes) -> None:  # RFC 9112, section 3.2
+    with pytest.raises(BadRequest) as caught:
+        check(start, host=host)
+    assert (caught.value.code, caught.value.status) == ("PROXY_BAD_REQUEST", 400)
+
+
+@pytest.mark.parametrize("host", [b"evil.example", b"127.0.0.1:1", b"[::1]:80", b"x"])
+def test_with_a_target_in_absolute_form_the_targets_authority_counts(host: bytes) -> None:
+    # RFC 9112, section 3.2.2
+    assert check(b"GET http://localhost:8277/v1/x", host=host) == b"/v1/x"
+    for target in (b"http://evil.example/v1/x", b"http://%b/v1/x" % host):
+        for lines in ([], [b"Max-Forwards: 0"]):
+            with pytest.raises(BadTarget):
+                check(b"OPTIONS " + target, *lines, host=host)
+    for own in (b"http://127.0.0.1:8277", b"http://" + host):  # the page's origin isn't the target's
+        with pytest.raises(OriginRefused):
+            check(b"GET http://localhost:8277/v1/x", b"Origin: " + own, host=host)
+    assert check(b"GET http://localhost:8277/", b"Origin: http://LocalHost:8277", host=host) == b"/"
 
 
 def test_on_port_80_the_port_may_be_left_out() -> None:
@@ -166,6 +221,8 @@ def test_absolute_form_that_names_us_is_taken_as_the_path(target: bytes, path: b
     [
         b"http://evil.example/v1/x",
         b"http://evil.example:8277/",
+        b"http://127.0.0.1/v1/x",
+        b"http://a@127.0.0.1:8277/",
         b"http://127.0.0.1:8277@evil.example/",
         b"http://evil.example\\@127.0.0.1:8277/",
         b"http://127.0.0.1:8277#@evil.example/",
@@ -198,9 +255,10 @@ def test_a_target_that_looks_like_an_authority_stays_a_path() -> None:
 
 def test_the_host_is_checked_before_the_target_and_the_origin() -> None:
     for lines in ([], [b"Origin: http://evil.example"]):
-        with pytest.raises(ProxyError) as caught:
-            check(b"GET http://evil.example/", *lines, host=b"evil.example")
-        assert caught.value.code == "PROXY_HOST_REFUSED"
+        for target in (b"/", b"*", b"v1/x", b"ftp://127.0.0.1:8277/"):
+            with pytest.raises(ProxyError) as caught:
+                check(b"GET " + target, *lines, host=b"evil.example")
+            assert caught.value.code == "PROXY_HOST_REFUSED"
 
 
 @pytest.mark.parametrize("port", [80, 443])

@@ -98,6 +98,10 @@ async def test_the_endpoint_has_the_name_that_the_caller_used() -> None:
         assert of(answer)["endpoint"] == "http://csq-proxy:8277/shop"
         refused = await proxy.send(head.replace(b"csq-proxy:8277", b"evil.example") % len(body) + body)
         assert refused.error_code == "PROXY_HOST_REFUSED"
+        absolute = head.replace(b" /shop", b" http://csq-proxy:8277/shop")  # RFC 9112, section 3.2.2
+        absolute = absolute.replace(b"Host: csq-proxy:8277", b"Host: evil.example")
+        answer = await proxy.send(absolute % len(body) + body)
+        assert of(answer)["endpoint"] == "http://csq-proxy:8277/shop"
         refused = await post(proxy, b"/v1/oauth/token", ASKED, b"Origin: https://evil.example")
         assert refused.error_code == "PROXY_ORIGIN_REFUSED"
 

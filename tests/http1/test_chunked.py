@@ -32,6 +32,9 @@ def decode(*parts: bytes) -> tuple[bytes, ChunkedDecoder]:
         (b'1 ;q="a,b"\r\nx\r\n0\r\n\r\n', b"x"),
         (b"2\r\n\r\n\r\n0\r\n\r\n", b"\r\n"),
         (b"00000000000000a\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
+        (b"0" * 15 + b"a\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
+        (b"0" * 255 + b"A;x\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
+        (b"0" * 241 + b"00000000000000a\r\n0123456789\r\n" + b"0" * 256 + b"\r\n\r\n", b"0123456789"),
     ],
 )
 def test_chunks_are_taken_apart(body: bytes, content: bytes) -> None:
@@ -58,6 +61,9 @@ def test_chunks_are_taken_apart(body: bytes, content: bytes) -> None:
         b"1;a\nb\r\nx\r\n0\r\n\r\n",
         b"1;a\rb\r\nx\r\n0\r\n\r\n",
         b"1000000000000000\r\n",
+        b"0" * 240 + b"1000000000000000\r\n",
+        b"0" * 256 + b"1\r\nx\r\n",
+        b"0" * 257 + b"\r\n\r\n",
         b"\xb2\r\n",
         b"0\r\nno colon\r\n\r\n",
         b"0\r\nA : b\r\n\r\n",

@@ -72,7 +72,7 @@ def test_a_malformed_request_line_is_a_400(start: bytes) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("version", [b"0.9", b"2.0", b"1.2", b"3.0", b"9.9"])
+@pytest.mark.parametrize("version", [b"0.9", b"2.0", b"2.1", b"3.0", b"9.9", b"0.0"])
 def test_another_version_is_a_505(version: bytes) -> None:
     with pytest.raises(VersionNotSupported) as caught:
         parse_request_head(b"GET / HTTP/" + version + b"\r\nHost: x")
@@ -139,10 +139,41 @@ def test_framing_that_can_be_read_in_two_ways_is_refused_both_ways(lines: list[b
         response(*lines)
 
 
-def test_an_unknown_transfer_coding_is_a_501() -> None:
-    with pytest.raises(NotImplementedCoding) as caught:
-        request(b"Transfer-Encoding: gzip, chunked")
-    assert caught.value.status == 501
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([b"Transfer-Encoding: gzip, chunked"], 501),
+        ([b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"], 501),
+        ([b"Transfer-Encoding: x-odd;a=b ,\tCHUNKED"], 501),
+        ([b"Transfer-Encoding: gzip"], 400),
+        ([b"Transfer-Encoding: chunked, gzip"], 400),
+        ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip"], 400),
+        ([b"Transfer-Encoding: chunked, chunked"], 400),
+        ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"], 400),
+        ([b"Transfer-Encoding: gzip, chunked,"], 400),
+        ([b"Transfer-Encoding: , chunked"], 400),
+        ([b"Transfer-Encoding: @, chunked"], 400),
+    ],
+)
+def test_an_unknown_coding_before_chunked_is_a_501_and_any_other_is_a_400(
+    lines: list[bytes], status: int
+) -> None:  # RFC 9112, sections 6.1 and 6.3
+    with pytest.raises(BadRequest) as caught:
+        request(*lines)
+    assert caught.value.status == status
+    assert isinstance(caught.value, NotImplementedCoding) == (status == 501)
+    with pytest.raises(ProtocolViolation):
+        response(*lines)
+
+
+@pytest.mark.parametrize("minor", range(1, 10))
+def test_a_later_minor_version_is_read_as_1_1(minor: int) -> None:  # RFC 9110, section 2.5
+    head = parse_request_head(b"GET / HTTP/1.%d\r\nHost: x" % minor)
+    assert (head.minor, head.keep_alive) == (1, True)
+    with pytest.raises(BadRequest):
+        parse_request_head(b"GET / HTTP/1.%d" % minor)  # Host is needed as in 1.1
+    answer = response(start=b"HTTP/1.%d 299 Odd" % minor)
+    assert (answer.minor, answer.keep_alive, answer.status_line) == (1, True, b"299 Odd")
 
 
 def test_transfer_encoding_in_http_1_0_is_refused_both_ways() -> None:
@@ -270,7 +301,8 @@ def test_a_status_line_keeps_its_reason(start: bytes, status: int, line: bytes) 
         b"HTTP/1.1 200OK",
         b"HTTP/2 200 OK",
         b"HTTP/2.0 200 OK",
-        b"HTTP/1.2 200 OK",
+        b"HTTP/1.10 200 OK",
+        b"HTTP/1.x 200 OK",
         b"HTTP/0.9 200 OK",
         b"http/1.1 200 OK",
         b" HTTP/1.1 200 OK",

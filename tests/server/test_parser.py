@@ -23,7 +23,7 @@ PIECES = [
     b"POST /chunked/again HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"\r\n",
     b"GET /bad target HTTP/1.1\r\n" + FIELDS,
-    b"GET /version HTTP/1.2\r\n" + FIELDS,
+    b"GET /version HTTP/2.0\r\n" + FIELDS,
     FIELDS,
     b"GET /half",
 ]

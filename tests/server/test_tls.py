@@ -78,6 +78,7 @@ async def test_plain_http_on_a_tls_port_is_told_to_use_https(
         answer = await read_message(reader)
         assert (answer.status, answer.values(b"connection")) == (400, [b"close"])
         assert b"https://" in answer.body
+        assert len(answer.values(b"date")) == 1
         assert await reader.read() == b""
         writer.close()
         await until(lambda: not list(proxy.app._listeners.connections()))

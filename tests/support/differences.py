@@ -24,6 +24,7 @@ CLOSE_1_0 = "HTTP/1.0 doesn't keep connections unasked (RFC 9112, section 9.3)"
 KEEP_1_0 = "HTTP/1.0 is told that the connection is kept, as it asked (RFC 9112, appendix C.2.2)"
 HOP = "hop-by-hop, or named by Connection (RFC 9110, section 7.6.1)"
 HOST = "a Host that is not the listener's is refused: DNS rebinding (contract: 421)"
+NO_HOST = "a Host that is no authority is a 400 (RFC 9112, section 3.2)"
 ASTERISK = "* is who was asked, and that is the proxy (RFC 9110, section 9.3.7)"
 LAST_HOP = "the last hop answers itself (RFC 9110, section 7.6.2)"
 METHOD = "refused: TRACE would echo the token, CONNECT is no business of a gateway (contract: 405)"
@@ -56,7 +57,6 @@ N_METHOD = "nginx refuses it by itself, too"
 N_LOWER = "nginx knows no methods in lower case"
 N_ESCAPE = "nginx refuses targets that it can't decode"
 N_HOST = "nginx refuses a malformed Host by itself, too"
-N_1_2 = "nginx takes any minor version for 1.1"
 N_LENIENT = "nginx passes on, as it understands it, what is malformed"
 N_ORDER = "nginx moves Content-Length"
 N_ACCEL = "nginx keeps these for itself"
@@ -188,7 +188,7 @@ REQUESTS_HERE: Table = {
         "answer 400 -> 400 PROXY_BAD_REQUEST": REFUSED,
     },
     "http/1.2": {
-        "answer 400 -> 505 PROXY_BAD_REQUEST": VERSION_REFUSED,
+        "GET /v1/x HTTP/1.2 -> GET /v1/x HTTP/1.1": VERSION,
     },
     "http/2.0": {
         "answer 400 -> 505 PROXY_BAD_REQUEST": VERSION_REFUSED,
@@ -203,20 +203,20 @@ REQUESTS_HERE: Table = {
         "answer 400 -> 400 PROXY_BAD_REQUEST": REFUSED,
     },
     "an empty host": {
-        "not forwarded": HOST,
-        "answer 200 -> 421 PROXY_HOST_REFUSED": HOST,
+        "not forwarded": NO_HOST,
+        "answer 200 -> 400 PROXY_BAD_REQUEST": NO_HOST,
     },
     "a foreign host": {
         "not forwarded": HOST,
         "answer 200 -> 421 PROXY_HOST_REFUSED": HOST,
     },
     "a host with user information": {
-        "not forwarded": HOST,
-        "answer 200 -> 421 PROXY_HOST_REFUSED": HOST,
+        "not forwarded": NO_HOST,
+        "answer 200 -> 400 PROXY_BAD_REQUEST": NO_HOST,
     },
     "a malformed host": {
-        "not forwarded": HOST,
-        "answer 200 -> 421 PROXY_HOST_REFUSED": HOST,
+        "not forwarded": NO_HOST,
+        "answer 200 -> 400 PROXY_BAD_REQUEST": NO_HOST,
     },
     "length and coding": {
         "answer 400 -> 400 PROXY_BAD_REQUEST": REFUSED,
@@ -483,8 +483,7 @@ REQUESTS_NGINX: Table = {
         "-Expect: 100-continue": EXPECT_1_0,
     },
     "http/1.2": {
-        "forwarded": N_1_2,
-        "answer 400 -> 200": N_1_2,
+        "GET /v1/x HTTP/1.2 -> GET /v1/x HTTP/1.1": VERSION,
     },
     "http/2.0": {
         "answer 400 -> 505": VERSION_REFUSED,

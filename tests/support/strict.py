@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass, field
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?")
+REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([0-9])")
+STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?")
 BARE_LF = re.compile(rb"(?<!\r)\n")
 TEXT = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+CHUNK_SIZE = re.compile(rb"0{0,241}([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 CODING = b"transfer-encoding"
 LENGTH = b"content-length"
 NOT_IN_TRAILERS = {CODING, LENGTH, b"connection", b"host", b"te", b"expect", b"max-forwards"}
@@ -78,7 +78,7 @@ def parse_request(data: bytes, *, max_size: int = 1 << 30) -> Parsed | None:
     if match is None:
         raise Malformed("request line")
     _check_fields(lines)
-    parsed = Parsed(first, int(match[3]), lines, method=match[1], target=match[2])
+    parsed = Parsed(first, min(int(match[3]), 1), lines, method=match[1], target=match[2])
     if len(parsed.values(b"host")) > 1 or (parsed.minor and not parsed.values(b"host")):
         raise Malformed("Host")
     _keep_alive(parsed)
@@ -99,7 +99,7 @@ def parse_response(data: bytes, method: bytes, *, closed: bool) -> Parsed | None
     if match is None:
         raise Malformed("status line")
     _check_fields(lines)
-    parsed = Parsed(first, int(match[1]), lines, status=int(match[2]))
+    parsed = Parsed(first, min(int(match[1]), 1), lines, status=int(match[2]))
     if parsed.status == 101:
         raise Malformed("a switch of protocols that nobody asked for")
     _keep_alive(parsed)

@@ -1,8 +1,8 @@
 """HTTP's rules for caches, for one request and for one answer: may the answer be shared, and for how long.
 
-Pure: knows heads, and nothing of projects, sockets or where answers are stored. Each caller has its own
-answers, so this is a private cache: ``private`` and ``Authorization`` forbid nothing. ``s-maxage`` can
-still shorten an answer's life.
+Pure, but for the time of day: knows heads, and nothing of projects, sockets or where answers are stored.
+Each caller has its own answers, so this is a private cache: ``private`` and ``Authorization`` forbid nothing.
+``s-maxage`` can still shorten an answer's life.
 Sources: RFC 9111 (caching), RFC 9211 (Cache-Status), RFC 6266 (Content-Disposition).
 """
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from email.utils import parsedate_to_datetime
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy.gateway.rewrite import fields_to_upstream
-from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead
+from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead, parse_date
 
 MAX_CONTENT_BYTES = 1 << 20
 """The longest content of an answer that can be shared."""
+_MOST_SECONDS = 2.0**31
+"""A larger number of seconds counts as this one (RFC 9111, section 1.2.2)."""
 
 _DIRECTIVE = re.compile(rb'([^\s,="]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s,]*))?')
 _JSON = re.compile(rb"application/(?:json|[^;\s]+\+json)\s*(?:;|\Z)", re.IGNORECASE)
@@ -103,7 +105,7 @@ def terms_of(fields: FieldLines) -> Terms:
     directives = _directives(fields.values(b"cache-control"))
     no_cache = b"no-cache" in directives or b"no-cache" in _directives(fields.values(b"pragma"))
     no_store = b"no-store" in directives
-    max_age_s = _seconds(directives.get(b"max-age"), math.inf)
+    max_age_s = _seconds(directives, b"max-age")
     return Terms(
         is_alone=no_cache or no_store or not max_age_s or not _UNSUPPORTED.isdisjoint(directives),
         no_store=no_store,
@@ -115,25 +117,34 @@ def _without(lines: bytes, names: frozenset[bytes]) -> bytes:
     return b"\r\n".join(line for line in lines.split(b"\r\n") if line.partition(b":")[0].lower() not in names)
 
 
-def _directives(values: Iterable[bytes]) -> Mapping[bytes, bytes]:
-    """Names in lower case, with their arguments (RFC 9111, section 5.2)."""
+def _directives(values: Iterable[bytes]) -> Mapping[bytes, Sequence[bytes]]:
+    """Names in lower case, each with all its arguments (RFC 9111, section 5.2)."""
     joined = b",".join(values)
     return _common_directives(joined) if len(joined) <= 128 else _parse_directives(joined)
 
 
-def _parse_directives(joined: bytes) -> Mapping[bytes, bytes]:
-    found = {name.lower(): argument.strip(b'"') for name, argument in _DIRECTIVE.findall(joined)}
+def _parse_directives(joined: bytes) -> Mapping[bytes, Sequence[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for name, argument in _DIRECTIVE.findall(joined):
+        found.setdefault(name.lower(), []).append(argument.strip(b'"'))
     return MappingProxyType(found)
 
 
 _common_directives = lru_cache(128)(_parse_directives)
 
 
-def _seconds(argument: bytes | None, absent: float) -> float:
-    """The seconds of a directive; 0 for a text that is no number, so that no answer counts as too fresh."""
-    if argument is None:
-        return absent
-    return float(argument) if argument.isdigit() and len(argument) < 12 else 0.0
+def _seconds(directives: Mapping[bytes, Sequence[bytes]], name: bytes) -> float:
+    """The seconds of a directive, the least of several; infinite without the directive.
+
+    A text that is no number counts as 0, so that no answer counts as too fresh (RFC 9111, section 4.2.1).
+    """
+    arguments = directives.get(name, ())
+    return min((_delta_seconds(argument) or 0.0 for argument in arguments), default=math.inf)
+
+
+def _delta_seconds(text: bytes) -> float | None:
+    """A number of seconds (RFC 9111, section 1.2.2); None for a text that is none."""
+    return min(float(text), _MOST_SECONDS) if text.isdigit() else None
 
 
 def verdict_of(head: ResponseHead) -> Verdict:
@@ -165,23 +176,28 @@ def _closer_verdict(fields: FieldLines) -> Verdict:
     varies = {name.strip().lower() for value in fields.values(b"vary") for name in value.split(b",")}
     if b"*" in varies or varies & _APART:
         return Verdict(b"vary")
-    ages = fields.values(b"age")
-    if not all(age.isdigit() and len(age) < 12 for age in ages):
-        return Verdict(None, 0.0)
-    return Verdict(None, _lifetime_s(directives, fields), max(map(float, ages), default=None))
+    said = _seconds(directives, b"max-age") if b"max-age" in directives else _until_expires_s(fields)
+    return Verdict(None, min(said, _seconds(directives, b"s-maxage")), _age_s(fields.values(b"age")))
 
 
-def _lifetime_s(directives: Mapping[bytes, bytes], fields: FieldLines) -> float:
-    """The cloud's lifetime for the answer (RFC 9111, section 4.2.1), the least of several; else infinite."""
-    said = [_seconds(directives[name], 0.0) for name in (b"max-age", b"s-maxage") if name in directives]
-    if said:
-        return min(said)
+def _age_s(values: list[bytes]) -> float | None:
+    """The first member of ``Age``, where that is a number of seconds (RFC 9111, section 5.1)."""
+    members = [member.strip(b" \t") for member in b",".join(values).split(b",")]
+    return _delta_seconds(next(filter(None, members), b""))
+
+
+def _until_expires_s(fields: FieldLines) -> float:
+    """The seconds from ``Date`` to ``Expires`` (RFC 9111, section 4.2.1); infinite without Expires.
+
+    The least of several. 0 if a value is no date, such as "0": the answer is stale (section 5.3). An answer
+    without a Date was sent now.
+    """
     expires = fields.values(b"expires")
     if not expires:
         return math.inf
-    try:
-        ends = min(parsedate_to_datetime(value.decode("ascii")) for value in expires)
-        sent = parsedate_to_datetime(fields.values(b"date")[0].decode("ascii"))
-        return max(0.0, (ends - sent).total_seconds())
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return 0.0  # RFC 9111, section 5.3: "0" means that the answer is stale
+    dates = fields.values(b"date")
+    ends = [parsed for value in expires if (parsed := parse_date(value)) is not None]
+    sent = [parsed for value in dates if (parsed := parse_date(value)) is not None]
+    if len(ends) < len(expires) or len(sent) < len(dates):
+        return 0.0
+    return max(0.0, min(ends) - max(sent, default=time.time()))

@@ -43,7 +43,7 @@ FIRST_BYTES = 60 << 10
 """Below what a request keeps to be sent again: the most that a slow sender can make the proxy hold."""
 SMALL_BUFFER = 128 << 10  # a window below one segment of loopback crawls
 TICK_S = 0.5
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % CONTENT_BYTES
+ANSWER = b"HTTP/1.1 200 OK\r\nDate: then\r\nContent-Length: %d\r\n\r\n" % CONTENT_BYTES
 BLOCK = bytes(64 << 10)
 KINDS = ("readers", "senders", "stalled")
 SCENARIOS = (*KINDS, "mixed")
