@@ -30,6 +30,7 @@ from proxy.upstream.parser import ResponseParser, ResponseSink
 from proxy.upstream.way import Way
 
 _READ_BYTES: Final = 64 * 1024
+_WAY_DIED: Final = "the network lost the connection"
 
 
 class Owner:
@@ -173,7 +174,7 @@ class CloudConnection(asyncio.Protocol):
         if self._loop.time() - self.last_activity > limit_s:
             self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
         elif self._is_way_dead():
-            self._fail(WayDied("the network lost the connection"))
+            self._fail(WayDied(_WAY_DIED))
 
     def is_lost(self) -> bool:
         """Whether the way of an idle connection died, or leads through another network now. System calls."""
@@ -229,7 +230,10 @@ class CloudConnection(asyncio.Protocol):
         if self._sink is not None and exc is not None and transport is not None:
             self._receive_unread(transport)
         if self._sink is not None:
-            self._fail(ConnectionLost("the connection was closed before the answer was complete"))
+            if isinstance(exc, TimeoutError):  # the system found that the way is dead
+                self._fail(WayDied(_WAY_DIED))
+            else:
+                self._fail(ConnectionLost("the connection was closed before the answer was complete"))
         self._owner.forget(self)
 
     def _receive_unread(self, transport: asyncio.Transport) -> None:

@@ -315,3 +315,18 @@ async def test_a_way_to_an_http_proxy_that_dies_is_found() -> None:
         await asyncio.gather(
             dies_before_the_request(world), dies_while_the_cloud_thinks(world), dies_while_idle(world)
         )
+
+
+@linux_only
+async def test_where_the_system_ends_a_dead_connection_that_is_known_from_an_end_by_the_cloud(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.upstream.way.PLATFORM", "another")
+    async with living() as world:
+        connection, _, writer = await world.connection()
+        assert connection._transport is not None
+        sock = connection._transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+        kill_way(connection, writer)
+        with pytest.raises(WayDied):
+            await exchange(connection)
