@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from proxy import __version__
@@ -10,6 +11,9 @@ from proxy.cli.console import say
 from proxy.config.settings import WILDCARDS
 from proxy.errors import OutputLost
 from proxy.projects import Project
+
+_CURL = "curl.exe" if sys.platform == "win32" else "curl"
+"""In Windows PowerShell, ``curl`` is another command."""
 
 
 def announce(overview: Overview) -> None:
@@ -39,7 +43,7 @@ def _lines(overview: Overview) -> Iterator[str]:
     yield ""
     if calls:
         key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
-        yield f'Try:  curl {key}"{calls[0]}"'
+        yield f'Try:  {_CURL} --noproxy "*" {key}"{calls[0]}"'
     yield f"See:  {urls[0]}/-/ in a browser: the state of each project, and text for your tools"
     yield from ("Stop: Ctrl-C", "")
 

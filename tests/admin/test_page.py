@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
 from support.harness import WAIT_S, Gateway, RawServer, TokenServer, Upstream, free_port, gateway
+from support.snippets import executed
 
 from proxy.app.app import App
 from proxy.config.load import load
@@ -122,8 +124,9 @@ async def test_it_says_which_token_fails_and_what_to_do() -> None:
 
 
 @needs_chromium
-async def test_what_it_gives_to_copy_is_copied() -> None:
-    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+async def test_what_it_gives_to_copy_is_copied(tmp_path: Path) -> None:
+    cloud = Upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+    async with gateway(cloud, projects=PROJECTS) as proxy, page(proxy) as chromium:
         await chromium.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite"])
         await chromium.devtools("Emulation.setFocusEmulationEnabled", enabled=True)
         await chromium.run("document.querySelector('[data-copies=url]').click()")
@@ -138,8 +141,11 @@ async def test_what_it_gives_to_copy_is_copied() -> None:
             await new Promise((done) => setTimeout(done, 50));
             return navigator.clipboard.readText();
         """
-        assert await chromium.run(choose, "curl") == f'curl "{url}/v1/segments"'
+        assert await chromium.run(choose, "curl") == f'curl --noproxy "*" "{url}/v1/segments"'
         assert f'Web.Contents("{url}"' in await chromium.run(choose, "Power BI / Power Query")
+        script = await chromium.run(choose, "Python")
+        printed = await executed(tmp_path, sys.executable, "it.py", file="it.py", content=script)
+    assert printed == "[]\n"
 
 
 @needs_chromium

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.commands import CONFIG, STARTUP_S, Running, get, needs_signals, run, started, write
-from support.harness import free_port
+from support.harness import WAIT_S, free_port
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
@@ -54,13 +55,27 @@ def test_the_sandbox_is_served_without_a_file_and_its_summary_says_what_to_try(
                 )
                 == 2
             )
-        tried = proxy.wait_for(r'Try:  curl "(.*)"\n')
+        line = proxy.wait_for(r"Try:  (curl.*)\n")
+        [tried] = re.findall(r'\Acurl(?:\.exe)? --noproxy "\*" "(.*)"\Z', line)
         status, answer = get(tried)
         assert (status, answer["success"]) == (200, True)
         assert get(f"{base}/demo-us/v1/exportable-fields")[0] == 200
         assert get(f"{base}/-/status")[1]["projects"]["demo-eu"]["apis"]["metrics"]["requests"] == 1
         assert get(f"{base}/demo-xx/v1/segments")[1]["errorCode"] == "PROXY_UNKNOWN_PROJECT"
         assert "client-secret" not in proxy.printed
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_line_to_try_reaches_it_past_a_companys_proxy(environ: dict[str, str], tmp_path: Path) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    variables = {**environ, "NO_PROXY": "", "http_proxy": nowhere, "ALL_PROXY": nowhere}
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        line = proxy.wait_for(r"Try:  (curl.*)\n")
+        ended = subprocess.run(
+            f"{line} -sS", shell=True, capture_output=True, env=variables, timeout=WAIT_S, check=False
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["success"] is True
 
 
 @needs_signals
@@ -617,5 +632,5 @@ def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Pa
         proxy.wait_for(r"Stop: Ctrl-C\n")
         base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
         assert f"  acme  {base}/acme/PROJECT_ID\n" in proxy.printed
-        assert f'Try:  curl "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
+        assert f' --noproxy "*" "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
         assert get(f"{base}/-/ready")[0] == 200

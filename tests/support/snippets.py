@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import WAIT_S
+from support.harness import WAIT_S, RawServer
 
 from proxy.app.app import App
 from proxy.cli.snippets.text import text_of
@@ -88,18 +88,38 @@ async def served(with_callers: bool) -> AsyncIterator[Settings]:
 
 
 async def executed(folder: Path, *command: str, file: str, content: str) -> str:
-    """Run a command in a folder that holds ``file`` with this content; its output."""
+    """Run a command in a folder that holds ``file`` with this content; its output.
 
-    def call() -> subprocess.CompletedProcess[str]:
+    The environment names a company's HTTP proxy, which must not see the caller's key.
+    """
+
+    def call(variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         (folder / file).write_text(content, encoding="utf-8")
-        environ = {**os.environ, "CSQ_KEY": KEY, "NO_PROXY": "*"}
+        environ = {**os.environ, "CSQ_KEY": KEY, **variables}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=WAIT_S, cwd=folder, env=environ, check=False
         )
 
-    ended = await asyncio.to_thread(call)
+    async with company_proxy() as (variables, seen):
+        ended = await asyncio.to_thread(call, variables)
+    assert not seen
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
+
+
+@contextlib.asynccontextmanager
+async def company_proxy() -> AsyncIterator[tuple[Mapping[str, str], list[bytes]]]:
+    """The variables that name an HTTP proxy, without an exception, and what the HTTP proxy has seen."""
+    seen: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(65536))
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    async with RawServer(refuse) as server:
+        names = ("http_proxy", "https_proxy", "all_proxy")
+        variables = dict.fromkeys((*names, *map(str.upper, names)), server.url)
+        yield {**variables, "NO_PROXY": "", "no_proxy": "", "NODE_USE_ENV_PROXY": "1"}, seen
 
 
 def needs(program: str) -> pytest.MarkDecorator:

@@ -165,14 +165,18 @@ function snippets(url, needsKey) {
     ? 'For access choose Basic, with any user name, and your key as the password.'
     : 'For access choose Anonymous.';
   return [
-    ['curl', '', `curl ${when(`-H "X-API-Key: ${KEY}" `)}"${target}"`],
+    ['curl', '', `curl --noproxy "*" ${when(`-H "X-API-Key: ${KEY}" `)}"${target}"`],
     ['Power BI / Power Query', `New source, Blank query, Advanced editor. ${needsKey ? 'For access choose Anonymous: the key is in the text.' : access}`,
       `let\n    Source = Json.Document(Web.Contents("${url}", [\n        RelativePath = "v1/segments"`
       + `${when(`,\n        Headers = [#"X-API-Key" = "${KEY}"]`)}\n    ]))\nin\n    Source`],
     ['Excel', `Data, Get data, From other sources, From web: paste this URL. ${access}`, target],
-    ['Python', 'Needs the package requests.',
-      `import requests\n\nanswer = requests.get(\n    "${target}",${when(`\n    headers={"X-API-Key": "${KEY}"},`)}\n    timeout=300,\n)\nanswer.raise_for_status()\nprint(answer.json())`],
-    ['PowerShell', '', `Invoke-RestMethod "${target}"${when(` -Headers @{ "X-API-Key" = "${KEY}" }`)}`],
+    ['Python', '',
+      'import json\nimport urllib.request\n\n'
+      + 'opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says\n'
+      + `request = urllib.request.Request("${target}"${when(`, headers={"X-API-Key": "${KEY}"}`)})\n`
+      + 'with opener.open(request, timeout=300) as answer:\n    print(json.load(answer))'],
+    ['PowerShell', 'For PowerShell 7; leave -NoProxy out in Windows PowerShell 5.1.',
+      `Invoke-RestMethod -NoProxy "${target}"${when(` -Headers @{ "X-API-Key" = "${KEY}" }`)}`],
     ['Grafana', `Data source Infinity: type JSON, parser Backend, method GET, this URL${when(', and the header X-API-Key with your key')}.`, target],
   ];
 }
