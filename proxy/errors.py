@@ -9,6 +9,7 @@ Imports no other module of the package. The tree::
     |- TokenFetchError                 one token request failed: transient or permanent
     |- UpstreamError                   an upstream connection or its answer failed
     |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
+    |  |  `- LoopDetected              the connection would lead to this proxy itself
     |  |- ConnectionLost               the connection ended before the answer did
     |  |  `- WayDied                   the network lost the connection, without FIN or RST
     |  |- ProtocolViolation            the answer isn't valid HTTP/1.1
@@ -94,6 +95,12 @@ class ConnectFailed(UpstreamError):
     """No connection could be made; nothing of the request was sent."""
 
     proxy_status = "connection_refused"
+
+
+class LoopDetected(ConnectFailed):
+    """The connection would lead to a listener of this proxy."""
+
+    proxy_status = "proxy_loop_detected"
 
 
 class ConnectionLost(UpstreamError):
@@ -249,6 +256,12 @@ class UpstreamUnreachable(ProxyError):
     """DNS, connect, TLS, an invalid answer, or the connection lost before an answer."""
 
     code, status, proxy_status = "PROXY_UPSTREAM_UNREACHABLE", 502, "connection_terminated"
+
+
+class ProxyLoop(ProxyError):
+    """The proxy reached itself: a person has to correct the hosts file or a setting."""
+
+    code, status, proxy_status = "PROXY_LOOP", 502, "proxy_loop_detected"
 
 
 class UpstreamTimeout(ProxyError):

@@ -25,6 +25,7 @@ from proxy.projects.renewals import Renewals
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
 from proxy.server.request import Listener
+from proxy.upstream.loop import OwnListeners
 
 
 class Generations:
@@ -79,7 +80,12 @@ class Generations:
                 raise ValueError("the first generation needs a TLS context")
             return before.outward
         outward = Outward(
-            planned.settings.contentsquare, planned.ca_digest, planned.tls, self._spawn, self._on_event
+            planned.settings.contentsquare,
+            planned.ca_digest,
+            planned.tls,
+            self._spawn,
+            self._on_event,
+            own=OwnListeners(one.address for one in self._listeners if one.address is not None),
         )
         if before is not None:
             outward.endpoint.share_pauses(before.outward.endpoint)

@@ -8,8 +8,10 @@ parts as the running proxy, and starts no proxy. Must not know the command line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import math
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -23,7 +25,9 @@ from proxy.projects import Grant
 from proxy.tokens import Lease, TokenEndpoint, make_session
 from proxy.tokens.answer import apis_of
 from proxy.upstream.dial import Dialer
+from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import http_proxy_for
+from proxy.upstream.loop import OwnListeners
 from proxy.upstream.tls import tls_context
 
 MAX_SKEW_S = 60.0
@@ -45,6 +49,7 @@ _NEXT_STEP = {
     "me": "Try again later. Where apis is configured, the proxy doesn't need /v1/oauth/me; callers may.",
     "expires": "Have new credentials made in the Contentsquare console; put them into the configuration, and"
     " their date into expires.",
+    "loop": "Compare the address with what DNS says (nslookup doesn't read the hosts file).",
     "answer": "Check contentsquare.auth_url, and whether a network's login page is in between;"
     " or try again later.",
 }
@@ -52,6 +57,7 @@ _LINK_OF_STATUS = {
     "dns_error": "dns",
     "tls_certificate_error": "tls",
     "tls_protocol_error": "tls",
+    "proxy_loop_detected": "loop",
     "proxy_configuration_error": "http-proxy",
     "proxy_internal_response": "http-proxy",
 }
@@ -62,6 +68,7 @@ _LINK_OF_CAUSE = {
     "endpoint_missing": "endpoint",
     "endpoint_refused": "endpoint",
     "http_proxy": "http-proxy",
+    "loop": "loop",
     "tls": "tls",
 }
 
@@ -90,6 +97,8 @@ class _Subject:
 
     def failure(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
         """The finding for a failed token request; only a warning of ``check`` where that is given."""
+        if error.cause == "loop":  # no matter of one check
+            check = None
         result: Result = "failed" if check is None else "warning"
         found = self.finding(check or _link_of(error), result, str(error), api)
         return replace(found, next_step=_wait(error)) if error.cause == "rate_limited" else found
@@ -117,7 +126,10 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """All checks, one after the other. Raises ConfigError where ``ca_file`` can't be used."""
     vendor = settings.contentsquare
     context = tls_context(vendor.ca_file)
-    dialer = Dialer(context, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file)
+    resolver = NameResolver(_own_listeners(settings))
+    dialer = Dialer(
+        context, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file, resolver=resolver
+    )
     origin = Origin.parse(vendor.auth_url)
     reached = True
     async for finding in _connection_findings(dialer, origin):
@@ -125,12 +137,13 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     if not reached:
         return
-    async with make_session(context) as session:
+    async with make_session(context, resolver=resolver) as session:
         endpoint = TokenEndpoint(
             session,
             vendor.auth_url,
             allowed_endpoints=vendor.allowed_endpoints,
             find_proxy=http_proxy_for,
+            resolver=resolver,
             ca_file=vendor.ca_file,
         )
         checks = _TokenChecks(endpoint, dialer)
@@ -139,6 +152,16 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
                 yield finding
         if endpoint.clock_skew_s is not None:
             yield _clock_finding(endpoint.clock_skew_s)
+
+
+def _own_listeners(settings: Settings) -> OwnListeners:
+    """Where the proxy listens, or will listen, by these settings."""
+    server = settings.server
+    ports = [server.port, *(project.port for project in settings.projects.values())]
+    addresses: set[str] = set()
+    with contextlib.suppress(OSError, UnicodeError):  # `serve` tells about a host that can't be used
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(server.host, None)}
+    return OwnListeners((address, port) for address in addresses for port in ports if port)
 
 
 # Connections
@@ -154,7 +177,9 @@ async def _connection_findings(dialer: Dialer, origin: Origin) -> AsyncIterator[
         await _connect(dialer, origin)
     except ConnectFailed as error:
         broken, why = _LINK_OF_STATUS.get(error.proxy_status, "tcp"), str(error)
-        if broken not in links:  # an HTTP proxy is on the way, and can't be reached or used
+        if broken == "loop":
+            links = [*(link for link in links if link == "dns"), "loop"]
+        elif broken not in links:  # an HTTP proxy is on the way, and can't be reached or used
             links, broken = ["http-proxy"], "http-proxy"
     for link in links:
         if link == broken:

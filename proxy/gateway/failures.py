@@ -6,7 +6,9 @@ from typing import Final
 
 from proxy.errors import (
     ConnectFailed,
+    LoopDetected,
     ProxyError,
+    ProxyLoop,
     UpstreamError,
     UpstreamSilent,
     UpstreamTimeout,
@@ -25,6 +27,8 @@ def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool
     """
     if isinstance(error, ProxyError):
         return error
+    if isinstance(error, LoopDetected):
+        return ProxyLoop(f"{error}.")
     host = lease.origin.authority
     may_be_done = changes and not isinstance(error, ConnectFailed)
     retry_after_s = None if may_be_done else RETRY_AFTER_S

@@ -16,7 +16,7 @@ from pathlib import Path
 from proxy.admin.admin import PREFIX, Admin
 from proxy.admin.overview import Overview
 from proxy.contentsquare import oauth_path
-from proxy.errors import Internal, ProxyError, QueueTimeout, Stopping
+from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
@@ -39,7 +39,7 @@ class Gateway:
 
     ``overview`` has the values that ``/-/`` shows, and ``requests`` gives all that are being answered.
     ``quit_`` ends the process soon; None where a caller can't ask for that. ``on_event`` is called with
-    ``request_failed``, ``request_failed_by_bug`` and ``wrong_key_slowed_down``.
+    ``loop_detected``, ``request_failed``, ``request_failed_by_bug`` and ``wrong_key_slowed_down``.
     """
 
     generation: Generation
@@ -217,12 +217,14 @@ class Gateway:
 
     def _count_error(self, error: ProxyError, request: Request) -> None:
         exchange = exchange_of(request)
+        if isinstance(error, ProxyLoop):
+            self._on_event("loop_detected", {"error": error.message})
         if exchange is None:
             self._overview.refused[error.code] += 1
             return
         project, api = exchange.project, exchange.api
         project.measures.count_error(error.code, error.message)
-        if error.status >= 500 and not isinstance(error, Stopping):
+        if error.status >= 500 and not isinstance(error, Stopping | ProxyLoop):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)
 

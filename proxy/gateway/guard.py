@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused
+from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyLoop
 from proxy.http1 import RequestHead
+from proxy.upstream.loop import ADVICE, is_own_via
 
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)(.*)\Z", re.IGNORECASE | re.DOTALL)
 _AUTHORITY: Final = re.compile(
@@ -24,6 +25,7 @@ _AUTHORITY: Final = re.compile(
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site"))
 """Fields by which a browser says which page makes a request."""
+_LOOKED_AT: Final = _OF_PAGES | {b"via"}
 _DEFAULT_PORTS: Final = (80, 443)
 """With these ports, a Host may have no port (RFC 9110, section 4.2)."""
 
@@ -41,7 +43,7 @@ class Guard:
     def check(self, head: RequestHead) -> bytes:
         """The origin-form of the target, or ``*`` where the request is for this proxy itself.
 
-        Raises MethodRefused, BadRequest, HostRefused, OriginRefused or BadTarget.
+        Raises MethodRefused, ProxyLoop, BadRequest, HostRefused, OriginRefused or BadTarget.
         """
         if head.method in (b"TRACE", b"CONNECT"):
             raise MethodRefused(
@@ -50,8 +52,10 @@ class Guard:
             )
         for host in head.hosts:
             if host not in self._hosts:
+                _check_loop(head)  # first, since it is the cause: a name that leads here is a foreign Host
                 self._check_host(host, head.target)
-        if head.fields.has_any(_OF_PAGES):
+        if head.fields.has_any(_LOOKED_AT):
+            _check_loop(head)
             self._check_site(head)
         target = head.target if head.target.startswith(b"/") else self._origin_form(head)
         return b"*" if head.method == b"OPTIONS" and _is_last_hop(head) else target
@@ -120,6 +124,11 @@ def _is_authority(host: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_loop(head: RequestHead) -> None:
+    if is_own_via(head.fields.values(b"via")):
+        raise ProxyLoop(f"The proxy called itself: {ADVICE}.")
 
 
 def _is_last_hop(head: RequestHead) -> bool:

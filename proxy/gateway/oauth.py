@@ -22,6 +22,7 @@ from proxy.errors import (
     CallerUnknown,
     MethodRefused,
     ProxyError,
+    ProxyLoop,
     RequestTimeout,
     TokenFetchError,
     TokenUnavailable,
@@ -224,6 +225,8 @@ def _secrets(members: Mapping[str, object]) -> list[bytes]:
 
 
 def _unavailable(error: TokenFetchError) -> ProxyError:
+    if error.cause == "loop":
+        return ProxyLoop(f"{error}.")
     retry_after_s = round(error.retry_after_s or 5)
     if error.cause == "rate_limited":
         return TokenUnavailable(f"{error}.", retry_after_s=retry_after_s)

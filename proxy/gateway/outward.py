@@ -21,7 +21,9 @@ from proxy.server.tls import server_tls
 from proxy.tokens import SYSTEM_CLOCK, SuspendWatch, TokenEndpoint, make_session
 from proxy.tokens.breaker import Breaker
 from proxy.upstream.dial import Dialer
+from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import http_proxy_for
+from proxy.upstream.loop import OwnListeners
 from proxy.upstream.pool import Upstreams
 from proxy.upstream.tls import tls_context
 
@@ -85,10 +87,13 @@ class Outward:
         tls: ssl.SSLContext,
         spawn: Spawn,
         on_event: OnEvent,
+        *,
+        own: OwnListeners,
     ) -> None:
         self._vendor = vendor
         self._ca_digest = ca_digest
-        self._session = make_session(tls)
+        resolver = NameResolver(own)
+        self._session = make_session(tls, resolver=resolver)
         self.endpoint = TokenEndpoint(
             self._session,
             vendor.auth_url,
@@ -96,8 +101,11 @@ class Outward:
             find_proxy=http_proxy_for,
             ca_file=vendor.ca_file,
             breaker=Breaker(vendor.auth_url, on_event),
+            resolver=resolver,
         )
-        dialer = Dialer(tls, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file)
+        dialer = Dialer(
+            tls, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file, resolver=resolver
+        )
         self.upstreams = Upstreams(
             dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
         )

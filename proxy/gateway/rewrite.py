@@ -12,6 +12,7 @@ from typing import Final
 
 from proxy.http1 import Field, FieldSection, RequestHead, ResponseHead, date_now
 from proxy.tokens import Lease
+from proxy.upstream.loop import VIA_NAME
 
 _HOP_BY_HOP: Final = frozenset(
     (
@@ -78,7 +79,7 @@ def fields_to_upstream(section: FieldSection) -> bytes:
         lines.append(b"Transfer-Encoding: chunked")
     if section.wants_trailers:
         lines.append(b"TE: trailers\r\nConnection: TE")
-    lines.append(b"Via: 1.%d csq-proxy\r\n" % section.minor)
+    lines.append(b"Via: 1.%d %b\r\n" % (section.minor, VIA_NAME))
     section.to_upstream = b"\r\n".join(lines)
     return section.to_upstream
 

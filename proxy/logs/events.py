@@ -29,6 +29,7 @@ _REPEATED = frozenset(
         "accept_failed",
         "api_discovery_failed",
         "certificate_refused",
+        "loop_detected",
         "request_failed",
         "request_failed_by_bug",
         "secret_source_failed",

@@ -17,7 +17,7 @@ from proxy.server.request import Request
 from proxy.server.request_id import request_id
 
 PSEUDONYM = b"csq-proxy"
-"""The proxy's name in Via and Proxy-Status: never a host name."""
+"""The proxy's name in Proxy-Status: never a host name."""
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[421] = b"Misdirected Request"

@@ -150,12 +150,20 @@ class Listeners:
         ]
         for sock, name in ways:
             shown = "localhost" if name in WILDCARDS else bracketed(name)
-            number = sock.getsockname()[1]
-            self._add(sock, f"{'https' if self._tls else 'http'}://{shown}:{number}", number, project)
+            address = sock.getsockname()[:2]
+            url = f"{'https' if self._tls else 'http'}://{shown}:{address[1]}"
+            self._add(sock, url, address[1], project, address)
 
-    def _add(self, sock: socket.socket, url: str, port: int, project: str | None) -> None:
+    def _add(
+        self,
+        sock: socket.socket,
+        url: str,
+        port: int,
+        project: str | None,
+        address: tuple[str, int] | None = None,
+    ) -> None:
         self._sockets.append(sock)
-        self.all.append(Listener(len(self.all), url, port, project))
+        self.all.append(Listener(len(self.all), url, port, project, address))
 
 
 def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str | None, list[PassedSocket]]:

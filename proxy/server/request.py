@@ -18,12 +18,14 @@ class Listener:
 
     ``port`` is the port in Host (80 for a Unix socket). ``url`` is a URL that a caller on this computer can
     use. ``project`` is the name of the listener's own project; None where the target or a field names one.
+    ``address`` has its IP address and port; None for a Unix socket.
     """
 
     index: int
     url: str
     port: int
     project: str | None
+    address: tuple[str, int] | None = None
 
 
 class WritingPeer(Protocol):

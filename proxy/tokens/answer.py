@@ -19,10 +19,11 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 from proxy.contentsquare import Api
-from proxy.errors import TokenFetchError
+from proxy.errors import ProxyLoop, TokenFetchError
 from proxy.origin import Origin
 from proxy.tokens.lease import Lease
 from proxy.tokens.schedule import RETRY_AFTER_CAP_S
+from proxy.upstream.loop import ADVICE
 
 DEFAULT_LIFETIME_S = 600.0
 MAX_LIFETIME_S = 86400.0
@@ -106,6 +107,8 @@ def failure_of(answer: TokenAnswer, sender: str, private: Collection[str]) -> To
     """The error that a status other than 2xx means; None for 2xx. ``sender`` is its name in messages."""
     if 200 <= answer.status < 300:
         return None
+    if answer.status == 502 and (_json_object(answer.body) or {}).get("errorCode") == ProxyLoop.code:
+        return TokenFetchError(f"{sender} is this proxy itself: {ADVICE}", cause="loop", status=502)
     cause, permanent, advice = _meaning(answer.status)
     quote = _quote(answer.body, private)
     return TokenFetchError(

@@ -51,6 +51,7 @@ _NO_ANSWER = frozenset(
         "connection_refused",
         "dns",
         "http_proxy",
+        "loop",
         "timeout",
         "tls",
     )

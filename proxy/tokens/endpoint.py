@@ -25,7 +25,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from proxy import __version__
 from proxy.config.settings import Credentials
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
-from proxy.errors import ConnectFailed, TokenFetchError
+from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
 from proxy.origin import Origin
 from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lease_of
 from proxy.tokens.breaker import Breaker, Outage
@@ -33,6 +33,7 @@ from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import HttpProxy
+from proxy.upstream.loop import VIA_NAME
 from proxy.upstream.tls import certificate_fault, tls_context
 
 CONNECT_TIMEOUT_S = 5.0
@@ -57,6 +58,7 @@ _FIELDS = {
     "Accept-Encoding": "identity",  # a small body needs no coding, and an uncoded body can't be a bomb
     "Content-Type": "application/json",
     "User-Agent": f"csq-proxy/{__version__}",
+    "Via": f"1.1 {VIA_NAME.decode()}",  # so that we recognise the request if it comes back
 }
 
 
@@ -88,6 +90,7 @@ def make_session(
     *,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     total_timeout_s: float = TOTAL_TIMEOUT_S,
+    resolver: NameResolver | None = None,
 ) -> aiohttp.ClientSession:
     """A session fit for credentials: no cookies, no proxies or .netrc of the environment, time-outs.
 
@@ -98,7 +101,7 @@ def make_session(
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             ssl=ssl_context if ssl_context is not None else tls_context(),
-            resolver=_Resolver(),
+            resolver=_Resolver(resolver or NameResolver()),
             limit=MAX_CONNECTIONS,
             force_close=True,
         ),
@@ -112,8 +115,8 @@ def make_session(
 class _Resolver(AbstractResolver):
     """`NameResolver`, with the interface that aiohttp wants."""
 
-    def __init__(self) -> None:
-        self._resolver = NameResolver()
+    def __init__(self, resolver: NameResolver) -> None:
+        self._resolver = resolver
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -144,7 +147,7 @@ class TokenEndpoint:
     far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the last
     ``Date`` of an answer; None before. Causes of `TokenFetchError`, for logs and metrics:
     connection_failed, connection_lost, connection_refused, credentials_refused, dns, endpoint_missing,
-    endpoint_refused, http_proxy, malformed, oversized, rate_limited, redirected, server_error,
+    endpoint_refused, http_proxy, loop, malformed, oversized, rate_limited, redirected, server_error,
     timeout, tls, unexpected_status.
     """
 
@@ -158,6 +161,7 @@ class TokenEndpoint:
         ca_file: Path | None = None,
         breaker: Breaker | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        resolver: NameResolver | None = None,
     ) -> None:
         self.origin = Origin.parse(auth_url)
         self.clock_skew_s: float | None = None
@@ -168,6 +172,7 @@ class TokenEndpoint:
         self._ca_file = ca_file
         self._breaker = breaker
         self._clock = clock
+        self._resolver = resolver or NameResolver()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         # By client_id, because a 429 is meant for all its APIs; by both clocks: see `proxy.tokens.clock`.
         self._paused_until: dict[str, tuple[float, float]] = {}
@@ -202,7 +207,9 @@ class TokenEndpoint:
         if (outage := self.outage()) is not None:
             raise outage.error
         answer = await self._answer(ME_PATH, credentials, _identity(credentials))
-        self._error_of(answer, credentials)  # a 429 is obeyed
+        error = self._error_of(answer, credentials)  # a 429 is obeyed
+        if error is not None and error.cause == "loop":
+            raise error
         return answer
 
     async def _in_turn(self, credentials: Credentials, call: Callable[[], Awaitable[T]]) -> T:
@@ -244,6 +251,8 @@ class TokenEndpoint:
             http_proxy = self._http_proxy()
             try:
                 return await self._exchange(path, members, http_proxy)
+            except LoopDetected as error:
+                raise TokenFetchError(f"{self._name}: {error}", cause="loop") from None
             # OSError includes TimeoutError and ssl.SSLError. UnicodeError: the host can't be a name.
             except (aiohttp.ClientError, OSError, UnicodeError) as error:
                 raise self._failure(error, http_proxy) from None
@@ -269,6 +278,8 @@ class TokenEndpoint:
     async def _exchange(
         self, path: str, members: Mapping[str, str | int], http_proxy: HttpProxy | None
     ) -> TokenAnswer:
+        to = http_proxy or self.origin
+        self._resolver.refuse_own(to.host, to.port)
         proxy_fields = {}
         if http_proxy is not None and http_proxy.authorization is not None:
             proxy_fields["Proxy-Authorization"] = http_proxy.authorization.decode("ascii")

@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from proxy.errors import TokenFetchError, TokenUnavailable
+from proxy.errors import ProxyLoop, TokenFetchError, TokenUnavailable
 from proxy.logs import OnEvent
 from proxy.tokens.breaker import Outage
 from proxy.tokens.clock import CLOCK_JUMP_S, SYSTEM_CLOCK, Clock, SuspendWatch
@@ -93,7 +93,8 @@ class LeaseKeeper:
         """The usable lease: at once if there is one, else within ``wait_s`` seconds.
 
         Raises `TokenUnavailable` if none came in time, and sooner if none can come in time: the
-        credentials are refused, or the next try is later. A cancelled call cancels no fetch.
+        credentials are refused, or the next try is later. `ProxyLoop`: the endpoint is this proxy itself.
+        A cancelled call cancels no fetch.
         """
         if (lease := self.current()) is not None:
             return lease
@@ -241,10 +242,10 @@ class LeaseKeeper:
     def _may_come_within(self, wait_s: float) -> bool:
         if self._fetching:
             outage = self._outage()
-            return outage is None or outage.lasts_s < PATIENCE_S
+            return outage is None or (outage.lasts_s < PATIENCE_S and outage.error.cause != "loop")
         return self._schedule.due_in_s <= (min(wait_s, MIN_GAP_S) if self._record.is_refused else wait_s)
 
-    def _unavailable(self) -> TokenUnavailable:
+    def _unavailable(self) -> TokenUnavailable | ProxyLoop:
         why = self._seen().error or _why_not_usable(self._lease, is_rejected=self._rejected)
         when, retry_after_s = "a try is under way", UNDER_WAY_S
         if self._outage() is not None:
@@ -252,8 +253,7 @@ class LeaseKeeper:
         elif not self._fetching:
             retry_after_s = max(1, math.ceil(self._schedule.due_in_s))
             when = f"the next try is in {retry_after_s} s"
-        message = f"no usable token for {self.name}: {why}; {when}"
-        return TokenUnavailable(message, retry_after_s=retry_after_s)
+        return _error_of(self.name, why, when, retry_after_s)
 
     def _outage(self) -> Outage | None:
         """The outage whose end the fetch waits for."""
@@ -283,6 +283,14 @@ class LeaseKeeper:
     def _emit(self, event: str, **values: object) -> None:
         if self._on_event is not None:
             self._on_event(event, {"lease": self.name, **values})
+
+
+def _error_of(
+    name: str, why: TokenFetchError | str, when: str, retry_after_s: int
+) -> TokenUnavailable | ProxyLoop:
+    if isinstance(why, TokenFetchError) and why.cause == "loop":
+        return ProxyLoop(f"no usable token for {name}: {why}")
+    return TokenUnavailable(f"no usable token for {name}: {why}; {when}", retry_after_s=retry_after_s)
 
 
 def _why_not_usable(lease: Lease | None, *, is_rejected: bool) -> str:

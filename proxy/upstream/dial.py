@@ -33,12 +33,13 @@ class Dialer:
         connect_timeout_s: float,
         ca_file: Path | None = None,
         find_proxy: Callable[[Origin], str | None] = http_proxy_for,
+        resolver: NameResolver | None = None,
     ) -> None:
         self._context = context
         self._ca_file = ca_file
         self._connect_timeout_s = connect_timeout_s
         self._find_proxy = find_proxy
-        self._resolver = NameResolver()
+        self._resolver = resolver or NameResolver()
 
     async def dial(self, origin: Origin, protocol: asyncio.Protocol) -> None:
         """Connect ``protocol`` to ``origin``.

@@ -113,6 +113,18 @@ def no_such_name(values: dict[str, Any]) -> None:
     values["contentsquare"]["auth_url"] = "https://no-such-name.invalid"
 
 
+def itself(values: dict[str, Any]) -> None:
+    port = free_port()
+    values["server"] = {"port": port}
+    values["contentsquare"]["auth_url"] = f"https://localhost:{port}"
+
+
+def a_projects_own_port(values: dict[str, Any]) -> None:
+    port = free_port()
+    values["projects"]["shop"]["port"] = port
+    values["contentsquare"]["auth_url"] = f"https://127.0.0.1:{port}"
+
+
 def foreign_endpoint(values: dict[str, Any]) -> None:
     values["contentsquare"]["allowed_endpoints"] = ["*.contentsquare.com"]
 
@@ -131,6 +143,8 @@ def no_integration(values: dict[str, Any]) -> None:
         (wrong_secret, "credentials", "wrong client_id or client_secret", "over a year old"),
         (unknown_authority, "tls", "set contentsquare.ca_file", "date"),
         (refused_port, "tcp", "refused", "firewall"),
+        (itself, "loop", "remove Contentsquare's name from the hosts file", "nslookup"),
+        (a_projects_own_port, "loop", "is this proxy itself", "hosts file"),
         (no_such_name, "dns", "can't be resolved", "DNS"),
         (foreign_endpoint, "endpoint", "allowed_endpoints", "allowed_endpoints"),
         (other_project, "project", "987", "project_id"),
@@ -239,6 +253,28 @@ async def test_what_me_says_counts(me: tuple[int, dict[str, object]], check: str
         told.good["endpoint"] = server.url
         findings = await findings_of(told_values(server.url, project_id=42))
     assert [finding.check for finding in failed(findings)] == [check]
+
+
+async def test_a_cloud_that_is_the_proxy_itself_is_named() -> None:
+    told, port = Told(), free_port()
+    async with RawServer(told) as server:
+        told.good["endpoint"] = f"http://127.0.0.1:{port}"
+        values = told_values(server.url) | {"server": {"host": "localhost", "port": port}}
+        values["contentsquare"]["allowed_endpoints"].append(f"127.0.0.1:{port}")
+        [finding] = failed(await findings_of(values))
+    assert (finding.project, finding.api, finding.check) == ("shop", "metrics", "loop")
+    assert "hosts file" in finding.message
+
+
+@pytest.mark.parametrize("project", [{}, {"apis": ["metrics"]}])
+async def test_a_running_proxy_that_calls_itself_is_named(project: dict[str, object]) -> None:
+    told = Told()
+    told.me = (502, {"success": False, "errorCode": "PROXY_LOOP", "errorMessage": "..."})
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        [finding] = failed(await findings_of(told_values(server.url, **project)))
+    assert finding.check == "loop"
+    assert "hosts file" in finding.message
 
 
 @pytest.mark.parametrize(("ahead_s", "result"), [(0, "ok"), (300, "warning"), (-300, "warning")])

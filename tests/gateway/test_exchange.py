@@ -17,6 +17,7 @@ from proxy.origin import Origin
 from proxy.server.connection import CallerConnection
 from proxy.upstream.connection import CloudConnection
 from proxy.upstream.dial import Dialer
+from proxy.upstream.loop import VIA_NAME
 
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["data-export"]}
 
@@ -32,7 +33,7 @@ async def test_a_request_reaches_the_cloud_with_the_token_and_without_the_prefix
             b"Host: 127.0.0.1:%d" % proxy.upstream.port,
             b"Accept: */*",
             b"X-Empty:",
-            b"Via: 1.1 csq-proxy",
+            b"Via: 1.1 " + VIA_NAME,
             b"Authorization: Bearer token-1",
         ]
 

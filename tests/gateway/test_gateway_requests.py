@@ -23,6 +23,7 @@ from support.harness import (
 
 from proxy.server import connection as server
 from proxy.server import departure, parser
+from proxy.upstream.loop import VIA_NAME
 
 OURS = (b"via", b"authorization")
 
@@ -81,7 +82,7 @@ async def test_nothing_is_invented_but_host_via_and_the_token() -> None:
         await proxy.call(b"POST /v1/x")
         assert upstream.requests[0].lines == [
             b"Host: 127.0.0.1:%d" % proxy.upstream.port,
-            b"Via: 1.1 csq-proxy",
+            b"Via: 1.1 " + VIA_NAME,
             b"Authorization: Bearer token-1",
         ]
 
@@ -125,7 +126,7 @@ async def test_naming_one_of_our_fields_in_connection_breaks_nothing(named: byte
         assert request.values(b"host") == [b"127.0.0.1:%d" % proxy.upstream.port]
         assert request.values(b"authorization") == [b"Bearer token-1"]
         assert request.values(b"content-length") == [b"2"]
-        assert request.values(b"via") == [b"1.1 csq-proxy"]
+        assert request.values(b"via") == [b"1.1 " + VIA_NAME]
         assert request.body == b"{}"
 
 
@@ -150,9 +151,9 @@ async def test_via_is_appended_to_the_callers() -> None:
     upstream = Upstream()
     async with gateway(upstream) as proxy:
         await proxy.call(b"GET /v1/x", b"Via: 1.0 a, 1.1 b", b"via: 2 c")
-        assert upstream.requests[0].values(b"via") == [b"1.0 a, 1.1 b", b"2 c", b"1.1 csq-proxy"]
+        assert upstream.requests[0].values(b"via") == [b"1.0 a, 1.1 b", b"2 c", b"1.1 " + VIA_NAME]
         await proxy.send(b"GET /v1/x HTTP/1.0\r\n\r\n")
-        assert upstream.requests[1].values(b"via") == [b"1.0 csq-proxy"]
+        assert upstream.requests[1].values(b"via") == [b"1.0 " + VIA_NAME]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from proxy.upstream.loop import VIA_NAME
+
 Table = Mapping[str, Mapping[str, str]]
 """By the row's name: each difference, and why it is there."""
 
@@ -159,29 +161,29 @@ REQUESTS_HERE: Table = {
     },
     "http/1.0": {
         "GET /v1/x HTTP/1.0 -> GET /v1/x HTTP/1.1": VERSION,
-        "+Via: 1.0 csq-proxy": VIA_1_0,
+        f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
         "answer +Connection: close": CLOSE_1_0,
     },
     "http/1.0 without host": {
         "GET /v1/x HTTP/1.0 -> GET /v1/x HTTP/1.1": VERSION,
-        "+Via: 1.0 csq-proxy": VIA_1_0,
+        f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
         "answer +Connection: close": CLOSE_1_0,
     },
     "http/1.0 with keep-alive": {
         "GET /v1/x HTTP/1.0 -> GET /v1/x HTTP/1.1": VERSION,
         "-Connection: keep-alive": HOP,
-        "+Via: 1.0 csq-proxy": VIA_1_0,
+        f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
         "answer +Connection: keep-alive": KEEP_1_0,
     },
     "http/1.0 with content": {
         "POST /v1/x HTTP/1.0 -> POST /v1/x HTTP/1.1": VERSION,
-        "+Via: 1.0 csq-proxy": VIA_1_0,
+        f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
         "answer +Connection: close": CLOSE_1_0,
     },
     "http/1.0 with expect": {
         "POST /v1/x HTTP/1.0 -> POST /v1/x HTTP/1.1": VERSION,
         "-Expect: 100-continue": EXPECT_1_0,
-        "+Via: 1.0 csq-proxy": VIA_1_0,
+        f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
         "answer +Connection: close": CLOSE_1_0,
     },
     "http/1.0 chunked": {

@@ -24,6 +24,7 @@ NO_ANSWER = {
     "connection_failed": 0.5,
     "connection_lost": 0.1,
     "http_proxy": 0.1,
+    "loop": 0.001,
     "tls": 0.05,
     "timeout": 15.0,
 }

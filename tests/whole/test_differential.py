@@ -24,7 +24,9 @@ from support.differences import ANSWERS_HERE, ANSWERS_NGINX, REQUESTS_HERE, REQU
 from support.harness import WAIT_S, free_port, gateway
 from support.strict import Malformed, Parsed, parse_request, parse_response
 
-HERE = {"+Via: 1.1 csq-proxy", "+Authorization: Bearer token-1"}
+from proxy.upstream.loop import VIA_NAME
+
+HERE = {f"+Via: 1.1 {VIA_NAME.decode()}", "+Authorization: Bearer token-1"}
 """Lines that always differ behind this proxy; Host and nginx's own fields are left out by name."""
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 KNOWN_NGINX = "nginx/1.22."

@@ -25,6 +25,8 @@ import structlog
 from support.harness import WAIT_S, Gateway, RawServer, TokenServer, gateway, read_message
 from support.strict import Malformed, Parsed, options, parse_request, parse_response, values_of
 
+from proxy.upstream.loop import VIA_NAME
+
 SEED = os.environ.get("FUZZ_SEED", "1")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
@@ -467,7 +469,7 @@ def own_lines(sent: Parsed, token: bytes) -> list[bytes]:
     lines = [b"Transfer-Encoding: chunked"] if sent.framing == "chunked" else []
     if b"trailers" in options(sent.lines, b"te"):
         lines += [b"TE: trailers", b"Connection: TE"]
-    return [*lines, b"Via: 1.%d csq-proxy" % sent.minor, b"Authorization: Bearer token-" + token]
+    return [*lines, b"Via: 1.%d %b" % (sent.minor, VIA_NAME), b"Authorization: Bearer token-" + token]
 
 
 def is_forwarded_as(sent: Parsed, got: Parsed, project: bytes) -> bool:
