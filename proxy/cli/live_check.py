@@ -97,7 +97,7 @@ class _Subject:
 
     def failure(self, error: TokenFetchError, api: Api | None = None, *, check: str | None = None) -> Finding:
         """The finding for a failed token request; only a warning of ``check`` where that is given."""
-        if error.cause == "loop":  # no matter of one check
+        if error.cause == "loop":  # every check would fail so
             check = None
         result: Result = "failed" if check is None else "warning"
         found = self.finding(check or _link_of(error), result, str(error), api)

@@ -2,7 +2,7 @@
 
 An entry in the hosts file, a wrong setting or another proxy may lead Contentsquare's name back to us. Each
 request would then become another one, until all slots are taken. Sources: RFC 9110, section 7.6.3 (Via);
-RFC 9209, section 2.3.15 (proxy_loop_detected).
+RFC 9209, section 2.3 (proxy_loop_detected).
 """
 
 from __future__ import annotations
