@@ -69,6 +69,14 @@ async def nowhere() -> AsyncIterator[Gateway]:
 
 
 @contextlib.asynccontextmanager
+async def itself() -> AsyncIterator[Gateway]:
+    port = free_port()
+    token = TokenServer(endpoint=f"http://127.0.0.1:{port}")
+    async with gateway(server={"port": port}, token=token) as proxy:
+        yield proxy
+
+
+@contextlib.asynccontextmanager
 async def stopping() -> AsyncIterator[Gateway]:
     async with gateway() as proxy:
         proxy.app.overview.is_stopping = (
@@ -106,9 +114,10 @@ TROUBLE: dict[str, tuple[str, Case]] = {
         "PROXY_UPSTREAM_TIMEOUT",
         functools.partial(gateway, silence, contentsquare={"idle_timeout": 0.1}),
     ),
+    "the cloud is the proxy itself": ("PROXY_LOOP", itself),
     "the proxy is stopping": ("PROXY_STOPPING", stopping),
 }
-NO_LATER_TRY_HELPS = {"even a fresh token is refused"}
+NO_LATER_TRY_HELPS = {"even a fresh token is refused", "the cloud is the proxy itself"}
 CALLERS_OWN = {
     "PROXY_BAD_REQUEST",
     "PROXY_BAD_TARGET",
