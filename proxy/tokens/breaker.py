@@ -38,6 +38,11 @@ GAP_S = (0.25, 3.0)
 A request that has no answer after the longest gap doesn't hold up the next one; a late answer still counts.
 The first gap is also the least time from a failure to the next request.
 """
+PROBE_LIMIT_S = 11.0
+"""A request that is sent while the breaker is open fails if it has no answer after so many seconds.
+
+If the endpoint is silent and few leases use it, each of them may wait for an answer when the outage ends.
+"""
 LATE_S = 2.0
 """A request that was sent in an outage is sent again if it has no answer so many seconds after its end."""
 HURRY_GAP_S = 1.0
@@ -127,9 +132,9 @@ class Breaker:
                 self._admit()
 
     async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``call``. A call made in an outage has `LATE_S` after its end."""
+        """The result of ``call``. In an outage it has `PROBE_LIMIT_S`, and `LATE_S` after the end."""
         try:
-            async with asyncio.timeout(None) as limit:
+            async with asyncio.timeout(None if self.outage is None else PROBE_LIMIT_S) as limit:
                 self._limits.add(limit)
                 try:
                     return await call()
@@ -209,7 +214,8 @@ class Breaker:
         self._closed_at = asyncio.get_running_loop().time()
         unanswered, self._limits = self._limits, set()
         for limit in unanswered:
-            limit.reschedule(self._closed_at + LATE_S)
+            due = self._closed_at + LATE_S
+            limit.reschedule(due if (when := limit.when()) is None else min(when, due))
         self.outage = self._probe = self._preferred = None
         self._room = self._under_way + ROOM[0]  # requests that got no answer may still be under way
         self._next_at = self._not_before = -math.inf

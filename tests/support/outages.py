@@ -36,7 +36,8 @@ Answer = TokenFetchError | float
 
 def no_answer(cause: str) -> TokenFetchError:
     """A failure without an answer."""
-    return TokenFetchError(f"the token endpoint: {cause}", cause=cause)
+    said = "no answer in time" if cause == "timeout" else cause
+    return TokenFetchError(f"https://auth.example: {said}", cause=cause)
 
 
 def answered(status: int, retry_after_s: float | None = None) -> TokenFetchError:

@@ -69,6 +69,20 @@ def test_a_thousand_leases_that_are_well_get_their_tokens_at_a_bounded_rate() ->
     assert not events(simulate(live), "token_endpoint_failed")
 
 
+def test_a_silent_endpoint_keeps_no_lease_waiting_when_it_answers_again() -> None:
+    """The fewer leases there are, the more of them wait for an answer that never comes."""
+    for ms in range(0, 3000, 100):
+
+        async def live(world: World, during_s: float = 120 + ms / 1000) -> None:
+            world.answer = lambda _: no_answer("timeout")
+            world.keep("only", "wrong")
+            await asyncio.sleep(during_s)
+            world.answer = lambda name: HOUR if name == "only" else answered(500)
+            assert await world.ready_after_s("only") <= 15
+
+        simulate(live)
+
+
 # A wrong secret
 
 
