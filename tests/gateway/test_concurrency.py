@@ -8,6 +8,7 @@ import json
 from collections import Counter
 
 import pytest
+from support.cuts import reset
 from support.harness import OK, WAIT_S, Message, Upstream, gateway, read_message
 
 from proxy.gateway.held_error import LIMIT_BYTES, HeldError
@@ -162,7 +163,7 @@ async def test_a_waiting_caller_that_leaves_gives_its_place_away() -> None:
         leaving.write(proxy.request(b"GET /v1/x"))
         while not slots.waiting:
             await asyncio.sleep(0.001)
-        leaving.transport.abort()
+        reset(leaving)
         async with asyncio.timeout(WAIT_S):
             while slots.waiting:
                 await asyncio.sleep(0.005)

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from support.cuts import reset
 from support.harness import OK, WAIT_S, Message, TokenServer, Upstream, gateway, read_message, turns
 
 from proxy.gateway.gateway import Gateway
@@ -200,7 +201,7 @@ async def test_a_caller_that_leaves_frees_its_slot_and_the_upstream_connection()
         await writer.drain()
         slots = next(iter(proxy.app.projects())).slots
         await started.wait()
-        writer.transport.abort()
+        reset(writer)
         async with asyncio.timeout(WAIT_S):
             await gone.wait()
         assert slots.in_use == 0

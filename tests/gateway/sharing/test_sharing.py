@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from support.cuts import reset
 from support.harness import (
     WAIT_S,
     Gateway,
@@ -562,7 +563,7 @@ async def test_when_the_one_that_leads_leaves_another_leads() -> None:
         await until(lambda: len(cloud.requests) == 1)
         calls = [asyncio.create_task(proxy.call(GET)) for _ in range(4)]
         await until(lambda: project_of(proxy).running == 5)
-        await close(writer)
+        reset(writer)
         await until(lambda: len(cloud.requests) == 2)
         assert project_of(proxy).slots.in_use == 1
         cloud.gate.set()
@@ -589,7 +590,7 @@ async def test_those_that_follow_may_leave() -> None:
             writers.append(writer)
         await until(lambda: project_of(proxy).running == 4)
         for writer in writers:
-            await close(writer)
+            reset(writer)
         await until(lambda: project_of(proxy).running == 1)
         cloud.gate.set()
         assert (await lead).body == b"[1]"
