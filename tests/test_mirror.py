@@ -61,7 +61,6 @@ COVERED_BY = {
     "server/departure": "gateway/test_gateway_truncation",
     "server/facts": "gateway/test_request_log",
     "server/linger": "gateway/test_gateway_requests",
-    "server/listeners": "app/test_app",
     "server/request": "gateway/test_request_log",
     "server/request_id": "gateway/test_request_log",
     "server/site": "server/test_capacity",

@@ -59,4 +59,12 @@ class Overview:
         for listener in self.listeners:
             if listener.project == name:
                 return listener.url
-        return f"{self.listeners[0].url}/{name}" if self.listeners else f"/{name}"
+        return f"{self.url}/{name}" if self.listeners else f"/{name}"
+
+    @property
+    def url(self) -> str:
+        """The URL of the first listener, without a path; for a Unix socket, the one to send through it."""
+        first = self.listeners[0]
+        if not first.is_unix:
+            return first.url
+        return f"{'https' if self.settings.server.tls_cert else 'http'}://localhost"

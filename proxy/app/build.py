@@ -85,7 +85,7 @@ class Generations:
             planned.tls,
             self._spawn,
             self._on_event,
-            own=OwnListeners(one.address for one in self._listeners if one.address is not None),
+            own=OwnListeners(address for one in self._listeners for address in one.addresses),
         )
         if before is not None:
             outward.endpoint.share_pauses(before.outward.endpoint)

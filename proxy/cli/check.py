@@ -49,7 +49,9 @@ def described(settings: Settings) -> dict[str, Any]:
 
 def _listener(settings: Settings) -> str:
     server = settings.server
-    return f"{bracketed(server.host)}:{server.port}"
+    ways = [f"{bracketed(server.host)}:{server.port}"] if server.tcp else []
+    ways += [f"unix:{server.unix_socket}"] if server.unix_socket else []
+    return ", ".join(ways) or "the sockets that a service manager passes"
 
 
 def findings(settings: Settings, *, live: bool) -> list[Finding]:

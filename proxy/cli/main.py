@@ -228,7 +228,7 @@ def snippets(
     """Print ready text for a tool or for operators; without --for, the texts for all tools."""
     import datetime as dt  # noqa: PLC0415
 
-    from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, text_of  # noqa: PLC0415
+    from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, for_callers, text_of  # noqa: PLC0415
     from proxy.config.load import load  # noqa: PLC0415
 
     if what is not None and what not in FOR_CALLERS + FOR_OPERATORS:
@@ -237,7 +237,7 @@ def snippets(
         )
     settings = load(config)
     today = dt.datetime.now(dt.UTC).date()
-    for one in FOR_CALLERS if what is None else (what,):
+    for one in for_callers(settings) if what is None else (what,):
         text = text_of(one, settings, project, today=today, python=sys.executable)
         say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
     if what is None:

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str]) -> None:
 def _serve(config: Path | None, flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
     with interruptibly():
         settings = load(config, flags)
+    for flag in ("host", "port"):
+        if not settings.server.tcp and flags["server"][flag] is not None:
+            raise ConfigError(f"--{flag}: server.tcp is false, so there is no port; leave the option out")
     from proxy.app.run import run, serve  # noqa: PLC0415 - later, so that a fault of the configuration is told soon
     from proxy.cli.summary import announce  # noqa: PLC0415
 
@@ -85,7 +88,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--sandbox", action="store_true", help="Serve a simulated Contentsquare: no file, no credentials."
     )
-    parser.add_argument("--host", help="The address to listen on. [default: 127.0.0.1]")
+    parser.add_argument("--host", help="The address to listen on. [default: localhost]")
     parser.add_argument(
         "--port", type=_port, help="The port to listen on, 0 for any free one. [default: 8277]"
     )

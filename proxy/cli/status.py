@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import ssl
 import sys
 import time
@@ -22,8 +23,10 @@ from urllib.parse import urlsplit
 from proxy.cli.console import fail, say
 from proxy.config.environment import KEY
 from proxy.config.load import load_listener
+from proxy.config.settings import LOCALHOST
 from proxy.errors import ConfigError
 from proxy.origin import Origin, bracketed, is_loopback
+from proxy.server.request import UNIX
 from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
 
 if TYPE_CHECKING:
@@ -51,8 +54,36 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _UnixHandler(urllib.request.HTTPHandler):
+    """Sends requests through the Unix socket at ``path``, by TLS if there is a context for it."""
+
+    def __init__(self, path: str, tls: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self._path = path
+        self._tls = tls
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """`urllib.request` calls this method for http."""
+        return self.do_open(self._connection, req)  # type: ignore[arg-type]
+
+    def _connection(self, host: str, *, timeout: float, **_: object) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(host, timeout=timeout)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self._path)
+            connection.sock = self._tls.wrap_socket(sock) if self._tls else sock
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+
 class Source(NamedTuple):
-    """The proxy to ask, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's."""
+    """The proxy to ask, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's.
+
+    The URL of a Unix socket is ``unix:`` and its path.
+    """
 
     url: str
     cert: Path | None
@@ -60,11 +91,15 @@ class Source(NamedTuple):
 
     def fetch(self) -> dict[str, Any]:
         """The running proxy's status. Raises `Unreachable`."""
-        request = urllib.request.Request(f"{self.url}/-/status")  # noqa: S310 - `source` checked the scheme
+        path = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+        base = self.url if path is None else "http://localhost"
+        request = urllib.request.Request(f"{base}/-/status")  # noqa: S310 - `source` checked the scheme
         if self.key:
             request.add_header("X-API-Key", self.key)
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
-        if self.url.startswith("https:"):
+        if path is not None:
+            handlers.append(_UnixHandler(path, self._tls() if self.cert else None))
+        elif self.url.startswith("https:"):
             handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
         status: object = None
         try:
@@ -83,6 +118,7 @@ class Source(NamedTuple):
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
+        context.check_hostname = not self.url.startswith(UNIX)  # the socket's path is its name
         verify_alike(context)
         if self.cert is not None:
             try:
@@ -123,15 +159,21 @@ class Source(NamedTuple):
 def source(config: Path | None, url: str | None, key_file: Path | None) -> Source:
     """The proxy to ask, by flags, environment and configuration file. Raises ConfigError."""
     key = _key(key_file)
+    if url is not None and url.startswith(UNIX):
+        return Source(url, _cert_for_unix(url, config), key)
     if url is not None:
         base = _base_url(url)
         return Source(base, _cert_for(_origin_of(base), config), key)
     server = load_listener(config, os.environ)
+    if not server.tcp:
+        if server.unix_socket is None:
+            raise ConfigError("server.tcp: false, and server.unix_socket isn't set, so give the --url")
+        return Source(f"{UNIX}{server.unix_socket}", server.tls_cert, key)
     if not server.port:
         raise ConfigError(
             "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
         )
-    host = _REACHED_BY.get(server.host, server.host)
+    host = LOCALHOST[0] if server.host == "localhost" else _REACHED_BY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
     return Source(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
 
@@ -150,6 +192,15 @@ def _cert_for(origin: Origin, config: Path | None) -> Path | None:
     return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
 
 
+def _cert_for_unix(url: str, config: Path | None) -> Path | None:
+    """The configured certificate if ``url`` is the configured Unix socket's."""
+    try:
+        server = load_listener(config, os.environ)
+    except ConfigError:
+        return None
+    return server.tls_cert if url == f"{UNIX}{server.unix_socket}" else None
+
+
 def _key(key_file: Path | None) -> str | None:
     if key_file is None:
         key, place = os.environ.get(KEY), KEY
@@ -166,7 +217,7 @@ def _key(key_file: Path | None) -> str | None:
 
 def _base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise ConfigError("--url: must begin with http:// or https://, as http://127.0.0.1:8277")
+        raise ConfigError("--url: must begin with http://, https:// or unix:, as http://127.0.0.1:8277")
     try:
         _origin_of(url)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -26,8 +27,9 @@ def announce(overview: Overview) -> None:
 
 def _lines(overview: Overview) -> Iterator[str]:
     settings = overview.settings
-    urls = [listener.url for listener in overview.listeners]
-    where = " (and every address of this computer)" if settings.server.host in WILDCARDS else ""
+    first, urls = overview.listeners[0], [listener.url for listener in overview.listeners]
+    has_all = settings.server.tcp and settings.server.host in WILDCARDS
+    where = " (and every address of this computer)" if has_all else ""
     yield from (f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", "")
     calls = []
     for project in overview.projects():
@@ -43,8 +45,10 @@ def _lines(overview: Overview) -> Iterator[str]:
     yield ""
     if calls:
         key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
-        yield f'Try:  {_CURL} --noproxy "*" {key}"{calls[0]}"'
-    yield f"See:  {urls[0]}/-/ in a browser: the state of each project, and text for your tools"
+        way = f"--unix-socket {shlex.quote(first.path)}" if first.is_unix else '--noproxy "*"'
+        yield f'Try:  {_CURL} {way} {key}"{calls[0]}"'
+    if not first.is_unix:
+        yield f"See:  {overview.url}/-/ in a browser: the state of each project, and text for your tools"
     yield from ("Stop: Ctrl-C", "")
 
 

@@ -87,7 +87,9 @@ def _ports(settings: Settings) -> Iterator[Fault]:
     taken = {settings.server.port: "server.port"}
     for name, project in settings.projects.items():
         path: KeyPath = ("projects", name, "port")
-        if project.port and project.port in taken:
+        if project.port and not settings.server.tcp:
+            yield Fault(path, "server.tcp is false, so there is no port; leave it out", (("server", "tcp"),))
+        elif project.port and project.port in taken:
             owner = taken[project.port]
             yield Fault(
                 path, f"{project.port} is {owner} already; each listener needs its own", (("server", "port"),)
@@ -107,6 +109,8 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
     for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(server, key) and not getattr(server, other):
             yield Fault(("server", other), f"missing; server.{key} needs it", (("server", other),))
+    if sys.platform == "win32" and not server.tcp:
+        yield Fault(("server", "tcp"), "must be true on Windows, which has no Unix sockets; leave it out")
     if server.unix_socket is None:
         return
     path: KeyPath = ("server", "unix_socket")

@@ -26,7 +26,7 @@ Layer: TypeAlias = dict[str, Any]
 
 _MOST_ROUNDS = 5
 """A wrong value is removed in the first round, and is missing in the second where the key is required."""
-_LISTENER = ("host", "port", "tls_cert")
+_LISTENER = ("host", "port", "tcp", "unix_socket", "tls_cert")
 _ALTERNATIVES = {
     "client_secret": ("client_secret", "client_secret_file", "client_secret_command"),
     "key": ("key", "key_file"),

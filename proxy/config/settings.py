@@ -29,6 +29,8 @@ from proxy.secret import Secret
 DEFAULT_PORT = 8277
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 """Values of ``server.host`` that mean every address of this computer."""
+LOCALHOST = ("127.0.0.1", "::1")
+"""The addresses of ``localhost``. Texts for people name the first one, which needs no look-up."""
 _DAY_S = 86_400
 _DOMAIN = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?){2,}\Z")
 _DURATION = re.compile(r"(?:([0-9]{1,9})\s*([smh]?))?\Z", re.ASCII)
@@ -162,12 +164,16 @@ class Table(BaseModel):
 class ServerSettings(Table):
     """Where the proxy listens. ``port`` 0 is any free port; ``tls_cert`` and ``tls_key`` come together.
 
+    ``host`` "localhost" is 127.0.0.1 and, where the machine has it, ::1. Without ``tcp`` the proxy listens on
+    ``unix_socket`` and on the sockets that a service manager passes to it, only.
+
     While requests wait for a project's slots, a caller must take ``min_rate`` bytes/s of an answer that lies
     ready, over ``min_rate_after`` seconds, or the answer is cut; 0 turns this off.
     """
 
-    host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listen_host)] = "localhost"
     port: Port = DEFAULT_PORT
+    tcp: bool = True
     unix_socket: FilePath = None
     allowed_hosts: tuple[Annotated[str, AfterValidator(_host_value)], ...] = ()
     tls_cert: FilePath = None

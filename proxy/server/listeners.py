@@ -16,18 +16,20 @@ from pathlib import Path
 
 from aiohttp.web_runner import ServerRunner
 
-from proxy.config.settings import WILDCARDS, Settings
+from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
 from proxy.errors import ConfigError, ListenError
-from proxy.logs import OnEvent
+from proxy.logs import OnEvent, get_logger
 from proxy.origin import bracketed
 from proxy.server.capacity import most_connections
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.passed_sockets import PassedSocket
-from proxy.server.request import Listener, Request
+from proxy.server.request import UNIX, Listener, Request
 from proxy.server.site import CallerServer, CallerSite, Spawn
 from proxy.server.tls import load_certificate, server_tls
 from proxy.server.unix_socket import BACKLOG, UnixSocket
 
+_MOST_TRIES = 16
+"""How many free ports of one address are tried until one is free at the other address, too."""
 _MAIN_NAMES = ("", "csq-proxy", "unknown")  # systemd says "unknown" for a socket without a name
 
 
@@ -38,8 +40,8 @@ class Listeners:
         self.all: list[Listener] = []
         self.sites: list[CallerSite] = []
         self._runners: list[ServerRunner] = []
-        self._sockets: list[socket.socket] = []
-        """The sockets that are bound and not served yet."""
+        self._sockets: list[tuple[socket.socket, ...]] = []
+        """The sockets of each listener that is bound and not served yet."""
         self._unix: UnixSocket | None = None
         self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
@@ -55,9 +57,10 @@ class Listeners:
             self._tls = server_tls(server.tls_cert, server.tls_key)
             self.refuse_exposed(settings)
             given = _by_purpose(passed, settings)
-            self._take_port("server.port", server.host, server.port, None, given.get(None, ()))
+            if server.tcp or None in given:
+                self._take_port("server.port", server.host, server.port, None, given.get(None, ()))
             for name, project in settings.projects.items():
-                if project.port or name in given:
+                if (server.tcp and project.port) or name in given:
                     key = f"projects.{name}.port"
                     self._take_port(key, server.host, project.port, name, given.get(name, ()))
             unix = [(one.sock, one.address) for one in passed if one.is_unix]
@@ -65,10 +68,12 @@ class Listeners:
                 self._unix = UnixSocket(server.unix_socket)
                 unix = [(self._unix.sock, str(server.unix_socket))]
             for sock, path in unix:
-                self._add(sock, f"unix:{path}", 80, None)
+                self._add((sock,), f"{UNIX}{path}", 80, None)
+            self._refuse_none()
         except BaseException:
-            for sock in (*self._sockets, *(one.sock for one in passed)):
-                sock.close()
+            self._close_unserved()
+            for one in passed:
+                one.sock.close()
             raise
 
     def refuse_exposed(self, settings: Settings) -> None:
@@ -90,13 +95,13 @@ class Listeners:
             runner = ServerRunner(server)
             self._runners.append(runner)
             await runner.setup()
-            sock = self._sockets.pop(0)
+            sockets = self._sockets.pop(0)
             site = CallerSite(
-                runner, server, sock, limit=limit, tls=self._tls, spawn=spawn, on_event=on_event
+                runner, server, *sockets, limit=limit, tls=self._tls, spawn=spawn, on_event=on_event
             )
             self.sites.append(site)
             await site.start()
-            if self._unix is not None and sock is self._unix.sock:
+            if self._unix is not None and self._unix.sock in sockets:
                 spawn(self._unix.watch(site.move_to, on_event))
 
     def use_certificate(self, cert: Path | None, key: Path | None) -> None:
@@ -128,9 +133,7 @@ class Listeners:
         """Accept no more; connections stay."""
         if self._unix is not None:
             self._unix.remove_file()
-        for sock in self._sockets:  # bound, and not served yet
-            sock.close()
-        self._sockets.clear()
+        self._close_unserved()
         for runner in self._runners:
             for site in runner.sites:
                 await site.stop()
@@ -141,29 +144,46 @@ class Listeners:
         for runner in self._runners:
             await runner.cleanup()
 
+    def _refuse_none(self) -> None:
+        if not self.all:
+            raise ConfigError(
+                "server.tcp: false, and no service manager passed a socket; set server.unix_socket to a path"
+            )
+
+    def _close_unserved(self) -> None:
+        for sockets in self._sockets:
+            for sock in sockets:
+                sock.close()
+        self._sockets.clear()
+
     def _take_port(
         self, key: str, host: str, port: int, project: str | None, passed: Sequence[PassedSocket]
     ) -> None:
-        """Listen on the sockets that were passed for this address, else on a new one."""
-        ways = [(one.sock, str(one.sock.getsockname()[0])) for one in passed] or [
-            (_bind(host, port, key), host)
-        ]
-        for sock, name in ways:
-            shown = "localhost" if name in WILDCARDS else bracketed(name)
-            address = sock.getsockname()[:2]
-            url = f"{'https' if self._tls else 'http'}://{shown}:{address[1]}"
-            self._add(sock, url, address[1], project, address)
+        """Listen on the sockets that were passed for this port, else on new ones."""
+        for one in passed:
+            self._add_port((one.sock,), str(one.sock.getsockname()[0]), project)
+        if not passed:
+            hosts = _hosts(host, key)
+            self._add_port(_bind_all(hosts, port, key), hosts[0], project)
+
+    def _add_port(self, sockets: tuple[socket.socket, ...], host: str, project: str | None) -> None:
+        """A listener with the URL of its first address."""
+        addresses = tuple(sock.getsockname()[:2] for sock in sockets)
+        shown = "localhost" if host in WILDCARDS else bracketed(host)
+        port = addresses[0][1]
+        url = f"{'https' if self._tls else 'http'}://{shown}:{port}"
+        self._add(sockets, url, port, project, addresses)
 
     def _add(
         self,
-        sock: socket.socket,
+        sockets: tuple[socket.socket, ...],
         url: str,
         port: int,
         project: str | None,
-        address: tuple[str, int] | None = None,
+        addresses: tuple[tuple[str, int], ...] = (),
     ) -> None:
-        self._sockets.append(sock)
-        self.all.append(Listener(len(self.all), url, port, project, address))
+        self._sockets.append(sockets)
+        self.all.append(Listener(len(self.all), url, port, project, addresses))
 
 
 def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str | None, list[PassedSocket]]:
@@ -182,6 +202,53 @@ def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str 
                 f" or one of {', '.join(settings.projects)}"
             )
     return found
+
+
+def _hosts(host: str, key: str) -> tuple[str, ...]:
+    """The addresses to listen on: for ``localhost``, both of its addresses that this machine has.
+
+    Many programs try ::1 first where they are given ``localhost``.
+    """
+    if host != "localhost":
+        return (host,)
+    if fault := _ipv6_fault(LOCALHOST[1]):
+        get_logger("proxy").debug("no_ipv6_loopback", key=key, error=fault)
+        return LOCALHOST[:1]
+    return LOCALHOST
+
+
+def _bind_all(
+    hosts: Sequence[str], port: int, key: str, tries: int = _MOST_TRIES
+) -> tuple[socket.socket, ...]:
+    """New listening sockets, all on the same port; with ``port`` 0 on one that is free at each host.
+
+    Raises ListenError, or ConfigError where a port is free at the first host only.
+    """
+    first, *others = hosts
+    sockets = [_bind(first, port, key)]
+    try:
+        for host in others:
+            sockets.append(_bind(host, sockets[0].getsockname()[1], key))
+    except ListenError as error:
+        for sock in sockets:
+            sock.close()
+        if port or tries <= 1:
+            raise ConfigError(
+                f"{error}. Programs that call localhost would reach that other program. With server.host ="
+                f' "{first}" the proxy leaves {host} alone'
+            ) from None
+        return _bind_all(hosts, port, key, tries - 1)
+    return tuple(sockets)
+
+
+def _ipv6_fault(host: str) -> str | None:
+    """Why this machine doesn't have the IPv6 address ``host``; None: it has the address."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _bind(host: str, port: int, key: str) -> socket.socket:

@@ -11,21 +11,34 @@ from proxy.http1 import RequestHead
 from proxy.server.body import RequestBody, Source
 from proxy.server.facts import Facts
 
+UNIX = "unix:"
+"""The scheme of a Unix socket's URL, before its path."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One address that callers connect to, the ``index``-th.
+    """One port that callers connect to, or a Unix socket; the ``index``-th.
 
     ``port`` is the port in Host (80 for a Unix socket). ``url`` is a URL that a caller on this computer can
     use. ``project`` is the name of the listener's own project; None where the target or a field names one.
-    ``address`` has its IP address and port; None for a Unix socket.
+    ``addresses`` has its IP addresses, each with the port; none for a Unix socket.
     """
 
     index: int
     url: str
     port: int
     project: str | None
-    address: tuple[str, int] | None = None
+    addresses: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.url.startswith(UNIX)
+
+    @property
+    def path(self) -> str:
+        """The path of the Unix socket."""
+        return self.url.removeprefix(UNIX)
 
 
 class WritingPeer(Protocol):

@@ -80,7 +80,7 @@ class CallerServer(Server):
 
 
 class CallerSite(BaseSite):
-    """One listening socket of ``runner``'s server, whatever its family. It is closed by `stop`.
+    """The listening sockets of ``runner``'s server, whatever their family. They are closed by `stop`.
 
     ``limit``: how many connections it may have. ``on_event`` hears ``accept_failed``.
     """
@@ -89,8 +89,7 @@ class CallerSite(BaseSite):
         self,
         runner: ServerRunner,
         server: CallerServer,
-        sock: socket.socket,
-        *,
+        *sockets: socket.socket,
         limit: int,
         tls: ssl.SSLContext | None,
         spawn: Spawn,
@@ -99,11 +98,10 @@ class CallerSite(BaseSite):
         super().__init__(runner)
         self.server = server
         self.limit = limit
-        self._sock = sock
         self._tls = tls
         self._spawn = spawn
         self._on_event = on_event
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: dict[socket.socket, asyncio.Task[None] | None] = dict.fromkeys(sockets)
         self._is_stopping = False
 
     @property
@@ -114,23 +112,26 @@ class CallerSite(BaseSite):
     async def start(self) -> None:
         """Begin to accept."""
         await super().start()
-        self._accept_on(self._sock)
+        for sock in self._accepting:
+            self._accept_on(sock)
 
     def move_to(self, sock: socket.socket) -> None:
-        """Accept on this socket from now on; the one before is closed."""
-        self._spawn(_end_accepting(self._accepting, self._sock))
+        """Accept on this socket from now on; those before are closed."""
+        for before, accepting in self._accepting.items():
+            self._spawn(_end_accepting(accepting, before))
+        self._accepting.clear()
         self._accept_on(sock)
 
     async def stop(self) -> None:
         """Accept no more; connections stay."""
         self._is_stopping = True
-        await _end_accepting(self._accepting, self._sock)
+        for sock, accepting in self._accepting.items():
+            await _end_accepting(accepting, sock)
         await super().stop()
 
     def _accept_on(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._sock = sock
-        self._accepting = self._spawn(self._accept(sock))
+        self._accepting[sock] = self._spawn(self._accept(sock))
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -145,7 +145,10 @@ async def test_a_unix_socket_that_is_somebody_elses_is_left_alone(folder: Path, 
     ("server", "says"),
     [
         ({"port": 80}, "server.port: can't listen on 127.0.0.1:80 .*; choose another port with --port$"),
-        ({"port": 0, "unix_socket": "FOLDER/proxy.sock"}, "server.unix_socket: .*; let this user write to "),
+        (
+            {"tcp": False, "unix_socket": "FOLDER/proxy.sock"},
+            "server.unix_socket: .*; let this user write to ",
+        ),
     ],
 )
 async def test_where_it_may_not_listen_it_does_not_blame_another_proxy(

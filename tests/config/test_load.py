@@ -16,7 +16,7 @@ def test_flags_win_over_environment_over_file_over_default(write: Writer) -> Non
     path = write(f"[server]\nport = 1\ndrain_timeout = 11\nallow_quit = true\n{SHOP}")
     environ = {"CSQ_PROXY_SERVER__PORT": "2", "CSQ_PROXY_SERVER__DRAIN_TIMEOUT": "12"}
     server = load(path, {"server": {"port": 3, "host": None}}, environ).server
-    assert (server.port, server.drain_timeout, server.allow_quit, server.host) == (3, 12.0, True, "127.0.0.1")
+    assert (server.port, server.drain_timeout, server.allow_quit, server.host) == (3, 12.0, True, "localhost")
 
 
 def test_a_table_may_come_from_several_places_at_once(write: Writer) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import shlex
 from dataclasses import dataclass
 
-from proxy.config.settings import WILDCARDS, Settings
+from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
 from proxy.errors import ConfigError
 from proxy.origin import bracketed, is_loopback
 
@@ -14,6 +15,8 @@ DAYS = 7
 """The number of whole days that the examples ask for, up to yesterday."""
 PORT = "PORT"
 """A placeholder in a URL that the reader must fill in."""
+UNIX_SOCKET = "/run/csq-proxy/csq-proxy.sock"
+"""The path of the Unix socket that systemd opens, where the configuration names none."""
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
 
 
@@ -25,6 +28,7 @@ class Target:
     url: str
     origin: str
     project_id: int | None
+    curl_way: str
 
 
 def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> Target:
@@ -39,7 +43,7 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
         project = settings.projects[name]
         if project.port and from_cloud is None:
             origin = _origin(settings, project.port)
-            return Target(name, origin, origin, project.project_id)
+            return Target(name, origin, origin, project.project_id, _curl_way(settings))
         found = project.project_id
     elif account in settings.accounts:
         known = settings.accounts[account].projects
@@ -56,17 +60,28 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
         names = ", ".join((*settings.projects, *settings.accounts))
         raise ConfigError(f"{name}: there is no such project; there are {names}")
     origin = from_cloud or _origin(settings)
-    return Target(name, f"{origin}/{name}", origin, found)
+    return Target(name, f"{origin}/{name}", origin, found, _curl_way(settings))
 
 
 def _origin(settings: Settings, own_port: int | None = None) -> str:
     """The origin at which callers here reach the projects, or the project with the port ``own_port``."""
     server = settings.server
     scheme = "https" if server.tls_cert is not None else "http"
+    if not server.tcp:
+        return f"{scheme}://localhost"
     if server.allowed_hosts and own_port is None and not is_loopback(server.host):
         return f"{scheme}://{server.allowed_hosts[0]}"
-    host = "localhost" if server.host in WILDCARDS else bracketed(server.host)
+    host = LOCALHOST[0] if server.host == "localhost" else bracketed(server.host)
+    host = "localhost" if server.host in WILDCARDS else host
     return f"{scheme}://{host}:{own_port or server.port or PORT}"
+
+
+def _curl_way(settings: Settings) -> str:
+    """The options by which curl goes straight to the proxy."""
+    server = settings.server
+    if server.tcp:
+        return '--noproxy "*"'
+    return f"--unix-socket {shlex.quote(str(server.unix_socket or UNIX_SOCKET))}"
 
 
 def _from_cloud(settings: Settings) -> str | None:
@@ -94,6 +109,7 @@ def values(project: Target, today: dt.date) -> dict[str, str]:
         "project": project.name,
         "url": project.url,
         "origin": project.origin,
+        "curl_way": project.curl_way,
         "number": "PROJECT_ID" if number is None else str(number),
         "start": str(today - dt.timedelta(days=DAYS)),
         "end": str(today - dt.timedelta(days=1)),

@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape
 
 from proxy import __version__
 from proxy.cli.snippets import portable
-from proxy.config.settings import Settings
+from proxy.cli.snippets.callers import UNIX_SOCKET
+from proxy.config.settings import LOCALHOST, ServerSettings, Settings
 from proxy.origin import bracketed
 
 _GRACE_S = 15
@@ -61,9 +62,8 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
     config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", portable.UNDER_SYSTEMD, indent=0)
     names = portable.secret_names(settings)
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
-    sockets = [
-        _socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, settings.server.unix_socket)
-    ]
+    path = settings.server.unix_socket or (None if settings.server.tcp else Path(UNIX_SOCKET))
+    sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, path)]
     sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]
     return {
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
@@ -77,14 +77,9 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
 
 def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path | None = None) -> str:
     """The socket unit for a port, and a Unix socket beside it; ``name`` is their ``FileDescriptorName=``."""
-    host = settings.server.host
-    try:
-        shown = bracketed(str(ipaddress.ip_address(host)))
-    except ValueError:  # localhost: a unit needs an address
-        shown = "127.0.0.1"
-    also: tuple[str, ...] = ()
+    streams = _addresses(settings.server, port) if settings.server.tcp else []
     if path is not None:
-        also = (f"ListenStream={_percent(path)}", "SocketMode=0660", "# SocketGroup=who-may-call")
+        streams += [f"ListenStream={_percent(path)}", "SocketMode=0660", "# SocketGroup=who-may-call"]
     return "\n".join(
         (
             f"# /etc/systemd/system/{unit}.socket",
@@ -92,8 +87,7 @@ def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path
             f"Description=A port of csq-proxy ({name})",
             "",
             "[Socket]",
-            f"ListenStream={shown}:{port}",
-            *also,
+            *streams,
             f"FileDescriptorName={name}",
             "Service=csq-proxy.service",
             "",
@@ -101,6 +95,18 @@ def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path
             "WantedBy=sockets.target",
         )
     )
+
+
+def _addresses(server: ServerSettings, port: int) -> list[str]:
+    """The lines with the addresses; a name other than localhost isn't looked up."""
+    try:
+        hosts: tuple[str, ...] = (str(ipaddress.ip_address(server.host)),)
+    except ValueError:
+        hosts = LOCALHOST if server.host == "localhost" else LOCALHOST[:1]
+    lines = [f"ListenStream={bracketed(host)}:{port}" for host in hosts]
+    if len(hosts) > 1:
+        lines.insert(1, "# Where the machine has no ::1, leave the next line out.")
+    return lines
 
 
 def _quoted(path: str) -> str:

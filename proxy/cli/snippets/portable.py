@@ -16,6 +16,7 @@ from proxy.secret import Secret
 
 IN_CONTAINER = {
     "server.host": "left out, as the app calls 127.0.0.1",
+    "server.tcp": "left out, as the app calls 127.0.0.1",
     "server.unix_socket": "give its path here, and mount its folder",
     "server.tls_cert": "give its path here, and mount the file; the app and the probes must then speak TLS",
     "server.tls_key": "give its path here, and mount the file",

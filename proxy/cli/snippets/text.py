@@ -14,6 +14,7 @@ from importlib import resources
 
 from proxy.cli.snippets import callers, dashboard, operators
 from proxy.config.settings import DEFAULT_PORT, Settings
+from proxy.errors import ConfigError
 
 FOR_CALLERS = (
     "curl",
@@ -49,6 +50,11 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
                 update={"server": settings.server.model_copy(update={"port": DEFAULT_PORT})}
             )
         return _fill(name, settings, operators.values(name, settings, python))
+    if name not in for_callers(settings):
+        raise ConfigError(
+            f"--for {name}: server.tcp is false, and {name} can't call a Unix socket; set server.tcp = true,"
+            " with [callers] on a computer that you share"
+        )
     target = callers.target(settings, project, in_cloud=name in _IN_CLOUDS)
     text = _fill(name, settings, callers.values(target, today))
     if target.origin.endswith(f":{callers.PORT}"):
@@ -56,6 +62,13 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
         note = f"{callers.PORT}: server.port is 0, any free one; csq-proxy prints it at its start."
         text = f"{mark} {note}\n{text}"
     return text
+
+
+def for_callers(settings: Settings) -> tuple[str, ...]:
+    """The tools of `FOR_CALLERS` that can reach a proxy with these settings."""
+    if settings.server.tcp:
+        return FOR_CALLERS
+    return ("curl", *(_IN_CLOUDS if settings.server.allowed_hosts else ()))
 
 
 def _fill(name: str, settings: Settings, values: Mapping[str, str]) -> str:

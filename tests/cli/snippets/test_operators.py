@@ -64,7 +64,7 @@ def assert_same(settings: Settings) -> None:
     assert settings.projects["shop-fr"].expires == dt.date(2027, 1, 31)
     assert settings.accounts["acme"].projects == (43, 44)
     assert settings.callers["powerbi"].read_only
-    assert (settings.server.port, settings.server.host) == (9000, "127.0.0.1")
+    assert (settings.server.port, settings.server.host) == (9000, "localhost")
     assert settings.log.level == "debug"
 
 
@@ -159,11 +159,29 @@ def test_every_port_has_a_socket_unit_that_names_its_project(tmp_path: Path) -> 
     server = {"host": "localhost", "port": 9000, "unix_socket": str(tmp_path / "100%")}
     units = units_of(settings_of(server=server, projects={"shop-fr": {**PROJECT, "port": 9001}}))
     main, own = units["csq-proxy.socket"], units["csq-proxy-shop-fr.socket"]
-    assert f"ListenStream=127.0.0.1:9000\nListenStream={tmp_path}/100%%\nSocketMode=0660\n" in main
+    assert streams_of(main) == ["127.0.0.1:9000", "[::1]:9000", f"{tmp_path}/100%%"]
+    assert f"ListenStream={tmp_path}/100%%\nSocketMode=0660\n" in main
     assert "\nFileDescriptorName=csq-proxy\n" in main
-    assert "ListenStream=127.0.0.1:9001\nFileDescriptorName=shop-fr\nService=csq-proxy.service\n" in own
-    six = units_of(settings_of(server={"host": "::1"}))
-    assert "ListenStream=[::1]:8277\n" in six["csq-proxy.socket"]
+    assert streams_of(own) == ["127.0.0.1:9001", "[::1]:9001"]
+    assert "\nFileDescriptorName=shop-fr\nService=csq-proxy.service\n" in own
+
+
+@pytest.mark.parametrize(
+    ("server", "streams"),
+    [
+        ({}, ["127.0.0.1:8277", "[::1]:8277"]),
+        ({"host": "127.0.0.1"}, ["127.0.0.1:8277"]),
+        ({"host": "::1"}, ["[::1]:8277"]),
+        ({"tcp": False}, ["/run/csq-proxy/csq-proxy.sock"]),
+        ({"tcp": False, "unix_socket": "/csq.sock"}, ["/csq.sock"]),
+    ],
+)
+def test_systemd_opens_what_the_proxy_would(server: dict[str, object], streams: list[str]) -> None:
+    assert streams_of(units_of(settings_of(server=server))["csq-proxy.socket"]) == streams
+
+
+def streams_of(unit: str) -> list[str]:
+    return [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ListenStream=")]
 
 
 def test_a_path_with_spaces_and_signs_survives() -> None:
