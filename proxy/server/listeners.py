@@ -235,7 +235,7 @@ def _bind_all(
         if port or tries <= 1:
             raise ConfigError(
                 f"{error}. Programs that call localhost would reach that other program. With server.host ="
-                f' "{first}" the proxy leaves {host} alone'
+                f' "{first}" the proxy leaves {others[0]} alone'
             ) from None
         return _bind_all(hosts, port, key, tries - 1)
     return tuple(sockets)
