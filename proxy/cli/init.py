@@ -11,6 +11,7 @@ import typer
 
 from proxy.config.checks import name_fault
 from proxy.config.new_file import Answers
+from proxy.config.pasted import value_of
 from proxy.errors import ConfigError
 
 _NUMBER = re.compile(r"0*[1-9][0-9]{0,17}\Z", re.ASCII)
@@ -59,11 +60,14 @@ def _name(question: str) -> str:
 
 def _text(question: str, *, hidden: bool = False) -> str:
     while True:
-        answer = str(typer.prompt(question, hide_input=hidden)).strip()
+        answer = str(typer.prompt(question, hide_input=hidden))
         if _NO_TEXT.search(answer):
             typer.echo("That isn't text in this terminal's encoding.")
-        elif answer:
-            return answer
+            continue
+        try:
+            return value_of(answer)
+        except ValueError as wrong:
+            typer.echo(f"The answer {wrong}.")
 
 
 def _number(question: str) -> int | None:

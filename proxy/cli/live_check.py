@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from proxy.config.expiry import days_left, step_of
+from proxy.config.pasted import description
 from proxy.config.settings import Settings
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
@@ -100,7 +101,12 @@ class _Subject:
         if error.cause == "loop":  # every check would fail so
             check = None
         result: Result = "failed" if check is None else "warning"
-        found = self.finding(check or _link_of(error), result, str(error), api)
+        link = check or _link_of(error)
+        message = str(error)
+        if link == "credentials":
+            secret = self.grant.credentials.client_secret.get_secret_value()
+            message += f" (client_secret as it was read: {description(secret)})"
+        found = self.finding(link, result, message, api)
         return replace(found, next_step=_wait(error)) if error.cause == "rate_limited" else found
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from proxy.cli.console import fail, say
 from proxy.config.environment import KEY
 from proxy.config.load import load_listener
+from proxy.config.pasted import value_of
 from proxy.config.settings import LOCALHOST
 from proxy.errors import ConfigError
 from proxy.origin import Origin, bracketed, is_loopback
@@ -203,14 +204,20 @@ def _cert_for_unix(url: str, config: Path | None) -> Path | None:
 
 def _key(key_file: Path | None) -> str | None:
     if key_file is None:
-        key, place = os.environ.get(KEY), KEY
+        text, place = os.environ.get(KEY), KEY
     else:
         place = "--key-file"
         try:
-            key = key_file.read_text("utf-8-sig").strip()
+            text = key_file.read_text("utf-8-sig")
         except (OSError, ValueError):
             raise ConfigError(f"{place}: {key_file} can't be read") from None
-    if key and not (key.isascii() and key.isprintable()):
+    if not text:
+        return None
+    try:
+        key = value_of(text)
+    except ValueError as wrong:
+        raise ConfigError(f"{place}: the key {wrong}") from None
+    if not key.isascii():
         raise ConfigError(f"{place}: must hold a key, which is one line of ASCII")
     return key
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 _RESERVED = "v1"
-_PLACEHOLDER = "..."
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 
 
@@ -153,22 +152,12 @@ def _account(path: KeyPath, account: AccountSettings) -> Iterator[Fault]:
 
 
 def _credentials(path: KeyPath, owner: Access) -> Iterator[Fault]:
-    yield from _placeholders(path, owner)
-    if owner.standby is None:
-        return
-    yield from _placeholders((*path, "standby"), owner.standby)
-    if _pair(owner.standby) == _pair(owner):
+    if owner.standby is not None and _pair(owner.standby) == _pair(owner):
         yield Fault((*path, "standby"), "the same pair as the first; give other credentials, or leave it out")
 
 
 def _pair(credentials: Credentials) -> tuple[str, str]:
     return credentials.client_id, credentials.client_secret.get_secret_value()
-
-
-def _placeholders(path: KeyPath, credentials: Credentials) -> Iterator[Fault]:
-    for key, value in zip(("client_id", "client_secret"), _pair(credentials), strict=True):
-        if value == _PLACEHOLDER:
-            yield Fault((*path, key), "still the example's dots; put the real value there")
 
 
 def _callers(settings: Settings) -> Iterator[Fault]:
@@ -203,8 +192,6 @@ def _shown(name: str) -> str:
 
 def _caller_key(path: KeyPath, caller: CallerSettings) -> Iterator[Fault]:
     secret = caller.key.get_secret_value()
-    if secret == _PLACEHOLDER:
-        yield Fault((*path, "key"), "still the example's dots; put the real value there")
-    elif not (secret.isascii() and secret.isprintable() and " " not in secret):
+    if not (secret.isascii() and secret.isprintable() and " " not in secret):
         # The key is sent in a field value, RFC 9110, section 5.5.
         yield Fault((*path, "key"), "must be printable ASCII without spaces")

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from proxy.blocking import NoThread
 from proxy.config.files import read_bytes
+from proxy.config.pasted import value_of
 from proxy.secret import Secret
 
 AT_ONCE = 8
@@ -217,12 +218,10 @@ def _only_line(content: bytes, where: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SecretUnusable(f"{where} isn't UTF-8 text") from None
-    line = text.removesuffix("\n").removesuffix("\r")
-    if not line:
-        raise SecretUnusable(f"{where} is empty")
-    if "\n" in line or "\0" in line:
-        raise SecretUnusable(f"{where} holds more than one line; a secret is one line")
-    return line
+    try:
+        return value_of(text)
+    except ValueError as wrong:
+        raise SecretUnusable(f"{where} {wrong}") from None
 
 
 def exposure(path: Path) -> str | None:

@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from proxy.config.pasted import value_of
 from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
 from proxy.secret import Secret
@@ -49,9 +50,9 @@ def _no_bool(value: object) -> object:
 def _secret(value: object) -> object:
     if not isinstance(value, (str, Secret)):
         raise ValueError("must be text, in quotes")  # noqa: TRY004
-    if not value:
-        raise ValueError("must not be empty")
-    return Secret(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return Secret(value_of(value))
+    return Secret(value_of(value.get_secret_value()), value.source, value.read_at)
 
 
 def _path(value: object) -> object:
@@ -143,6 +144,7 @@ def _no_tables() -> Mapping[str, Any]:
 
 T = TypeVar("T")
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+ClientId: TypeAlias = Annotated[str, AfterValidator(value_of)]
 SecretText: TypeAlias = Annotated[InstanceOf[Secret], BeforeValidator(_secret)]
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65_535), BeforeValidator(_no_bool)]
 Id: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
@@ -210,7 +212,7 @@ class Credentials(Table):
     and the command stay beside it, so that a reload can read them again.
     """
 
-    client_id: Text
+    client_id: ClientId
     client_secret: SecretText
     client_secret_file: FilePath = None
     client_secret_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(

@@ -493,6 +493,7 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert (ended.returncode, told["ok"]) == (1, False)
     [one] = [check for check in told["checks"] if check["result"] == "failed"]
     assert (one["check"], one["project"]) == ("credentials", "shop")
+    assert one["message"].endswith(" (client_secret as it was read: 6 characters, nothing unusual in it)")
     assert "canary" not in ended.stdout + ended.stderr
 
 

@@ -46,7 +46,7 @@ from support.configurations import CANARY, SHOP, Writer, faults_of, project
         ),
         (project("a") + "[callers.x]\nread_only = true", "callers.x.key: missing; give key or key_file"),
         (project("a") + "[callers.x]\nkey = 'a b'", "callers.x.key: must be printable ASCII without spaces"),
-        (project("a") + "[callers.x]\nkey = '...'", "callers.x.key: still the example's dots"),
+        (project("a") + "[callers.x]\nkey = '...'", "callers.x.key: is still the example's dots"),
         (project("a") + "[callers.x]\nkey = 'k'\nkey_file = 'f'", "callers.x.key_file: key is given too"),
         (
             project("a") + "[callers.x]\nkey = 'k'\n[callers.y]\nkey = 'k'",

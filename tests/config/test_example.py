@@ -56,7 +56,7 @@ def test_the_example_loads_with_everything_uncommented(write: Writer) -> None:
 
 
 def test_the_example_untouched_but_uncommented_asks_for_the_real_values(write: Writer) -> None:
-    assert "projects.shop-fr.client_id: still the example's dots; put the real value there" in faults_of(
+    assert "projects.shop-fr.client_id: is still the example's dots; put the real value there" in faults_of(
         write(uncommented())
     )
 

@@ -48,9 +48,9 @@ def test_without_the_variable_of_systemd_s_credentials_that_is_what_is_told(name
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("client_secret = ''", "client_secret: must not be empty"),
+        ("client_secret = ''", "client_secret: is empty; put a value there"),
         ("client_secret = 12345678", "client_secret: must be text, in quotes"),
-        ("client_secret = '...'", "client_secret: still the example's dots; put the real value there"),
+        ("client_secret = '...'", "client_secret: is still the example's dots; put the real value there"),
         ("", "client_secret: missing; give client_secret, client_secret_file or client_secret_command"),
         ("client_secret_file = 3", "client_secret_file: must be a path"),
         (
@@ -88,7 +88,7 @@ def test_a_secret_file_loses_one_final_line_break(write: Writer) -> None:
     for content, expected in (
         (b"s3cret", "s3cret"),
         (b"s3cret\n", "s3cret"),
-        (b"\xef\xbb\xbf s3 \r\n", " s3 "),
+        (b"\xef\xbb\xbfs 3\r\n", "s 3"),
     ):
         write("", "s").write_bytes(content)
         path = write(
