@@ -51,7 +51,7 @@ def _everything(_name: str) -> bool:
     return True
 
 
-def refreshed_project(target: bytes) -> str | None:
+def _refreshed_project(target: bytes) -> str | None:
     """The project in ``/-/refresh/PROJECT``, None for another target."""
     path = target.partition(b"?")[0]
     return path.removeprefix(_REFRESH).decode("ascii", "replace") if path.startswith(_REFRESH) else None
@@ -86,7 +86,7 @@ class Admin:
         if page is not None:
             _require(request, b"GET", b"HEAD")
             return await page(request, target, sees)
-        if (name := refreshed_project(target)) is not None:
+        if (name := _refreshed_project(target)) is not None:
             _require(request, b"POST")
             return self._refresh(request, name, sees)
         pages = [*self._pages, QUIT] if self._overview.can_quit else [*self._pages]
@@ -111,13 +111,13 @@ class Admin:
             },
         )
 
-    async def _metrics(self, request: Request, _target: bytes, _sees: Sees) -> bool:
+    async def _metrics(self, request: Request, _target: bytes, sees: Sees) -> bool:
         # In a thread at the first scrape, because the import of the library takes a tenth of a second.
         with contextlib.suppress(NoThread):
             await in_thread(lambda: importlib.import_module("proxy.admin.metrics"))
         from proxy.admin import metrics  # noqa: PLC0415
 
-        content = await metrics.exposition(self._overview)
+        content = await metrics.exposition(self._overview, sees)
         return write_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
 
     async def _page(self, request: Request, target: bytes, _sees: Sees) -> bool:
@@ -143,7 +143,7 @@ class Admin:
 
     def _refresh(self, request: Request, name: str, sees: Sees) -> bool:
         for project in self._overview.projects():
-            if project.name == name:
+            if project.name == name and sees(name):
                 project.refresh_now()
                 project.forget_answers()
                 return write_json(

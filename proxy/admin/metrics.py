@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.admin.overview import Overview
+from proxy.admin.status import Sees
 from proxy.config.expiry import days_left, utc_today
 from proxy.contentsquare import Api
 from proxy.projects import Project
@@ -29,10 +30,10 @@ SLICE = 4
 _LE = [*map(str, BOUNDS_S), "+Inf"]
 
 
-async def exposition(overview: Overview) -> bytes:
-    """All metrics as text."""
+async def exposition(overview: Overview, sees: Sees) -> bytes:
+    """All metrics as text: those of the process, and of the projects whose names ``sees`` accepts."""
     texts: dict[str, list[bytes]] = {}
-    projects = [*overview.projects()]
+    projects = [project for project in overview.projects() if sees(project.name)]
     _add(texts, (*_of_process(overview), *PROCESS_COLLECTOR.collect()))
     for start in range(0, len(projects), SLICE):
         _add(texts, _of_projects(projects[start : start + SLICE]))

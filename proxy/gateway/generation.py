@@ -42,6 +42,8 @@ class Generation:
         """The route of a request that came through this listener. Raises ProxyError if there is none."""
         project, api = named_by_fields(head.fields)
         own = self.owners[listener.index]
+        if caller is not None and listener.project is not None and not caller.may_use(listener.project):
+            raise UnknownProject("This port has no project that this caller may use; try another port.")
         if own is None and listener.project is not None:
             raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
         return self.router.route(

@@ -43,8 +43,6 @@ class OwnPaths:
                 raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
             self._quit()
             return write_json(request, 202, {"stopping": True})
-        if (name := admin.refreshed_project(target)) is not None:
-            policy.check_refresh(name, caller)
         if caller is None or caller.projects is None:
             return await self._pages.answer(request, target)
         return await self._pages.answer(request, target, caller.may_use)

@@ -53,21 +53,16 @@ def may_change_data(head: RequestHead, target: bytes) -> bool:
 
 
 def check(head: RequestHead, target: bytes, project: ProjectLimits, caller: Caller | None) -> None:
-    """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller."""
-    if caller is not None and not caller.may_use(project.name):
-        raise Forbidden(f"The caller {caller.name} may not use the project {project.name}.")
+    """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller.
+
+    The caller may use the project: for it, `proxy.gateway.route` finds no others.
+    """
     if project.read_only:
         _check_reads(head, target, f"The project {project.name} is read-only here (read_only = true)")
     if caller is not None and caller.read_only:
         _check_reads(head, target, f"The caller {caller.name} may only read")
     if project.project_id is not None:
         _check_project(target, project.project_id, project.name)
-
-
-def check_refresh(name: str, caller: Caller | None) -> None:
-    """Raise Forbidden where this caller may not refresh the project's tokens."""
-    if caller is not None and not caller.may_use(name):
-        raise Forbidden(f"The caller {caller.name} may not refresh that project.")
 
 
 def check_quit(caller: Caller | None) -> None:

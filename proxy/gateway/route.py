@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.contentsquare import Api, api_of
-from proxy.errors import BadTarget, Forbidden, UnknownProject
+from proxy.errors import BadTarget, UnknownProject
 from proxy.http1 import FieldLines
 from proxy.projects import Project
 from proxy.projects.naming import names_like
@@ -88,8 +88,8 @@ class Router:
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
         X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` says whether the caller may
-        use an account, whose projects are created here, and which names an error may tell the caller.
-        Raises BadTarget, UnknownProject, or Forbidden for an account's project that is not allowed.
+        use a project or an account: for a caller, the others don't exist. An account's projects are created
+        here. Raises BadTarget or UnknownProject.
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
@@ -110,37 +110,40 @@ class Router:
         """The project, the target without its prefix, and how many segments the prefix has."""
         first, rest = _cut(target)
         found = self._projects.get(first)
-        if found is not None:
+        if found is not None and (may_use is None or may_use(found.name)):
             return found, rest, 1
-        if first in self._accounts:
+        account = self._accounts.get(first)
+        if account is not None and (may_use is None or may_use(account)):
             project_id, rest = _cut(rest)
-            return self._of_account(first, project_id, may_use), rest, 2
+            return self._of_account(account, project_id), rest, 2
         if field is not None:
             return self._by_field(field, may_use), target, 0
-        if self._default is None or (first and rest.startswith(b"/v") and _VERSION.match(rest)):
+        default = self._default
+        if default is None or (first and rest.startswith(b"/v") and _VERSION.match(rest)):
             raise self._unknown(first, may_use)
-        return self._default, target, 0
+        if may_use is not None and not may_use(default.name):
+            raise self._unknown(first, may_use)
+        return default, target, 0
 
     def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> Project:
         name, slash, project_id = value.partition(b"/")
-        if slash and name in self._accounts:
-            return self._of_account(name, project_id, may_use)
+        account = self._accounts.get(name) if slash else None
+        if account is not None and (may_use is None or may_use(account)):
+            return self._of_account(account, project_id)
         found = self._projects.get(value)
-        if found is None:
+        if found is None or (may_use is not None and not may_use(found.name)):
             raise self._unknown(value, may_use)
         return found
 
-    def _of_account(
-        self, account: bytes, project_id: bytes, may_use: Callable[[str], bool] | None
-    ) -> Project:
-        name = self._accounts[account]
-        if may_use is not None and not may_use(name):
-            raise Forbidden(f"This caller may not use the account {name}.")
+    def _of_account(self, name: str, project_id: bytes) -> Project:
         if not _PROJECT_ID.match(project_id) or self._account_project is None:
             raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
         found = self._account_project(name, int(project_id))
         if found is None:
-            raise Forbidden(f"Project {int(project_id)} is not among accounts.{name}.projects.")
+            number = int(project_id)
+            raise UnknownProject(
+                f"There is no project {name}/{number}: {number} is not among accounts.{name}.projects."
+            )
         return found
 
     def _unknown(self, name: bytes, may_use: Callable[[str], bool] | None) -> UnknownProject:

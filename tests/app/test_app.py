@@ -283,10 +283,10 @@ async def test_an_accounts_project_gets_a_token_of_its_own_with_its_number() -> 
         assert [project.name for project in proxy.app.projects()] == ["shop", "acme/42", "acme/43"]
 
 
-async def test_an_accounts_project_that_is_not_allowed_is_a_403_without_a_token_request() -> None:
+async def test_an_accounts_project_that_is_not_allowed_does_not_exist_and_makes_no_token_request() -> None:
     async with gateway(accounts={"acme": ACCOUNT}) as proxy:
         answer = await proxy.call(b"GET /acme/44/v1/segments")
-        assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
         assert len(proxy.token.requests) == 1
 
 

@@ -558,7 +558,7 @@ async def test_accounts_keep_or_lose_their_projects_like_others(tmp_path: Path) 
         assert running.project("acme/42") is old
         await running.change(accounts={"acme": {**acme, "projects": [43]}})
         await until(lambda: not old._tasks)
-        assert await running.code(b"GET /acme/42/v1/segments") == "PROXY_FORBIDDEN"
+        assert await running.code(b"GET /acme/42/v1/segments") == "PROXY_UNKNOWN_PROJECT"
         assert await running.code(b"GET /acme/43/v1/segments") == 200
         await running.change(accounts={})
         assert [project.name for project in running.app.projects()] == ["shop"]

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
+from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
-from support.harness import WAIT_S, TokenServer, Upstream, gateway
+from support.harness import WAIT_S, Gateway, TokenServer, Upstream, close, free_port, gateway, read_message
 
+from proxy.errors import UnknownProject
 from proxy.gateway.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
+from proxy.gateway.route import Router
+from proxy.projects import Project
 
 KEY = "a-key%with&signs=1"
 CALLERS = {
@@ -17,10 +23,17 @@ CALLERS = {
     "app": {"key": "app-key-12345"},
     "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other"]},
 }
-PROJECTS = {
+PROJECTS: dict[str, dict[str, Any]] = {
     name: {"client_id": f"id-{name}", "client_secret": "secret-1", "apis": ["metrics"]}
     for name in ("shop", "other")
 }
+
+
+@dataclass
+class Named:
+    """A project, as far as the router knows one."""
+
+    name: str
 
 
 def basic(password: str) -> bytes:
@@ -68,9 +81,9 @@ async def test_a_caller_reaches_only_its_projects() -> None:
     async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:
         for target in (b"/shop/v1/x", b"/shop/v1/x?projectId=1"):
             answer = await proxy.call(b"GET " + target, b"X-API-Key: elsewhere-key-12345")
-            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+            assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
         answer = await proxy.call(b"GET /v1/x", b"X-API-Key: elsewhere-key-12345", b"X-CSQ-Project: shop")
-        assert answer.status == 403
+        assert answer.status == 404
         assert not upstream.requests
         assert (await proxy.call(b"GET /other/v1/x", b"X-API-Key: elsewhere-key-12345")).status == 200
 
@@ -101,7 +114,7 @@ async def test_a_caller_without_the_right_to_an_account_brings_none_of_its_proje
         before = len(token.requests)
         for start, field in ((b"GET /acme/42/v1/x", b"A: 1"), (b"GET /v1/x", b"X-CSQ-Project: acme/42")):
             answer = await proxy.call(start, field, b"X-API-Key: elsewhere-key-12345")
-            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+            assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
         assert [project.name for project in proxy.app.projects()] == ["shop", "other"]
         assert len(token.requests) == before
 
@@ -111,7 +124,7 @@ async def test_a_caller_can_have_only_its_own_projects_tokens_renewed() -> None:
         key = b"X-API-Key: elsewhere-key-12345"
         empty = b"Content-Length: 0"
         answer = await proxy.call(b"POST /-/refresh/shop", key, empty)
-        assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+        assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
         assert (await proxy.call(b"POST /-/refresh/other", key, empty)).status == 202
 
 
@@ -124,7 +137,12 @@ async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
         key, unlimited = b"X-API-Key: elsewhere-key-12345", b"X-API-Key: app-key-12345"
         for target in (b"/mine/42/v1/x", b"/shop-account/42/v1/x"):  # they come into being
             await proxy.call(b"GET " + target, unlimited)
-        for target, status in ((b"/-/status?hour=1", 200), (b"/-/ready", 503), (b"/shopp/v1/x", 404)):
+        for target, status in (
+            (b"/-/status?hour=1", 200),
+            (b"/-/metrics", 200),
+            (b"/-/ready", 503),
+            (b"/shopp/v1/x", 404),
+        ):
             answer = await proxy.call(b"GET " + target, key)
             assert answer.status == status
             assert b"shop" not in answer.content.replace(b"'shopp'", b"")
@@ -137,6 +155,81 @@ async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
         told = json.loads((await proxy.call(b"GET /-/status", key)).content)
         assert set(told["projects"]) == {"other", "mine/42"}
         assert set(told["accounts"]) == {"mine"}
+
+
+WAYS = {
+    "path": (b"GET /%b/v1/segments?projectId=7",),
+    "path that changes data": (b"DELETE /%b/v1/segments",),
+    "path of no version": (b"GET /%b/x",),
+    "name alone": (b"GET /%b",),
+    "field": (b"GET /v1/segments", b"X-CSQ-Project: %b"),
+    "field with an API": (b"GET /v1/segments", b"X-CSQ-Project: %b", b"X-CSQ-Api: nonsense"),
+    "dot segments": (b"GET /%b/%%2e%%2e/v1/segments",),
+    "refresh": (b"POST /-/refresh/%b", b"Content-Length: 0"),
+    "token": (b"POST /%b/v1/oauth/token", b"Content-Length: 2"),
+    "me": (b"POST /%b/v1/oauth/me", b"Content-Length: 2"),
+}
+HIDDEN = {"project": b"shop", "project of an account": b"acme/42", "account": b"acme"}
+
+
+@pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN)
+async def test_a_project_of_others_is_answered_like_one_that_does_not_exist(hidden: bytes) -> None:
+    absent = hidden.translate(bytes.maketrans(b"acmeshop", b"qzqzqzqz"))
+    account = {"client_id": "id-2", "client_secret": "secret-2"}
+    projects = {**PROJECTS, "shop": {**PROJECTS["shop"], "read_only": True, "default": True}}
+    upstream, token = Upstream(), TokenServer()
+    async with gateway(
+        upstream, token=token, callers=CALLERS, projects=projects, accounts={"acme": account}
+    ) as proxy:
+        assert (await proxy.call(b"GET /acme/42/v1/x", b"X-API-Key: app-key-12345")).status == 200
+        sent = len(upstream.requests), len(token.requests)
+        for way, lines in WAYS.items():
+            told = [await told_of(proxy, name, *lines) for name in (hidden, absent)]
+            assert told[0] == told[1], way
+            assert b"shop" not in told[0][1], way
+            assert b"acme" not in told[0][1], way
+        assert (len(upstream.requests), len(token.requests)) == sent
+
+
+async def told_of(proxy: Gateway, name: bytes, *lines: bytes) -> tuple[list[bytes], bytes]:
+    """The answer to these lines of a request with the name in them, but for what always differs."""
+    start, *fields = (line % name if b"%" in line else line for line in lines)
+    body = b"{}" if start.endswith((b"token", b"me")) else b""
+    answer = await proxy.call(start, *fields, b"X-API-Key: elsewhere-key-12345", body=body)
+    content = answer.content.replace(name, b"NAME").replace(name.partition(b"/")[0], b"NAME")
+    differ = (b"Date:", b"X-Request-Id:", b"Content-Length:")
+    return [line for line in answer.head.split(b"\r\n") if not line.startswith(differ)], content
+
+
+async def test_a_port_of_a_project_of_others_names_no_project() -> None:
+    projects = {**PROJECTS, "shop": {**PROJECTS["shop"], "port": free_port()}}
+    async with gateway(callers=CALLERS, projects=projects) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", projects["shop"]["port"])
+        writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-API-Key: elsewhere-key-12345\r\n\r\n")
+        answer = await read_message(reader)
+        assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
+        assert b"shop" not in answer.content
+        await close(writer)
+        assert proxy.app.projects()
+
+
+def test_a_hidden_name_costs_the_same_time_as_an_absent_one() -> None:
+    router = Router(
+        {f"shop-{number}": cast(Project, Named(f"shop-{number}")) for number in range(1000)},
+        accounts=frozenset(("acme",)),
+    )
+    may_use = frozenset(("shop-1", "shop-2")).__contains__
+    times: dict[bytes, list[int]] = {b"/shop-500/v1/x": [], b"/zhop-500/v1/x": [], b"/acme/42/v1/x": []}
+    for _ in range(60):
+        for target, spent in times.items():
+            began = time.thread_time_ns()
+            with pytest.raises(UnknownProject):
+                router.route(target, may_use=may_use)
+            spent.append(time.thread_time_ns() - began)
+    hidden, absent, of_account = (min(spent) for spent in times.values())
+    assert hidden < 1.5 * absent
+    assert absent < 1.5 * hidden
+    assert of_account < 1.5 * absent
 
 
 # Wrong keys

@@ -230,7 +230,7 @@ async def test_a_caller_gets_tokens_for_its_own_projects_only() -> None:
         for path in (b"/v1/oauth/token", b"/v1/oauth/me"):
             members = {**ASKED, "client_secret": "elsewhere-key-12345"}
             answer = await post(proxy, b"/shop" + path, members)
-            assert (answer.status, answer.error_code) == (403, "PROXY_FORBIDDEN")
+            assert (answer.status, answer.error_code) == (404, "PROXY_UNKNOWN_PROJECT")
             assert (await post(proxy, b"/other" + path, members)).status == 200
             assert (await post(proxy, b"/none" + path, members)).error_code == "PROXY_UNKNOWN_PROJECT"
 

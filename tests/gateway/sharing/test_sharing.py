@@ -363,7 +363,7 @@ async def test_who_may_not_use_the_project_gets_nothing_of_it() -> None:
     async with sharing(Cloud().opened(), projects={"other": other}, callers=CALLERS) as proxy:
         target = b"GET /shop/v1/segments?a=1"
         assert (await proxy.call(target, key("one"))).status == 200
-        assert (await proxy.call(target, key("none"))).error_code == "PROXY_FORBIDDEN"
+        assert (await proxy.call(target, key("none"))).error_code == "PROXY_UNKNOWN_PROJECT"
         assert (await proxy.call(target)).status == 401
         assert (await proxy.call(target, b"X-API-Key: wrong")).status == 401
 
