@@ -30,11 +30,13 @@ SLICE = 10
 """Projects that ``/-/status`` renders between two turns of the event loop."""
 _REFRESH = b"/-/refresh/"
 _PAGE = Path(__file__).parent / "page"
+PAGE = b"/-/"
 _FILES = {
-    b"/-/": ("index.html", b"text/html; charset=utf-8"),
+    PAGE: ("index.html", b"text/html; charset=utf-8"),
     b"/-/page.css": ("page.css", b"text/css; charset=utf-8"),
     b"/-/page.js": ("page.js", b"text/javascript; charset=utf-8"),
 }
+PAGE_FILES = frozenset(_FILES)
 _PAGE_FIELDS = (
     (
         b"Content-Security-Policy",

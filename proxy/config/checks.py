@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from proxy.config.messages import Fault, KeyPath, did_you_mean
 from proxy.config.secrets import absence, exposure
 from proxy.contentsquare import Api
-from proxy.origin import is_loopback
+from proxy.origin import Origin, is_loopback
 
 if TYPE_CHECKING:
     from proxy.config.settings import (
@@ -104,6 +104,7 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
             " [callers] with a key for each, or listen on 127.0.0.1 (shared within a pod)",
             (("callers",),),
         )
+    yield from _allowed_hosts(settings)
     server = settings.server
     for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(server, key) and not getattr(server, other):
@@ -119,6 +120,21 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, f"the path may have at most {_LONGEST_SOCKET} bytes; choose a shorter one")
     elif not server.unix_socket.parent.is_dir():
         yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
+
+
+def _allowed_hosts(settings: Settings) -> Iterator[Fault]:
+    """A name over plain http: there, browsers send the GETs of any web page without a field that says so."""
+    if settings.callers or settings.server.tls_cert:
+        return
+    for index, host in enumerate(settings.server.allowed_hosts):
+        if not Origin.parse(f"http://{host}").is_loopback:
+            yield Fault(
+                ("server", "allowed_hosts", index),
+                "any web page that knows this name can send requests to it over plain http; define [callers]"
+                " with a key for each, or set server.tls_cert and server.tls_key",
+                (("callers",), ("server", "tls_cert"), ("server", "tls_key")),
+            )
+            return
 
 
 def _files(settings: Settings) -> Iterator[Fault]:

@@ -1,8 +1,9 @@
 """The first checks of a request, which are cheap: its method, its Host, and the web page that sent it.
 
 A program that reaches the port has the credentials' power, so web pages must not reach it. An exact list
-of Host values stops DNS rebinding, and a browser marks the requests of a page of another site by Origin or
-Sec-Fetch-Site. Knows nothing of projects or upstreams.
+of Host values stops DNS rebinding, and a browser marks the requests of a page of another site by Origin,
+Sec-Fetch-Site or Referer. A GET to a name over plain http has only Referer, which the page can suppress: such
+a name needs callers (`proxy.config.checks`). Knows nothing of projects or upstreams.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from proxy.admin.admin import PAGE, PAGE_FILES
 from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyLoop
 from proxy.http1 import RequestHead
 from proxy.upstream.loop import ADVICE, is_own_via
@@ -23,9 +25,10 @@ _AUTHORITY: Final = re.compile(
 )
 """uri-host [":" port] (RFC 3986, sections 3.2.2 and 3.2.3); no empty host (RFC 9110, section 4.2.1)."""
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
-_OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site"))
+_OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 """Fields by which a browser says which page makes a request."""
 _LOOKED_AT: Final = _OF_PAGES | {b"via"}
+_REFERER: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _DEFAULT_PORTS: Final = (80, 443)
 """With these ports, a Host may have no port (RFC 9110, section 4.2)."""
 
@@ -54,17 +57,27 @@ class Guard:
             if host not in self._hosts:
                 _check_loop(head)  # first, since it is the cause: a name that leads here is a foreign Host
                 self._check_host(host, head.target)
-        if head.fields.has_any(_LOOKED_AT):
+        looked_at = head.fields.has_any(_LOOKED_AT)
+        if looked_at:
             _check_loop(head)
-            self._check_site(head)
         target = head.target if head.target.startswith(b"/") else self._origin_form(head)
+        if looked_at:
+            self._check_site(head, target.partition(b"?")[0] if head.method == b"GET" else b"")
         return b"*" if head.method == b"OPTIONS" and _is_last_hop(head) else target
 
-    def _check_site(self, head: RequestHead) -> None:
+    def _check_site(self, head: RequestHead, page: bytes) -> None:
+        """Raise OriginRefused for a page of another site; ``page`` is the path of a GET, else empty.
+
+        A link of such a page may open our page: nothing that is there can be framed or read by another page.
+        """
         for field in head.fields.among(_OF_PAGES):
-            if field.name == b"sec-fetch-site" and field.value not in (b"none", b"same-origin"):
-                raise OriginRefused("Web pages of other sites can't call this proxy; call it from a program.")
-            if field.name == b"origin" and not self._is_own_origin(field.value, head):
+            if field.name == b"sec-fetch-site":
+                own = field.value in (b"none", b"same-origin") or (page == PAGE and _is_opened(head))
+            elif field.name == b"origin":
+                own = self._is_own_origin(field.value, head)
+            else:
+                own = page in PAGE_FILES or _is_own_referer(field.value, head)
+            if not own:
                 raise OriginRefused("Web pages of other sites can't call this proxy; call it from a program.")
 
     @staticmethod
@@ -113,6 +126,23 @@ def authority_of(head: RequestHead) -> bytes | None:
     if not head.target.startswith(b"/") and (absolute := _ABSOLUTE_FORM.match(head.target)):
         return absolute[1]
     return head.hosts[0] if head.hosts else None
+
+
+def _is_opened(head: RequestHead) -> bool:
+    """Whether a browser opens the target in a tab or window of its own (W3C, Fetch Metadata)."""
+    modes, kinds = head.fields.values(b"sec-fetch-mode"), head.fields.values(b"sec-fetch-dest")
+    return list(modes) == [b"navigate"] and list(kinds) == [b"document"]
+
+
+def _is_own_referer(value: bytes, head: RequestHead) -> bool:
+    """Whether no page of another site sent the request (RFC 9110, section 10.1.3).
+
+    A program may send ``about:blank`` or a partial URI, and no page can.
+    """
+    if value in (b"", b"about:blank") or (value.startswith(b"/") and not value.startswith(b"//")):
+        return True
+    absolute, own = _REFERER.match(value), authority_of(head)
+    return absolute is not None and own is not None and absolute[1].lower() == own.lower()
 
 
 def _is_authority(host: bytes) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support.configurations import CANARY, SHOP, Writer, faults_of, project
 
+from proxy.config.load import load
+
 
 @pytest.mark.parametrize(
     ("text", "fault"),
@@ -64,3 +66,28 @@ def test_a_unix_socket_needs_a_folder_and_a_short_path(write: Writer) -> None:
         (fault,) = faults_of(write(f"[server]\nunix_socket = '{socket}'\n{SHOP}"))
         assert fault.startswith("server.unix_socket: ")
         assert words in fault or "Windows" in fault
+
+
+@pytest.mark.parametrize(
+    "name", ["proxy.corp", "proxy.corp:8277", "192.168.1.5", "[fd00::1]:80", "localhost.corp"]
+)
+def test_another_name_over_plain_http_needs_callers_or_tls(name: str, write: Writer) -> None:
+    names = f"[server]\nallowed_hosts = ['localhost:9', '{name}', 'second.corp']\n"
+    [fault] = faults_of(write(SHOP + names))
+    assert fault == (
+        "server.allowed_hosts[1]: any web page that knows this name can send requests to it over plain http;"
+        " define [callers] with a key for each, or set server.tls_cert and server.tls_key"
+    )
+    assert load(write(SHOP + names + "[callers.x]\nkey = 'k'\n"), environ={}).server.allowed_hosts
+    write("certificate", "cert.pem")
+    write("key", "key.pem")
+    tls = "tls_cert = 'cert.pem'\ntls_key = 'key.pem'\n"
+    assert load(write(SHOP + names + tls), environ={}).server.allowed_hosts
+    [fault] = faults_of(write(SHOP + names + tls.partition("\n")[0]))
+    assert fault.startswith("server.tls_key: missing")
+
+
+@pytest.mark.parametrize("name", ["localhost:9", "127.0.0.2", "[::1]:80"])
+def test_browsers_mark_requests_to_a_loopback_name_so_it_needs_neither(name: str, write: Writer) -> None:
+    text = f"{SHOP}[server]\nallowed_hosts = ['{name}']\n"
+    assert load(write(text), environ={}).server.allowed_hosts == (name,)

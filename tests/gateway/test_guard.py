@@ -194,6 +194,81 @@ def test_ones_own_origin_passes(origin: bytes) -> None:
     assert check(b"POST /v1/x", b"Origin: " + origin) == b"/v1/x"
 
 
+@pytest.mark.parametrize(
+    "path", [b"/v1/x", b"/", b"/-/status", b"/-/metrics", b"/-/page.cssx", b"/-", b"/shop/-/"]
+)
+@pytest.mark.parametrize(
+    "referer",
+    [
+        b"http://evil.example/",
+        b"https://wiki.corp/page?q=http://127.0.0.1:8277/",
+        b"http://127.0.0.1:8278/-/",
+        b"http://127.0.0.1/",
+        b"http://127.0.0.1:8277.evil.example/",
+        b"http://127.0.0.1:8277@evil.example/",
+        b"http://localhost:8277/",
+        b"//evil.example/",
+        b"android-app://com.example/",
+        b"127.0.0.1:8277",
+        b"null",
+    ],
+)
+def test_requests_of_other_sites_pages_are_a_403_by_referer(referer: bytes, path: bytes) -> None:
+    with pytest.raises(OriginRefused):
+        check(b"GET " + path, b"Referer: " + referer)
+
+
+@pytest.mark.parametrize(
+    "referer",
+    [
+        b"http://127.0.0.1:8277/-/",
+        b"HTTP://127.0.0.1:8277",
+        b"https://127.0.0.1:8277/x?y",
+        b"http://127.0.0.1:8277#x",
+        b"/-/",
+        b"about:blank",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_ones_own_referer_and_one_that_no_page_sends_pass(referer: bytes, method: bytes) -> None:
+    assert check(method + b" /v1/x", b"Referer: " + referer) == b"/v1/x"
+
+
+OPENED = (b"Sec-Fetch-Mode: navigate", b"Sec-Fetch-Dest: document", b"Referer: http://wiki.corp/")
+
+
+@pytest.mark.parametrize(
+    "path", [b"/-/", b"/-/page.css", b"/-/page.js", b"/-/?x", b"http://127.0.0.1:8277/-/"]
+)
+def test_a_get_of_the_page_and_its_files_may_have_a_foreign_referer(path: bytes) -> None:
+    assert check(b"GET " + path, b"Referer: http://wiki.corp/") == path.removeprefix(b"http://" + OWN)
+    for method in (b"POST", b"PUT", b"HEAD"):
+        with pytest.raises(OriginRefused):
+            check(method + b" " + path, b"Referer: http://wiki.corp/")
+
+
+@pytest.mark.parametrize("site", [b"cross-site", b"same-site"])
+def test_a_link_of_another_site_opens_the_page_and_nothing_else(site: bytes) -> None:
+    line = b"Sec-Fetch-Site: " + site
+    assert check(b"GET /-/", line, *OPENED) == b"/-/"
+    assert check(b"GET /-/?x", line, b"Sec-Fetch-User: ?1", *OPENED) == b"/-/?x"
+    for start, lines in (
+        (b"GET /v1/x", OPENED),
+        (b"GET /", OPENED),
+        (b"GET /-/page.js", OPENED),
+        (b"GET /-/status", OPENED),
+        (b"POST /-/", OPENED),
+        (b"GET /-/", OPENED[:1]),
+        (b"GET /-/", OPENED[1:]),
+        (b"GET /-/", (OPENED[0], b"Sec-Fetch-Dest: iframe")),
+        (b"GET /-/", (*OPENED, b"Sec-Fetch-Dest: iframe")),
+        (b"GET /-/", (*OPENED, b"Origin: http://wiki.corp")),
+    ):
+        with pytest.raises(OriginRefused):
+            check(start, line, *lines)
+
+
 def test_one_bad_field_among_good_ones_is_enough() -> None:
     with pytest.raises(OriginRefused):
         check(b"GET /v1/x", b"Sec-Fetch-Site: none", b"Sec-Fetch-Site: cross-site")

@@ -91,7 +91,8 @@ async def test_the_endpoint_names_the_project_as_it_was_addressed(
 
 async def test_the_endpoint_has_the_name_that_the_caller_used() -> None:
     server = {"allowed_hosts": ["csq-proxy:8277"]}
-    async with gateway(server=server) as proxy:
+    callers = {"bi": {"key": ASKED["client_secret"]}}
+    async with gateway(server=server, callers=callers) as proxy:
         body = json.dumps(ASKED).encode()
         head = b"POST /shop/v1/oauth/token HTTP/1.1\r\nHost: csq-proxy:8277\r\nContent-Length: %d\r\n\r\n"
         answer = await proxy.send(head % len(body) + body)
