@@ -21,6 +21,7 @@ from proxy.app.build import Generations
 from proxy.config.changes import Changes, differences
 from proxy.config.expiry import ExpiryWatch
 from proxy.config.settings import Settings
+from proxy.config.trust import UNCHECKED, unchecked
 from proxy.config.watch import Reloader
 from proxy.errors import ConfigError, ListenError
 from proxy.gateway.gateway import Gateway
@@ -122,6 +123,8 @@ class App:
         self._generation = self._gateway.generation = self._generations.next(first, None).generation
         self._generation.redact()
         self._warn_of_environment()
+        if files := unchecked(self._settings.files):
+            self._log_event("files_unchecked", {"files": [str(file) for file in files], "why": UNCHECKED})
         self._spawn(self._sweep_regularly())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from proxy.cli import live_report
-from proxy.cli.live_check import Finding, expiries
+from proxy.cli.live_check import Finding, expiries, unknown_owners
 from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
@@ -55,8 +55,9 @@ def _listener(settings: Settings) -> str:
 
 
 def findings(settings: Settings, *, live: bool) -> list[Finding]:
-    """The credentials that end soon, and with ``live`` the answers of Contentsquare."""
-    return [*expiries(settings, utc_today()), *(live_report.collect(settings) if live else ())]
+    """Files that can't be checked, credentials that end soon; with ``live`` Contentsquare's answers, too."""
+    offline = (*unknown_owners(settings), *expiries(settings, utc_today()))
+    return [*offline, *(live_report.collect(settings) if live else ())]
 
 
 def show_findings(findings: Sequence[Finding], *, all_of_them: bool) -> None:

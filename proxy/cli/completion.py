@@ -5,6 +5,7 @@ Reads only names: reads no secret, starts no password manager, and offers nothin
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.config import environment
 from proxy.config.files import find_config_file, read_toml
 from proxy.config.keys import schema
+from proxy.errors import ConfigError
 
 
 def projects(config: Path | None, incomplete: str) -> list[str]:
     """The projects that begin with ``incomplete``, an account's as ``acme/42``. ``config``: ``--config``."""
     tables = [environment.read(os.environ, schema()).values]
     if (path := find_config_file(config, os.environ)) is not None:
-        tables.append(read_toml(path, []))
+        with contextlib.suppress(ConfigError):
+            tables.append(read_toml(path, []))
     return sorted({name for table in tables for name in _names(table) if name.startswith(incomplete)})
 
 

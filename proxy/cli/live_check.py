@@ -19,6 +19,7 @@ from typing import Literal, cast
 from proxy.config.expiry import days_left, step_of
 from proxy.config.pasted import description
 from proxy.config.settings import Settings
+from proxy.config.trust import UNCHECKED, unchecked
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
@@ -35,6 +36,7 @@ MAX_SKEW_S = 60.0
 Result = Literal["ok", "warning", "failed"]
 
 _NEXT_STEP = {
+    "files": "keep the file in a folder that only you can change",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
     "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",
@@ -112,6 +114,12 @@ class _Subject:
 
 def _finding(check: str, result: Result, message: str, project: str = "", api: str = "") -> Finding:
     return Finding(project, api, check, result, message, "" if result == "ok" else _NEXT_STEP[check])
+
+
+def unknown_owners(settings: Settings) -> Iterator[Finding]:
+    """A warning for each file about which the system doesn't tell who may change it."""
+    for path in unchecked(settings.files):
+        yield _finding("files", "warning", f"{path}: {UNCHECKED}")
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:

@@ -22,9 +22,11 @@ from urllib.parse import urlsplit
 
 from proxy.cli.console import fail, say
 from proxy.config.environment import KEY
+from proxy.config.files import READABLE, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
 from proxy.config.settings import LOCALHOST
+from proxy.config.trust import Untrusted
 from proxy.errors import ConfigError
 from proxy.origin import Origin, bracketed, is_loopback
 from proxy.server.request import UNIX
@@ -123,8 +125,11 @@ class Source(NamedTuple):
         verify_alike(context)
         if self.cert is not None:
             try:
-                context.load_verify_locations(self.cert)
-            except OSError:
+                data = read(self.cert, advice=READABLE).data
+                context.load_verify_locations(cadata=data.decode("ascii"))
+            except Untrusted as untrusted:
+                raise Unreachable(f"server.tls_cert: {untrusted}") from None
+            except (OSError, ValueError):
                 raise Unreachable(
                     f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
                 ) from None
@@ -208,7 +213,9 @@ def _key(key_file: Path | None) -> str | None:
     else:
         place = "--key-file"
         try:
-            text = key_file.read_text("utf-8-sig")
+            text = read(key_file).data.decode("utf-8-sig")
+        except Untrusted as untrusted:
+            raise ConfigError(f"{place}: {untrusted}") from None
         except (OSError, ValueError):
             raise ConfigError(f"{place}: {key_file} can't be read") from None
     if not text:

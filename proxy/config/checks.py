@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.config.files import PRIVATE, READABLE
 from proxy.config.messages import Fault, KeyPath, did_you_mean
 from proxy.config.secrets import absence, exposure
+from proxy.config.trust import fault_of
 from proxy.contentsquare import Api
 from proxy.origin import Origin, is_loopback
 
@@ -146,8 +148,16 @@ def _files(settings: Settings) -> Iterator[Fault]:
     for section, key, path in files:
         if path is not None and not os.access(path, os.R_OK):
             yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))
-        elif path is not None and key == "tls_key" and (fault := exposure(path)):
+        elif path is not None and (fault := _file_fault(path, is_private=key == "tls_key")):
             yield Fault((section, key), fault)
+
+
+def _file_fault(path: Path, *, is_private: bool) -> str | None:
+    try:
+        fault = fault_of(path, PRIVATE if is_private else READABLE)
+        return fault or (exposure(path) if is_private else None)
+    except OSError as error:
+        return f"can't read {path}: {error.strerror}"
 
 
 def _project(path: KeyPath, project: ProjectSettings) -> Iterator[Fault]:

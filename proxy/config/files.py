@@ -5,18 +5,23 @@ A fault is a line for people: it names the file, and the line and column where t
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.blocking import NoThread, within
 from proxy.config.environment import CONFIG
+from proxy.config.trust import Untrusted, refuse_untrusted
+from proxy.errors import ConfigError
 
 READ_TIMEOUT_S = 10.0
 """How long a file may take: a named pipe without a writer never ends, and a network drive may hang."""
+PRIVATE, READABLE = "600", "go-w"
+"""The words for chmod that mend a file with secrets, and a file that others may read."""
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
@@ -63,16 +68,26 @@ def working_folder() -> Path:
         return Path()
 
 
-def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The file's content, at most so many bytes of it. Raises OSError, TimeoutError among them."""
+class Content(NamedTuple):
+    """The bytes of a file, and its status when they were read."""
 
-    def read() -> bytes:
-        if most is None:
-            return path.read_bytes()
+    data: bytes
+    status: os.stat_result
+
+
+def read(path: Path, most: int = -1, *, advice: str = PRIVATE) -> Content:
+    """The file's content, at most ``most`` bytes of it (-1: all).
+
+    Raises OSError: `Untrusted` if another user could have written it (``advice`` is what chmod should do),
+    and TimeoutError.
+    """
+
+    def opened() -> Content:
         with path.open("rb") as file:
-            return file.read(most)
+            refuse_untrusted(path, file.fileno(), advice)
+            return Content(file.read(most), os.fstat(file.fileno()))
 
-    return within(READ_TIMEOUT_S, identity(path), read)
+    return within(READ_TIMEOUT_S, identity(path), opened)
 
 
 def identity(path: Path | None) -> tuple[Path | None, int, int]:
@@ -85,13 +100,24 @@ def identity(path: Path | None) -> tuple[Path | None, int, int]:
 
 
 def read_toml(path: Path, faults: list[str]) -> dict[str, Any]:
-    """The file's content. Where it can't be read, an empty dict, and a line more in ``faults``."""
+    """The file's content. Where it can't be read, an empty dict, and a line more in ``faults``.
+
+    Raises ConfigError if another user could have written it: then nothing more may be done with it.
+    """
+    return read_table(path, faults)[0]
+
+
+def read_table(path: Path, faults: list[str]) -> tuple[dict[str, Any], os.stat_result | None]:
+    """As `read_toml`, with the file's status; None where it can't be read. Raises ConfigError."""
     text = ""
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-        return tomllib.loads(text)
+        data, status = read(path)
+        text = data.decode("utf-8-sig")
+        return tomllib.loads(text), status
     except NoThread:
         raise
+    except Untrusted as untrusted:
+        raise ConfigError(f"{path}: holds a secret or decides where one goes, and {untrusted}") from None
     except FileNotFoundError:
         faults.append(f"{path}: there is no such file")
     except OSError as error:
@@ -102,7 +128,7 @@ def read_toml(path: Path, faults: list[str]) -> dict[str, Any]:
         faults.append(_syntax_fault(path, text, str(error)))
     except (RecursionError, ValueError):  # tables and lists within each other, and thousands of digits
         faults.append(f"{path}: not usable TOML: nested too deeply, or a number with too many digits")
-    return {}
+    return {}, None
 
 
 def _syntax_fault(path: Path, text: str, message: str) -> str:

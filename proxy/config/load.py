@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from proxy.config import checks, environment, secrets
-from proxy.config.files import absolute, find_config_file, read_toml, working_folder
+from proxy.config.files import absolute, find_config_file, read_table, read_toml, working_folder
 from proxy.config.keys import ANY_NAME, Leaf, Schema, schema
 from proxy.config.messages import Fault, KeyPath, dotted, explain
 from proxy.config.settings import ServerSettings, Settings
@@ -92,8 +92,8 @@ def _read_all(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[
     """Read every place; paths are absolute and secrets are fetched afterwards."""
     faults: list[str] = []
     found = environment.read(environ, schema())
-    file = read_toml(path, faults) if path else {}
-    if path and (fault := _exposed(path, file)):
+    file, status = read_table(path, faults) if path else ({}, None)
+    if path and status and (fault := _exposed(path, file, status)):
         faults.append(fault)
     sidecar = ("projects", environment.SIDECAR_PROJECT)
     if _get(file, sidecar) is not None or _get(overrides, sidecar) is not None:
@@ -240,11 +240,11 @@ class _Loading:
         return f"{dotted(fault.path)}{f' ({name})' if name else ''}: {fault.text}"
 
 
-def _exposed(path: Path, file: Layer) -> str | None:
+def _exposed(path: Path, file: Layer, status: os.stat_result) -> str | None:
     """The fault of a file that holds a secret and isn't private; None for a private file."""
     if not any(leaf is Leaf.SECRET and isinstance(value, str) for leaf, value in _leaves(file, schema())):
         return None
-    fault = secrets.exposure(path)
+    fault = secrets.exposure(path, status)
     return f"{path}: holds a secret, and {fault}" if fault else None
 
 

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.config.files import READABLE
+from proxy.config.trust import fault_of
 from proxy.errors import ConfigError
 
 
@@ -54,6 +56,8 @@ def check_place(path: Path) -> None:
         raise _not_writable(path, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(path, "its folder isn't yours to write to")
+    if fault := fault_of(folder, READABLE):
+        raise ConfigError(f"{path}: {fault}; or name another place with --config FILE")
 
 
 def write_new(path: Path, text: str) -> None:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from proxy.blocking import NoThread
-from proxy.config.files import read_bytes
+from proxy.config.files import read
 from proxy.config.pasted import value_of
+from proxy.config.trust import Untrusted
 from proxy.secret import Secret
 
 AT_ONCE = 8
@@ -35,7 +36,7 @@ _CREDENTIALS = frozenset(("$CREDENTIALS_DIRECTORY", "${CREDENTIALS_DIRECTORY}"))
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # On some systems these are memory, on others a disk; on all of them every user can write there.
-_SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp"))  # noqa: S108 - named to be excluded
+_SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108 - named to be excluded
 _TASKKILL = f"{os.environ.get('SYSTEMROOT', 'C:/Windows')}/System32/taskkill.exe"
 _running: set[subprocess.Popen[bytes]] = set()
 _turns: dict[Source, threading.Lock] = {}
@@ -102,16 +103,18 @@ def read_all(sources: Iterable[Source]) -> dict[Source, Secret | SecretUnusable]
 def read_file(path: Path) -> str:
     """The secret in a file, without a final line break. Raises SecretUnusable."""
     try:
-        content = read_bytes(path, _LONGEST + 1)
+        content, status = read(path, _LONGEST + 1)
     except NoThread:
         raise
     except FileNotFoundError:
         raise SecretUnusable(absence(path)) from None
+    except Untrusted as untrusted:
+        raise SecretUnusable(str(untrusted)) from None
     except OSError as error:
         raise SecretUnusable(f"can't read {path}: {error.strerror}") from None
     except ValueError:  # a NUL character
         raise SecretUnusable("must be a path") from None
-    if fault := exposure(path):
+    if fault := exposure(path, status):
         raise SecretUnusable(fault)
     return _only_line(content, str(path))
 
@@ -224,20 +227,26 @@ def _only_line(content: bytes, where: str) -> str:
         raise SecretUnusable(f"{where} {wrong}") from None
 
 
-def exposure(path: Path) -> str | None:
+def exposure(path: Path, status: os.stat_result | None = None) -> str | None:
     """The fault of a file with a secret that other users can read or change; None for a private file.
 
-    A file on a memory file system passes: the platform chose its mode (Kubernetes' Secret mounts, systemd's
-    credentials). So does anything but a regular file, and every file on Windows, whose access lists no mode
-    shows.
+    ``status`` is that of the file as it was read, None: the present one. A file on a memory file system or in
+    a volume of Kubernetes passes: the platform chose its mode. So does anything but a regular file, and every
+    file on Windows, whose access lists no mode shows. The group may read a file that isn't ours: we do so.
     """
     if sys.platform == "win32":
         return None
-    status = path.stat()
+    status = status or path.stat()
     mode = stat.S_IMODE(status.st_mode)
-    if not stat.S_ISREG(status.st_mode) or not mode & 0o066 or _is_in_memory(path, status.st_dev):
+    exposed = 0o066 if status.st_uid == os.geteuid() else 0o026
+    if not stat.S_ISREG(status.st_mode) or not mode & exposed or _is_mounted(path, status.st_dev):
         return None
     return f"others can read or change {path} (mode {mode:04o}); run: chmod 600 {shlex.quote(str(path))}"
+
+
+def _is_mounted(path: Path, device: int) -> bool:
+    """Whether the platform put the file there. Kubernetes' folders of a volume's files begin with ``..``."""
+    return path.resolve().parent.name.startswith("..") or _is_in_memory(path, device)
 
 
 def _is_in_memory(path: Path, device: int) -> bool:

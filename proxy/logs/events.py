@@ -43,6 +43,7 @@ _WARNINGS = _REPEATED | {
     "credentials_expire",
     "credentials_switched",
     "event_loop_was_slow",
+    "files_unchecked",
     "reload_needs_restart",
     "reload_refused",
     "secret_in_environment",

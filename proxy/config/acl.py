@@ -1,0 +1,172 @@
+"""Who may change a file on Windows: its owner and its access list, as SDDL, the same in every language.
+
+Must not know which files matter. Sources: Microsoft's "Security Descriptor String Format", "ACE Strings" and
+"SID Strings"; winnt.h.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_TRUSTED = frozenset(
+    (
+        "SY",  # the system
+        "BA",  # administrators
+        "LA",  # the built-in administrator
+        "CO",  # the creator owner, who is the owner once the entry applies
+        "OW",  # the owner, who is looked at for itself
+        "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464",  # TrustedInstaller
+    )
+)
+"""The SIDs that stand for root, and for owners."""
+_RIGHTS = {
+    "GA": 0x10000000,
+    "GW": 0x40000000,
+    "SD": 0x00010000,
+    "WD": 0x00040000,
+    "WO": 0x00080000,
+    "FA": 0x001F01FF,
+    "FW": 0x00120116,
+    "KA": 0x000F003F,
+    "DC": 0x00000002,
+    "LC": 0x00000004,
+    "DT": 0x00000040,
+}
+"""The abbreviations of rights by which something can be changed (KA, DC, LC and DT by their numbers)."""
+_TO_FILE = 0x500D0006
+"""The rights to change a file: generic, to delete it, its access list, its owner, its data."""
+_TO_FOLDER = 0x100D0040
+"""The rights to replace what is in a folder; adding to the folder is no such right."""
+_ENTRY = re.compile(r"\(([^()]*)\)")
+_PARTS = re.compile(
+    r"(?:O:(?P<owner>[-0-9A-Z]+?))?(?:G:[-0-9A-Z]+?)?(?:D:(?P<list>[A-Z_]*?(?:\(.*\))?))?(?:S:.*)?\Z"
+)
+
+
+def fault_in(sddl: str, ours: frozenset[str], *, is_folder: bool) -> str | None:
+    """The fault that a security descriptor shows, None for a good one. ``ours`` are our SIDs."""
+    parts = _PARTS.match(sddl)
+    if parts is None:
+        return "its access list can't be understood"
+    trusted = _TRUSTED | ours
+    if parts["owner"] is not None and parts["owner"] not in trusted:
+        return f"it belongs to another user ({parts['owner']})"
+    for sid in _writers(parts["list"] or "", _TO_FOLDER if is_folder else _TO_FILE):
+        if sid not in trusted:
+            return f"others ({sid}) can change it"
+    return None
+
+
+def _writers(entries: str, rights: int) -> Iterator[str]:
+    """The SIDs that entries of the list give one of these rights."""
+    for entry in _ENTRY.findall(entries):
+        kind, flags, given, _, _, sid = [*entry.split(";"), *[""] * 5][:6]
+        if "IO" not in _pairs(flags) and kind in ("A", "XA", "OA") and _mask(given) & rights:
+            yield sid
+
+
+def _mask(given: str) -> int:
+    if given.startswith("0x"):
+        return int(given, 16)
+    mask = 0
+    for word in _pairs(given):
+        mask |= _RIGHTS.get(word, 0)
+    return mask
+
+
+def _pairs(text: str) -> list[str]:
+    return [text[place : place + 2] for place in range(0, len(text), 2)]
+
+
+if sys.platform == "win32":
+    import ctypes
+    import functools
+    from ctypes import wintypes
+
+    _SE_FILE_OBJECT, _OWNER_AND_LIST, _REVISION, _TOKEN_QUERY, _TOKEN_USER = 1, 0x1 | 0x4, 1, 0x8, 1
+    _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _kernel32.GetCurrentProcess.restype = wintypes.HANDLE
+    _kernel32.LocalFree.argtypes = (ctypes.c_void_p,)
+    _kernel32.CloseHandle.argtypes = (wintypes.HANDLE,)
+
+    def sddl(path: Path) -> str | None:
+        """The owner and the access list of a file or folder, None where there is none to read.
+
+        Wine makes lists up from the modes of files, and can't say "sticky": its lists count as none.
+        """
+        return None if hasattr(ctypes.WinDLL("ntdll"), "wine_get_version") else _sddl(path)
+
+    def _sddl(path: Path) -> str | None:
+        descriptor = ctypes.c_void_p()
+        nothing = ctypes.c_void_p()
+        failed = _advapi32.GetNamedSecurityInfoW(
+            ctypes.c_wchar_p(str(path)),
+            _SE_FILE_OBJECT,
+            _OWNER_AND_LIST,
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+            ctypes.byref(descriptor),
+        )
+        if failed:
+            return None
+        try:
+            text = wintypes.LPWSTR()
+            made = _advapi32.ConvertSecurityDescriptorToStringSecurityDescriptorW(
+                descriptor, _REVISION, _OWNER_AND_LIST, ctypes.byref(text), nothing
+            )
+            found = _taken(text) if made else None
+        finally:
+            _kernel32.LocalFree(descriptor)
+        return None if found is None or "NO_ACCESS_CONTROL" in found else found
+
+    @functools.cache
+    def own_sid() -> str:
+        """This user's SID, as SDDL writes it. Raises OSError."""
+        token = wintypes.HANDLE()
+        if not _advapi32.OpenProcessToken(
+            wintypes.HANDLE(_kernel32.GetCurrentProcess()), _TOKEN_QUERY, ctypes.byref(token)
+        ):
+            raise ctypes.WinError(ctypes.get_last_error())
+        try:
+            size = wintypes.DWORD(256)
+            room = ctypes.create_string_buffer(size.value)
+            text = wintypes.LPWSTR()
+            if not (
+                _advapi32.GetTokenInformation(token, _TOKEN_USER, room, size, ctypes.byref(size))
+                and _advapi32.ConvertSidToStringSidW(ctypes.c_void_p.from_buffer(room), ctypes.byref(text))
+            ):
+                raise ctypes.WinError(ctypes.get_last_error())
+            return _taken(text)
+        finally:
+            _kernel32.CloseHandle(token)
+
+    def _taken(text: wintypes.LPWSTR) -> str:
+        """The text, whose memory is freed."""
+        try:
+            return text.value or ""
+        finally:
+            _kernel32.LocalFree(text)
+
+    def fault_of(path: Path) -> str | None:
+        """Why the file isn't to be trusted; None for a good one, and for one without an access list."""
+        ours = frozenset((own_sid(),))
+        places = dict.fromkeys((path, path.resolve(), *path.parents, *path.resolve().parents))
+        for place in places:
+            said = sddl(place)
+            fault = None if said is None else fault_in(said, ours, is_folder=place.is_dir())
+            if fault is not None:
+                return (
+                    f"{place}: {fault}; use a file in your own folder, or let only yourself, the system and"
+                    ' administrators change it (icacls "FILE" /inheritance:r /grant:r "%USERNAME%:F")'
+                )
+        return None
+
+    def is_known(path: Path) -> bool:
+        """Whether the file has an access list that can be read."""
+        return sddl(path) is not None
