@@ -366,10 +366,10 @@ def test_a_named_file_that_is_not_readable_is_a_fault_of_ours(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # what Typer would ask, for four lines of its own
 
-    def refused(_: Path) -> bytes:
+    def refused(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     error = CliRunner().invoke(cli, ["check", "--config", str(config)]).exception
     assert isinstance(error, ConfigError)
     assert error.faults == (f"{config}: can't read it: Permission denied",)
