@@ -1,31 +1,25 @@
 """The requests that must not be forwarded: of read-only callers and projects, and for other projects.
 
 Decides on the exact bytes that would go to the cloud, and reads them as the most lenient server
-might: a request is refused if it could hide a call that changes data, or name another project than
-the token's. Contentsquare checks the project, too; this check is a second lock.
+might (see `proxy.gateway.lenient`): a request is refused if it could hide a call that changes data, or name
+another project than the token's. Contentsquare checks the project, too; this check is a second lock.
 Pure; must not know how a project gets its token.
 """
 
 from __future__ import annotations
 
-import posixpath
 import re
 from typing import Final, Protocol
-from urllib.parse import unquote_to_bytes
 
 from proxy.contentsquare import changes_data
 from proxy.errors import Forbidden
 from proxy.gateway.callers import Caller
+from proxy.gateway.lenient import asks_for_method, names_other_project
 from proxy.http1 import METHOD_OVERRIDES, RequestHead
 
-_SEPARATOR: Final = re.compile(rb"[&;?]")
-_NAMED_BY_PATH: Final = re.compile(rb"(?:\A|/)projects?/([^/?#]*)")
-_PARAMETERS: Final = re.compile(rb";[^/]*")
-_MAY_NAME_ONE: Final = re.compile(rb"project|%25|%[4-7]", re.IGNORECASE)
-"""A target without any of these can't name a project, however it is decoded: the last two begin coded
-percent signs and letters."""
-_MOST_CODINGS: Final = 3
-"""Percent-decodings in a row that a server may do; the result of each counts."""
+_CONTENT_TYPE: Final = frozenset((b"content-type",))
+_FORM: Final = re.compile(rb"\bform\b|urlencoded", re.IGNORECASE)
+"""Content types of forms: ``application/x-www-form-urlencoded``, ``multipart/form-data``."""
 
 
 class ProjectLimits(Protocol):
@@ -76,43 +70,16 @@ def _check_reads(head: RequestHead, target: bytes, why: str) -> None:
         raise Forbidden(f"{why}, and this call may change data.")
     for field in head.fields.among(METHOD_OVERRIDES):
         raise Forbidden(f"{why}: leave the field {field.name.decode()} out.")
+    if asks_for_method(target):
+        raise Forbidden(f"{why}: leave the parameter that asks for another method out of the query.")
+    for field in head.fields.among(_CONTENT_TYPE):
+        if _FORM.search(field.value):
+            raise Forbidden(f"{why}, and a form may ask for another method: send JSON.")
 
 
 def _check_project(target: bytes, project_id: int, name: str) -> None:
-    if _MAY_NAME_ONE.search(target) and _named_projects(target) - {b"%d" % project_id}:
+    if names_other_project(target, project_id):
         raise Forbidden(
-            f"This request names another project than {project_id}, the number of {name};"
+            f"This request may name another project than {project_id}, the number of {name};"
             " call the other project by its own path, or leave projectId out."
         )
-
-
-def _named_projects(target: bytes) -> set[bytes]:
-    """All projects that a server might read in ``target``, in its path or in ``projectId``."""
-    found: set[bytes] = set()
-    path, _, query = target.partition(b"?")
-    for spelling in _spellings(path):
-        plain = _PARAMETERS.sub(b"", spelling.replace(b"\\", b"/").lower())
-        for one in (re.sub(rb"/+", b"/", plain), posixpath.normpath(plain)):
-            found.update(_NAMED_BY_PATH.findall(one))
-    parts = [part for text in (query, *_spellings(query)) for part in _SEPARATOR.split(text)]
-    for part in parts:
-        key, _, value = part.partition(b"=")
-        if any(_is_project_id(spelling) for spelling in _spellings(key)):
-            found.add(_spellings(value)[-1])
-    return found
-
-
-def _is_project_id(key: bytes) -> bool:
-    """Whether the key is ``projectId``, also as ``project_id``, ``projectId[]`` or ``filter[projectId]``."""
-    return re.sub(rb"[^a-z0-9]", b"", key.lower()).endswith(b"projectid")
-
-
-def _spellings(text: bytes) -> list[bytes]:
-    """The text, and the results of repeated percent-decoding."""
-    found = [text]
-    for _ in range(_MOST_CODINGS):
-        decoded = unquote_to_bytes(found[-1].replace(b"+", b" "))
-        if decoded == found[-1]:
-            break
-        found.append(decoded)
-    return found

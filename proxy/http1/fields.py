@@ -31,9 +31,9 @@ _FRAMING: Final = frozenset(
 
 
 def _spellings(name: bytes) -> Iterator[bytes]:
-    """With hyphens or underscores: CGI and its successors treat both as the same name."""
+    """With hyphens, underscores, dots or nothing: CGI and its successors may treat all as the same name."""
     first, *others = name.split(b"-")
-    for marks in product((b"-", b"_"), repeat=len(others)):
+    for marks in product((b"-", b"_", b".", b""), repeat=len(others)):
         yield first + b"".join(mark + word for mark, word in zip(marks, others, strict=True))
 
 

@@ -125,6 +125,9 @@ def test_read_only_lets_through_safe_methods_and_the_listed_reads_to_the_byte(
         b"x-http-method-override: GET",
         b"X_HTTP_Method_Override: DELETE",
         b"X-HTTP-METHOD-OVERRIDE:",
+        b"X-HTTPMethodOverride: DELETE",
+        b"Content-Type: application/x-www-form-urlencoded",
+        b"Content-Type: multipart/form-data; boundary=x",
     ],
 )
 def test_read_only_refuses_fields_that_override_the_method(field: bytes) -> None:

@@ -1,0 +1,142 @@
+"""How lenient servers may read a target: the projects that it may name, and a method that it may ask for.
+
+Servers differ in the codings that they undo, the marks that they drop from names, and the segments that they
+remove. The functions here look for a word in all these readings of a text. Each takes time in proportion to
+the text's length: the bytes are for C code, and Python code sees few matches. Pure.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Final
+
+_MOST_CODINGS: Final = 3
+"""Decodings in a row that a server may do; the result of each counts."""
+_MOST_NAMES: Final = 16
+"""A query that names projects more often is refused, so that the names need not be looked at."""
+_MOST_PATH_BYTES: Final = 4096
+"""A longer path that may name a project is refused: its many readings would take too long."""
+_NO_CODE: Final = re.compile(rb"%(?![0-9a-f]{2})")
+
+
+def _word(letters: bytes) -> bytes:
+    """A pattern for a word of lower-case letters. Other marks, coded or not, may stand between them."""
+    return rb"(?:%[0-9a-f]{2}|[^a-z0-9&;?#=/])*+".join(letters[at : at + 1] for at in range(len(letters)))
+
+
+_PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"([^&;?#]*)")
+_OF_KEY: Final = re.compile(rb"[\s\"'\[(]*+([0-9]+)[\s\"'\])}]*+\Z")
+"""A number as the value of a parameter, which a server may take for an array or for a text in quotes."""
+_OF_PATH: Final = re.compile(rb"[=/]([0-9]+)(?:/|\Z)")
+"""A number behind a name in a path."""
+_OF_JSON: Final = re.compile(rb"s?[\s\"':]*+([0-9]+)[\s\"']*+(?:[},]|\Z)")
+"""A number behind a name within the value of a parameter."""
+_NO_VALUE: Final = re.compile(rb"s?[\s\"')\]},]*+\Z")
+"""Nothing behind a name that is a value itself, or a part of one."""
+_NAMED_BY_PATH: Final = re.compile(
+    rb"(?:\A|/)[^a-z0-9/]*+" + _word(b"project") + rb"s?(?:[^a-z0-9/][^/]*+)?/++([^/;]*+)"
+)
+_METHOD: Final = re.compile(
+    rb"(?:\A|[&;?])([^a-z0-9&;?=]*+)(x?[^a-z0-9&;?=]*+)(%b[^a-z0-9&;?=]*+)?%b([^a-z0-9&;?=]*+%b)?"
+    % (_word(b"http"), _word(b"method"), _word(b"override"))
+)
+"""Group 1 stands before the name, groups 3 and 4 are its parts besides ``method``."""
+_MAY_BE_PROJECT: Final = re.compile(_word(b"project") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+"""A target without any of these has no project in any reading: the others begin coded letters and percent
+signs, and the last one begins letters of full width."""
+_MAY_BE_METHOD: Final = re.compile(_word(b"method") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+_PARAMETERS: Final = re.compile(rb";[^/]*+")
+_SLASHES: Final = re.compile(rb"/{2,}")
+
+
+def names_other_project(target: bytes, project_id: int) -> bool:
+    """Whether a server might read another project than ``project_id`` in the target's path or query.
+
+    A number that is no plain one counts as another project, and so does a target that is too long to tell.
+    """
+    if not _MAY_BE_PROJECT.search(target):
+        return False
+    own = b"%d" % project_id
+    path, _, query = target.partition(b"?")
+    if len(path) > _MOST_PATH_BYTES:
+        return True
+    if any(_names_other_by_path(reading, own) for reading in _readings(path)):
+        return True
+    _, *decoded = _readings(query)  # each server decodes a query's values once
+    return any(_names_other_by_key(reading, own) for reading in decoded)
+
+
+def asks_for_method(target: bytes) -> bool:
+    """Whether a server might read in the target's query that the request is to have another method."""
+    query = target.partition(b"?")[2]
+    if not _MAY_BE_METHOD.search(query):
+        return False
+    found = (match for text in _readings(query) for match in _METHOD.finditer(text))
+    return any(b"_" in match[1] or match[3] or match[4] for match in found)
+
+
+def _readings(text: bytes) -> Iterator[bytes]:
+    """The text in lower case, the result of its decoding, and those of further ones that change it."""
+    text = text.lower()
+    yield text
+    for coding in range(_MOST_CODINGS):
+        decoded = _decoded(text)
+        if decoded == text and coding:
+            return
+        text = decoded
+        yield text
+
+
+def _decoded(text: bytes) -> bytes:
+    """Without one level of percent, ``%u`` and JSON coding, with ASCII's letters for their other forms."""
+    text = text.replace(b"\\u00", b"%").replace(b"%u00", b"%").replace(b"+", b" ").replace(b"\\", b"/")
+    # Python's own escapes are decoded by C code, percent codes are not.
+    escapes = _NO_CODE.sub(b"%25", text).replace(b"%", b"\\x")
+    decoded = escapes.decode("unicode_escape").encode("latin-1")
+    if not decoded.isascii():
+        letters = unicodedata.normalize("NFKC", decoded.decode("utf-8", "surrogateescape"))
+        decoded = letters.encode("utf-8", "surrogateescape")
+    return decoded.lower()
+
+
+def _names_other_by_path(reading: bytes, own: bytes) -> bool:
+    reading = reading.replace(b"\\", b"/").replace(b"\0", b" ")
+    if any(not _is(own, _OF_PATH.match(tail)) for tail in _PROJECT_ID.findall(reading)):
+        return True
+    texts = {reading, _PARAMETERS.sub(b"", reading)}
+    texts |= {_SLASHES.sub(b"/", text) for text in texts}
+    if b"/." in reading:
+        texts |= {_without_dot_segments(text) for text in texts}
+        texts |= {posixpath.normpath(text) for text in texts}
+    return any(named != own for text in texts for named in _NAMED_BY_PATH.findall(text))
+
+
+def _without_dot_segments(path: bytes) -> bytes:
+    """As RFC 3986, section 5.2.4, has it: ``..`` removes the segment before it, even an empty one."""
+    kept: list[bytes] = []
+    for segment in path.split(b"/"):
+        if segment == b".." and len(kept) > 1:
+            kept.pop()
+        elif segment not in (b".", b".."):
+            kept.append(segment)
+    return b"/".join(kept)
+
+
+def _names_other_by_key(reading: bytes, own: bytes) -> bool:
+    tails = _PROJECT_ID.findall(reading)
+    return len(tails) > _MOST_NAMES or any(not _is_own(own, tail) for tail in tails)
+
+
+def _is_own(own: bytes, tail: bytes) -> bool:
+    """Whether ``tail``, the rest of a parameter behind ``projectid``, has no number but ``own``."""
+    key, equals, value = tail.partition(b"=")
+    if not equals:
+        return _NO_VALUE.match(key) is not None or _is(own, _OF_JSON.match(key))
+    return all(_is(own, _OF_KEY.match(number)) for number in value.split(b",", _MOST_NAMES))
+
+
+def _is(own: bytes, number: re.Match[bytes] | None) -> bool:
+    return number is not None and number[1] == own
