@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from proxy.admin.admin import PREFIX
 from proxy.config.settings import CallerSettings
 from proxy.errors import CallerUnknown
 from proxy.http1 import RequestHead
+from proxy.server.answer import Fields
 
 FREE_TRIES = 10
 """Wrong keys that are answered without a delay; the same number is forgiven in ``FORGIVEN_S``."""
@@ -32,6 +34,9 @@ MOST_PEERS = 1024
 
 _QUERY_KEY = b"csq_key="
 _CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"'),)
+_PAGE_CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy page", charset="UTF-8"'),)
+"""A realm of its own: a browser keeps the key that was typed for the page, and a link of another site over
+plain http must not send that key with a call (RFC 7617, section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +110,12 @@ class Callers:
         if not self._by_digest and target.find(_QUERY_KEY) < 0:
             return None, target
         keys, target = sent_keys(head, target)
-        return self.of_keys(keys)[0], target
+        challenge = _PAGE_CHALLENGE if target.startswith(PREFIX) else _CHALLENGE
+        return self.of_keys(keys, challenge)[0], target
 
-    def of_keys(self, keys: Iterable[bytes]) -> tuple[Caller | None, str | None]:
+    def of_keys(
+        self, keys: Iterable[bytes], challenge: Fields = _CHALLENGE
+    ) -> tuple[Caller | None, str | None]:
         """The caller with one of these keys, and that key; None, None where no callers are defined.
 
         Raises as `identify` does.
@@ -122,7 +130,7 @@ class Callers:
         raise (WrongKey if keys else CallerUnknown)(
             "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
             " or as the query parameter csq_key. The keys are in [callers] of the proxy's configuration.",
-            fields=_CHALLENGE,
+            fields=challenge,
         )
 
     def _find(self, key: bytes) -> Caller | None:

@@ -1,4 +1,4 @@
-"""The requests that the proxy answers itself: everything below ``/-/``, OAuth's two paths, and ``*``."""
+"""The requests that the proxy answers itself: all below ``/-/``, OAuth's two paths, ``*`` and the icon."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from proxy.gateway.oauth import LocalOAuth
 from proxy.server.answer import write_answer, write_json
 from proxy.server.request import Request
 
+_ICON = b"/favicon.ico"
+"""A browser asks for it beside any page that it shows, also where a link of another site led to a refusal."""
+
 
 def is_own(target: bytes) -> bool:
     """Whether the proxy answers requests for this target; `oauth_path` finds its other targets."""
-    return target.startswith(admin.PREFIX) or target in (b"/-", b"*")
+    return target.startswith(admin.PREFIX) or target in (b"/-", b"*", _ICON)
 
 
 class OwnPaths:
@@ -33,7 +36,7 @@ class OwnPaths:
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
     ) -> bool:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
-        if target == b"*":
+        if target in (b"*", _ICON):
             return write_answer(request, 204, b"")
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)

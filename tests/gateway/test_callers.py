@@ -76,6 +76,21 @@ async def test_without_a_known_key_the_answer_is_401_and_asks_for_basic(field: b
         assert not upstream.requests
 
 
+async def test_a_key_that_was_typed_for_the_page_is_not_sent_with_calls() -> None:
+    """Each realm has credentials of its own, and those of a page are sent ahead below its folder only."""
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        realms = {
+            target: (await proxy.call(b"GET " + target)).values(b"www-authenticate")[0]
+            for target in (b"/-/", b"/-/page.js", b"/-/status", b"/v1/x", b"/shop/v1/x", b"/")
+        }
+        page, calls = realms[b"/-/"], realms[b"/v1/x"]
+        assert page != calls
+        assert {target for target, realm in realms.items() if realm == page} == {
+            *(b"/-/", b"/-/page.js", b"/-/status")
+        }
+        assert {*realms.values()} == {page, calls}
+
+
 async def test_a_caller_reaches_only_its_projects() -> None:
     upstream = Upstream()
     async with gateway(upstream, callers=CALLERS, projects=PROJECTS) as proxy:

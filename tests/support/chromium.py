@@ -31,7 +31,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP attacker.test 127.0.0.1",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
 )
 
 
@@ -44,6 +44,11 @@ class Browser:
 
     async def open(self, url: str) -> None:
         await _call(self._session, "POST", f"{self._url}/url", {"url": url})
+
+    async def sign_in(self, url: str, password: str) -> None:
+        """Open a page that asks for a password, and give it; Chromium keeps it until it ends."""
+        await self.open(url.replace("://", f"://any:{password}@", 1))
+        await self.open(url)
 
     async def run(self, script: str, *arguments: object) -> Any:
         """The value that an async function with this body returns, within the page that is open."""
@@ -100,6 +105,7 @@ async def browser() -> AsyncIterator[Browser]:
             options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}/user"]}
             wanted = {
                 "browserName": "chrome",
+                "acceptInsecureCerts": True,
                 "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
                 "goog:chromeOptions": options,
                 "goog:loggingPrefs": {"browser": "ALL"},
