@@ -16,12 +16,16 @@ _TRUSTED = frozenset(
         "SY",  # the system
         "BA",  # administrators
         "LA",  # the built-in administrator
+        "DA",  # the domain's administrators
+        "EA",  # the enterprise's administrators
         "CO",  # the creator owner, who is the owner once the entry applies
         "OW",  # the owner, who is looked at for itself
         "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464",  # TrustedInstaller
     )
 )
 """The SIDs that stand for root, and for owners."""
+_ALIASES = {"S-1-5-18": "SY", "S-1-5-19": "LS", "S-1-5-20": "NS"}
+"""The SIDs of the accounts that services run as, and their abbreviations."""
 _RIGHTS = {
     "GA": 0x10000000,
     "GW": 0x40000000,
@@ -155,16 +159,16 @@ if sys.platform == "win32":
 
     def fault_of(path: Path) -> str | None:
         """Why the file isn't to be trusted; None for a good one, and for one without an access list."""
-        ours = frozenset((own_sid(),))
-        places = dict.fromkeys((path, path.resolve(), *path.parents, *path.resolve().parents))
-        for place in places:
+        sid = own_sid()
+        ours = frozenset((sid, _ALIASES.get(sid, sid)))
+        for place in dict.fromkeys((path, path.resolve(), *path.parents, *path.resolve().parents)):
+            is_folder = place.is_dir()
             said = sddl(place)
-            fault = None if said is None else fault_in(said, ours, is_folder=place.is_dir())
+            fault = None if said is None else fault_in(said, ours, is_folder=is_folder)
+            if fault is not None and is_folder:
+                return f"{place}: {fault}; use a file in your own user folder"
             if fault is not None:
-                return (
-                    f"{place}: {fault}; use a file in your own folder, or let only yourself, the system and"
-                    ' administrators change it (icacls "FILE" /inheritance:r /grant:r "%USERNAME%:F")'
-                )
+                return f'{place}: {fault}; run: icacls "{place}" /inheritance:r /grant:r "%USERNAME%:F"'
         return None
 
     def is_known(path: Path) -> bool:

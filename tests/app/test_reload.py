@@ -224,6 +224,22 @@ async def test_a_mode_that_was_put_right_is_noticed(tmp_path: Path) -> None:
         assert running.app.overview.reload.last_faults == ()
 
 
+@posix_only
+async def test_what_another_user_wrote_while_it_runs_changes_nothing(tmp_path: Path) -> None:
+    async with rig(tmp_path) as running, RawServer(TokenServer()) as elsewhere:
+        text = toml({**running.sections, "contentsquare": {"auth_url": elsewhere.url}})
+        (tmp_path / "secret").touch(mode=0o600)
+        (tmp_path / "secret").write_text("s3cret")
+        text = text.replace('client_secret = "secret-1"', 'client_secret_file = "secret"')
+        running.file.chmod(0o666)
+        running.file.write_text(text)
+        await until(lambda: sum(running.status))
+        assert running.status == (0, 1)
+        assert "others can change" in running.app.overview.reload.last_faults[0]
+        assert await running.code() == 200
+        assert running.app._generation.settings.contentsquare.auth_url != elsewhere.url
+
+
 async def test_without_a_change_nothing_is_read_again_but_when_asked(tmp_path: Path) -> None:
     async with rig(tmp_path) as running:
         await asyncio.sleep(0.03)
