@@ -1,0 +1,247 @@
+"""Strangers without a key against one caller with a key, with a proxy that is a process of its own.
+
+    python tests/long/strangers/run.py --places content,close --transports tls --floods burst
+
+A cell is a place where the strangers stop, a transport and a flood: `burst` (2,000 connections at once) or
+`steady` (250 a second for 20 s). Meanwhile a caller with a key makes ten calls a second, each on a connection of
+its own. Then the proxy gets SIGTERM, while the strangers are still connected. Prints a row for each cell, and
+fails (exit code 1) where a cell misses a target: the keyed caller's p99 within 0.5 s, a growth of memory of at
+most 32 MiB, and an end within 1 s of SIGTERM. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import ssl
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.strangers import PLACES, Address, stranger  # noqa: E402
+
+TRANSPORTS = ("tcp", "tls", "unix")
+FLOODS = ("burst", "steady")
+LOOPS = ("uvloop", "asyncio")
+BURST, PER_SECOND, FLOOD_S, AFTER_S = 2_000, 250, 20.0, 4.0
+CALL_EVERY_S, CALL_LIMIT_S, STOP_LIMIT_S = 0.1, 30.0, 40.0
+P99_S, GROWTH_MIB, STOP_S = 0.5, 32.0, 1.0
+KEY = "the-key-of-the-caller"
+START = {
+    "uvloop": "from proxy.__main__ import main; main()",
+    "asyncio": "import sys; sys.modules['uvloop'] = None; from proxy.__main__ import main; main()",
+}
+
+
+@dataclass
+class Row:
+    """The measures of one cell, in seconds and MiB. A call without an answer counts as `CALL_LIMIT_S`."""
+
+    p99_s: float
+    worst_s: float
+    failed: int
+    growth_mib: float
+    stop_s: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the cell meets the targets."""
+        return self.p99_s <= P99_S and self.growth_mib <= GROWTH_MIB and self.stop_s <= STOP_S
+
+
+async def cloud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The token endpoint and Contentsquare in one."""
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            content = b"ok"
+            if b"/v1/oauth/token" in head:
+                url = f"http://127.0.0.1:{writer.get_extra_info('sockname')[1]}"
+                content = json.dumps({"access_token": "t", "expires_in": 3600, "endpoint": url}).encode()
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(content), content)
+            )
+    writer.close()
+
+
+def configuration(folder: Path, cloud_port: int, transport: str) -> Path:
+    """A configuration file with one caller."""
+    server = {
+        "tcp": "",
+        "tls": f'tls_cert = "{folder / "cert.pem"}"\ntls_key = "{folder / "key.pem"}"\n',
+        "unix": f'unix_socket = "{folder / "socket"}"\n',
+    }[transport]
+    path = folder / "config.toml"
+    path.write_text(
+        f'[server]\nport = 0\nhost = "127.0.0.1"\n{server}'
+        f'[contentsquare]\nauth_url = "http://127.0.0.1:{cloud_port}"\n'
+        f'allowed_endpoints = ["127.0.0.1:{cloud_port}"]\n'
+        '[projects.shop]\nclient_id = "id"\nclient_secret = "a-secret"\napis = ["metrics"]\n'
+        f'[callers.me]\nkey = "{KEY}"\n'
+    )
+    path.chmod(0o600)
+    return path
+
+
+async def flood(place: str, kind: str, where: str, ca: str) -> None:
+    """Let strangers come, from the first line of standard input on, until its end; in a process of its own."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    address: Address = ("127.0.0.1", int(where)) if where.isdigit() else Path(where)
+    tls = ssl.create_default_context(cafile=ca) if ca else None
+    await asyncio.to_thread(sys.stdin.readline)
+    began_at = time.monotonic()
+    coming = []
+    for number in range(BURST if kind == "burst" else int(PER_SECOND * FLOOD_S)):
+        coming.append(asyncio.create_task(stranger(place, address, tls)))
+        late_s = 0.0 if kind == "burst" else began_at + number / PER_SECOND - time.monotonic()
+        await asyncio.sleep(max(0.0, late_s))
+    await asyncio.to_thread(sys.stdin.read)
+    for one in coming:
+        one.cancel()
+
+
+async def call(address: Address, tls: ssl.SSLContext | None) -> float:
+    """The seconds that one call with a key takes. Raises OSError or TimeoutError."""
+    began_at = time.monotonic()
+    async with asyncio.timeout(CALL_LIMIT_S):
+        if isinstance(address, Path):
+            reader, writer = await asyncio.open_unix_connection(str(address))
+        else:
+            name = None if tls is None else "localhost"
+            reader, writer = await asyncio.open_connection(*address, ssl=tls, server_hostname=name)
+        writer.write(
+            b"GET /v1/segments HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %b\r\nConnection: close\r\n\r\n" % KEY.encode()
+        )
+        line = await reader.readline()
+        if b" 200 " not in line:
+            raise ConnectionError(line)
+        took_s = time.monotonic() - began_at
+        writer.transport.abort()
+    return took_s
+
+
+def resident_mib(pid: int, name: str = "VmRSS") -> float:
+    """The memory of a process; VmHWM is its peak."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [kib] = [line.split()[1] for line in lines if line.startswith(name + ":")]
+    return int(kib) / 1024
+
+
+async def cell(place: str, transport: str, kind: str, loop: str) -> Row:
+    """Measure one cell."""
+    server = await asyncio.start_server(cloud, "127.0.0.1", 0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        authority = trustme.CA()
+        pair = authority.issue_cert("localhost", "127.0.0.1")
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        (folder / "key.pem").touch(mode=0o600)
+        pair.private_key_pem.write_to_path(str(folder / "key.pem"))
+        pair.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+        config = configuration(folder, server.sockets[0].getsockname()[1], transport)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", START[loop], "serve", "--config", str(config),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            return await _measure(process, folder, (place, transport, kind))
+        finally:
+            if process.returncode is None:
+                process.kill()
+            server.close()
+
+
+async def _measure(process: asyncio.subprocess.Process, folder: Path, at: tuple[str, str, str]) -> Row:
+    place, transport, kind = at
+    assert process.stdout is not None
+    first = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()  # "csq-proxy ... listens on URL"
+    port = int(first.partition("://127.0.0.1:")[2].partition(",")[0])
+    rest = asyncio.create_task(process.stdout.read())
+    address: Address = folder / "socket" if transport == "unix" else ("127.0.0.1", port)
+    where = str(address if transport == "unix" else port)
+    ca = str(folder / "ca.pem") if transport == "tls" else None
+    tls = None if ca is None else ssl.create_default_context(cafile=ca)
+    for _ in range(10):
+        with contextlib.suppress(OSError):
+            await call(address, tls)
+        await asyncio.sleep(0.1)
+    strangers = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--flood", place, kind, where, ca or "",
+        stdin=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert strangers.stdin is not None
+    try:
+        await asyncio.sleep(1.0)
+        before_mib = resident_mib(process.pid)
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+        strangers.stdin.write(b"go\n")
+        took, failed = await _calls(address, tls, (FLOOD_S if kind == "steady" else 0.0) + AFTER_S)
+        growth_mib = resident_mib(process.pid, "VmHWM") - before_mib
+        stopped_at = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
+        stop_s = time.monotonic() - stopped_at
+    finally:
+        strangers.kill()
+        await strangers.wait()
+        rest.cancel()
+    return Row(took[min(len(took) - 1, int(len(took) * 0.99))], took[-1], failed, growth_mib, stop_s)
+
+
+async def _calls(address: Address, tls: ssl.SSLContext | None, for_s: float) -> tuple[list[float], int]:
+    """What each call took, in order, and how many had no answer."""
+    began_at = time.monotonic()
+    calls = []
+    while time.monotonic() < began_at + for_s:
+        calls.append(asyncio.create_task(call(address, tls)))
+        await asyncio.sleep(CALL_EVERY_S)
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    took = [CALL_LIMIT_S if isinstance(one, BaseException) else one for one in found]
+    return sorted(took), sum(isinstance(one, BaseException) for one in found)
+
+
+def main() -> int:
+    """Measure the chosen cells."""
+    parser = argparse.ArgumentParser()
+    for name, values in (("places", PLACES), ("transports", TRANSPORTS), ("floods", FLOODS), ("loops", LOOPS[:1])):
+        parser.add_argument(f"--{name}", default=",".join(values), help="comma-separated")
+    parser.add_argument("--flood", nargs=4, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.flood:
+        asyncio.run(flood(*chosen.flood))
+        return 0
+    print(f"{'cell':40} {'p99 s':>7} {'worst s':>8} {'failed':>7} {'MiB':>6} {'stop s':>7}")
+    is_good = True
+    for loop in chosen.loops.split(","):
+        for place in chosen.places.split(","):
+            for transport in chosen.transports.split(","):
+                for kind in chosen.floods.split(","):
+                    row = asyncio.run(cell(place, transport, kind, loop))
+                    is_good = is_good and row.is_good
+                    print(
+                        f"{f'{place} {transport} {kind} {loop}':40} {row.p99_s:7.3f} {row.worst_s:8.3f}"
+                        f" {row.failed:7} {row.growth_mib:6.1f} {row.stop_s:7.2f}"
+                        f"{'' if row.is_good else '  missed'}",
+                        flush=True,
+                    )
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
