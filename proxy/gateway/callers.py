@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 from proxy.admin.admin import PREFIX
 from proxy.config.settings import CallerSettings
-from proxy.errors import CallerUnknown
+from proxy.errors import BadRequest, CallerUnknown
 from proxy.http1 import RequestHead
 from proxy.server.answer import Fields
 
@@ -31,8 +31,11 @@ FORGIVEN_S = 60.0
 DELAY_STEP_S = 0.2
 LONGEST_DELAY_S = 2.0
 MOST_PEERS = 1024
+MOST_CREDENTIALS = 8
+"""In one request: more of them would let a request without a key cost much CPU time."""
 
 _QUERY_KEY = b"csq_key="
+_KEY_FIELDS = (b"authorization", b"x-api-key")
 _CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy", charset="UTF-8"'),)
 _PAGE_CHALLENGE = ((b"WWW-Authenticate", b'Basic realm="csq-proxy page", charset="UTF-8"'),)
 """A realm of its own: a browser keeps the key that was typed for the page, and a link of another site over
@@ -105,7 +108,8 @@ class Callers:
     def identify(self, head: RequestHead, target: bytes) -> tuple[Caller | None, bytes]:
         """The caller (None where no callers are defined), and the target without a key in it.
 
-        Raises CallerUnknown where callers are defined and no key of theirs was sent.
+        Raises BadRequest for too many keys, and CallerUnknown where callers are defined and no key of
+        theirs was sent.
         """
         if not self._by_digest and target.find(_QUERY_KEY) < 0:
             return None, target
@@ -118,11 +122,11 @@ class Callers:
     ) -> tuple[Caller | None, str | None]:
         """The caller with one of these keys, and that key; None, None where no callers are defined.
 
-        Raises as `identify` does.
+        Raises CallerUnknown as `identify` does.
         """
         if not self._by_digest:
             return None, None
-        keys = [key for key in keys if key]
+        keys = [key for key in dict.fromkeys(keys) if key]  # each is compared once
         for key in keys:
             caller = self._find(key)
             if caller is not None:
@@ -152,8 +156,14 @@ def _digest(key: bytes) -> bytes:
 
 
 def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
-    """All keys of a request, from its fields and its query, and its target without a key."""
-    query_keys, target = _take_query_keys(target) if _QUERY_KEY in target else ([], target)
+    """All keys of a request, from its fields and its query, and its target without a key.
+
+    Raises BadRequest where the request has more than `MOST_CREDENTIALS`.
+    """
+    in_query = target.count(_QUERY_KEY)
+    if in_query + sum(field.name in _KEY_FIELDS for field in head.fields) > MOST_CREDENTIALS:
+        raise BadRequest(f"The request has more than {MOST_CREDENTIALS} credentials; send one key.")
+    query_keys, target = _take_query_keys(target) if in_query else ([], target)
     return [*_field_keys(head), *query_keys], target
 
 

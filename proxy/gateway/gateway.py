@@ -16,7 +16,7 @@ from pathlib import Path
 from proxy.admin.admin import PREFIX, Admin
 from proxy.admin.overview import Overview
 from proxy.contentsquare import oauth_path
-from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
+from proxy.errors import CallerUnknown, Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
@@ -74,6 +74,9 @@ class Gateway:
             exchange = self._new_exchange(request, generation, caller, target)
             answers = exchange.project.shared_answers
             return exchange.try_now() if answers is None else sharing.try_now(exchange, answers)
+        except CallerUnknown as exc:  # `run` answers it without another look at the keys
+            request.facts.refusal = exc
+            return False
         except Exception:  # noqa: BLE001 - `run` meets the same error again and answers it
             return False
 
@@ -124,8 +127,8 @@ class Gateway:
         The caller is None where no callers are defined, and for OAuth's paths, where `LocalOAuth`
         identifies it. Raises ProxyError for a request that must not be answered.
         """
-        if request.error is not None:
-            raise request.error
+        if (refusal := request.error or request.facts.refusal) is not None:
+            raise refusal
         guard = generation.guards[request.connection.listener.index]
         caller, target = None, guard.check(request.head)
         own = oauth_path(target) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from proxy.errors import ProxyError
+
 
 class Facts:
     """Plain values that the handler of the request fills in. Times are by `time.perf_counter`, in seconds."""
@@ -11,6 +13,7 @@ class Facts:
         "caller",
         "cut_because",
         "error_code",
+        "refusal",
         "replays",
         "request_id",
         "sent_at",
@@ -33,6 +36,8 @@ class Facts:
         """Why the request was sent once more, each time: "token", "stale" or "concurrency"."""
         self.shared: str | None = None
         """For another request's answer: "hit" if it was stored, "collapsed" if it was on its way."""
+        self.refusal: ProxyError | None = None
+        """Why the request is refused, where that is known before the answer."""
         self.error_code: str | None = None
         """The code of the proxy's own error answer, None for any other answer."""
         self.cut_because: str | None = None

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -34,6 +35,12 @@ class Named:
     """A project, as far as the router knows one."""
 
     name: str
+
+
+def noted(compared: list[bytes], key: bytes) -> bytes:
+    """A key's digest that fits no caller; the key is noted."""
+    compared.append(key)
+    return bytes(32)
 
 
 def basic(password: str) -> bytes:
@@ -89,6 +96,44 @@ async def test_a_key_that_was_typed_for_the_page_is_not_sent_with_calls() -> Non
             *(b"/-/", b"/-/page.js", b"/-/status")
         }
         assert {*realms.values()} == {page, calls}
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        pytest.param(b"/shop/v1/x?" + b"&".join([b"csq_key=no"] * 600), (), id="query"),
+        pytest.param(b"/shop/v1/x?" + b"&".join([b"csq_key=app-key-12345"] * 9), (), id="query, right"),
+        pytest.param(b"/shop/v1/x", (b"X-API-Key: no",) * 9, id="fields"),
+        pytest.param(b"/shop/v1/x?csq_key=a&csq_key=b", (b"X-API-Key: no",) * 7, id="both"),
+        pytest.param(
+            b"/v1/oauth/token?" + b"&".join([b"csq_key=no"] * 9), (b"Content-Length: 0",), id="token"
+        ),
+    ],
+)
+@pytest.mark.parametrize("callers", [CALLERS, {}], ids=["callers", "no callers"])
+async def test_a_request_with_more_than_8_credentials_is_refused_before_any_is_compared(
+    target: bytes, lines: tuple[bytes, ...], callers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bytes] = []
+    monkeypatch.setattr("proxy.gateway.callers._digest", partial(noted, compared))
+    async with gateway(Upstream(), callers=callers, projects=PROJECTS) as proxy:
+        at_start = len(compared)
+        method = b"POST " if b"oauth" in target else b"GET "
+        answer = await proxy.call(method + target, *lines)
+        if callers or b"csq_key" in target:
+            assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+        assert len(compared) == at_start
+
+
+async def test_a_key_sent_eight_times_is_compared_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway(Upstream(), callers=CALLERS, projects=PROJECTS) as proxy:
+        compared: list[bytes] = []
+        monkeypatch.setattr("proxy.gateway.callers._digest", partial(noted, compared))
+        target = b"GET /shop/v1/x?" + b"&".join([b"csq_key=no"] * 8)
+        assert (await proxy.call(target)).status == 401
+        assert compared == [b"no"]
 
 
 async def test_a_caller_reaches_only_its_projects() -> None:

@@ -13,12 +13,16 @@ PLACES = ("accept", "handshake", "head", "authentication", "content", "linger", 
 delay of a wrong key's answer, in the content of a token request, in the content after a refusal, and at the
 end of the connection."""
 _HOST = b"Host: localhost\r\n"
+_CONTENT = b"Content-Length: 60000\r\n\r\n" + b"a" * 12_000
 _SENT = {
     "accept": b"",
     "head": b"GET /v1/segments HTTP/1.1\r\n" + _HOST + b"X-A: " + b"a" * 12_000,
     "authentication": b"GET /v1/segments HTTP/1.1\r\n" + _HOST + b"X-API-Key: a-wrong-key\r\n\r\n",
-    "content": b"POST /v1/oauth/token HTTP/1.1\r\n" + _HOST + b"Content-Length: 60000\r\n\r\n" + b"a" * 12_000,
-    "linger": b"POST /v1/exports HTTP/1.1\r\n" + _HOST + b"Content-Length: 60000\r\n\r\n" + b"a" * 12_000,
+    "content": b"POST /v1/oauth/token HTTP/1.1\r\n"
+    + _HOST
+    + b"Content-Length: 60000\r\n\r\n"
+    + b"a" * 12_000,
+    "linger": b"POST /v1/exports HTTP/1.1\r\n" + _HOST + _CONTENT,
     "close": b"GET /v1/segments HTTP/1.1\r\n" + _HOST + b"Connection: close\r\n\r\n",
 }
 _NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -58,7 +62,7 @@ class Stranger(asyncio.Protocol):
         self._arrive()
         return True  # the stranger's side stays open
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+    def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
         self._arrive()
 

@@ -3,10 +3,10 @@
     python tests/long/strangers/run.py --places content,close --transports tls --floods burst
 
 A cell is a place where the strangers stop, a transport and a flood: `burst` (2,000 connections at once) or
-`steady` (250 a second for 20 s). Meanwhile a caller with a key makes ten calls a second, each on a connection of
-its own. Then the proxy gets SIGTERM, while the strangers are still connected. Prints a row for each cell, and
-fails (exit code 1) where a cell misses a target: the keyed caller's p99 within 0.5 s, a growth of memory of at
-most 32 MiB, and an end within 1 s of SIGTERM. Linux only.
+`steady` (250 a second for 20 s). Meanwhile a caller with a key makes ten calls a second, each on a connection
+of its own. Then the proxy gets SIGTERM, while the strangers are still connected. Prints a row for each cell.
+Fails (exit code 1) where a cell misses a target: the keyed caller's p99 within 0.5 s, a growth of memory of
+at most 32 MiB, and an end within 1 s of SIGTERM. Linux only.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def configuration(folder: Path, cloud_port: int, transport: str) -> Path:
 
 
 async def flood(place: str, kind: str, where: str, ca: str) -> None:
-    """Let strangers come, from the first line of standard input on, until its end; in a process of its own."""
+    """A process of its own: strangers come from the first line of standard input on, until its end."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     address: Address = ("127.0.0.1", int(where)) if where.isdigit() else Path(where)
     tls = ssl.create_default_context(cafile=ca) if ca else None
@@ -123,7 +123,8 @@ async def call(address: Address, tls: ssl.SSLContext | None) -> float:
             name = None if tls is None else "localhost"
             reader, writer = await asyncio.open_connection(*address, ssl=tls, server_hostname=name)
         writer.write(
-            b"GET /v1/segments HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %b\r\nConnection: close\r\n\r\n" % KEY.encode()
+            b"GET /v1/segments HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %b\r\nConnection: close\r\n\r\n"
+            % KEY.encode()
         )
         line = await reader.readline()
         if b" 200 " not in line:
@@ -138,6 +139,10 @@ def resident_mib(pid: int, name: str = "VmRSS") -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [kib] = [line.split()[1] for line in lines if line.startswith(name + ":")]
     return int(kib) / 1024
+
+
+def _forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 async def cell(place: str, transport: str, kind: str, loop: str) -> Row:
@@ -188,7 +193,7 @@ async def _measure(process: asyncio.subprocess.Process, folder: Path, at: tuple[
     try:
         await asyncio.sleep(1.0)
         before_mib = resident_mib(process.pid)
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+        _forget_peak(process.pid)
         strangers.stdin.write(b"go\n")
         took, failed = await _calls(address, tls, (FLOOD_S if kind == "steady" else 0.0) + AFTER_S)
         growth_mib = resident_mib(process.pid, "VmHWM") - before_mib
@@ -219,7 +224,12 @@ async def _calls(address: Address, tls: ssl.SSLContext | None, for_s: float) -> 
 def main() -> int:
     """Measure the chosen cells."""
     parser = argparse.ArgumentParser()
-    for name, values in (("places", PLACES), ("transports", TRANSPORTS), ("floods", FLOODS), ("loops", LOOPS[:1])):
+    for name, values in (
+        ("places", PLACES),
+        ("transports", TRANSPORTS),
+        ("floods", FLOODS),
+        ("loops", LOOPS[:1]),
+    ):
         parser.add_argument(f"--{name}", default=",".join(values), help="comma-separated")
     parser.add_argument("--flood", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
