@@ -744,7 +744,7 @@ async def test_what_needs_a_restart_is_named_and_the_rest_is_applied(
         log.configure("info", "json")
         port = running.port
         more = {"client_id": "id-2", "client_secret": "secret-2", "apis": ["metrics"], "port": 65_000}
-        server = {"host": "127.0.0.2", "port": 65_001, "drain_timeout": 1, "allowed_hosts": ["me"]}
+        server = {"host": "127.0.0.2", "port": 65_001, "drain_timeout": 1, "min_rate": 20_000}
         await running.change(projects={"shop": {**ONE, "default": True}, "more": more}, server=server)
         events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
         [restart] = [event for event in events if event["event"] == "reload_needs_restart"]
@@ -752,9 +752,7 @@ async def test_what_needs_a_restart_is_named_and_the_rest_is_applied(
         assert restart["level"] == "warning"
         [reloaded] = [event for event in events if event["event"] == "reloaded"]
         assert reloaded["added"] == ["projects.more"]
-        assert {"projects.shop", "server.host", "server.port", "server.allowed_hosts"} == {
-            *reloaded["changed"]
-        }
+        assert {"projects.shop", "server.host", "server.port", "server.min_rate"} == {*reloaded["changed"]}
         assert running.port == port
         assert await running.code(b"GET /more/v1/segments") == 200
 
