@@ -147,8 +147,8 @@ else:
             return None
         itself = "-h " if stat.S_ISLNK(status.st_mode) else ""
         return (
-            f"{place} belongs to another user ({_user(status.st_uid)}); use a file in a folder of your own,"
-            f" or run: chown {itself}{_user(os.geteuid())} {shlex.quote(str(place))}"
+            f"{place} belongs to another user ({_user(status.st_uid)}); use a file in a folder of your own or on"
+            f" a read-only mount, or, if you trust what is in it, run: chown {itself}{_user(os.geteuid())} {shlex.quote(str(place))}"
         )
 
     def _trusted_users() -> tuple[int, ...]:
