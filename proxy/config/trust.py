@@ -146,9 +146,10 @@ else:
         if status.st_uid in _trusted_users() or _is_read_only(mounted):
             return None
         itself = "-h " if stat.S_ISLNK(status.st_mode) else ""
+        command = f"chown {itself}{_user(os.geteuid())} {shlex.quote(str(place))}"
         return (
-            f"{place} belongs to another user ({_user(status.st_uid)}); use a file in a folder of your own or on"
-            f" a read-only mount, or, if you trust what is in it, run: chown {itself}{_user(os.geteuid())} {shlex.quote(str(place))}"
+            f"{place} belongs to another user ({_user(status.st_uid)}); use a file in a folder of your own or"
+            f" on a read-only mount, or, if you trust what is in it, run: {command}"
         )
 
     def _trusted_users() -> tuple[int, ...]:

@@ -118,8 +118,8 @@ def test_what_belongs_to_another_user_is_refused_with_the_chown(
     faults = faults_of(config)
     option = "-h " if foreign.is_symlink() else ""
     said = (
-        f"{foreign} belongs to another user ({STRANGER}); use a file in a folder of your own or on a read-only"
-        " mount, or, if you trust what is in it, run: chown "
+        f"{foreign} belongs to another user ({STRANGER}); use a file in a folder of your own or"
+        " on a read-only mount, or, if you trust what is in it, run: chown "
     )
     assert any(f"{said}{option}root {foreign}" in fault for fault in faults)
     os.chown(foreign, 0, 0, follow_symlinks=False)
