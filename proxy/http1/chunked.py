@@ -16,6 +16,16 @@ MAX_TRAILER_BYTES: Final = 16 * 1024
 
 _CHUNK_LINE: Final = re.compile(rb"(0{0,241}[0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 """A size has at most 256 digits; all but the last 15 are leading zeros, which RFC 9112 does not limit."""
+_SMALL_CHUNKS: Final = re.compile(
+    rb"(?:(?:" + b"|".join(rb"(?i:%x)\r\n[\s\S]{%d}" % (size, size) for size in range(1, 16)) + rb")\r\n)++"
+)
+"""Chunks whose sizes have one digit: C code takes all of them at once, because Python code costs more per chunk."""
+_SMALL_CHUNK: Final = re.compile(
+    rb"[1-9A-Fa-f]\r\n("
+    + b"|".join(rb"(?<=(?i:%x)\r\n)[\s\S]{%d}" % (size, size) for size in range(1, 16))
+    + rb")\r\n"
+)
+_CR: Final = 0x0D
 
 _SIZE: Final = 0
 _DATA: Final = 1
@@ -70,12 +80,20 @@ class ChunkedDecoder:
                 if not self._left:
                     self._state = _DATA_END
             elif self._state == _DATA_END:
-                if size - pos == 1 and data[pos] == 0x0D:
+                if size - pos == 1 and data[pos] == _CR:
                     break
                 if data[pos : pos + 2] != b"\r\n":
                     raise ProtocolViolation("a chunk does not end where its size says")
                 pos += 2
                 self._state = _SIZE
+            elif (
+                self._state == _SIZE
+                and pos + 1 < size
+                and data[pos + 1] == _CR
+                and (small := _SMALL_CHUNKS.match(data, pos))
+            ):
+                pieces += _SMALL_CHUNK.findall(data, pos, small.end())
+                pos = small.end()
             else:
                 end = data.find(b"\r\n", pos)
                 if end < 0:
