@@ -16,7 +16,7 @@ from pathlib import Path
 from proxy.admin.admin import PREFIX, Admin
 from proxy.admin.overview import Overview
 from proxy.contentsquare import oauth_path
-from proxy.errors import CallerUnknown, Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
+from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
@@ -74,8 +74,8 @@ class Gateway:
             exchange = self._new_exchange(request, generation, caller, target)
             answers = exchange.project.shared_answers
             return exchange.try_now() if answers is None else sharing.try_now(exchange, answers)
-        except CallerUnknown as exc:  # `run` answers it without another look at the keys
-            request.facts.refusal = exc
+        except ProxyError as refusal:  # `run` answers it, so that no check is made twice
+            request.facts.refusal = refusal.with_traceback(None)
             return False
         except Exception:  # noqa: BLE001 - `run` meets the same error again and answers it
             return False
@@ -192,7 +192,9 @@ class Gateway:
                     self._in_flight[request.facts.caller] -= 1
             project.measures.count_request(exchange.api, request, took_s)
         log_request(request, took_s)
-        request.exchange = None  # request and exchange refer to each other: free both without the collector
+        # These refer to the request, and it to them: free all without the collector.
+        request.exchange = None
+        request.facts.refusal = None
 
     async def _answer_failure(self, request: Request, failure: Exception) -> bool:
         """Answer a request that failed; whether the connection can be kept."""

@@ -19,6 +19,26 @@ _MOST_NAMES: Final = 16
 """A query that names projects more often is refused, so that the names need not be looked at."""
 _MOST_PATH_BYTES: Final = 4096
 """A longer path that may name a project is refused: its many readings would take too long."""
+_FORMS: Final = {0x130: "i", 0x131: "i"} | {
+    code: form
+    for first, last in (
+        (0xAA, 0xBA),  # superscripts, like the next three
+        (0x17F, 0x17F),  # the long s
+        (0x2B0, 0x2B8),
+        (0x1D2C, 0x1D6A),
+        (0x2070, 0x214F),  # and subscripts, letter-like symbols
+        (0x2460, 0x24FF),  # in circles
+        (0xFF01, 0xFF5E),  # of full width
+        (0x1D400, 0x1D7FF),  # mathematical
+        (0x1F110, 0x1F169),  # in squares
+    )
+    for code in range(first, last + 1)
+    if (form := unicodedata.normalize("NFKC", chr(code)).casefold()).isascii()
+}
+"""ASCII's letters, digits and marks by their other forms.
+
+NFKC for a whole text takes quadratic time: it sorts combining marks.
+"""
 _NO_CODE: Final = re.compile(rb"%(?![0-9a-f]{2})")
 
 
@@ -97,7 +117,7 @@ def _decoded(text: bytes) -> bytes:
     escapes = _NO_CODE.sub(b"%25", text).replace(b"%", b"\\x")
     decoded = escapes.decode("unicode_escape").encode("latin-1")
     if not decoded.isascii():
-        letters = unicodedata.normalize("NFKC", decoded.decode("utf-8", "surrogateescape"))
+        letters = decoded.decode("utf-8", "surrogateescape").translate(_FORMS)
         decoded = letters.encode("utf-8", "surrogateescape")
     return decoded.lower()
 

@@ -6,7 +6,7 @@
 
 from proxy.http1.chunked import ChunkedDecoder, chunk, last_chunk
 from proxy.http1.dates import date_now, parse_date
-from proxy.http1.fields import METHOD_OVERRIDES, Field, FieldLines, FieldNames
+from proxy.http1.fields import METHOD_OVERRIDES, TARGET_OVERRIDES, Field, FieldLines, FieldNames
 from proxy.http1.heads import FieldSection, RequestHead, ResponseHead
 from proxy.http1.parser import (
     MAX_HEAD_BYTES,
@@ -19,6 +19,7 @@ from proxy.http1.parser import (
 __all__ = [
     "MAX_HEAD_BYTES",
     "METHOD_OVERRIDES",
+    "TARGET_OVERRIDES",
     "ChunkedDecoder",
     "Field",
     "FieldLines",

@@ -19,7 +19,7 @@ _CHUNK_LINE: Final = re.compile(rb"(0{0,241}[0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-
 _SMALL_CHUNKS: Final = re.compile(
     rb"(?:(?:" + b"|".join(rb"(?i:%x)\r\n[\s\S]{%d}" % (size, size) for size in range(1, 16)) + rb")\r\n)++"
 )
-"""Chunks whose sizes have one digit: C code takes all of them at once, because Python code costs more per chunk."""
+"""Chunks whose sizes have one digit. C code takes all of them at once: Python code is slower for each."""
 _SMALL_CHUNK: Final = re.compile(
     rb"[1-9A-Fa-f]\r\n("
     + b"|".join(rb"(?<=(?i:%x)\r\n)[\s\S]{%d}" % (size, size) for size in range(1, 16))
@@ -31,6 +31,14 @@ _SIZE: Final = 0
 _DATA: Final = 1
 _DATA_END: Final = 2
 _TRAILER: Final = 3
+
+
+def _line_end(data: bytes, pos: int) -> int:
+    """Where the line that starts at ``pos`` ends; -1 where its end is missing. Raises ProtocolViolation."""
+    end = data.find(b"\r\n", pos)
+    if end < 0 and BARE_BREAK.search(data, pos):
+        raise ProtocolViolation("a bare CR or LF in the chunked framing")
+    return end
 
 
 class ChunkedDecoder:
@@ -95,10 +103,8 @@ class ChunkedDecoder:
                 pieces += _SMALL_CHUNK.findall(data, pos, small.end())
                 pos = small.end()
             else:
-                end = data.find(b"\r\n", pos)
+                end = _line_end(data, pos)
                 if end < 0:
-                    if BARE_BREAK.search(data, pos):
-                        raise ProtocolViolation("a bare CR or LF in the chunked framing")
                     break
                 self._line(data[pos:end])
                 pos = end + 2

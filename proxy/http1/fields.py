@@ -43,6 +43,27 @@ METHOD_OVERRIDES: Final = frozenset(
     for spelling in _spellings(name)
 )
 """The names, in lower case, of fields by which some servers replace the request's method."""
+TARGET_OVERRIDES: Final = frozenset(
+    spelling
+    for name in (
+        b"x-original-url",
+        b"x-original-uri",
+        b"x-original-path",
+        b"x-rewrite-url",
+        b"x-rewrite-uri",
+        b"x-forwarded-uri",
+        b"x-forwarded-url",
+        b"x-forwarded-path",
+        b"x-envoy-original-path",
+        b"x-ms-original-url",
+        b"x-waws-unencoded-url",
+    )
+    for spelling in _spellings(name)
+)
+"""The names, in lower case, of fields by which some servers replace the request's target.
+
+Front proxies add such fields to every request.
+"""
 _NEVER_TRAILERS: Final = _FRAMING | METHOD_OVERRIDES | {b"origin", b"sec-fetch-site", b"max-forwards"}
 """Fields that change the meaning of a message: a trailer section must not hold them (RFC 9110, 6.5.1)."""
 

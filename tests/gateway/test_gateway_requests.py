@@ -105,6 +105,9 @@ async def test_nothing_is_invented_but_host_via_and_the_token() -> None:
         pytest.param([b"Proxy-Authorization: Basic eA=="], id="proxy-authorization"),
         pytest.param([b"X-CSQ-Project: shop"], id="project"),
         pytest.param([b"X-CSQ-Api: metrics"], id="api"),
+        pytest.param([b"X-Original-URL: /v1/exports", b"x-rewrite-url: /a"], id="another-target"),
+        pytest.param([b"X-Original-URI: /a", b"X-Forwarded-Uri: /a"], id="nginx-and-traefik"),
+        pytest.param([b"x-envoy-original-path: /a", b"X_Original_URL: /a"], id="envoy-and-cgi"),
     ],
 )
 async def test_what_is_between_the_caller_and_us_stays_there(lines: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -167,6 +168,32 @@ async def test_a_hidden_changing_call_of_a_read_only_one_never_reaches_the_cloud
                     (404, "PROXY_UNKNOWN_PROJECT"),
                 )
         assert not upstream.requests
+
+
+async def test_a_refused_request_is_judged_once_and_its_connection_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upstream = Upstream()
+    compared: list[bool] = []
+    compare = hmac.compare_digest
+
+    def counted(one: bytes, other: bytes) -> bool:
+        compared.append(True)
+        return compare(one, other)
+
+    async with gateway(upstream, callers={"bi": {"key": "key-of-bi-1", "read_only": True}}) as proxy:
+        monkeypatch.setattr(hmac, "compare_digest", counted)
+        for start, key, status in (
+            (b"DELETE /v1/exports", b"key-of-bi-1", 403),
+            (b"GET /v1/exports?_method=PUT", b"key-of-bi-1", 403),
+            (b"GET /elsewhere/v1/exports", b"key-of-bi-1", 404),
+            (b"GET /v1/exports", b"wrong-key-1", 401),
+        ):
+            compared.clear()
+            answer = await proxy.call(start, b"X-API-Key: " + key)
+            assert (answer.status, len(compared)) == (status, 1)
+            assert not answer.values(b"connection")
+    assert not upstream.requests
 
 
 # One project

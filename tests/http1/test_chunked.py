@@ -106,6 +106,15 @@ def test_endless_lines_are_a_violation_long_before_memory_is_full() -> None:
         decode(b"0\r\n", *[b"A: " + b"b" * 1000 + b"\r\n"] * (MAX_TRAILER_BYTES // 1000 + 1))
 
 
+@pytest.mark.parametrize("wrong", [b"1\r\nxx\r\n", b"2\r\nx\r\n", b"1\r\nx\n\n", b"g\r\nx\r\n"])
+def test_one_malformed_chunk_among_many_small_ones_is_a_violation(wrong: bytes) -> None:
+    small = b"".join(chunk(b"\r\n"[:size] * size) for size in (1, 2, 1)) * 500
+    assert decode(small)[0] == b"\r\r\n\r\n\r" * 500
+    for parts in ([small + wrong + small], [small, wrong, small], [small + wrong[:1], wrong[1:] + small]):
+        with pytest.raises(ProtocolViolation):
+            decode(*parts)
+
+
 @given(
     st.lists(st.binary(min_size=1, max_size=40), max_size=6),
     st.lists(st.sampled_from([b"X-A: 1", b"X-B:", b"x-c: \xe9"]), max_size=2),
