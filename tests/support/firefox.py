@@ -28,6 +28,7 @@ PREFERENCES: dict[str, object] = {
     "dom.security.https_first": False,
     "dom.security.https_only_mode": False,
     "network.auth.confirmAuth.enabled": False,
+    "network.auth.subresource-http-auth-allow": 0,  # no prompt of theirs, which would hold the page up
     "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
     "network.dns.localDomains": ",".join(NAMES),
@@ -59,6 +60,10 @@ class Firefox:
         self._password = ""
 
     async def open(self, url: str) -> None:
+        """In a tab of its own: the one before may still wait for something."""
+        before, made = self._tab, await self._call("browsingContext.create", type="tab")
+        self._tab = made["context"]
+        await self._call("browsingContext.close", context=before)
         await self._call("browsingContext.navigate", context=self._tab, url=url, wait="complete")
 
     async def run(self, script: str, *arguments: object) -> Any:

@@ -10,7 +10,9 @@ from support.harness import Message, read_message
 PAGE = b"<!doctype html><title>a page of somebody else</title>"
 EVERY_WAY = """
 const [target] = given, seen = {};
-const settled = (name, promise) => promise.then(v => { seen[name] = v; }, e => { seen[name] = 'error'; });
+const end = new Promise(resolve => setTimeout(() => resolve('nothing'), 8000));
+const settled = (name, promise) => Promise.race([promise, end]).then(
+  v => { seen[name] = v; }, e => { seen[name] = 'error'; });
 const loaded = (tag, set, at = document.body) => new Promise((resolve) => {
   const node = document.createElement(tag);
   node.onload = () => resolve('loaded');
