@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 from proxy.blocking import NoThread, within
 from proxy.config.environment import CONFIG
-from proxy.config.trust import Untrusted, refuse_untrusted
+from proxy.config.trust import Replaced, Untrusted, refuse_untrusted
 from proxy.errors import ConfigError
 
 READ_TIMEOUT_S = 10.0
 """How long a file may take: a named pipe without a writer never ends, and a network drive may hang."""
 PRIVATE, READABLE = "600", "go-w"
 """The words for chmod that mend a file with secrets, and a file that others may read."""
+_MOST_TRIES = 3
+"""How often a file is opened that is replaced at that moment, as editors and Kubernetes do."""
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
@@ -82,10 +84,15 @@ def read(path: Path, most: int = -1, *, advice: str = PRIVATE) -> Content:
     and TimeoutError.
     """
 
-    def opened() -> Content:
-        with path.open("rb") as file:
-            refuse_untrusted(path, file.fileno(), advice)
-            return Content(file.read(most), os.fstat(file.fileno()))
+    def opened(tries: int = _MOST_TRIES) -> Content:
+        try:
+            with path.open("rb") as file:
+                refuse_untrusted(path, file.fileno(), advice)
+                return Content(file.read(most), os.fstat(file.fileno()))
+        except Replaced:
+            if tries <= 1:
+                raise
+        return opened(tries - 1)
 
     return within(READ_TIMEOUT_S, identity(path), opened)
 

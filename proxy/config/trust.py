@@ -45,10 +45,15 @@ class Untrusted(OSError):
         self.strerror = fault
 
 
+class Replaced(Untrusted):
+    """The path named another file when the opened one was looked at: its owner replaced it, most likely."""
+
+
 def refuse_untrusted(path: Path, descriptor: int, advice: str) -> None:
     """Raise `Untrusted` if another user could have written the file that is open as ``descriptor``.
 
-    ``advice`` are the words for chmod that mend the file's mode. Raises OSError where a folder is gone.
+    ``advice`` are the words for chmod that mend the mode. Raises `Replaced`, and OSError where a folder
+    is gone.
     """
     if fault := _fault(path, descriptor, advice):
         raise Untrusted(fault)
@@ -82,7 +87,7 @@ else:
         if descriptor is not None:
             opened = os.fstat(descriptor)
             if status is not None and not is_given and not os.path.samestat(opened, status):
-                return f"{path} was replaced while it was read; try again"
+                raise Replaced(f"{path} was replaced while it was read; try again")
             status = opened
         if status is None or stat.S_ISCHR(status.st_mode) or (is_given and not stat.S_ISREG(status.st_mode)):
             return None

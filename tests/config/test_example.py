@@ -23,8 +23,8 @@ from proxy.config.settings import (
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
 
-def test_the_example_loads_as_it_is() -> None:
-    settings = load(EXAMPLE, ONE_PROJECT, {})
+def test_the_example_loads_as_it_is(write: Writer) -> None:
+    settings = load(write(EXAMPLE.read_text(encoding="utf-8")), ONE_PROJECT, {})
     assert settings.server == ServerSettings()
     assert settings.log == LogSettings()
     assert settings.contentsquare == ContentsquareSettings()

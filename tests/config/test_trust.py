@@ -429,26 +429,31 @@ def test_init_writes_into_no_folder_that_others_can_write_to(environ: dict[str, 
 # Between the look and the reading
 
 
+@pytest.mark.parametrize("times", [1, 9])
 def test_the_opened_file_counts_and_not_another_one_at_its_path(
-    write: Writer, monkeypatch: pytest.MonkeyPatch
+    times: int, write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(SHOP)
-    replaced: list[Path] = []
+    others = [write(SHOP, f"other-{number}") for number in range(times)]
     open_file = Path.open
 
     def opened(self: Path, *arguments: Any, **named: Any) -> Any:
         file = open_file(self, *arguments, **named)
-        if self == path and not replaced:
-            replaced.append(path)
-            path.rename(write.folder / "moved")
-            write(SHOP)
+        if others:
+            others.pop().replace(path)
         return file
 
     monkeypatch.setattr(Path, "open", opened)
-    with pytest.raises(Untrusted, match="was replaced while it was read"):
-        files.read(path)
+    if times > 3:
+        with pytest.raises(Untrusted, match="was replaced while it was read"):
+            files.read(path)
+    else:
+        assert files.read(path).data == SHOP.encode()
+
+
+def test_the_mode_is_that_of_the_opened_file(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(SHOP, mode=0o666)
     monkeypatch.setattr(trust, "_way_to", lambda _: iter(()))  # the path says nothing
-    (write.folder / "config.toml").chmod(0o666)
     with pytest.raises(Untrusted, match="others can change"):
         files.read(path)
 
