@@ -18,8 +18,11 @@ import pytest
 import trustme
 from support.commands import CONFIG, STARTUP_S, needs_signals, run, started, write
 from support.harness import close, free_port, gateway, read_message, settings_for
+from typer.testing import CliRunner
 
+from proxy.cli.main import cli
 from proxy.cli.snippets import portable
+from proxy.cli.status import Unreachable, source
 from proxy.config.changes import differences
 from proxy.config.load import load
 from proxy.config.settings import Settings
@@ -244,41 +247,39 @@ def test_status_snippets_and_the_summary_use_the_socket(
         assert f"  shop  {'https' if has_tls else 'http'}://localhost/shop\n" in told
         assert f"curl --unix-socket {shlex.quote(str(path))} " in told
         assert "in a browser" not in told
-        for flags in ((), ("--url", f"unix:{path}")):
-            shown = run("status", "--json", *flags, environ=environ, cwd=tmp_path)
-            assert (shown.returncode, shown.stderr) == (0, "")
-            assert list(json.loads(shown.stdout)["projects"]) == ["shop"]
+        for url in (None, f"unix:{path}"):
+            assert list(source(tmp_path / "config.toml", url, None).fetch()["projects"]) == ["shop"]
         if not has_tls and shutil.which("curl"):
             [line] = [line for line in told.splitlines() if line.startswith("Try:  ")]
-            said = subprocess.run(
-                shlex.split(line.removeprefix("Try:  ").replace("curl ", "curl -s ")),
-                capture_output=True,
-                timeout=STARTUP_S,
-                check=True,
-            )
-            assert b"PROXY_TOKEN_UNAVAILABLE" in said.stdout
-    gone = run("status", environ=environ, cwd=tmp_path)
-    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
-    assert gone.stderr.startswith(f"csq-proxy: unix:{path}: can't be reached (")
+            words = shlex.split(line.removeprefix("Try:  ").replace("shop/v1/segments", "-/status"))
+            said = subprocess.run([*words, "-s"], capture_output=True, timeout=STARTUP_S, check=True)
+            assert "shop" in json.loads(said.stdout)["projects"]
+    with pytest.raises(Unreachable, match=f"^unix:{path}: can't be reached"):
+        source(tmp_path / "config.toml", None, None).fetch()
 
 
 @needs_unix
-def test_check_and_snippets_know_that_there_is_no_port(environ: dict[str, str], tmp_path: Path) -> None:
+def test_check_and_snippets_know_that_there_is_no_port(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "s"
     server = f'tcp = false\nport = 9000\nunix_socket = "{path}"\n'
     write(tmp_path / "config.toml", CONFIG.replace("port = 0\n", server))
-    checked = json.loads(run("check", "--json", environ=environ, cwd=tmp_path).stdout)
-    assert checked["listener"] == f"unix:{path}"
-    curl = run("snippets", "--for", "curl", environ=environ, cwd=tmp_path).stdout
+    monkeypatch.chdir(tmp_path)
+
+    def said(*words: str) -> str:
+        return str(CliRunner().invoke(cli, words).output)
+
+    assert json.loads(said("check", "--json"))["listener"] == f"unix:{path}"
+    curl = said("snippets", "--for", "curl")
     assert curl.startswith(f'curl --unix-socket {path} "http://localhost/shop/v1/')
-    assert run("snippets", environ=environ, cwd=tmp_path).stdout.startswith(f"--- curl\n\n{curl}")
-    refused = run("snippets", "--for", "powerbi", environ=environ, cwd=tmp_path)
-    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
-    assert "--for powerbi: server.tcp is false" in refused.stderr
-    for flag in ("--port=9000", "--host=::1"):
-        ended = run("serve", flag, environ=environ, cwd=tmp_path)
-        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-        assert f"{flag.partition('=')[0]}: server.tcp is false" in ended.stderr
+    assert said("snippets").startswith(f"--- curl\n\n{curl}")
+    refused = CliRunner().invoke(cli, ["snippets", "--for", "powerbi"]).exception
+    assert isinstance(refused, ConfigError)
+    assert str(refused).startswith("--for powerbi: server.tcp is false")
+    ended = run("serve", "--port=9000", environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "--port: server.tcp is false" in ended.stderr
 
 
 @needs_unix
