@@ -88,5 +88,3 @@ def _unusual(value: str) -> Iterator[str]:
         yield "characters that are not ASCII"
     if value[0] in _QUOTE_MARKS or value[-1] in _QUOTE_MARKS:
         yield "a quote at one end"
-    if value[0] == "\ufeff" or not value.isprintable():
-        yield "invisible characters"
