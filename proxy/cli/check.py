@@ -12,6 +12,7 @@ from proxy.cli.live_check import Finding, expiries, unknown_owners
 from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
+from proxy.foreign import shown
 from proxy.origin import bracketed
 from proxy.server.tls import server_tls
 from proxy.upstream.tls import tls_context
@@ -70,7 +71,7 @@ def show_findings(findings: Sequence[Finding], *, all_of_them: bool) -> None:
 def show_settings(settings: Settings) -> None:
     """Print where the proxy would listen, and a table of its projects and accounts."""
     terminal = Terminal()
-    source = escape(str(settings.source or "environment"))
+    source = escape(shown(str(settings.source or "environment")))
     terminal.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
     terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
     drawn = table("project", "project_id", "APIs kept fresh", "path")

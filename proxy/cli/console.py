@@ -1,16 +1,22 @@
-"""The output of a command: lines for people on standard output, faults on standard error."""
+"""The output of a command: lines for people on standard output, faults on standard error.
+
+With `proxy.cli.tables.Terminal`, the only place where a command prints. A text may hold what other programs
+said (Contentsquare, the running proxy, a file), so characters that a terminal would obey are escaped here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import io
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from proxy.errors import OutputLost
+from proxy.foreign import shown
 
 
 def open_output() -> None:
@@ -67,16 +73,22 @@ class _Output(io.TextIOWrapper):
 def say(text: str = "") -> None:
     """Print at once; a reader that has left is no error. Raises OutputLost."""
     try:
-        print(text, flush=True)  # noqa: T201 - the command's own output
+        print(shown(text, keep="\n\t"), flush=True)  # noqa: T201 - the command's own output
     except BrokenPipeError:  # the reader has left, as in `csq-proxy serve | head -1`
         sys.stdout = None  # print() then does nothing, nor does the flush at the end
+
+
+def say_json(value: object, *, indent: int | None = None) -> None:
+    """Print JSON, in ASCII. A type that JSON lacks becomes its text. Raises OutputLost."""
+    text = json.dumps(value, indent=indent, default=str)
+    say(text.replace("\x7f", "\\u007f"))  # json leaves this one control character as it is
 
 
 def fail(faults: Iterable[str], code: int) -> NoReturn:
     """Print a line for each fault on standard error, and exit with ``code``."""
     try:
         for fault in faults:
-            print(f"csq-proxy: {fault}", file=sys.stderr)  # noqa: T201 - the command's own output
+            print(f"csq-proxy: {shown(fault)}", file=sys.stderr)  # noqa: T201 - the command's own output
     except OSError:  # no reader is left, and the exit code tells the failure
         sys.stderr = None
     sys.exit(code)

@@ -9,6 +9,7 @@ import re
 
 import typer
 
+from proxy.cli.console import say
 from proxy.config.checks import name_fault
 from proxy.config.new_file import Answers
 from proxy.config.pasted import value_of
@@ -29,7 +30,7 @@ def ask() -> Answers:
     except typer.Abort as abort:
         if not isinstance(abort.__context__, EOFError):
             raise
-        typer.echo()  # the line of the question has no end yet
+        say()  # the line of the question has no end yet
         raise ConfigError(
             "init: standard input ended before all questions had an answer; without a terminal, "
             "copy config.example.toml instead"
@@ -37,9 +38,7 @@ def ask() -> Answers:
 
 
 def _answers() -> Answers:
-    typer.echo(
-        "An administrator creates the credentials in the Contentsquare console, for a project or an account."
-    )
+    say("An administrator creates the credentials in the Contentsquare console, for a project or an account.")
     return Answers(
         _name("A name for the project (a-z, 0-9 and -), part of its URL"),
         _text("client_id"),
@@ -55,19 +54,19 @@ def _name(question: str) -> str:
         fault = name_fault(name)
         if fault is None:
             return name
-        typer.echo(f"{fault[0].upper()}{fault[1:]}{'' if fault.endswith('?') else '.'}")
+        say(f"{fault[0].upper()}{fault[1:]}{'' if fault.endswith('?') else '.'}")
 
 
 def _text(question: str, *, hidden: bool = False) -> str:
     while True:
         answer = str(typer.prompt(question, hide_input=hidden))
         if _NO_TEXT.search(answer):
-            typer.echo("That isn't text in this terminal's encoding.")
+            say("That isn't text in this terminal's encoding.")
             continue
         try:
             return value_of(answer)
         except ValueError as wrong:
-            typer.echo(f"The answer {wrong}.")
+            say(f"The answer {wrong}.")
 
 
 def _number(question: str) -> int | None:
@@ -77,4 +76,4 @@ def _number(question: str) -> int | None:
             return None
         if _NUMBER.match(answer):
             return int(answer)
-        typer.echo("A whole number above 0, of at most 18 digits, please.")
+        say("A whole number above 0, of at most 18 digits, please.")

@@ -25,7 +25,8 @@ from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.origin import Origin
 from proxy.projects import Grant
 from proxy.tokens import Lease, TokenEndpoint, make_session
-from proxy.tokens.answer import apis_of
+from proxy.tokens.answer import apis_of, quotable
+from proxy.tokens.endpoint import private_texts
 from proxy.upstream.dial import Dialer
 from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import http_proxy_for
@@ -299,7 +300,8 @@ def _me_finding(subject: _Subject, members: Mapping[str, object]) -> Finding:
         return subject.finding("project", "failed", message)
     if isinstance(scopes, list):
         scopes = " ".join(map(str, scopes))
-    named = f"the scopes {str(scopes)[:200]}" if scopes else "no scopes"
+    private = private_texts(subject.grant.credentials)
+    named = f"the scopes {quotable(str(scopes), private)}" if scopes else "no scopes"
     return subject.finding("me", "ok", f"/v1/oauth/me names {named}")
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
 
 from proxy.cli.live_check import Finding, examine
 from proxy.cli.tables import Terminal, table
 from proxy.config.settings import Settings
+from proxy.foreign import shown
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -32,7 +32,7 @@ def collect(settings: Settings) -> list[Finding]:
             status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
         return found
 
-    with Console(stderr=True).status("Asking Contentsquare ...") as status:
+    with Terminal(stderr=True).status("Asking Contentsquare ...") as status:
         return asyncio.run(collected())
 
 
@@ -46,9 +46,8 @@ def show(findings: Sequence[Finding]) -> None:
     for one in rows:
         step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
         colour = f"[{_COLOURS[one.result]}]{one.result}[/]"
-        drawn.add_row(
-            escape(one.project or "(all)"), one.api or "-", one.check, colour, escape(one.message) + step
-        )
+        said = escape(shown(one.message))
+        drawn.add_row(escape(one.project or "(all)"), one.api or "-", one.check, colour, said + step)
     terminal.print(drawn)
     terminal.print(_summary(rows))
 

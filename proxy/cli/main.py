@@ -6,7 +6,6 @@ where each fault is one line on standard error. A command imports only the modul
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -22,8 +21,9 @@ import typer
 
 from proxy import __version__
 from proxy.cli import serve as start
-from proxy.cli.console import fail, say
+from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
+from proxy.foreign import shown
 
 cli = typer.Typer(
     name="csq-proxy",
@@ -148,7 +148,7 @@ def check(
         report.try_certificates(settings)
     except ConfigError as exc:
         if as_json:
-            say(json.dumps({"ok": False, "faults": exc.faults}, indent=2))
+            say_json({"ok": False, "faults": exc.faults}, indent=2)
             sys.exit(2)
         raise
     if not as_json:
@@ -158,7 +158,7 @@ def check(
     good = results <= {"ok"}  # a warning makes it 1: 0 means that all is well
     if as_json:
         checks = [asdict(finding) for finding in findings]
-        say(json.dumps({"ok": good, **report.described(settings), "checks": checks}, indent=2, default=str))
+        say_json({"ok": good, **report.described(settings), "checks": checks}, indent=2)
     else:
         report.show_findings(findings, all_of_them=live)
         if live and "failed" not in results:
@@ -262,7 +262,7 @@ def init(*, config: ConfigOption = None) -> None:
         path.unlink()
         raise
     say(
-        f"\nWrote {path}. Next: {_command('check', '--live', config=config)}\n"
+        f"\nWrote {shown(str(path))}. Next: {_command('check', '--live', config=config)}\n"
         f"       and then: {_command('serve', config=config)}"
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from proxy.cli.console import fail, say
+from proxy.cli.console import fail, say_json
 from proxy.config.environment import KEY
 from proxy.config.files import READABLE, read
 from proxy.config.load import load_listener
@@ -28,6 +28,7 @@ from proxy.config.pasted import value_of
 from proxy.config.settings import LOCALHOST
 from proxy.config.trust import Untrusted
 from proxy.errors import ConfigError
+from proxy.foreign import shown
 from proxy.origin import Origin, bracketed, is_loopback
 from proxy.server.request import UNIX
 from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
@@ -116,8 +117,12 @@ class Source(NamedTuple):
         except (ValueError, RecursionError, http.client.HTTPException):
             pass  # the answer is no JSON, or no HTTP
         if not isinstance(status, dict) or "projects" not in status:
-            raise Unreachable(f"{self.url}: a program other than csq-proxy answers there; give another --url")
+            raise self.stranger()
         return status
+
+    def stranger(self) -> Unreachable:
+        """The error for an answer that isn't ours."""
+        return Unreachable(f"{self.url}: a program other than csq-proxy answers there; give another --url")
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -262,12 +267,12 @@ def show(place: Source, *, as_json: bool, watch: bool) -> None:
 
 def _print_json(place: Source, status: dict[str, Any], *, watch: bool) -> None:
     if not watch:
-        say(json.dumps(status, indent=2))
+        say_json(status, indent=2)
         return
-    say(json.dumps(status))
+    say_json(status)
     while sys.stdout is not None:  # None: the reader has closed the pipe
         time.sleep(EVERY_S)
-        say(json.dumps(place.fetch()))
+        say_json(place.fetch())
 
 
 def _print_table(place: Source, status: dict[str, Any], *, watch: bool) -> None:
@@ -302,6 +307,25 @@ def _table_now(place: Source) -> RenderableType:
 
 
 def _table_of(place: Source, status: dict[str, Any]) -> RenderableType:
+    """The status for people. Raises `Unreachable` if it isn't what a csq-proxy sends."""
+    try:
+        return _drawn(place, _lines_shown(status))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise place.stranger() from None
+
+
+def _lines_shown(value: Any) -> Any:
+    """The same JSON; each text is one line, which a terminal doesn't obey."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list):
+        return [_lines_shown(one) for one in value]
+    if isinstance(value, dict):
+        return {shown(name): _lines_shown(one) for name, one in value.items()}
+    return value
+
+
+def _drawn(place: Source, status: dict[str, Any]) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415

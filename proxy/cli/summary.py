@@ -11,6 +11,7 @@ from proxy.admin.overview import Overview
 from proxy.cli.console import say
 from proxy.config.settings import WILDCARDS
 from proxy.errors import OutputLost
+from proxy.foreign import shown
 from proxy.projects import Project
 
 _CURL = "curl.exe" if sys.platform == "win32" else "curl"
@@ -20,7 +21,7 @@ _CURL = "curl.exe" if sys.platform == "win32" else "curl"
 def announce(overview: Overview) -> None:
     """Print the summary. A full disk, say, is no reason to end a proxy that serves."""
     try:
-        say("\n".join(_lines(overview)))
+        say("\n".join(map(shown, _lines(overview))))
     except OutputLost:
         return
 

@@ -124,8 +124,6 @@ class LocalOAuth:
             raise _unavailable(error) from None
         finally:
             project.running -= 1
-        if project.credentials.client_secret.get_secret_value().encode() in answer.body:
-            raise UpstreamUnreachable("Contentsquare's answer repeats the secret, so it is withheld.")
         content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")
         coding = answer.fields.get("Content-Encoding")
         fields = () if coding is None else ((b"Content-Encoding", coding.encode("latin-1")),)

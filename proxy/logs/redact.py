@@ -29,7 +29,7 @@ _MASK: Final = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code 
 
 
 class Redactor:
-    """Replaces registered secrets in text, also where they are URL-quoted, escaped or in base64.
+    """Replaces registered secrets in text, also where they are URL-quoted, escaped, in base64 or hexadecimal.
 
     A secret that was added twice must be discarded twice: an old and a new configuration may hold the same
     one. A line costs hardly more with thousands of secrets than with one: a form with a long run of
@@ -52,8 +52,8 @@ class Redactor:
     def add(self, secret: str, *, is_token: bool = False) -> None:
         """Redact a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
 
-        ``is_token`` is for tokens, of which there are many and which stand in no Basic field: their base64
-        forms are left out.
+        ``is_token`` is for tokens, of which there are many and which stand in no Basic field: their base64,
+        hexadecimal and reversed forms are left out.
         """
         if len(secret) < SHORTEST_SECRET:
             return
@@ -153,7 +153,9 @@ def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
     yield secret.replace("\\", "\\\\").replace("'", "\\'")
     yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
     if base64_too:
-        yield from _base64_forms(secret.encode())
+        raw = secret.encode()
+        yield from (raw.hex(), raw.hex().upper(), secret[::-1])
+        yield from _base64_forms(raw)
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:

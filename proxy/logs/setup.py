@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import orjson
 
+from proxy.foreign import shown
 from proxy.logs.redact import Redactor
 from proxy.logs.sink import Sink
 
@@ -171,9 +172,9 @@ def _write_time(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape control characters, so that no value moves the cursor or begins a line."""
     for key, value in event.items():
-        if isinstance(value, str) and key not in _LONG_KEYS and not value.isprintable():
+        if isinstance(value, str) and not value.isprintable():
             # Redacted before it is escaped: the renderer may escape it once more.
-            event[key] = redactor.redact(value).encode("unicode_escape").decode()
+            event[key] = shown(redactor.redact(value), keep="\n\t" if key in _LONG_KEYS else "")
     return event
 
 

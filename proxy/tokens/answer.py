@@ -16,10 +16,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
 
 from proxy.contentsquare import Api
 from proxy.errors import ProxyLoop, TokenFetchError
+from proxy.foreign import decoded, gives_away
+from proxy.logs import redactor
 from proxy.origin import Origin
 from proxy.tokens.lease import Lease
 from proxy.tokens.schedule import RETRY_AFTER_CAP_S
@@ -29,6 +30,8 @@ DEFAULT_LIFETIME_S = 600.0
 MAX_LIFETIME_S = 86400.0
 MAX_TOKEN = 16 << 10
 """Characters of an access_token; a request with a longer one in a field would be refused."""
+MIN_REPEATED = 16
+"""Fewer characters of a secret may stand in an answer that is passed on: they may be ordinary words."""
 MAX_QUOTE = 200
 """The most characters of an answer's text that a message quotes."""
 ENDPOINT_NAMES = ("endpoint", "api_endpoint", "base_url")
@@ -65,6 +68,11 @@ class TokenAnswer:
             return None
         return min(max(0.0, until - (self.sent_at_wall if now is None else now)), RETRY_AFTER_CAP_S)
 
+    def repeats(self, secret: str) -> bool:
+        """Whether the answer repeats the secret, or a half of it, in any spelling of `proxy.foreign`."""
+        text = f"{self.fields.get('Content-Type', '')}\0{self.body.decode('utf-8', 'replace')}"
+        return gives_away(text, (secret,), part=max(MIN_REPEATED, len(secret) // 2))
+
     def members(self) -> Mapping[str, object]:
         """The members of the body's JSON object. Raises `TokenFetchError` if the body is none."""
         members = _json_object(self.body)
@@ -95,7 +103,7 @@ def lease_of(
     return Lease(
         access_token=_access_token(members.get("access_token")),
         origin=_origin(members, allowed_endpoints, private),
-        scope=_scope(members.get("scope")) or scope,
+        scope=_scope(members.get("scope"), private) or scope,
         project_id=_project_id(members.get("project_id"), project_id),
         lifetime_s=lifetime_s,
         received_at=answer.sent_at,
@@ -156,9 +164,13 @@ def apis_of(members: Mapping[str, object]) -> frozenset[Api] | None:
 
 
 def quotable(text: str, private: Collection[str]) -> str:
-    """A foreign text made fit for messages: one line, printable, short, without the ``private`` texts."""
+    """A foreign text made fit for messages: one line, printable, short.
+
+    It is withheld where it repeats a part of the ``private`` texts, or a whole secret that the log hides (of
+    another project, or one that was renewed since), in any spelling of `proxy.foreign`.
+    """
     text = text[: 5 * MAX_QUOTE]
-    if _gives_away(text, private):
+    if gives_away(text, private) or any(redactor.redact(view) != view for view in decoded(text)):
         return "[withheld: it repeats the credentials]"
     printable = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(printable.split())[:MAX_QUOTE]
@@ -232,8 +244,11 @@ def _origin(members: Mapping[str, object], allowed: Sequence[str], private: Coll
     return origin
 
 
-def _scope(value: object) -> str | None:
-    return value if isinstance(value, str) and value.isprintable() and len(value) <= MAX_QUOTE else None
+def _scope(value: object, private: Collection[str]) -> str | None:
+    """The granted scopes; None where there are none, or where the text isn't fit to be shown."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_QUOTE:
+        return None
+    return None if gives_away(value, private) else value
 
 
 def _project_id(value: object, asked: int | None) -> int | None:
@@ -305,14 +320,3 @@ def _quote(body: bytes, private: Collection[str]) -> str:
     quotes = (quotable(text, private) for text in texts if isinstance(text, str))
     joined = "; ".join(dict.fromkeys(filter(None, quotes)))
     return f" ({joined})" if joined else ""
-
-
-def _gives_away(text: str, private: Collection[str]) -> bool:
-    """Whether it repeats eight characters in a row of a private text, also spaced out or percent-coded."""
-    squeezed = "".join(character for character in text if character.isprintable() and not character.isspace())
-    searched = (text.casefold(), squeezed.casefold())
-    for secret in filter(None, private):
-        parts = [secret[start : start + 8] for start in range(max(1, len(secret) - 7))]
-        if any(part.casefold() in one for part in (*parts, quote(secret, safe="")) for one in searched):
-            return True
-    return False

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from proxy import __version__
+from proxy.blocking import in_thread
 from proxy.config.settings import Credentials
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
@@ -210,6 +211,10 @@ class TokenEndpoint:
         error = self._error_of(answer, credentials)  # a 429 is obeyed
         if error is not None and error.cause == "loop":
             raise error
+        if await in_thread(lambda: answer.repeats(private_texts(credentials)[1])):
+            raise TokenFetchError(
+                f"the answer of {self._name} repeats the secret, so it is withheld", cause="malformed"
+            )
         return answer
 
     async def _in_turn(self, credentials: Credentials, call: Callable[[], Awaitable[T]]) -> T:
@@ -225,7 +230,7 @@ class TokenEndpoint:
             allowed_endpoints=self._allowed,
             scope=request.api.scope,
             project_id=request.project_id,
-            private=_private(request.credentials),
+            private=private_texts(request.credentials),
         )
 
     async def _me_members(self, credentials: Credentials) -> Mapping[str, object]:
@@ -267,7 +272,7 @@ class TokenEndpoint:
 
     def _error_of(self, answer: TokenAnswer, credentials: Credentials) -> TokenFetchError | None:
         """The error that the answer means, None for 2xx; the ``Retry-After`` of a 429 begins a pause."""
-        error = failure_of(answer, self._name, _private(credentials))
+        error = failure_of(answer, self._name, private_texts(credentials))
         if error is not None and error.cause == "rate_limited" and error.retry_after_s:
             self._paused_until[credentials.client_id] = (
                 self._clock.monotonic() + error.retry_after_s,
@@ -348,11 +353,11 @@ async def apis_named(members: Awaitable[Mapping[str, object]]) -> frozenset[Api]
 
 def _identity(credentials: Credentials) -> dict[str, str | int]:
     """The JSON members that identify us (RFC 6749, section 2.3.1). Holds the secret."""
-    client_id, client_secret = _private(credentials)
+    client_id, client_secret = private_texts(credentials)
     return {"client_id": client_id, "client_secret": client_secret}
 
 
-def _private(credentials: Credentials) -> tuple[str, str]:
+def private_texts(credentials: Credentials) -> tuple[str, str]:
     """The texts that no message may repeat. Holds the secret."""
     return credentials.client_id, credentials.client_secret.get_secret_value()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import ssl
 import sys
@@ -253,6 +254,28 @@ async def test_what_me_says_counts(me: tuple[int, dict[str, object]], check: str
         told.good["endpoint"] = server.url
         findings = await findings_of(told_values(server.url, project_id=42))
     assert [finding.check for finding in failed(findings)] == [check]
+
+
+async def test_what_contentsquare_says_moves_no_cursor_and_shows_no_secret(tmp_path: Path) -> None:
+    told = Told()
+    told.me = (200, {"scopes": "metrics \x1b[2J\x9b\u202e canary-1"[:20]})
+    told.token = (403, {"error": "\x1b[2J\x9b\u202e\nforged", "errorMessage": "1-yranac"})
+    async with RawServer(told) as server:
+        config = write(
+            tmp_path / "config.toml",
+            f'[contentsquare]\nauth_url = "{server.url}"\nallowed_endpoints = ["{server.url[7:]}"]\n'
+            '[projects.shop]\nclient_id = "id-1"\nclient_secret = "canary-1"\napis = ["metrics"]\n',
+        )
+        environ = {**os.environ, "HOME": str(tmp_path), "COLUMNS": "200"}
+        for arguments in ((), ("--json",)):
+            shown = await asyncio.to_thread(
+                run, "check", "--live", "--config", str(config), *arguments, environ=environ, cwd=tmp_path
+            )
+            assert shown.returncode == 1
+            for line in (shown.stdout + shown.stderr).splitlines():
+                assert line.isprintable(), line
+            assert "withheld" in shown.stdout
+            assert "1-yranac" not in shown.stdout
 
 
 async def test_a_cloud_that_is_the_proxy_itself_is_named() -> None:

@@ -22,6 +22,7 @@ from support.commands import CONFIG, STARTUP_S, Running, get, needs_signals, run
 from support.harness import WAIT_S, free_port
 from typer.testing import CliRunner
 
+import proxy
 from proxy.cli.main import cli
 from proxy.errors import ConfigError
 
@@ -634,3 +635,24 @@ def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Pa
         assert f"  acme  {base}/acme/PROJECT_ID\n" in proxy.printed
         assert f' --noproxy "*" "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
         assert get(f"{base}/-/ready")[0] == 200
+
+
+def test_the_commands_print_at_one_place_only() -> None:
+    """`say`, `say_json`, `fail` and `Terminal` escape what a terminal would obey."""
+    printing = re.compile(r"(?<!terminal\.)\bprint\(|\.s?echo\(|\bConsole\(\w*\)|\.std(?:out|err)\.(?:write|buffer)")
+    folder = Path(proxy.__file__).parent / "cli"
+    found = {path.name for path in folder.rglob("*.py") if printing.search(path.read_text("utf-8"))}
+    assert found <= {"console.py", "tables.py"}, found
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("check", "--json"), ("serve",)])
+def test_what_a_configuration_says_moves_no_cursor(
+    arguments: tuple[str, ...], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    config = write(tmp_path / "config.toml", '["a\\u001b[2J\\u009b\\u202e\\u007f\\nforged"]\nx = 1\n')
+    shown = run(*arguments, "--config", str(config), environ=environ, cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "forged" in shown.stdout + shown.stderr
+    for line in (shown.stdout + shown.stderr).splitlines():
+        assert line.isprintable(), line
+        assert not line.startswith("forged")

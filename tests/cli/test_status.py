@@ -328,6 +328,56 @@ async def served_over_tls(folder: Path, *names: str) -> AsyncIterator[int]:
         yield proxy.port
 
 
+HOSTILE = "\x1b[2J\x9b\r\u202eb\nforged: line"
+
+
+def spoilt(value: object) -> object:
+    """The same JSON, with a hostile text behind each text and name of a project."""
+    if isinstance(value, str):
+        return value + HOSTILE
+    if isinstance(value, list):
+        return [*map(spoilt, value), HOSTILE][: len(value) + 1]
+    return {name: spoilt(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+async def test_what_the_running_proxy_says_moves_no_cursor_and_forges_no_line(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        proxy.app._generation.projects["shop"].measures.count_error("PROXY_QUEUE_TIMEOUT", "busy")
+        status = json.loads((await proxy.call(b"GET /-/status")).content)
+    status = {**status, "projects": {f"{name}{HOSTILE}": spoilt(one) for name, one in status["projects"].items()}}
+    status["version"] += HOSTILE
+    body = json.dumps(status).encode()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with RawServer(script) as server:
+        shown = await run("--url", server.url, *arguments, cwd=tmp_path)
+    assert shown.stderr == ""
+    assert "PROXY_QUEUE_TIMEOUT" in shown.stdout
+    for line in shown.stdout.splitlines():
+        assert line.isprintable(), line
+        assert not line.startswith("forged"), line
+
+
+@pytest.mark.parametrize("status", [{"projects": {}}, {"projects": {"shop": 1}}, {"projects": None}])
+async def test_a_status_that_is_not_ours_is_one_line(status: object, tmp_path: Path) -> None:
+    body = json.dumps(status).encode()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with RawServer(script) as server:
+        shown = await run("--url", server.url, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    assert "a program other than csq-proxy" in shown.stderr
+
+
 async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(4096)  # else its connection is reset

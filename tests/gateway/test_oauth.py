@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,7 +17,7 @@ import pytest
 from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
-from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, free_port, gateway, read_message
+from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, free_port, gateway, read_message, until
 
 from proxy.app.app import App
 from proxy.config.load import load
@@ -313,6 +314,30 @@ async def test_trouble_with_me_is_never_the_callers_fault(told: bytes, status: i
         answer = await post(proxy, b"/shop/v1/oauth/me", {})
         assert (answer.status, answer.error_code) == (status, code)
         assert b"canary" not in answer.head + answer.body
+
+
+async def test_me_repeats_no_secret_in_any_spelling_also_after_a_renewal(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.touch(mode=0o600)
+    file.write_text("first-secret-of-shop")
+    token = Me()
+    projects = {"shop": {"client_id": "id-shop", "client_secret_file": str(file), "apis": ["metrics"]}}
+    async with gateway(token=token, projects=projects) as proxy:
+        for secret in (b"first-secret-of-shop", b"second-secret-of-shop"):
+            file.write_bytes(secret)
+            fetched = len(token.requests)
+            await proxy.call(b"POST /-/refresh/shop")
+            await until(lambda before=fetched: len(token.requests) > before)
+            assert (await post(proxy, b"/v1/oauth/me", {})).status == 200
+            assert json.loads(token.asked[-1].body)["client_secret"].encode() == secret
+            usual = token.told
+            for spelt in (secret, secret[::-1], base64.b64encode(b"id:" + secret), secret.hex().encode()):
+                told = b'{"for": "%b"}' % spelt
+                token.told = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told)
+                answer = await post(proxy, b"/v1/oauth/me", {})
+                assert (answer.status, answer.error_code) == (502, "PROXY_UPSTREAM_UNREACHABLE")
+                assert spelt not in answer.body
+            token.told = usual
 
 
 async def test_a_pause_that_me_asks_for_is_kept() -> None:

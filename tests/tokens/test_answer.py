@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import TokenFetchError
+from proxy.logs import redactor
 from proxy.origin import Origin
 from proxy.tokens.answer import TokenAnswer, endpoint_fault, failure_of, http_date, lease_of, quotable
 from proxy.tokens.lease import Lease
@@ -322,6 +324,17 @@ def test_a_quote_is_short() -> None:
     assert len(str(fault(401, {"error": "x" * 10_000}))) < 400
 
 
+@pytest.fixture
+def another_secret() -> Iterator[None]:
+    redactor.add("ANOTHER-PROJECTS-SECRET")
+    yield
+    redactor.discard("ANOTHER-PROJECTS-SECRET")
+
+
+def test_scopes_that_repeat_the_credentials_are_not_kept() -> None:
+    assert taken(good(scope=f"metrics {SECRET[::-1]}")).scope == "metrics"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -331,10 +344,17 @@ def test_a_quote_is_short() -> None:
         f"secret {SECRET[:10]}... is wrong",
         "\u200b".join(SECRET),
         " ".join(SECRET),
+        SECRET[::-1],
+        SECRET.encode().hex(),
+        base64.b64encode(f"id:{SECRET}".encode()).decode(),
+        base64.urlsafe_b64encode(f"{SECRET}!".encode()).decode(),
+        "".join(f"%{byte:02X}" for byte in SECRET.encode()),
+        "ANOTHER-PROJECTS-SECRET",
+        base64.b64encode(b"ANOTHER-PROJECTS-SECRET").decode(),
         f"unknown client {CLIENT_ID}",
     ],
 )
-def test_words_that_repeat_the_credentials_are_withheld(text: str) -> None:
+def test_words_that_repeat_the_credentials_are_withheld(text: str, another_secret: None) -> None:
     message = str(fault(401, {"error": "invalid_client", "error_description": text}))
     assert "(invalid_client; [withheld: it repeats the credentials])" in message
 
