@@ -639,7 +639,9 @@ def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Pa
 
 def test_the_commands_print_at_one_place_only() -> None:
     """`say`, `say_json`, `fail` and `Terminal` escape what a terminal would obey."""
-    printing = re.compile(r"(?<!terminal\.)\bprint\(|\.s?echo\(|\bConsole\(\w*\)|\.std(?:out|err)\.(?:write|buffer)")
+    printing = re.compile(
+        r"(?<!terminal\.)\bprint\(|\.s?echo\(|\bConsole\(\w*\)|\.std(?:out|err)\.(?:write|buffer)"
+    )
     folder = Path(proxy.__file__).parent / "cli"
     found = {path.name for path in folder.rglob("*.py") if printing.search(path.read_text("utf-8"))}
     assert found <= {"console.py", "tables.py"}, found

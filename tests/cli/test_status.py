@@ -336,7 +336,7 @@ def spoilt(value: object) -> object:
     if isinstance(value, str):
         return value + HOSTILE
     if isinstance(value, list):
-        return [*map(spoilt, value), HOSTILE][: len(value) + 1]
+        return [*map(spoilt, value)]
     return {name: spoilt(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
@@ -347,7 +347,10 @@ async def test_what_the_running_proxy_says_moves_no_cursor_and_forges_no_line(
     async with gateway(projects=PROJECTS) as proxy:
         proxy.app._generation.projects["shop"].measures.count_error("PROXY_QUEUE_TIMEOUT", "busy")
         status = json.loads((await proxy.call(b"GET /-/status")).content)
-    status = {**status, "projects": {f"{name}{HOSTILE}": spoilt(one) for name, one in status["projects"].items()}}
+    status = {
+        **status,
+        "projects": {f"{name}{HOSTILE}": spoilt(one) for name, one in status["projects"].items()},
+    }
     status["version"] += HOSTILE
     body = json.dumps(status).encode()
 
