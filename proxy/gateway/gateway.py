@@ -69,7 +69,7 @@ class Gateway:
         generation = self.generation
         try:
             caller, target, own = self._checked(request, generation)
-            if own:
+            if own or not request.connection.admit(whole=caller is None):
                 return False
             exchange = self._new_exchange(request, generation, caller, target)
             answers = exchange.project.shared_answers
@@ -112,6 +112,7 @@ class Gateway:
             caller, target, own = self._checked(request, generation)
             if own:
                 return await self._own.answer(request, generation, caller, target)
+            await _enter(request, generation, caller)
             exchange = self._new_exchange(request, generation, caller, target)
         exchange.attend()
         answers = exchange.project.shared_answers
@@ -238,3 +239,24 @@ class Gateway:
         frames = traceback.extract_tb(bug.__traceback__)
         place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
+
+
+async def _enter(request: Request, generation: Generation, caller: Caller | None) -> None:
+    """Wait for a known caller's place, for the connection of a caller that was a stranger until now.
+
+    Where no callers are defined, a caller is known once a whole request of it was found good.
+    Raises QueueTimeout.
+    """
+    connection = request.connection
+    if connection.admit(whole=caller is None):
+        return
+    try:
+        async with asyncio.timeout(generation.queue_timeout_s):
+            while not connection.admit(whole=caller is None):
+                await connection.room()
+    except TimeoutError:
+        raise QueueTimeout(
+            "The proxy has as many callers' connections as it can hold, and all of them are in use;"
+            " send fewer requests at a time.",
+            retry_after_s=2,
+        ) from None

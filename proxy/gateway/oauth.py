@@ -107,6 +107,7 @@ class LocalOAuth:
         asked = _OAuthRequest(members, target[: path.start(1)], path[1], target[path.end(1) :])
         generation = self._generation()
         caller, key = generation.callers.of_keys([*_secrets(members), *keys])
+        request.connection.admit(whole=False)
         route = generation.route(request.head, request.connection.listener, caller, asked.target)
         if route.target.partition(b"?")[0] != asked.path:
             raise UnknownProject(f"No project has that path; call /PROJECT{asked.path.decode()}.")

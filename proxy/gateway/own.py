@@ -36,10 +36,11 @@ class OwnPaths:
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
     ) -> bool:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
-        if target in (b"*", _ICON):
-            return write_answer(request, 204, b"")
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)
+        request.connection.admit(whole=caller is None)  # a probe is answered without a place, too
+        if target in (b"*", _ICON):
+            return write_answer(request, 204, b"")
         if target.partition(b"?")[0] == admin.QUIT and generation.settings.server.allow_quit and self._quit:
             policy.check_quit(caller)
             if request.head.method != b"POST":

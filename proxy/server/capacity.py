@@ -1,7 +1,8 @@
-"""How many callers' connections a listener has at once, and which of them end when it is full.
+"""How many connections there are at once, and which of them end when there are too many.
 
-A full listener closes connections without a request, the ones that are idle longest first, and accepts no
-new ones until there is room: they wait in the kernel's queue, where they cost nothing. So file descriptors
+A listener has places for known callers; strangers have places of their own (`proxy.server.strangers`), so a
+request for ``/-/healthy`` is answered while known callers have taken all of theirs. A full listener closes
+connections without a request, the ones that are idle longest first; further callers wait. So file descriptors
 are always left for tokens and for the clouds. Must not know requests.
 """
 
@@ -10,29 +11,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from proxy.server.connection import CallerConnection
+from proxy.server.strangers import MOST_STRANGERS
 
 MAX_CONNECTIONS = 1024
-"""Of one listener."""
+"""Of one listener's known callers."""
 FEWEST_CONNECTIONS = 8
 IDLE_S = 1.0
 """A connection that was accepted or answered later than this time ago may be about to send a request."""
 _OTHER_DESCRIPTORS = 32
 
 
-def most_connections(descriptors: int | None, listeners: int) -> int:
-    """How many connections each listener may have, if the process may open so many descriptors.
+def _of_callers(descriptors: int) -> int:
+    """All connections of callers: a quarter of the descriptors is for the clouds, and for files."""
+    return (descriptors - _OTHER_DESCRIPTORS) * 3 // 4
 
-    A quarter of them is for connections to the clouds, and for files. None: there is no limit.
-    """
+
+def most_strangers(descriptors: int | None) -> int:
+    """How many strangers there may be, if the process may open so many descriptors; None: any number."""
+    if descriptors is None:
+        return MOST_STRANGERS
+    return max(FEWEST_CONNECTIONS, min(MOST_STRANGERS, _of_callers(descriptors) // 3))
+
+
+def most_connections(descriptors: int | None, listeners: int) -> int:
+    """How many known connections each listener may have, as `most_strangers`."""
     if descriptors is None:
         return MAX_CONNECTIONS
-    share = (descriptors - _OTHER_DESCRIPTORS) * 3 // 4 // max(1, listeners)
+    share = (_of_callers(descriptors) - most_strangers(descriptors)) // max(1, listeners)
     return max(FEWEST_CONNECTIONS, min(MAX_CONNECTIONS, share))
-
-
-def room(limit: int) -> int:
-    """How far below ``limit`` a full listener must come before it accepts connections again."""
-    return max(1, limit // 16)
 
 
 def make_room(connections: Iterable[CallerConnection], limit: int, now: float) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from proxy.server.caller_socket import CallerSocket
@@ -43,13 +42,27 @@ class Handler(Protocol):
         ...
 
 
+class Home(Protocol):
+    """The listener's connections, with places for known callers and for strangers."""
+
+    def admit(self, connection: CallerConnection) -> bool:
+        """Take a place for a known caller; False: all are taken."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until a known caller's place may be free."""
+
+    def forget(self, connection: CallerConnection) -> None:
+        """The connection is lost."""
+
+
 class CallerConnection(CallerSocket):
-    """One caller's connection. ``gone`` is called once, when the connection is lost."""
+    """One caller's connection; a stranger's until `admit`."""
 
     __slots__ = (
-        "_gone",
         "_handler",
         "_has_full_queue",
+        "_home",
         "_idle_timer",
         "_linger",
         "_parser",
@@ -57,11 +70,14 @@ class CallerConnection(CallerSocket):
         "_task",
         "_watch",
         "_written",
+        "_yet_incomplete",
+        "accepted_at",
         "answered",
         "current",
         "idle_since",
         "is_ending",
         "is_half_closed",
+        "is_known",
         "listener",
     )
 
@@ -71,12 +87,16 @@ class CallerConnection(CallerSocket):
         listener: Listener,
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
-        gone: Callable[[CallerConnection], None],
+        home: Home,
     ) -> None:
         super().__init__(sock, loop)
         self._handler = handler
         self.listener = listener
-        self._gone = gone
+        self._home = home
+        self.is_known = False
+        """Whether the caller has shown a key or, where no callers are defined, sent a whole request."""
+        self._yet_incomplete = False
+        """Whether the caller is known as soon as its request's content is complete."""
         self._queue: deque[Request] = deque()
         self._parser = RequestParser(self, self._queue)
         self._has_full_queue = False
@@ -88,7 +108,7 @@ class CallerConnection(CallerSocket):
         """Whether the connection can be kept, once the caller has taken the answer that is written."""
         self.answered = 0
         """How many requests were answered."""
-        self.idle_since = loop.time()
+        self.idle_since = self.accepted_at = loop.time()
         """When the connection was accepted, or its last answer was taken, by the loop's clock."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self.is_ending = False
@@ -106,10 +126,36 @@ class CallerConnection(CallerSocket):
         """Whether the connection can be closed: no request waits for an answer, and no answer can be lost."""
         return not self.unanswered and self._linger is None
 
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether a stop need not wait for it: the caller is a stranger, or has taken all of the answer."""
+        if not self.is_known and (self.current is None or self.current.exchange is None):
+            return True
+        return self._linger is not None or (self._is_closing and not self.untaken)
+
+    def admit(self, *, whole: bool) -> bool:
+        """The caller is no stranger any more; False: there is no room among the known ones now.
+
+        ``whole``: only once the current request's content is complete. Until then the caller is a stranger.
+        """
+        if whole and self.current is not None and not self.current.body.complete:
+            self._yet_incomplete = True
+        elif not self.is_known:
+            self.is_known = self._home.admit(self)
+            return self.is_known
+        return True
+
+    async def room(self) -> None:
+        """Wait until there may be room for this connection among the known ones."""
+        await self._home.room()
+
     # From the transport to the queue
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self._is_closing:  # it was dropped meanwhile
+            self.abort()
+            return
         self._idle_timer = self._loop.call_later(KEEP_ALIVE_S, self._on_idle)
 
     def data_received(self, data: bytes | bytearray) -> None:
@@ -117,6 +163,9 @@ class CallerConnection(CallerSocket):
             return
         # Windows' event loop hands over a bytearray.
         self._parser.feed(data if isinstance(data, bytes) else bytes(data))
+        if self._yet_incomplete and not self._parser.in_body:
+            self._yet_incomplete = False
+            self.admit(whole=False)
         if self._queue:
             if not self._has_full_queue and len(self._queue) >= MAX_PIPELINED:
                 self._has_full_queue = True
@@ -154,7 +203,7 @@ class CallerConnection(CallerSocket):
             request.abandon()
         if self._task is not None:
             self._task.cancel()
-        self._gone(self)
+        self._home.forget(self)
 
     # From the queue to the handler
 

@@ -20,11 +20,12 @@ from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import OnEvent, get_logger
 from proxy.origin import bracketed
-from proxy.server.capacity import most_connections
+from proxy.server.capacity import most_connections, most_strangers
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import UNIX, Listener, Request
 from proxy.server.site import CallerServer, CallerSite, Spawn
+from proxy.server.strangers import Strangers
 from proxy.server.tls import load_certificate, server_tls
 from proxy.server.unix_socket import BACKLOG, UnixSocket
 
@@ -89,16 +90,17 @@ class Listeners:
 
         ``spawn`` runs the tasks that accept, and ``on_event`` hears of their failures (see `CallerSite`).
         """
-        limit = most_connections(descriptors, len(self.all))
+        limit, strangers = (
+            most_connections(descriptors, len(self.all)),
+            Strangers(most_strangers(descriptors)),
+        )
         for listener in self.all:
-            server = CallerServer(handler, listener)
+            server = CallerServer(handler, listener, strangers, limit, spawn)
             runner = ServerRunner(server)
             self._runners.append(runner)
             await runner.setup()
             sockets = self._sockets.pop(0)
-            site = CallerSite(
-                runner, server, *sockets, limit=limit, tls=self._tls, spawn=spawn, on_event=on_event
-            )
+            site = CallerSite(runner, server, *sockets, tls=self._tls, spawn=spawn, on_event=on_event)
             self.sites.append(site)
             await site.start()
             if self._unix is not None and self._unix.sock in sockets:

@@ -74,6 +74,15 @@ class Connection(Source, Protocol):
     """Whether the connection closes after the current answer, which has to say so."""
     writing_paused: bool
     """Whether the caller reads more slowly than the answer comes."""
+    is_known: bool
+    """Whether the caller is no stranger any more."""
+
+    def admit(self, *, whole: bool) -> bool:
+        """The caller is no stranger any more; False: there is no room among the known ones now."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until there may be room for this connection among the known ones."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
@@ -18,15 +19,18 @@ from aiohttp.web_runner import BaseSite, ServerRunner
 from aiohttp.web_server import Server
 
 from proxy.logs import OnEvent
-from proxy.server.capacity import make_room, room
+from proxy.server.capacity import make_room
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.request import Listener
+from proxy.server.strangers import Strangers
 from proxy.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, speaks_plain_http
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
 LOOK_S = 0.1
 """How often a full listener looks for connections to close."""
+GRACE_S = 0.5
+"""How long a stop waits for strangers, and for callers that don't close what the proxy has closed."""
 RETRY_S = 1.0
 """How long nothing is accepted after the system refused to accept. The connections that were closed meanwhile
 leave their descriptors to tokens and clouds. asyncio's own server waits as long."""
@@ -37,24 +41,72 @@ _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class CallerServer(Server):
-    """The connections of one listener."""
+    """The connections of one listener: at most ``limit`` of known callers, beside the ``strangers``."""
 
-    def __init__(self, handler: Handler, listener: Listener) -> None:
+    def __init__(
+        self, handler: Handler, listener: Listener, strangers: Strangers, limit: int, spawn: Spawn
+    ) -> None:
         super().__init__(cast(Any, handler.run))
         self.listener = listener
+        self.strangers = strangers
+        self.limit = limit
         self._handler = handler
+        self._spawn = spawn
         self._open: set[CallerConnection] = set()
+        self._known = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        """Known callers that wait for a place, the first one first."""
+        self._letting_in: asyncio.Task[None] | None = None
+        self._stopping_since: float | None = None
 
     def __call__(self, sock: socket.socket) -> CallerConnection:  # type: ignore[override]
         """The protocol for a socket that was accepted. The connection counts from now on."""
-        loop = asyncio.get_running_loop()
-        connection = CallerConnection(self._handler, self.listener, sock, loop, self.forget)
+        connection = CallerConnection(self._handler, self.listener, sock, asyncio.get_running_loop(), self)
         self._open.add(connection)
+        self.strangers.add(connection)
         return connection
+
+    def admit(self, connection: CallerConnection) -> bool:
+        """Give a stranger's connection a known caller's place; False: all are taken."""
+        if self._known >= self.limit:
+            return False
+        if connection not in self._open:  # it was lost a moment ago
+            return True
+        self._known += 1
+        self.strangers.discard(connection)
+        return True
+
+    async def room(self) -> None:
+        """Wait until a known caller's place may be free."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if self._letting_in is None or self._letting_in.done():
+            self._letting_in = self._spawn(self._let_in())
+        await waiter
+
+    async def _let_in(self) -> None:
+        while self._waiting:
+            self.make_room()
+            free = self.limit - self._known
+            while self._waiting and (free > 0 or self._waiting[0].done()):
+                waiter = self._waiting.popleft()
+                if not waiter.done():  # its caller has not left
+                    waiter.set_result(None)
+                    free -= 1
+            await asyncio.sleep(LOOK_S)
+
+    def make_room(self) -> None:
+        """Close some of the idle connections of known callers."""
+        known = [one for one in self._open if one.is_known]
+        make_room(known, self.limit, asyncio.get_running_loop().time())
 
     def forget(self, connection: CallerConnection) -> None:
         """The connection is lost, or was never made."""
         self._open.discard(connection)
+        self.strangers.discard(connection)
+        if connection.is_known:
+            connection.is_known = False
+            self._known -= 1
 
     @property
     def open(self) -> int:
@@ -68,10 +120,15 @@ class CallerServer(Server):
 
     def pre_shutdown(self) -> None:
         """Close each connection: now, or after the answers that its caller waits for."""
+        now = asyncio.get_running_loop().time()
+        if self._stopping_since is None:
+            self._stopping_since = now
         for connection in self.connections:
             connection.is_ending = True
             if connection.is_idle:
                 connection.close()
+            if now - self._stopping_since >= GRACE_S and connection.is_dispensable:
+                connection.abort()
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002 - aiohttp's
         """Reset the connections that are left."""
@@ -82,7 +139,7 @@ class CallerServer(Server):
 class CallerSite(BaseSite):
     """The listening sockets of ``runner``'s server, whatever their family. They are closed by `stop`.
 
-    ``limit``: how many connections it may have. ``on_event`` hears ``accept_failed``.
+    ``on_event`` hears ``accept_failed``.
     """
 
     def __init__(
@@ -90,14 +147,12 @@ class CallerSite(BaseSite):
         runner: ServerRunner,
         server: CallerServer,
         *sockets: socket.socket,
-        limit: int,
         tls: ssl.SSLContext | None,
         spawn: Spawn,
         on_event: OnEvent,
     ) -> None:
         super().__init__(runner)
         self.server = server
-        self.limit = limit
         self._tls = tls
         self._spawn = spawn
         self._on_event = on_event
@@ -136,8 +191,8 @@ class CallerSite(BaseSite):
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
-            if self.server.open >= self.limit:
-                await self._wait_for_room()
+            if (wait_s := self.server.strangers.wait_s(loop.time())) > 0:
+                await asyncio.sleep(wait_s)
                 continue
             try:
                 sock, _ = await loop.sock_accept(listening)
@@ -181,14 +236,6 @@ class CallerSite(BaseSite):
                 sock.close()
                 self.server.forget(connection)
 
-    async def _wait_for_room(self) -> None:
-        while self.server.open > self.limit - room(self.limit):
-            self._make_room()
-            await asyncio.sleep(LOOK_S)
-
-    def _make_room(self) -> None:
-        make_room(self.server.connections, self.limit, asyncio.get_running_loop().time())
-
     async def _on_accept_failed(self, error: OSError) -> None:
         """The system can't accept: most likely, the process or the system has no file descriptors left."""
         cause = errno.errorcode.get(error.errno or 0, "unknown")
@@ -199,7 +246,7 @@ class CallerSite(BaseSite):
             "connections": self.server.open,
         }
         self._on_event("accept_failed", values)
-        self._make_room()
+        self.server.make_room()
         await asyncio.sleep(RETRY_S)
 
 

@@ -13,33 +13,38 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start  # noqa: F401 - a fixture
+from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start, until  # noqa: F401 - a fixture
 
 from proxy.server import capacity, site
-from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections
+from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections, most_strangers
+from proxy.server.strangers import MOST_STRANGERS
+
+KEY = b"X-API-Key: the-key-of-the-caller"
+CALLERS = {"me": {"key": "the-key-of-the-caller"}}
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "listeners", "limit"),
+    ("descriptors", "listeners", "limit", "strangers"),
     [
-        (None, 1, MAX_CONNECTIONS),
-        (1_048_576, 3, MAX_CONNECTIONS),
-        (1024, 1, 744),
-        (1024, 4, 186),
-        (256, 1, 168),
-        (64, 1, 24),
-        (16, 9, FEWEST_CONNECTIONS),
+        (None, 1, MAX_CONNECTIONS, MOST_STRANGERS),
+        (1_048_576, 3, MAX_CONNECTIONS, MOST_STRANGERS),
+        (1024, 1, 496, 248),
+        (1024, 4, 124, 248),
+        (256, 1, 112, 56),
+        (64, 1, 16, 8),
+        (16, 9, FEWEST_CONNECTIONS, FEWEST_CONNECTIONS),
     ],
 )
 def test_connections_leave_file_descriptors_for_tokens_and_clouds(
-    descriptors: int | None, listeners: int, limit: int
+    descriptors: int | None, listeners: int, limit: int, strangers: int
 ) -> None:
-    assert most_connections(descriptors, listeners) == limit
+    assert (most_connections(descriptors, listeners), most_strangers(descriptors)) == (limit, strangers)
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(capacity, "MAX_CONNECTIONS", 16)
+    monkeypatch.setattr(capacity, "MOST_STRANGERS", 16)
     monkeypatch.setattr(site, "LOOK_S", 0.01)
     monkeypatch.setattr(capacity, "IDLE_S", 0.2)
     return 16
@@ -50,23 +55,29 @@ def connections(proxy: Gateway) -> int:
     return listening.server.open
 
 
+def known(proxy: Gateway) -> int:
+    return sum(one.is_known for one in proxy.app._listeners.connections())
+
+
 async def busy(proxy: Gateway, count: int) -> list[asyncio.StreamWriter]:
     """So many connections whose requests are being answered, for ever."""
     writers = []
     for _ in range(count):
         _, writer = await proxy.connect()
-        writer.write(proxy.request(b"POST /v1/exports", b"Content-Length: 9", body=b"a"))
+        writer.write(proxy.request(b"POST /v1/exports", KEY, b"Content-Length: 9", body=b"a"))
         writers.append(writer)
     return writers
 
 
 @contextlib.asynccontextmanager
-async def crowded(count: int) -> AsyncIterator[tuple[Gateway, list[asyncio.StreamWriter]]]:
+async def crowded(
+    count: int, queue_timeout: float = 60
+) -> AsyncIterator[tuple[Gateway, list[asyncio.StreamWriter]]]:
     """A proxy with as many busy connections as it takes."""
-    async with gateway(Upstream()) as proxy:
+    async with gateway(Upstream(), callers=CALLERS, contentsquare={"queue_timeout": queue_timeout}) as proxy:
         writers = await busy(proxy, count)
         async with asyncio.timeout(WAIT_S):
-            while connections(proxy) < count:
+            while known(proxy) < count:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.03)
         yield proxy, writers
@@ -74,9 +85,9 @@ async def crowded(count: int) -> AsyncIterator[tuple[Gateway, list[asyncio.Strea
 
 async def test_beyond_the_limit_connections_wait_and_are_served_when_others_leave(few: int) -> None:
     async with crowded(few) as (proxy, writers):
-        waiting = [asyncio.create_task(proxy.call(b"GET /v1/segments")) for _ in range(3)]
+        waiting = [asyncio.create_task(proxy.call(b"GET /v1/segments", KEY)) for _ in range(3)]
         await asyncio.sleep(0.05)
-        assert connections(proxy) == few
+        assert known(proxy) == few
         assert not any(task.done() for task in waiting)
         for writer in writers[:4]:
             await close(writer)
@@ -93,21 +104,33 @@ async def test_idle_connections_make_room_for_new_ones(few: int) -> None:
             await proxy.connect()
             if number % 8 == 7:
                 assert (await proxy.call(b"GET /v1/segments")).status == 200
-        assert connections(proxy) <= few + few // 4
+        assert known(proxy) <= few
+        assert connections(proxy) <= 2 * few + few // 4
 
 
 async def test_a_flood_of_connections_is_taken_in_bounded_batches(few: int) -> None:
     async with crowded(few) as (proxy, writers):
         flood = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(200)]
         try:
-            await asyncio.sleep(0.05)
-            assert connections(proxy) == few
+            await until(lambda: connections(proxy) >= 2 * few)
+            assert connections(proxy) <= 2 * few + few // 4
+            assert known(proxy) == few
             for writer in writers:
                 await close(writer)
-            assert (await proxy.call(b"GET /v1/segments")).status == 200
+            assert (await proxy.call(b"GET /v1/segments", KEY)).status == 200
         finally:
             for sock in flood:
                 sock.close()
+
+
+@pytest.mark.parametrize("path", [b"/-/healthy", b"/-/ready"])
+async def test_a_full_listener_answers_probes_and_says_in_time_that_it_is_full(few: int, path: bytes) -> None:
+    async with crowded(few, queue_timeout=0.2) as (proxy, _):
+        for _ in range(3 * few):
+            assert (await proxy.call(b"GET " + path, KEY)).status == 200
+        answer = await proxy.call(b"GET /v1/segments", KEY)
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
+        assert answer.values(b"retry-after")
 
 
 async def test_a_full_listener_still_stops_cleanly(few: int) -> None:
@@ -139,7 +162,7 @@ async def main():
             except OSError:
                 pass
             [site] = app._listeners.sites
-            print('#', len(taken) > 20, site.server.open <= site.limit + 8)
+            print('#', len(taken) > 20, site.server.open <= site.server.limit + site.server.strangers.most)
             for sock in taken[:3]:  # as much as the test itself needs to go on
                 sock.close()
             [project] = app.projects()

@@ -25,6 +25,7 @@ import proxy
 from proxy.server.connection import CallerConnection
 from proxy.server.request import Listener, Request
 from proxy.server.site import CallerServer, CallerSite
+from proxy.server.strangers import Strangers
 
 HINT = (
     f"aiohttp {aiohttp.__version__} moved a name that the server uses; see this file's first lines. It is: "
@@ -166,14 +167,13 @@ class Begun:
 @pytest.mark.parametrize("kind", [Waiting, Begun])
 async def test_a_caller_that_leaves_ends_what_is_done_for_it(kind: Any) -> None:
     handler = kind()
-    runner = ServerRunner(server := CallerServer(handler, LISTENER))
-    await runner.setup()
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
     async with asyncio.TaskGroup() as group:
-        site = CallerSite(
-            runner, server, sock, limit=8, tls=None, spawn=group.create_task, on_event=lambda *_: None
-        )
+        server = CallerServer(handler, LISTENER, Strangers(), 8, group.create_task)
+        runner = ServerRunner(server)
+        await runner.setup()
+        site = CallerSite(runner, server, sock, tls=None, spawn=group.create_task, on_event=lambda *_: None)
         await site.start()
         _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

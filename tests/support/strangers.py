@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import cast
 
 PLACES = ("accept", "handshake", "head", "authentication", "content", "linger", "close")
 """The place where a stranger stops: before its first byte, in its TLS handshake, in a request's head, at the
@@ -44,10 +45,9 @@ class Stranger(asyncio.Protocol):
         self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         if self._tls is None:
-            transport.write(_SENT.get(self._place, b""))
+            self.transport.write(_SENT.get(self._place, b""))
             self._arrive()
         else:
             self._shake()
@@ -97,3 +97,18 @@ async def stranger(place: str, address: Address, tls: ssl.SSLContext | None = No
             _, one = await loop.create_connection(make, *address)
         return one
     return None
+
+
+@contextlib.asynccontextmanager
+async def strangers(
+    place: str, count: int, address: Address, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[list[Stranger]]:
+    """So many strangers that came at once, without those that were refused."""
+    coming = await asyncio.gather(*(stranger(place, address, tls) for _ in range(count)))
+    there = [one for one in coming if one is not None]
+    try:
+        yield there
+    finally:
+        for one in there:
+            one.transport.abort()
+        await asyncio.sleep(0.01)
