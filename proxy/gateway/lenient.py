@@ -39,6 +39,7 @@ _FORMS: Final = {0x130: "i", 0x131: "i"} | {
 
 NFKC for a whole text takes quadratic time: it sorts combining marks.
 """
+_CODED_SEPARATOR: Final = re.compile(rb"%(?:25)*+(?:26|3b|3f|23)", re.IGNORECASE)
 _NO_CODE: Final = re.compile(rb"%(?![0-9a-f]{2})")
 
 
@@ -85,8 +86,12 @@ def names_other_project(target: bytes, project_id: int) -> bool:
         return True
     if any(_names_other_by_path(reading, own) for reading in _readings(path)):
         return True
-    _, *decoded = _readings(query)  # each server decodes a query's values once
-    return any(_names_other_by_key(reading, own) for reading in decoded)
+    # Servers split a query and then decode, or the other way round: a coded separator is one, or is a mark.
+    for text in dict.fromkeys((query, _CODED_SEPARATOR.sub(b"_", query))):
+        _, *decoded = _readings(text)  # each server decodes a query's values once
+        if any(_names_other_by_key(reading, own) for reading in decoded):
+            return True
+    return False
 
 
 def asks_for_method(target: bytes) -> bool:
