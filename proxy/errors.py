@@ -7,6 +7,7 @@ Imports no other module of the package. The tree::
     |- ListenError                     a listener can't be opened; exit code 1
     |- OutputLost                      a command's output can't be written; exit code 1
     |- TokenFetchError                 one token request failed: transient or permanent
+    |- TokenNotWanted                  a token request was not sent, since no caller waits for it any more
     |- UpstreamError                   an upstream connection or its answer failed
     |  |- ConnectFailed                DNS, TCP, HTTP proxy or TLS: nothing was sent
     |  |  `- LoopDetected              the connection would lead to this proxy itself
@@ -75,6 +76,10 @@ class TokenFetchError(CsqProxyError):
         self.retry_after_s = retry_after_s
         self.status = status
         self.is_outage = False
+
+
+class TokenNotWanted(CsqProxyError):
+    """A token request was not sent: when its turn came, no caller waited for it any more."""
 
 
 class UpstreamError(CsqProxyError):

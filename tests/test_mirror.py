@@ -37,6 +37,8 @@ COVERED_BY = {
     "gateway/tries": "gateway/test_exchange",
     "http1/heads": "http1/test_parser",
     "projects/naming": "gateway/test_route",
+    "projects/new_ids": "projects/test_accounts",
+    "projects/readiness": "projects/test_project",
     "projects/services": "projects/test_project",
     "projects/shared_answers": "gateway/sharing/test_sharing",
     "sandbox/aids": "sandbox/test_sandbox",

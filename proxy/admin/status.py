@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -114,5 +115,10 @@ def _of_lease(status: LeaseStatus) -> dict[str, object]:
         "permanent": status.permanent,
         "failures_in_a_row": status.failures_in_a_row,
         "refreshes": status.refreshes,
-        "next_try_in_s": None if status.next_try_in_s is None else round(status.next_try_in_s, 1),
+        "next_try_in_s": _finite(status.next_try_in_s),
     }
+
+
+def _finite(seconds: float | None) -> float | None:
+    """JSON has no infinite numbers."""
+    return None if seconds is None or seconds == math.inf else round(seconds, 1)

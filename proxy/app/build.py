@@ -59,7 +59,7 @@ class Generations:
                 projects,
                 default=projects[default] if default is not None else None,
                 accounts=frozenset(settings.accounts),
-                account_project=lambda account, number: self._of_account(settings, outward, account, number),
+                account_project=functools.partial(self._of_account, settings, outward),
             ),
             callers=Callers(settings.callers),
             guards=tuple(
@@ -149,6 +149,7 @@ class Generations:
             ),
             read_only=access.read_only,
             from_start=from_start,
+            is_proven=not isinstance(access, AccountSettings) or access.projects is not None,
             expires=access.expires,
             shared_answers=self._shared_answers(access),
         )
@@ -159,7 +160,7 @@ class Generations:
         return SharedAnswers(self.answers.shelf(), access.cache)
 
     def _of_account(
-        self, settings: Settings, outward: Outward, account: str, project_id: int
+        self, settings: Settings, outward: Outward, account: str, project_id: int, caller: str
     ) -> Project | None:
         configured = settings.accounts[account]
         if not _is_of(configured, project_id):
@@ -167,6 +168,7 @@ class Generations:
         return self.accounts.get(
             f"{account}/{project_id}",
             lambda name: self._make(name, configured, outward, project_id, from_start=False),
+            caller,
         )
 
     def _successor(

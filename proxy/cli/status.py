@@ -42,7 +42,14 @@ EVERY_S = 2.0
 TIMEOUT_S = 5.0
 MOST_ERRORS = 3
 """The most errors that are shown for each project."""
-_COLORS = {"fresh": "green", "stale": "yellow", "fetching": "yellow", "failing": "red", "refused": "red"}
+_COLORS = {
+    "fresh": "green",
+    "stale": "yellow",
+    "fetching": "yellow",
+    "idle": "green",
+    "failing": "red",
+    "refused": "red",
+}
 _REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """The address that reaches a proxy that listens on all addresses."""
 

@@ -47,7 +47,12 @@ class Generation:
         if own is None and listener.project is not None:
             raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
         return self.router.route(
-            target, own=own, project=project, api=api, may_use=None if caller is None else caller.may_use
+            target,
+            own=own,
+            project=project,
+            api=api,
+            may_use=None if caller is None else caller.may_use,
+            caller="" if caller is None else caller.name,
         )
 
     def secrets(self) -> Iterator[str]:

@@ -58,8 +58,8 @@ class Route:
 class Router:
     """Finds the route of a target.
 
-    ``account_project`` gives the project ``project_id`` of the account ``name``, or None where
-    that account's configuration does not allow it.
+    ``account_project`` gives the project of an account's name and a project's id, for the caller of that
+    name; None where the account's configuration does not allow it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Router:
         *,
         default: Project | None = None,
         accounts: frozenset[str] = frozenset(),
-        account_project: Callable[[str, int], Project | None] | None = None,
+        account_project: Callable[[str, int, str], Project | None] | None = None,
     ) -> None:
         self._projects = {name.encode(): project for name, project in projects.items()}
         self._accounts = {name.encode(): name for name in accounts}
@@ -83,13 +83,15 @@ class Router:
         project: bytes | None = None,
         api: bytes | None = None,
         may_use: Callable[[str], bool] | None = None,
+        caller: str = "",
     ) -> Route:
         """The route of an origin-form ``target``.
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
         X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` says whether the caller may
         use a project or an account: for a caller, the others don't exist. An account's projects are created
-        here. Raises BadTarget or UnknownProject.
+        here; ``caller`` is the caller's name, "" where no callers are defined. Raises BadTarget,
+        UnknownProject, or TokenUnavailable if the caller named too many ids that got no token.
         """
         if not target.startswith(b"/"):
             raise BadTarget("The request target must start with a slash.")
@@ -98,14 +100,14 @@ class Router:
         if dotted is not None:
             _refuse_escape(dotted, 0)
         chosen, rest, depth = (
-            (own, target, 0) if own is not None else self._by_prefix(target, project, may_use)
+            (own, target, 0) if own is not None else self._by_prefix(target, project, may_use, caller)
         )
         if dotted is not None and depth:
             _refuse_escape(dotted, depth)
         return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
 
     def _by_prefix(
-        self, target: bytes, field: bytes | None, may_use: Callable[[str], bool] | None
+        self, target: bytes, field: bytes | None, may_use: Callable[[str], bool] | None, caller: str
     ) -> tuple[Project, bytes, int]:
         """The project, the target without its prefix, and how many segments the prefix has."""
         first, rest = _cut(target)
@@ -115,9 +117,9 @@ class Router:
         account = self._accounts.get(first)
         if account is not None and (may_use is None or may_use(account)):
             project_id, rest = _cut(rest)
-            return self._of_account(account, project_id), rest, 2
+            return self._of_account(account, project_id, caller), rest, 2
         if field is not None:
-            return self._by_field(field, may_use), target, 0
+            return self._by_field(field, may_use, caller), target, 0
         default = self._default
         if default is None or (first and rest.startswith(b"/v") and _VERSION.match(rest)):
             raise self._unknown(first, may_use)
@@ -125,20 +127,20 @@ class Router:
             raise self._unknown(first, may_use)
         return default, target, 0
 
-    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None) -> Project:
+    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None, caller: str) -> Project:
         name, slash, project_id = value.partition(b"/")
         account = self._accounts.get(name) if slash else None
         if account is not None and (may_use is None or may_use(account)):
-            return self._of_account(account, project_id)
+            return self._of_account(account, project_id, caller)
         found = self._projects.get(value)
         if found is None or (may_use is not None and not may_use(found.name)):
             raise self._unknown(value, may_use)
         return found
 
-    def _of_account(self, name: str, project_id: bytes) -> Project:
+    def _of_account(self, name: str, project_id: bytes, caller: str) -> Project:
         if not _PROJECT_ID.match(project_id) or self._account_project is None:
             raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
-        found = self._account_project(name, int(project_id))
+        found = self._account_project(name, int(project_id), caller)
         if found is None:
             number = int(project_id)
             raise UnknownProject(

@@ -10,6 +10,7 @@ from proxy.contentsquare import Api
 from proxy.logs import redactor
 from proxy.tokens import Clock, Lease, LeaseKeeper
 from proxy.tokens.breaker import Outage
+from proxy.tokens.demand import Demand
 
 REDACTED_TOKENS = 3
 """For each API: the current token, and the tokens before it, which an error may still quote."""
@@ -19,7 +20,8 @@ class Leases:
     """The leases of the project ``name``, by API.
 
     ``fetch`` gets a new lease, or raises `TokenFetchError`; ``outage`` is that of the token endpoint, or
-    None. ``spawn`` starts a task. ``on_event`` is called with the events of each `LeaseKeeper` and its API.
+    None. ``demand`` makes the demand of an API. ``spawn`` starts a task. ``on_event`` is called with the
+    events of each `LeaseKeeper` and its API.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Leases:
         fetch: Callable[[Api], Awaitable[Lease]],
         *,
         outage: Callable[[], Outage | None],
+        demand: Callable[[Api], Demand],
         spawn: Callable[[Coroutine[object, object, None]], object],
         clock: Clock,
         on_event: Callable[[Api, str, Mapping[str, object]], None],
@@ -36,6 +39,7 @@ class Leases:
         self._name = name
         self._fetch = fetch
         self._outage = outage
+        self._demand = demand
         self._spawn = spawn
         self._clock = clock
         self._on_event = on_event
@@ -56,6 +60,7 @@ class Leases:
             on_event=functools.partial(self._on_event, api),
             inherited=self._inherited.pop(api, None),
             outage=self._outage,
+            demand=self._demand(api),
         )
         self._spawn(keeper.run())
         return keeper

@@ -20,11 +20,13 @@ from proxy.projects.discovery import Discovery
 from proxy.projects.grant import Grant
 from proxy.projects.leases import Leases
 from proxy.projects.measures import ProjectMeasures
+from proxy.projects.readiness import missing
 from proxy.projects.renewals import ProjectSecrets
 from proxy.projects.services import Services
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.tokens import Lease, LeaseKeeper
 from proxy.tokens.answer import TokenAnswer
+from proxy.tokens.demand import Demand
 from proxy.tokens.standby import Failover, PairName
 
 
@@ -32,7 +34,8 @@ class Project:
     """One project of Contentsquare, which callers address by ``name`` (``acme/42`` for an account's).
 
     ``from_start`` False is for a project that is made when a caller first names it: it fetches nothing
-    before a request needs it, and the proxy's readiness never waits for it. ``expires`` is for people.
+    before a request needs it, and the proxy's readiness never waits for it. ``is_proven`` False: its id may
+    be invented, until it gets its first token. ``expires`` is for people.
     ``shared_answers`` None: each request is forwarded by itself. The gateway counts in ``running`` the
     requests that use the project now, and in ``requests`` all requests by API.
     """
@@ -45,6 +48,7 @@ class Project:
         *,
         read_only: bool = False,
         from_start: bool = True,
+        is_proven: bool = True,
         expires: dt.date | None = None,
         shared_answers: SharedAnswers | None = None,
     ) -> None:
@@ -56,6 +60,7 @@ class Project:
         self.expires = expires
         self.shared_answers = shared_answers
         self.slots = services.slots.of(grant.project_id)
+        self.is_proven = is_proven
         self.running = 0
         self.requests: Counter[Api] = Counter()
         self.measures = ProjectMeasures()
@@ -67,6 +72,7 @@ class Project:
             name,
             self._fetch,
             outage=services.endpoint.outage,
+            demand=self._demand,
             spawn=self._spawn,
             clock=services.clock,
             on_event=self._on_lease_event,
@@ -128,17 +134,8 @@ class Project:
 
     def missing(self) -> list[str]:
         """A line, for people, for each token that is wanted from the start and not usable now: its reason."""
-        if self._wanted is None:
-            outage = self._services.endpoint.outage()
-            why = outage.error if outage is not None else self._discovery.error
-            return [f"{self.name}: {why or 'the APIs of its credentials are not known yet'}"]
-        missing = []
-        for api in self._wanted:
-            keeper = self.keepers.get(api)
-            if keeper is None or keeper.current() is None:
-                error = None if keeper is None else keeper.status().last_error
-                missing.append(f"{self.name}/{api.value}: {error or 'no token yet'}")
-        return missing
+        error, outage = self._discovery.error, self._services.endpoint.outage()
+        return missing(self.name, self._wanted, self.keepers, outage, error)
 
     # Life
 
@@ -159,6 +156,7 @@ class Project:
         if not self.grant.is_for_the_same_data(before.grant):
             return
         self.slots, self._id_by_token = before.slots, before._id_by_token
+        self.is_proven = self.is_proven or before.is_proven
         if self._discovers:
             self._wanted = before._wanted
         self._leases.inherit(before._leases)
@@ -204,12 +202,18 @@ class Project:
 
     def keeper(self, api: Api) -> LeaseKeeper:
         """The keeper of this API's lease, made and started on first use. Raises Forbidden."""
-        keeper = self._leases.keepers.get(api)
-        if keeper is None:
-            if not self.grant.allows(api):
-                raise Forbidden(f"Enrichment needs integration_id in the configuration of {self.name}.")
-            keeper = self._leases.make(api)
-        return keeper
+        if (keeper := self._leases.keepers.get(api)) is not None:
+            return keeper
+        if not self.grant.allows(api):
+            raise Forbidden(f"Enrichment needs integration_id in the configuration of {self.name}.")
+        return self._leases.make(api)
+
+    def _demand(self, api: Api) -> Demand:
+        now, is_kept = self._services.clock.monotonic, lambda: api in (self._wanted or ())
+        return Demand(is_kept, lambda: self.requests[api], lambda: self.running > 0, now)
+
+    def _is_wanted(self) -> bool:
+        return self.is_proven or self.running > 0
 
     async def me_answer(self) -> TokenAnswer:
         """The answer of ``/v1/oauth/me`` to the pair in use, of any status. Raises `TokenFetchError`."""
@@ -223,18 +227,20 @@ class Project:
 
     async def _fetch(self, api: Api) -> Lease:
         async def fetch_with(credentials: Credentials) -> Lease:
-            return await self._services.endpoint.fetch(self.grant.request(api, credentials))
+            fetch, request = self._services.endpoint.fetch, self.grant.request(api, credentials)
+            return await fetch(request, is_new=not self.is_proven, is_wanted=self._is_wanted)
 
         lease = await self._failover.fetch(
             api, lambda credentials: self._secrets.using_latest(credentials, fetch_with)
         )
+        self.is_proven = True
         self._services.on_lease(lease)
         if self.project_id is None and lease.project_id is not None:
             self._share_slots_of(lease.project_id)
         return lease
 
     def _share_slots_of(self, project_id: int) -> None:
-        """Share the slots of the project that a token answer named with all names of that project."""
+        # The project that a token answer named has one set of slots, for all its names.
         if project_id == self._id_by_token:
             return
         shared = self._services.slots.of(project_id)

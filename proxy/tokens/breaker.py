@@ -6,7 +6,11 @@ get 500), so it opens the breaker only if `SUSPECTS` different credentials faile
 and no request succeeded meanwhile. A refusal or a 429 is about its own credentials and never opens it.
 
 While the breaker is open, one request at a time tries the endpoint, with other credentials each time, and
-all others wait. The first success closes the breaker. Knows nothing of connections or of leases.
+all others wait. The first success closes the breaker.
+
+A caller can invent ids of an account's projects. Requests for an id that never got a token are *new*: they go
+after all others, take a part of the room alone, and are not sent if no caller waits any more. Knows nothing
+of connections or of leases.
 """
 
 from __future__ import annotations
@@ -14,13 +18,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from proxy.errors import TokenFetchError
+from proxy.errors import TokenFetchError, TokenNotWanted
 from proxy.logs import OnEvent
 from proxy.tokens.schedule import RETRY_AFTER_CAP_S
 
@@ -32,6 +36,8 @@ BURST = 2
 """Requests that may go at once before `RATE` holds them back."""
 ROOM = (8, 32)
 """Requests under way at once: at first and after an outage, and at most. Each success makes room for one."""
+NEW_SHARES = (4, 2)
+"""New requests may take a quarter of the room with the same credentials, and a half of it in all."""
 GAP_S = (0.25, 3.0)
 """While the breaker is open: from one request to the next, at first and at most; it doubles meanwhile.
 
@@ -64,8 +70,25 @@ _NO_ANSWER = frozenset(
 _OF_THE_CREDENTIALS = frozenset(
     ("credentials_refused", "endpoint_missing", "endpoint_refused", "rate_limited")
 )
-_Turn = asyncio.Future[float]
-"""Its result is the second of the event loop's clock at which the turn came."""
+
+
+def always() -> bool:
+    """For a token request that is wanted whether or not a caller waits for it."""
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """The turn of one request. The result of ``came`` is a second of the event loop's clock."""
+
+    came: asyncio.Future[float]
+    is_new: bool
+    is_wanted: Callable[[], bool]
+    is_under_way: bool = False
+
+
+_Lines = dict[str, deque[_Turn]]
+"""The turns that are waited for, by credentials."""
 
 
 @dataclass(slots=True)
@@ -98,8 +121,9 @@ class Breaker:
         self._name = name
         self._on_event = on_event
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
-        self._waiting: dict[str, deque[_Turn]] = {}  # by credentials
+        self._lines: tuple[_Lines, _Lines] = ({}, {})  # the second is for new requests
         self._under_way = 0
+        self._new_under_way: Counter[str] = Counter()  # by credentials
         self._room = ROOM[0]
         self._next_at = self._not_before = self._closed_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -111,13 +135,21 @@ class Breaker:
         self._gap_s = 0.0
         self._preferred: str | None = None
 
-    async def run(self, credentials: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def run(
+        self,
+        credentials: str,
+        call: Callable[[], Awaitable[T]],
+        *,
+        is_new: bool = False,
+        is_wanted: Callable[[], bool] = always,
+    ) -> T:
         """The result of ``call``, which is made when its turn comes; ``credentials`` is their name.
 
-        Raises `TokenFetchError`, with ``is_outage`` if the credentials are to take a next turn at once.
+        Raises `TokenFetchError`, with ``is_outage`` if the credentials are to take a next turn at once;
+        `TokenNotWanted` if ``is_wanted`` says so when the turn comes.
         """
         while True:
-            turn = await self._turn(credentials)
+            turn = await self._turn(credentials, _Turn(_future(), is_new, is_wanted))
             try:
                 result = await self._limited(call)
             except TokenFetchError as error:
@@ -128,8 +160,7 @@ class Breaker:
                 self._succeeded()
                 return result
             finally:
-                self._under_way -= 1
-                self._admit()
+                self._leave(credentials, turn)
 
     async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of ``call``. In an outage it has `PROBE_LIMIT_S`, and `LATE_S` after the end."""
@@ -151,23 +182,30 @@ class Breaker:
             self._next_at = min(self._next_at, soon)
             self._admit()
 
-    async def _turn(self, credentials: str) -> _Turn:
-        turn: _Turn = asyncio.get_running_loop().create_future()
-        turns = self._waiting.setdefault(credentials, deque())
+    async def _turn(self, credentials: str, turn: _Turn) -> _Turn:
+        lines = self._lines[turn.is_new]
+        turns = lines.setdefault(credentials, deque())
         turns.append(turn)
         self._admit()
         try:
-            await turn
+            await turn.came
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was this turn just now
-                self._under_way -= 1
-            elif turn in turns:
+            if turn in turns:
                 turns.remove(turn)
-                if not turns and self._waiting.get(credentials) is turns:
-                    del self._waiting[credentials]
-            self._admit()
+                if not turns and lines.get(credentials) is turns:
+                    del lines[credentials]
+            self._leave(credentials, turn)
             raise
         return turn
+
+    def _leave(self, credentials: str, turn: _Turn) -> None:
+        """The turn is over, or is not waited for any more."""
+        if turn.is_under_way:
+            turn.is_under_way = False
+            self._under_way -= 1
+            if turn.is_new:
+                self._new_under_way[credentials] -= 1
+        self._admit()
 
     def _admit(self) -> None:
         """Let those requests go that may go now, and look again when the next one may."""
@@ -175,36 +213,54 @@ class Breaker:
             self._timer.cancel()
             self._timer = None
         loop = asyncio.get_running_loop()
-        while self._waiting and (self.outage is not None or self._under_way < self._room):
+        while any(self._lines) and (self.outage is not None or self._under_way < self._room):
             now = loop.time()
             if now < self._next_at:
                 self._timer = loop.call_at(self._next_at, self._admit)
                 return
-            self._begin(self._first_in_line(), now)
+            lines = self._lines[0] or self._lines[1]
+            credentials = self._first_in_line(lines)
+            if credentials is None:
+                return
+            self._begin(lines, credentials, now)
 
-    def _first_in_line(self) -> str:
-        """The credentials whose turn it is: the longest without a turn, while the breaker is open."""
+    def _first_in_line(self, lines: _Lines) -> str | None:
+        """The credentials whose turn it is: the longest without a turn, while the breaker is open.
+
+        None where only new requests wait, and have no room.
+        """
         if self.outage is None:
-            return next(iter(self._waiting))
+            return next(iter(lines)) if lines is self._lines[0] else self._first_with_room(lines)
         preferred, self._preferred = self._preferred, None
-        if preferred is not None and preferred in self._waiting:
+        if preferred is not None and preferred in lines:
             return preferred
-        return min(self._waiting, key=lambda name: self._probed_at.get(name, -math.inf))
+        return min(lines, key=lambda name: self._probed_at.get(name, -math.inf))
 
-    def _begin(self, credentials: str, now: float) -> None:
-        turns = self._waiting.pop(credentials)
+    def _first_with_room(self, lines: _Lines) -> str | None:
+        of_each, of_all = (self._room // share for share in NEW_SHARES)
+        if self._new_under_way.total() >= of_all:
+            return None
+        return next((name for name in lines if self._new_under_way[name] < of_each), None)
+
+    def _begin(self, lines: _Lines, credentials: str, now: float) -> None:
+        turns = lines.pop(credentials)
         turn = turns.popleft()
         if turns:
-            self._waiting[credentials] = turns  # at the end of the line
-        if turn.cancelled():
+            lines[credentials] = turns  # at the end of the line
+        if turn.came.cancelled():
             return
+        if not turn.is_wanted():
+            turn.came.set_exception(TokenNotWanted(self._name))
+            return
+        turn.is_under_way = True
         self._under_way += 1
+        self._new_under_way[credentials] += turn.is_new
         if self.outage is None:
             self._next_at = max(self._next_at, now - BURST / RATE) + 1 / RATE
         else:
             self._probe, self._probed_at[credentials] = turn, now
             self._next_at = now + GAP_S[1]
-        turn.set_result(now)
+        turn.came.set_result(now)
 
     def _succeeded(self) -> None:
         self._suspects.clear()
@@ -226,7 +282,7 @@ class Breaker:
                 "endpoint": self._name,
                 "failed_for_s": round(outage.lasts_s, 1),
                 "failed_requests": outage.failures,
-                "waiting": sum(map(len, self._waiting.values())),
+                "waiting": sum(len(turns) for lines in self._lines for turns in lines.values()),
             },
         )
 
@@ -251,7 +307,7 @@ class Breaker:
 
     def _is_late(self, turn: _Turn, error: TokenFetchError) -> bool:
         """Whether the failure is of an outage that is over, so that the request is due again."""
-        return self.outage is None and _is_of_the_endpoint(error) and turn.result() < self._closed_at
+        return self.outage is None and _is_of_the_endpoint(error) and turn.came.result() < self._closed_at
 
     def _is_outage(self, credentials: str, error: TokenFetchError, now: float) -> bool:
         if _is_of_the_endpoint(error):
@@ -273,7 +329,11 @@ class Breaker:
         if (error.status or 0) > 500:  # the Retry-After of a lower status is for these credentials
             self._not_before = now + min(error.retry_after_s or 0.0, RETRY_AFTER_CAP_S)
         gap_s = self._gap_s * self._rng.uniform(0.9, 1.0)
-        self._next_at = max(turn.result() + gap_s, now + least, self._not_before)
+        self._next_at = max(turn.came.result() + gap_s, now + least, self._not_before)
+
+
+def _future() -> asyncio.Future[float]:
+    return asyncio.get_running_loop().create_future()
 
 
 def _is_of_the_endpoint(error: TokenFetchError) -> bool:

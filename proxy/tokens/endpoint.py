@@ -17,7 +17,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -29,7 +28,7 @@ from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
 from proxy.origin import Origin
 from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lease_of
-from proxy.tokens.breaker import Breaker, Outage
+from proxy.tokens.breaker import Breaker, Outage, always
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
@@ -45,8 +44,6 @@ MAX_BODY = 1 << 20
 """The most bytes that are read of an answer."""
 TLS_RETRY_S = 30.0
 """The time from a TLS failure to the next try: a certificate is not replaced within a second."""
-
-T = TypeVar("T")
 
 FindProxy = Callable[[Origin], str | None]
 """Returns the URL of the HTTP proxy on the way to an origin; None for a direct connection.
@@ -192,13 +189,29 @@ class TokenEndpoint:
         if self._breaker is not None:
             self._breaker.hurry(credentials.client_id)
 
-    async def fetch(self, request: TokenRequest) -> Lease:
-        """One token request. Raises `TokenFetchError`, with a message for people and no secret in it."""
-        return await self._in_turn(request.credentials, lambda: self._fetch(request))
+    async def fetch(
+        self, request: TokenRequest, *, is_new: bool = False, is_wanted: Callable[[], bool] = always
+    ) -> Lease:
+        """One token request. Raises `TokenFetchError`, with a message for people and no secret in it.
+
+        ``is_new`` and ``is_wanted`` are those of `Breaker.run`, which may raise `TokenNotWanted`.
+        """
+        self._raise_if_paused(request.credentials.client_id)
+        if self._breaker is None:
+            return await self._fetch(request)
+        return await self._breaker.run(
+            request.credentials.client_id,
+            lambda: self._fetch(request),
+            is_new=is_new,
+            is_wanted=is_wanted,
+        )
 
     async def me_members(self, credentials: Credentials) -> Mapping[str, object]:
         """The JSON members of a 2xx answer of ``/v1/oauth/me``. Raises `TokenFetchError`."""
-        return await self._in_turn(credentials, lambda: self._me_members(credentials))
+        self._raise_if_paused(credentials.client_id)
+        if self._breaker is None:
+            return await self._me_members(credentials)
+        return await self._breaker.run(credentials.client_id, lambda: self._me_members(credentials))
 
     async def me_answer(self, credentials: Credentials) -> TokenAnswer:
         """The answer of ``/v1/oauth/me``, of any status. Raises `TokenFetchError` if none comes.
@@ -216,12 +229,6 @@ class TokenEndpoint:
                 f"the answer of {self._name} repeats the secret, so it is withheld", cause="malformed"
             )
         return answer
-
-    async def _in_turn(self, credentials: Credentials, call: Callable[[], Awaitable[T]]) -> T:
-        self._raise_if_paused(credentials.client_id)
-        if self._breaker is None:
-            return await call()
-        return await self._breaker.run(credentials.client_id, call)
 
     async def _fetch(self, request: TokenRequest) -> Lease:
         answer = await self._good_answer(TOKEN_PATH, request.credentials, request.fields())

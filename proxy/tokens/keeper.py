@@ -13,10 +13,11 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from proxy.errors import ProxyLoop, TokenFetchError, TokenUnavailable
+from proxy.errors import ProxyLoop, TokenFetchError, TokenNotWanted, TokenUnavailable
 from proxy.logs import OnEvent
 from proxy.tokens.breaker import Outage
 from proxy.tokens.clock import CLOCK_JUMP_S, SYSTEM_CLOCK, Clock, SuspendWatch
+from proxy.tokens.demand import ALWAYS, Demand
 from proxy.tokens.lease import Lease, LeaseStatus, safety_margin_s, state_of
 from proxy.tokens.record import FetchRecord
 from proxy.tokens.schedule import MIN_GAP_S, Schedule
@@ -24,7 +25,9 @@ from proxy.tokens.schedule import MIN_GAP_S, Schedule
 FORCED_REFRESH_GAP_S = 30.0
 """The least time between two refreshes that a 401 forces: a cloud that always answers 401 makes no flood."""
 SLICE_S = 15.0
-"""The longest sleep in one piece; the clocks are compared after each."""
+"""The longest sleep in one piece while a fetch is due; the clocks are compared after each."""
+IDLE_SLICE_S = 3600.0
+"""The same while none is due."""
 UNDER_WAY_S = 5
 """The ``Retry-After`` of our errors while a fetch is under way."""
 PATIENCE_S = 10.0
@@ -53,11 +56,12 @@ class LeaseKeeper:
         on_event: OnEvent | None = None,
         inherited: Lease | None = None,
         outage: Callable[[], Outage | None] = lambda: None,
+        demand: Demand = ALWAYS,
     ) -> None:
         self.name = name
-        self._current_outage = outage
+        self._current_outage, self._demand = outage, demand
         self._fetch = fetch
-        self._monotonic, self._wall, self._sleep = clock.monotonic, clock.time, clock.sleep
+        self._monotonic, self._wall = clock.monotonic, clock.time
         self._schedule = Schedule(clock.monotonic, rng or random.Random())  # noqa: S311 - jitter, not a secret
         self._suspend_watch = SuspendWatch(clock)
         self._on_event = on_event
@@ -67,7 +71,7 @@ class LeaseKeeper:
         self._forced_at = -math.inf
         self._record = FetchRecord()
         self._fetching = False
-        self._nap: asyncio.Timeout | None = None
+        self._nap = _Nap(clock.sleep)
         self._fetch_ended = asyncio.Event()  # a new one for each fetch
         self._retired = False
         if inherited is not None:
@@ -98,7 +102,7 @@ class LeaseKeeper:
         """
         if (lease := self.current()) is not None:
             return lease
-        if self._retired:
+        if self._retired or self._schedule.is_stopped:
             self._hurry()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
@@ -138,6 +142,7 @@ class LeaseKeeper:
 
     def refresh_now(self) -> None:
         """Fetch now, before a refresh is due; the token endpoint's ``Retry-After`` is still obeyed."""
+        self._demand.use()
         self._hurry()
 
     def retire(self) -> None:
@@ -153,6 +158,9 @@ class LeaseKeeper:
         while True:
             await self._fetch_once()
             await self._sleep_until_due()
+            while not self._demand.is_there(self._lease):
+                self._schedule.idle(self._lease)
+                await self._sleep_until_due()
 
     async def _fetch_once(self) -> None:
         self._fetching = True
@@ -162,6 +170,8 @@ class LeaseKeeper:
             self._succeed(await self._fetch())
         except TokenFetchError as error:
             self._fail(error)
+        except TokenNotWanted:  # `run` looks whether it is wanted now
+            pass
         finally:
             self._fetching = False
         ended, self._fetch_ended = self._fetch_ended, asyncio.Event()
@@ -214,21 +224,12 @@ class LeaseKeeper:
 
     async def _sleep_until_due(self) -> None:
         while (left_s := self._schedule.due_in_s) > 0:
-            # `_hurry` ends this sleep: it moves the deadline to now. So waking up needs no task and no queue.
-            try:
-                async with asyncio.timeout(None) as self._nap:
-                    await self._sleep(min(left_s, SLICE_S))
-            except TimeoutError:
-                pass
-            finally:
-                self._nap = None
+            await self._nap.sleep(IDLE_SLICE_S if left_s == math.inf else min(left_s, SLICE_S))
             self._compare_clocks()
 
     def _hurry(self, *, gap_s: float = MIN_GAP_S) -> None:
         self._schedule.hurry(gap_s)
-        if self._nap is not None:
-            self._nap.reschedule(0)
-            self._nap = None
+        self._nap.end()
 
     def _compare_clocks(self) -> None:
         """Refresh at once if the machine slept, or if its wall clock was put forward."""
@@ -267,7 +268,9 @@ class LeaseKeeper:
         lease, usable, record = self._lease, self.current() is not None, self._seen()
         return LeaseStatus(
             name=self.name,
-            state=state_of(record.error, usable=usable),
+            state="idle"
+            if self._schedule.is_stopped and not usable
+            else state_of(record.error, usable=usable),
             usable=usable,
             endpoint=str(lease.origin) if lease else None,
             seconds_left=lease.seconds_left(self._monotonic()) if lease else None,
@@ -283,6 +286,30 @@ class LeaseKeeper:
     def _emit(self, event: str, **values: object) -> None:
         if self._on_event is not None:
             self._on_event(event, {"lease": self.name, **values})
+
+
+class _Nap:
+    """A sleep that `end` ends, by a deadline that moves to now: so waking up needs no task and no queue."""
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._sleep = sleep
+        self._limit: asyncio.Timeout | None = None
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until `end`."""
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                await self._sleep(seconds)
+        except TimeoutError:
+            pass
+        finally:
+            self._limit = None
+
+    def end(self) -> None:
+        """End the sleep, if there is one."""
+        if self._limit is not None:
+            self._limit.reschedule(0)
+            self._limit = None
 
 
 def _error_of(

@@ -12,7 +12,7 @@ from proxy.origin import Origin
 MARGIN_S = 30.0
 """A lease goes out of use this long before its end; if its life is short, for the last tenth of it."""
 
-State = Literal["fetching", "fresh", "stale", "failing", "refused"]
+State = Literal["fetching", "fresh", "stale", "failing", "refused", "idle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ class LeaseStatus:
 
     ``state``: "fetching" (no usable lease, and no failure yet), "fresh", "stale" (usable, but the last
     refresh failed), "failing" (not usable, after a transient failure), "refused" (not usable, after a
-    permanent failure). ``endpoint``, ``seconds_left`` and ``expires_at`` are None without a lease.
-    ``last_error`` and ``last_error_at`` stay after a later success; ``permanent`` and
-    ``failures_in_a_row`` are about now. ``next_try_in_s`` is None while a fetch is under way.
+    permanent failure), "idle" (not usable, and fetched when a request needs it). ``endpoint``,
+    ``seconds_left`` and ``expires_at`` are None without a lease. ``last_error`` and ``last_error_at`` stay
+    after a later success; ``permanent`` and ``failures_in_a_row`` are about now. ``next_try_in_s`` is None
+    while a fetch is under way, and infinite if none is due.
     """
 
     name: str

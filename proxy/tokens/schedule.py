@@ -26,6 +26,8 @@ PATIENT_FAILURES = 12
 """Of a pair of credentials that was good, so many failures more than of another one have short delays."""
 MOVE_GAP_S = (30.0, 600.0)
 """From one fetch because the cloud can't be reached to the next one: at first, and at most."""
+LAST_LOOK = 0.8
+"""When this share of an unused lease's life is over, its keeper looks once more whether it is used."""
 MIN_GAP_S = 1.0
 """The least time from the start of one fetch to the start of the next, if `Schedule.hurry` asks for it."""
 
@@ -131,6 +133,16 @@ class Schedule:
     def suspended(self, seconds: float) -> None:
         """The machine slept for so long: the pause of a ``Retry-After`` ends sooner by that time."""
         self._paused_until -= seconds
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no fetch is due."""
+        return self.due_at == math.inf
+
+    def idle(self, lease: Lease | None) -> None:
+        """No request needs a lease now: look once more near the end of this one, then at no time."""
+        look_at = -math.inf if lease is None else lease.received_at + LAST_LOOK * lease.lifetime_s
+        self.due_at = look_at if look_at > self._monotonic() else math.inf
 
     def stop(self) -> None:
         """No fetch is due any more, until `hurry`."""

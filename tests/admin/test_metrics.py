@@ -152,7 +152,8 @@ async def test_an_account_project_takes_its_measures_along_when_it_goes() -> Non
 
 
 async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
-    accounts: Mapping[str, object] = {"acme": {"client_id": "id-2", "client_secret": "s-2"}}
+    ids = list(range(1, 1000))
+    accounts: Mapping[str, object] = {"acme": {"client_id": "id-2", "client_secret": "s-2", "projects": ids}}
     async with gateway(accounts=accounts) as proxy:
         await metrics(proxy)  # loads the library
         route_to = proxy.app._generation.router.route

@@ -17,7 +17,7 @@ from proxy.gateway.route import Router
 ALLOWED = {42, 43}
 
 
-def account_project(account: str, project_id: int) -> Any:
+def account_project(account: str, project_id: int, _caller: str) -> Any:
     return f"{account}/{project_id}" if project_id in ALLOWED else None
 
 

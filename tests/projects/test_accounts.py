@@ -27,7 +27,8 @@ from proxy.app.app import App
 from proxy.errors import TokenUnavailable
 from proxy.logs.setup import redactor
 from proxy.projects import Project, accounts
-from proxy.projects.accounts import IDLE_S, USELESS_S, AccountProjects
+from proxy.projects.accounts import USELESS_S, AccountProjects
+from proxy.projects.new_ids import MOST_UNPROVEN
 
 ACME = {"client_id": "id-2", "client_secret": "secret-2"}
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
@@ -41,6 +42,7 @@ class Stub:
     running: int = 0
     has_lease: bool = True
     closed: bool = False
+    is_proven: bool = True
 
     def close(self) -> None:
         assert not self.running
@@ -51,16 +53,17 @@ class Stub:
 class Shelf:
     """Stubs in an `AccountProjects`, and a clock that stands still unless told."""
 
-    def __init__(self, most: int = 3) -> None:
+    def __init__(self, most: int = 3, most_new: int = 3, *, makes_new: bool = False) -> None:
         self.now = 1000.0
         self.made: list[Stub] = []
-        self.projects = AccountProjects(most=most, now=lambda: self.now)
+        self.makes_new = makes_new
+        self.projects = AccountProjects(most=most, most_new=most_new, now=lambda: self.now)
 
-    def get(self, name: str) -> Stub:
-        return cast(Stub, self.projects.get(name, self._make))
+    def get(self, name: str, caller: str = "") -> Stub:
+        return cast(Stub, self.projects.get(name, self._make, caller))
 
     def _make(self, name: str) -> Project:
-        self.made.append(Stub(name))
+        self.made.append(Stub(name, is_proven=not self.makes_new))
         return cast(Project, self.made[-1])
 
     @property
@@ -68,12 +71,14 @@ class Shelf:
         return [project.name for project in self.projects]
 
 
-def test_a_project_is_made_once_and_goes_an_hour_after_its_last_use() -> None:
+def test_a_project_is_made_once_and_goes_some_time_after_its_last_use_once_its_token_has_expired() -> None:
     shelf = Shelf()
     first = shelf.get("acme/1")
-    shelf.now += IDLE_S - 1
+    shelf.now += 10 * USELESS_S
+    assert shelf.projects.sweep() == []
     assert shelf.get("acme/1") is first
-    shelf.now += IDLE_S - 1
+    first.has_lease = False
+    shelf.now += USELESS_S - 1
     assert shelf.projects.sweep() == []
     shelf.now += 1
     assert shelf.projects.sweep() == ["acme/1"]
@@ -82,26 +87,62 @@ def test_a_project_is_made_once_and_goes_an_hour_after_its_last_use() -> None:
     assert shelf.get("acme/1") is not first
 
 
-def test_one_with_a_running_request_or_a_waiter_never_goes_and_its_hour_begins_at_the_end() -> None:
+def test_one_with_a_running_request_or_a_waiter_never_goes_and_its_time_begins_at_the_end() -> None:
     shelf = Shelf()
     project = shelf.get("acme/1")
     project.running = 1
+    project.has_lease = False
     for _ in range(5):
-        shelf.now += 2 * IDLE_S
+        shelf.now += 2 * USELESS_S
         assert shelf.projects.sweep() == []
     project.running = 0
-    shelf.now += IDLE_S - 1
+    shelf.now += USELESS_S - 1
     assert shelf.projects.sweep() == []
     shelf.now += 1
     assert shelf.projects.sweep() == ["acme/1"]
 
 
-def test_one_without_a_usable_token_goes_sooner() -> None:
-    shelf = Shelf()
-    shelf.get("acme/999").has_lease = False
-    shelf.get("acme/1")
-    shelf.now += USELESS_S
-    assert shelf.projects.sweep() == ["acme/999"]
+def test_a_project_without_a_token_never_takes_the_place_of_one_that_got_one() -> None:
+    shelf = Shelf(most=2, most_new=2, makes_new=True)
+    for number in (1, 2):
+        shelf.get(f"acme/{number}").is_proven = True
+    for number in range(900, 910):
+        shelf.get(f"acme/{number}")
+    assert shelf.names == ["acme/1", "acme/2", "acme/908", "acme/909"]
+    shelf.get("acme/909").running = shelf.get("acme/908").running = 1
+    with pytest.raises(TokenUnavailable, match="2 projects of accounts"):
+        shelf.get("acme/910")
+    shelf.get("acme/908").is_proven = True
+    shelf.get("acme/910")
+    assert shelf.names == [
+        "acme/2",
+        "acme/908",
+        "acme/909",
+        "acme/910",
+    ]  # a proven one makes room for another
+
+
+def test_a_caller_can_invent_few_ids_and_holds_up_no_other_caller() -> None:
+    shelf = Shelf(most=1000, most_new=1000, makes_new=True)
+    for number in range(MOST_UNPROVEN):
+        shelf.get(f"acme/{number}", "mallory")
+    with pytest.raises(TokenUnavailable, match="check their ids") as caught:
+        shelf.get("acme/1000", "mallory")
+    assert caught.value.retry_after_s == 1
+    assert shelf.get("acme/1", "mallory").name == "acme/1"
+    assert shelf.get("acme/1000", "alice").name == "acme/1000"
+    shelf.now += 1
+    for number in (2000, 2001):
+        shelf.get(f"acme/{number}", "mallory")
+    with pytest.raises(TokenUnavailable):
+        shelf.get("acme/2002", "mallory")
+
+
+def test_ids_that_get_their_tokens_hold_their_caller_up_for_no_time() -> None:
+    shelf = Shelf(most=5000, makes_new=True, most_new=1000)
+    for number in range(2000):
+        shelf.get(f"acme/{number}").is_proven = True
+    assert len(shelf.projects) == 2000
 
 
 def test_the_longest_unused_makes_room_for_a_new_one() -> None:
@@ -132,8 +173,9 @@ def test_an_accounts_projects_go_or_are_replaced_and_those_of_others_stay() -> N
     shelf = Shelf()
     for name in ("acme/1", "acme-eu/1", "acme/2"):
         shelf.get(name)
-    shelf.now += IDLE_S - 1
-    new = Stub("acme/2")
+    shelf.now += USELESS_S - 1
+    new = Stub("acme/2", has_lease=False)
+    shelf.get("acme-eu/1").has_lease = False
     old = shelf.projects.replace(
         "acme", lambda project: cast(Project, new) if project.name == new.name else None
     )
@@ -141,13 +183,14 @@ def test_an_accounts_projects_go_or_are_replaced_and_those_of_others_stay() -> N
     assert shelf.names == ["acme-eu/1", "acme/2"]
     assert not any(stub.closed for stub in shelf.made)
     shelf.now += 1
-    assert shelf.projects.sweep() == ["acme-eu/1", "acme/2"]  # a successor's hour began with its first one
+    assert shelf.projects.sweep() == ["acme/2"]  # a successor's time began with its first one
     assert new.closed
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(("use", "begin", "end", "wait", "sweep")), st.integers(1, 6)), max_size=60
+        st.tuples(st.sampled_from(("use", "begin", "end", "wait", "expire", "sweep")), st.integers(1, 6)),
+        max_size=60,
     )
 )
 def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[tuple[str, int]]) -> None:
@@ -156,7 +199,10 @@ def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[
         name = f"acme/{number}"
         busy = {stub.name for stub in shelf.made if stub.running}
         if what == "wait":
-            shelf.now += number * IDLE_S / 4
+            shelf.now += number * USELESS_S / 4
+        elif what == "expire":
+            for stub in shelf.made:
+                stub.has_lease = stub.has_lease and stub.name != name
         elif what == "sweep":
             shelf.projects.sweep()
         elif what == "end":
@@ -175,8 +221,8 @@ def test_whatever_happens_none_in_use_is_closed_and_the_bound_holds(steps: list[
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle projects go after 0.4 s, which the steps of the tests don't take; a sweep comes every 2 ms."""
-    monkeypatch.setattr(accounts, "IDLE_S", 0.4)
     monkeypatch.setattr(accounts, "USELESS_S", 0.4)
+    monkeypatch.setattr(Project, "has_lease", False)
     monkeypatch.setattr("proxy.app.app.SWEEP_S", 0.002)
 
 
@@ -209,7 +255,7 @@ async def test_a_project_with_a_running_request_and_a_waiting_one_stays(
         await held.started.wait()
         waiting = asyncio.create_task(running.call(b"GET /acme/42/v1/segments"))
         await until(lambda: any(project.slots.waiting for project in running.app.projects()))
-        monkeypatch.setattr(accounts, "IDLE_S", 0.0)
+        monkeypatch.setattr(accounts, "USELESS_S", 0.0)
         await asyncio.sleep(0.03)  # many sweeps
         [project] = [one for one in running.app.projects() if one.name == "acme/42"]
         assert (project.running, project.slots.waiting) == (2, 1)
@@ -233,7 +279,7 @@ async def test_a_caller_that_leaves_does_not_keep_a_project_for_ever(hurried: No
 
 async def test_too_many_projects_at_once_are_a_503_with_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held()
-    async with gateway(held, accounts={"acme": ACME}) as running:
+    async with gateway(held, accounts={"acme": {**ACME, "projects": [42, 43]}}) as running:
         running.app._generations.accounts._most = 1
         _, writer = await running.connect()
         writer.write(running.request(b"GET /acme/42/v1/segments"))

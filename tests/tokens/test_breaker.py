@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,7 +11,7 @@ from support.crowd import in_virtual_time
 from support.keeping import HOUR
 from support.outages import LATENCY_S, NO_ANSWER, Answer, World, answered, no_answer
 
-from proxy.errors import TokenFetchError, TokenUnavailable
+from proxy.errors import TokenFetchError, TokenNotWanted, TokenUnavailable
 from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, RATE, ROOM
 
 OUTAGES = [*map(no_answer, NO_ANSWER), *map(answered, (502, 503, 504))]
@@ -368,3 +369,32 @@ def test_a_request_that_is_cancelled_holds_nothing_up(when: str) -> None:
         assert world.under_way == 0
 
     simulate(live)
+
+
+# New requests: for ids that never got a token
+
+
+def test_new_requests_wait_for_others_have_little_room_and_are_not_sent_in_vain() -> None:
+    sent: list[str] = []
+
+    async def live(world: World) -> None:
+        async def call(name: str) -> None:
+            sent.append(name)
+            await asyncio.sleep(5)
+
+        async def new(number: int) -> None:
+            with contextlib.suppress(TokenNotWanted):
+                await world.breaker.run(
+                    "acme", lambda: call(f"new-{number}"), is_new=True, is_wanted=lambda: number < 10
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(100):
+                group.create_task(new(number))
+            await asyncio.sleep(1)
+            assert sent == ["new-0", "new-1"]  # a quarter of the room
+            await world.breaker.run("acme", lambda: call("proven"))
+            assert sent[2] == "proven"
+
+    simulate(live)
+    assert sorted(sent) == sorted(["proven", *(f"new-{number}" for number in range(10))])
