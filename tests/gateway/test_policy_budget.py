@@ -74,3 +74,22 @@ def test_10_000_chunks_of_one_byte_cost_at_most_5_ms() -> None:
     chunks = b"1\r\nx\r\n" * 10_000
     assert ChunkedDecoder().feed(chunks) == b"x" * 10_000
     assert best_s(lambda: ChunkedDecoder().feed(chunks)) < budget_s()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /v1/exports?state=active&order=asc&format=CSV&frequency=daily&scope=views&page=1&limit=20",
+        b"GET /v1/exports/7/runs/9",
+        b"GET /v1/metrics/site?projectId=42&startDate=2026-01-01T00%3A00%3A00.000Z&segmentIds=1,2&device=desktop",
+        b"GET /v1/metrics/zone/3/click-rate?metricType=quantile&quantile=75&goalId=4&period=day",
+        b"GET /v1/mappings/7/page-groups?projectId=42",
+        b"GET /v1/public/projects/42/surveys/7/responses?limit=100&cursor=eyJhIjoxfQ%3D%3D&with_questions=true",
+        b"POST /v1/speed-analysis/analysis/report",
+        b"POST /v1/speed-analysis/event/list",
+    ],
+)
+def test_the_reads_of_contentsquares_apis_pass_for_a_read_only_project_with_a_number(start: bytes) -> None:
+    lines = b" HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nX-Original-URL: /a"
+    head = parse_request_head(start + lines)
+    policy.check(head, head.target, Limited(), None)
