@@ -19,7 +19,7 @@ _MOST_NAMES: Final = 16
 """A query that names projects more often is refused, so that the names need not be looked at."""
 _MOST_PATH_BYTES: Final = 4096
 """A longer path that may name a project is refused: its many readings would take too long."""
-_FORMS: Final = {0x130: "i", 0x131: "i"} | {
+_FORMS: Final = {0x130: "i", 0x131: "i", 0xFFFD: "\x7f"} | {
     code: form
     for first, last in (
         (0xAA, 0xBA),  # superscripts, like the next three
@@ -122,8 +122,8 @@ def _decoded(text: bytes) -> bytes:
     escapes = _NO_CODE.sub(b"%25", text).replace(b"%", b"\\x")
     decoded = escapes.decode("unicode_escape").encode("latin-1")
     if not decoded.isascii():
-        letters = decoded.decode("utf-8", "surrogateescape").translate(_FORMS)
-        decoded = letters.encode("utf-8", "surrogateescape")
+        letters = decoded.decode("utf-8", "replace").translate(_FORMS)
+        decoded = letters.encode()
     return decoded.lower()
 
 

@@ -81,10 +81,10 @@ def test_10_000_chunks_of_one_byte_cost_at_most_5_ms() -> None:
     [
         b"GET /v1/exports?state=active&order=asc&format=CSV&frequency=daily&scope=views&page=1&limit=20",
         b"GET /v1/exports/7/runs/9",
-        b"GET /v1/metrics/site?projectId=42&startDate=2026-01-01T00%3A00%3A00.000Z&segmentIds=1,2&device=desktop",
+        b"GET /v1/metrics/site?projectId=42&startDate=2026-01-01T00%3A00%3A00Z&device=desktop",
         b"GET /v1/metrics/zone/3/click-rate?metricType=quantile&quantile=75&goalId=4&period=day",
         b"GET /v1/mappings/7/page-groups?projectId=42",
-        b"GET /v1/public/projects/42/surveys/7/responses?limit=100&cursor=eyJhIjoxfQ%3D%3D&with_questions=true",
+        b"GET /v1/public/projects/42/surveys/7/responses?limit=9&cursor=eyJhIjoxfQ%3D%3D",
         b"POST /v1/speed-analysis/analysis/report",
         b"POST /v1/speed-analysis/event/list",
     ],
