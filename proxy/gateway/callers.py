@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 from proxy.admin.admin import PREFIX
 from proxy.config.settings import CallerSettings
 from proxy.errors import BadRequest, CallerUnknown
-from proxy.http1 import RequestHead
+from proxy.http1 import Field, RequestHead
 from proxy.server.answer import Fields
 
 FREE_TRIES = 10
@@ -160,18 +160,18 @@ def sent_keys(head: RequestHead, target: bytes) -> tuple[list[bytes], bytes]:
 
     Raises BadRequest where the request has more than `MOST_CREDENTIALS`.
     """
-    in_query = target.count(_QUERY_KEY)
-    if in_query + sum(field.name in _KEY_FIELDS for field in head.fields) > MOST_CREDENTIALS:
+    in_query, fields = target.count(_QUERY_KEY), head.fields.among(_KEY_FIELDS)
+    if in_query + len(fields) > MOST_CREDENTIALS:
         raise BadRequest(f"The request has more than {MOST_CREDENTIALS} credentials; send one key.")
     query_keys, target = _take_query_keys(target) if in_query else ([], target)
-    return [*_field_keys(head), *query_keys], target
+    return [*_field_keys(fields), *query_keys], target
 
 
-def _field_keys(head: RequestHead) -> Iterator[bytes]:
-    for field in head.fields:
+def _field_keys(fields: Iterable[Field]) -> Iterator[bytes]:
+    for field in fields:
         if field.name == b"x-api-key":
             yield field.value
-        elif field.name == b"authorization":
+        else:
             scheme, _, credentials = field.value.partition(b" ")
             if scheme.lower() == b"bearer":
                 yield credentials.strip()

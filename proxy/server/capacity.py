@@ -26,11 +26,15 @@ def _of_callers(descriptors: int) -> int:
     return (descriptors - _OTHER_DESCRIPTORS) * 3 // 4
 
 
-def most_strangers(descriptors: int | None) -> int:
-    """How many strangers there may be, if the process may open so many descriptors; None: any number."""
+def most_strangers(descriptors: int | None, *, is_tls: bool = False) -> int:
+    """How many strangers there may be, if the process may open so many descriptors; None: any number.
+
+    TLS takes some 100 KiB for each, so there are fewer.
+    """
+    most = MOST_STRANGERS // 2 if is_tls else MOST_STRANGERS
     if descriptors is None:
-        return MOST_STRANGERS
-    return max(FEWEST_CONNECTIONS, min(MOST_STRANGERS, _of_callers(descriptors) // 3))
+        return most
+    return max(FEWEST_CONNECTIONS, min(most, _of_callers(descriptors) // 3))
 
 
 def most_connections(descriptors: int | None, listeners: int) -> int:

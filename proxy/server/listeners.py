@@ -92,7 +92,7 @@ class Listeners:
         """
         limit, strangers = (
             most_connections(descriptors, len(self.all)),
-            Strangers(most_strangers(descriptors)),
+            Strangers(most_strangers(descriptors, is_tls=self._tls is not None)),
         )
         for listener in self.all:
             server = CallerServer(handler, listener, strangers, limit, spawn)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 MOST_STRANGERS = 512
 """Of all listeners."""
-LEAST_AGE_S = 0.1
+LEAST_AGE_S = 0.05
 """The time in seconds that each stranger has for its first request, even in a flood."""
 
 

@@ -17,7 +17,7 @@ from proxy.blocking import NoThread, in_thread
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import OnEvent
 
-BACKLOG = 1024
+BACKLOG = 4096
 """How many connections wait in the kernel to be accepted."""
 LOOK_S = 1.0
 """Seconds between two looks at the file."""

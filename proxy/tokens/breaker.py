@@ -63,6 +63,7 @@ _NO_ANSWER = frozenset(
         "dns",
         "http_proxy",
         "loop",
+        "no_descriptors",
         "timeout",
         "tls",
     )

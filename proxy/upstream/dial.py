@@ -16,6 +16,7 @@ import aiohappyeyeballs
 
 from proxy.errors import ConnectFailed
 from proxy.origin import Origin
+from proxy.process import NO_DESCRIPTORS, lacks_descriptors
 from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import HttpProxy, http_proxy_for, open_tunnel
 from proxy.upstream.tls import certificate_fault
@@ -47,8 +48,14 @@ class Dialer:
         Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
         """
         deadline = asyncio.get_running_loop().time() + self._connect_timeout_s
-        stream = await self._open_stream(origin, deadline)
-        await self._start(origin, protocol, stream, deadline)
+        try:
+            stream = await self._open_stream(origin, deadline)
+            await self._start(origin, protocol, stream, deadline)
+        except ConnectFailed as failed:
+            if not lacks_descriptors(failed):
+                raise
+            problem = f"no connection to {origin.authority}: {NO_DESCRIPTORS}"
+            raise ConnectFailed(problem, proxy_status="proxy_internal_error") from None
 
     async def _open_stream(self, origin: Origin, deadline: float) -> socket.socket | asyncio.Transport:
         """A connected socket, or the transport of an HTTP proxy's tunnel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import socket
@@ -25,6 +26,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses as fake_answers
 from support.certificates import CASES, openssl_verifies
 from support.clocks import FakeClock
+from support.descriptors import none_left
 from support.harness import WAIT_S, RawServer, Upstream, free_port, turns
 
 from proxy.config.settings import Credentials
@@ -418,6 +420,15 @@ async def test_an_answer_that_drips_is_given_up_in_time() -> None:
     assert error.cause == "timeout"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "auth.contentsquare.example"])
+async def test_no_descriptor_left_is_not_called_a_fault_of_the_network(host: str) -> None:
+    async with endpoint_at(f"http://{host}:{free_port()}") as endpoint:
+        with none_left():
+            error = await failure(endpoint.fetch(METRICS))
+    assert (error.cause, error.permanent) == ("no_descriptors", False)
+    assert "EMFILE" in str(error)
+
+
 async def test_nobody_listening_is_said_so() -> None:
     port = free_port()
     async with endpoint_at(f"http://127.0.0.1:{port}") as endpoint:
@@ -431,23 +442,26 @@ async def test_nobody_listening_is_said_so() -> None:
     [
         (
             aiohttp.ClientConnectorDNSError(
-                ConnectionKey("h", 443, True, True, None, None, None), OSError(f"text of a library {SECRET}")
+                ConnectionKey("h", 443, True, True, None, None, None),
+                OSError(f"text of a library {SECRET}"),
             ),
             "dns",
         ),
         (
             aiohttp.ClientConnectorError(
-                ConnectionKey("h", 443, True, True, None, None, None), OSError(f"text of a library {SECRET}")
+                ConnectionKey("h", 443, True, True, None, None, None),
+                OSError(f"text of a library {SECRET}"),
             ),
             "connection_failed",
         ),
         (aiohttp.ClientError(f"text of a library {SECRET}"), "connection_lost"),
-        (OSError(24, f"text of a library {SECRET}"), "connection_lost"),
+        (OSError(errno.EIO, f"text of a library {SECRET}"), "connection_lost"),
+        (OSError(errno.EMFILE, f"text of a library {SECRET}"), "no_descriptors"),
         (ssl.SSLError(f"text of a library {SECRET}"), "tls"),
         (TimeoutError(f"text of a library {SECRET}"), "timeout"),
         (UnicodeError(f"text of a library {SECRET}"), "dns"),
     ],
-    ids=["dns", "connector", "client", "os", "ssl", "timeout", "no name"],
+    ids=["dns", "connector", "client", "os", "descriptors", "ssl", "timeout", "no name"],
 )
 async def test_a_librarys_exception_becomes_words_of_our_own(
     answers: fake_answers, exception: Exception, cause: str

@@ -6,15 +6,13 @@ import asyncio
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
 from support.clouds import closing, dialer, exchange, pool_of, refusal, silent
+from support.descriptors import none_left
 from support.harness import RawServer, Upstream, free_port
 
 from proxy.upstream.tls import tls_context
-
-if TYPE_CHECKING:
-    import pytest
 
 
 async def test_nobody_listening_is_a_refused_connection() -> None:
@@ -22,6 +20,15 @@ async def test_nobody_listening_is_a_refused_connection() -> None:
     error = await refusal(pool_of(f"http://127.0.0.1:{port}"))
     assert error.proxy_status == "connection_refused"
     assert f"127.0.0.1:{port}" in str(error)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "api.contentsquare.example"])
+async def test_no_descriptor_left_is_not_called_a_fault_of_the_network(host: str) -> None:
+    pool = pool_of(f"http://{host}:{free_port()}")
+    with none_left():
+        error = await refusal(pool)
+    assert error.proxy_status == "proxy_internal_error"
+    assert "EMFILE" in str(error)
 
 
 async def test_a_name_that_cant_be_resolved_is_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
