@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from proxy.cli import live_report
-from proxy.cli.live_check import Finding, expiries, unknown_owners
+from proxy.cli.live_check import Finding, expiries, short_keys, unknown_owners
 from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
@@ -56,8 +56,8 @@ def _listener(settings: Settings) -> str:
 
 
 def findings(settings: Settings, *, live: bool) -> list[Finding]:
-    """Files that can't be checked, credentials that end soon; with ``live`` Contentsquare's answers, too."""
-    offline = (*unknown_owners(settings), *expiries(settings, utc_today()))
+    """Warnings of files, keys and dates of expiry; with ``live`` also the tests at Contentsquare."""
+    offline = (*unknown_owners(settings), *short_keys(settings), *expiries(settings, utc_today()))
     return [*offline, *(live_report.collect(settings) if live else ())]
 
 

@@ -22,6 +22,7 @@ from proxy.config.settings import Settings
 from proxy.config.trust import UNCHECKED, unchecked
 from proxy.contentsquare import Api
 from proxy.errors import ConnectFailed, TokenFetchError
+from proxy.logs.leaks import SHORTEST_ANYWHERE
 from proxy.origin import Origin
 from proxy.projects import Grant
 from proxy.tokens import Lease, TokenEndpoint, make_session
@@ -37,6 +38,7 @@ MAX_SKEW_S = 60.0
 Result = Literal["ok", "warning", "failed"]
 
 _NEXT_STEP = {
+    "key": f"take a random key of at least {SHORTEST_ANYWHERE} characters",
     "files": "keep the file in a folder that only you can change",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
@@ -121,6 +123,17 @@ def unknown_owners(settings: Settings) -> Iterator[Finding]:
     """A warning for each file about which the system doesn't tell who may change it."""
     for path in unchecked(settings.files):
         yield _finding("files", "warning", f"{path}: {UNCHECKED}")
+
+
+def short_keys(settings: Settings) -> Iterator[Finding]:
+    """A warning for each caller's key that is too short to be found wherever it stands in a request."""
+    for name, caller in settings.callers.items():
+        length = len(caller.key.get_secret_value().encode())
+        if length < SHORTEST_ANYWHERE:
+            detail = (
+                f"the key of the caller {name} has {length} bytes: it is easier to guess, and a program that"
+            )
+            yield _finding("key", "warning", f"{detail} puts it into a path would send it to Contentsquare")
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:

@@ -186,15 +186,18 @@ def _field_keys(fields: Iterable[Field]) -> Iterator[bytes]:
                     yield unquote_to_bytes(password.replace(b"+", b" "))
 
 
+def _spellings(value: bytes) -> Iterable[bytes]:
+    """The keys that a parameter's value may be: as it should be coded, or with a raw ``+`` or ``%``."""
+    return dict.fromkeys((unquote_to_bytes(value.replace(b"+", b" ")), unquote_to_bytes(value), value))
+
+
 def _take_query_keys(target: bytes) -> tuple[list[bytes], bytes]:
     """The keys in the query, and the target without them, otherwise unchanged."""
     path, _, query = target.partition(b"?")
     parts = query.split(b"&")
     left = [part for part in parts if not part.startswith(_QUERY_KEY)]
     keys = [
-        unquote_to_bytes(part[len(_QUERY_KEY) :].replace(b"+", b" "))
-        for part in parts
-        if part.startswith(_QUERY_KEY)
+        key for part in parts if part.startswith(_QUERY_KEY) for key in _spellings(part[len(_QUERY_KEY) :])
     ]
     if not keys:
         return keys, target

@@ -160,6 +160,7 @@ class Gateway:
             ended=self._on_exchange_ended,
         )
         request.exchange = exchange
+        policy.check_secrets(request.head, target)
         policy.check(request.head, target, project, caller)
         if caller is not None:
             request.facts.caller = caller.name

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
+from proxy.codings import percent_decoded
+
 _MOST_CODINGS: Final = 3
 """Decodings in a row that a server may do; the result of each counts."""
 _MOST_NAMES: Final = 16
@@ -40,7 +42,6 @@ _FORMS: Final = {0x130: "i", 0x131: "i", 0xFFFD: "\x7f"} | {
 NFKC for a whole text takes quadratic time: it sorts combining marks.
 """
 _CODED_SEPARATOR: Final = re.compile(rb"%(?:25)*+(?:26|3b|3f|23)", re.IGNORECASE)
-_NO_CODE: Final = re.compile(rb"%(?![0-9a-f]{2})")
 
 
 def _word(letters: bytes) -> bytes:
@@ -69,6 +70,11 @@ _MAY_BE_PROJECT: Final = re.compile(_word(b"project") + rb"|%25|%[4-7u]|%ef", re
 """A target without any of these has no project in any reading: the others begin coded letters and percent
 signs, and the last one begins letters of full width."""
 _MAY_BE_METHOD: Final = re.compile(_word(b"method") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+_OAUTH: Final = re.compile(
+    _word(b"oauth")
+    + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"token"), _word(b"me"))
+)
+_MAY_BE_OAUTH: Final = re.compile(_word(b"oauth") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
 _PARAMETERS: Final = re.compile(rb";[^/]*+")
 _SLASHES: Final = re.compile(rb"/{2,}")
 
@@ -94,6 +100,16 @@ def names_other_project(target: bytes, project_id: int) -> bool:
     return False
 
 
+def may_be_oauth(target: bytes) -> bool:
+    """Whether a server might take the path for one of OAuth, to which secrets are sent."""
+    if not _MAY_BE_OAUTH.search(target):
+        return False
+    path = target.partition(b"?")[0]
+    if len(path) > _MOST_PATH_BYTES:
+        return True
+    return any(_OAUTH.search(text) for reading in _readings(path) for text in _paths(reading))
+
+
 def asks_for_method(target: bytes) -> bool:
     """Whether a server might read in the target's query that the request is to have another method."""
     query = target.partition(b"?")[2]
@@ -116,11 +132,8 @@ def _readings(text: bytes) -> Iterator[bytes]:
 
 
 def _decoded(text: bytes) -> bytes:
-    """Without one level of percent, ``%u`` and JSON coding, with ASCII's letters for their other forms."""
-    text = text.replace(b"\\u00", b"%").replace(b"%u00", b"%").replace(b"+", b" ").replace(b"\\", b"/")
-    # Python's own escapes are decoded by C code, percent codes are not.
-    escapes = _NO_CODE.sub(b"%25", text).replace(b"%", b"\\x")
-    decoded = escapes.decode("unicode_escape").encode("latin-1")
+    """Without one level of coding, and with ASCII's letters for their other forms."""
+    decoded = percent_decoded(text.replace(b"+", b" "))
     if not decoded.isascii():
         letters = decoded.decode("utf-8", "replace").translate(_FORMS)
         decoded = letters.encode()
@@ -128,15 +141,21 @@ def _decoded(text: bytes) -> bytes:
 
 
 def _names_other_by_path(reading: bytes, own: bytes) -> bool:
-    reading = reading.replace(b"\\", b"/").replace(b"\0", b" ")
+    reading = reading.replace(b"\\", b"/")
     if any(not _is(own, _OF_PATH.match(tail)) for tail in _PROJECT_ID.findall(reading)):
         return True
+    return any(named != own for text in _paths(reading) for named in _NAMED_BY_PATH.findall(text))
+
+
+def _paths(reading: bytes) -> set[bytes]:
+    """The paths that servers may make of one: without parameters, empty segments or dot segments."""
+    reading = reading.replace(b"\\", b"/").replace(b"\0", b" ")  # normpath ends at a NUL in some Pythons
     texts = {reading, _PARAMETERS.sub(b"", reading)}
     texts |= {_SLASHES.sub(b"/", text) for text in texts}
     if b"/." in reading:
         texts |= {_without_dot_segments(text) for text in texts}
         texts |= {posixpath.normpath(text) for text in texts}
-    return any(named != own for text in texts for named in _NAMED_BY_PATH.findall(text))
+    return texts
 
 
 def _without_dot_segments(path: bytes) -> bytes:

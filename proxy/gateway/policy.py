@@ -11,12 +11,19 @@ from __future__ import annotations
 import re
 from typing import Final, Protocol
 
-from proxy.contentsquare import changes_data
-from proxy.errors import Forbidden
+from proxy.contentsquare import ME_PATH, TOKEN_PATH, changes_data
+from proxy.errors import BadRequest, BadTarget, Forbidden
 from proxy.gateway.callers import Caller
-from proxy.gateway.lenient import asks_for_method, names_other_project
+from proxy.gateway.lenient import asks_for_method, may_be_oauth, names_other_project
+from proxy.gateway.rewrite import fields_to_upstream
 from proxy.http1 import METHOD_OVERRIDES, RequestHead
+from proxy.logs import redactor
 
+_LEAK: Final = (
+    "The {} of this request holds a key or a secret of this proxy, so it is not sent to Contentsquare."
+    " Send the key as the password (any user name), as a bearer token, as X-API-Key or as the query parameter"
+    " csq_key."
+)
 _CONTENT_TYPE: Final = frozenset((b"content-type",))
 _FORM: Final = re.compile(rb"\bform\b|urlencoded", re.IGNORECASE)
 """Content types of forms: ``application/x-www-form-urlencoded``, ``multipart/form-data``."""
@@ -57,6 +64,26 @@ def check(head: RequestHead, target: bytes, project: ProjectLimits, caller: Call
         _check_reads(head, target, f"The caller {caller.name} may only read")
     if project.project_id is not None:
         _check_project(target, project.project_id, project.name)
+
+
+def check_secrets(head: RequestHead, target: bytes) -> None:
+    """Raise BadRequest if a key or secret of this proxy would go to the cloud in the target or in a field.
+
+    Also where a server might take the path for one of OAuth: secrets stand in the content of such a request.
+    """
+    leaks, section = redactor.leaks, head.section
+    if leaks.is_in_target(target):
+        raise BadRequest(_LEAK.format("target"))
+    if section.leaks_version != leaks.version:
+        lines = fields_to_upstream(section)
+        if leaks.is_in_fields(lines):
+            line = next(filter(leaks.is_in_fields, lines.split(b"\r\n")), b"")
+            name = line.partition(b":")[0]
+            shown = "head" if not name or leaks.is_in_target(name) else f"field {name.decode('latin-1')}"
+            raise BadRequest(_LEAK.format(shown))
+        section.leaks_version = leaks.version
+    if may_be_oauth(target):
+        raise BadTarget(f"A path of OAuth must be plain: {TOKEN_PATH} or {ME_PATH}, behind a project's path.")
 
 
 def check_quit(caller: Caller | None) -> None:

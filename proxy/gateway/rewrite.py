@@ -25,6 +25,7 @@ _HOP_BY_HOP: Final = frozenset(
         b"http2-settings",
     )
 )
+# Browsers send localhost's cookies to all its ports, and a Referer may hold a key; a bearer API needs none.
 _NOT_TO_UPSTREAM: Final = _HOP_BY_HOP | {
     b"host",
     b"authorization",
@@ -32,6 +33,8 @@ _NOT_TO_UPSTREAM: Final = _HOP_BY_HOP | {
     b"x-csq-project",
     b"x-csq-api",
     b"x-api-key",
+    b"cookie",
+    b"referer",
 }
 _NOT_TO_CALLER: Final = _HOP_BY_HOP | {b"proxy-authenticate", b"proxy-authentication-info"}
 _NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}

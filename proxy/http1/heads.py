@@ -16,6 +16,7 @@ class FieldSection:
         "fields",
         "hosts",
         "keep_alive",
+        "leaks_version",
         "minor",
         "raw",
         "to_upstream",
@@ -34,6 +35,8 @@ class FieldSection:
         self.keep_alive = False
         self.to_upstream: bytes | None = None
         """The field lines that go upstream; None until `proxy.gateway.rewrite` has made them."""
+        self.leaks_version = -1
+        """The `LeakSearch.version` that has found no secret in these lines; -1: none has searched them."""
 
 
 class RequestHead:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from proxy.logs.leaks import LeakSearch
+
 REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
 """Shorter values aren't redacted: they would blank out ordinary words."""
@@ -39,6 +41,8 @@ class Redactor:
 
     def __init__(self) -> None:
         self.before_discard: Callable[[], None] | None = None
+        self.leaks = LeakSearch()
+        """Finds the same secrets, without the tokens, in what goes to the cloud."""
         self._lock = threading.Lock()
         self._added: dict[str, int] = {}
         self._forms_of: dict[str, frozenset[str]] = {}
@@ -55,12 +59,12 @@ class Redactor:
         ``is_token`` is for tokens, of which there are many and which stand in no Basic field: their base64,
         hexadecimal and reversed forms are left out.
         """
-        if len(secret) < SHORTEST_SECRET:
-            return
         with self._lock:
             count = self._added.get(secret, 0)
             self._added[secret] = count + 1
-            if not count:
+            if not count and not is_token:
+                self.leaks.add(secret)
+            if not count and len(secret) >= SHORTEST_SECRET:
                 forms = frozenset(_forms(secret, base64_too=not is_token))
                 self._forms_of[secret] = forms
                 for form in forms:
@@ -75,7 +79,8 @@ class Redactor:
             if count > 1:
                 self._added[secret] = count - 1
             elif count:
-                for form in self._forms_of.pop(secret):
+                self.leaks.discard(secret)
+                for form in self._forms_of.pop(secret, ()):
                     self._discard_form(form)
 
     def redact(self, text: str) -> str:

@@ -20,7 +20,7 @@ import trustme
 from support.commands import run, write
 from support.harness import RawServer, free_port, read_message
 
-from proxy.cli.live_check import Finding, examine, expiries
+from proxy.cli.live_check import Finding, examine, expiries, short_keys
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.sandbox import Sandbox, SandboxOptions
@@ -309,6 +309,14 @@ async def test_a_wrong_clock_is_a_warning(ahead_s: float, result: str) -> None:
     assert clock.result == result
     if ahead_s:
         assert ("ahead" if ahead_s > 0 else "behind") in clock.message
+
+
+def test_a_short_key_is_a_warning() -> None:
+    callers = {"bi": {"key": "x" * 15}, "app": {"key": "x" * 16}}
+    settings = settings_of({**told_values("http://127.0.0.1:1"), "callers": callers})
+    [finding] = short_keys(settings)
+    assert (finding.check, finding.result) == ("key", "warning")
+    assert "of the caller bi has 15 bytes" in finding.message
 
 
 def test_credentials_that_are_about_to_expire_are_a_warning_and_expired_ones_have_failed() -> None:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 from support.harness import WAIT_S, Gateway, TokenServer, Upstream, close, free_port, gateway, read_message
@@ -350,3 +351,11 @@ async def test_who_sends_no_key_is_asked_for_one_at_once_however_often(field: by
         for _ in range(3 * FREE_TRIES):
             assert (await proxy.call(b"GET /shop/v1/x", field)).status == 401
         assert not len(proxy.app._gateway._wrong_keys)
+
+
+@pytest.mark.parametrize("key", ["raw+base64/key=with==", "100%of+it%2Fraw%zz"])
+@pytest.mark.parametrize("coded", [False, True])
+async def test_a_key_in_the_query_may_be_raw_or_coded(key: str, *, coded: bool) -> None:
+    sent = quote(key, safe="") if coded else key
+    async with gateway(callers={"bi": {"key": key}}) as proxy:
+        assert (await proxy.call(b"GET /v1/x?csq_key=" + sent.encode())).status == 200

@@ -57,7 +57,7 @@ async def closing_answer(proxy: Gateway, raw: bytes) -> Message:
         pytest.param(
             [b"X-Latin: caf\xe9", b"X-UTF-8: \xf0\x9f\x90\x8d", b"X-High: \x80\xff"], id="non-ascii"
         ),
-        pytest.param([b"Accept: a", b"Accept: b", b"Cookie: a=1", b"Cookie: b=2"], id="lists-stay-apart"),
+        pytest.param([b"Accept: a", b"Accept: b", b"Prefer: a=1", b"Prefer: b=2"], id="lists-stay-apart"),
         pytest.param([b"Content-Encoding: gzip", b"Accept-Encoding: br;q=0"], id="codings"),
         pytest.param([b"User-Agent: me", b"Accept: */*", b"Content-Type: a/b"], id="negotiation"),
         pytest.param([b"X-Long: " + b"j" * 32_768], id="32-KiB-value"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import functools
 import hmac
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.harness import Upstream, gateway
+from support.harness import WAIT_S, Upstream, gateway
 
-from proxy.contentsquare import changes_data
-from proxy.errors import Forbidden
+from proxy.contentsquare import changes_data, oauth_path
+from proxy.errors import BadTarget, Forbidden
 from proxy.gateway import policy
 from proxy.gateway.callers import Caller
 from proxy.http1 import parse_request_head
@@ -299,3 +303,106 @@ async def test_a_pinned_project_cannot_be_left_by_prefix_escape_field_or_project
         assert not upstream.requests
         mine = await proxy.call(b"GET /shop/v1/segments?projectId=42", b"X-API-Key: key-of-bi")
         assert mine.status == 200
+
+
+# Keys and secrets
+
+KEY = "Key/of+BI=1234567890"
+LEAKS = [
+    (b"/v1/x?a=1", b"X_API_KEY: " + KEY.encode()),
+    (b"/v1/x?a=1", b"Authorisation: Basic " + base64.b64encode(b"bi:" + KEY.encode())),
+    (b"/v1/x?a=1", b"secret-of-the-shop-1: 1"),
+    (b"/v1/x?csq%5Fkey=" + KEY.encode(), b"A: 1"),
+    (b"/v1/x?CSQ_KEY=" + quote(KEY).encode(), b"A: 1"),
+    (b"/v1/x?a=1;csq_key=" + quote(quote(KEY)).encode(), b"A: 1"),
+    (b"/v1/" + quote(KEY, safe="").encode() + b"/x", b"A: 1"),
+    (b"/v1/x?secret=secret-of-the-shop-1", b"A: 1"),
+    (b"/v1/x", b"A: secret%2dof%2Dthe-shop-1"),
+]
+
+
+@pytest.mark.parametrize(("target", "line"), LEAKS)
+async def test_a_key_or_secret_in_the_head_is_refused_and_not_repeated(target: bytes, line: bytes) -> None:
+    upstream = Upstream()
+    sections: dict[str, Any] = {
+        "projects": {"shop": {"client_id": "id-1", "client_secret": "secret-of-the-shop-1"}},
+        "callers": {"bi": {"key": KEY}},
+    }
+    async with gateway(upstream, **sections) as proxy:
+        key = b"X-API-Key: " + KEY.encode()
+        answer = await proxy.call(b"GET /shop" + target, line, key)
+        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+        assert b"-1" not in answer.body
+        assert b"1234567890" not in answer.body
+        assert not upstream.requests
+        for lines in (
+            (key, b"Cookie: a=" + KEY.encode()),
+            (key, b"Referer: http://%b/?" % proxy.host + KEY.encode()),
+        ):
+            assert (await proxy.call(b"GET /shop/v1/x?csq_key=" + KEY.encode(), *lines)).status == 200
+        assert not any(KEY.encode() in one.head for one in upstream.requests)
+
+
+async def test_a_secret_that_a_source_gave_later_is_refused_too(tmp_path: Path) -> None:
+    upstream = Upstream()
+    file = tmp_path / "secret"
+    file.write_text("secret-of-the-shop-1")
+    file.chmod(0o600)
+    projects = {"shop": {"client_id": "id-1", "client_secret_file": str(file)}}
+    async with gateway(upstream, projects=projects) as proxy:
+        later = "secret-of-the-shop-2"
+        assert (await proxy.call(b"GET /shop/v1/x?a=" + later.encode())).status == 200
+        file.write_text(later)
+        next(iter(proxy.app.projects())).refresh_now()
+        async with asyncio.timeout(WAIT_S):
+            while (await proxy.call(b"GET /shop/v1/x?a=" + later.encode())).status != 400:
+                await asyncio.sleep(0.1)
+
+
+OAUTH_PATHS = st.sampled_from(["/v1/oauth/token", "/v1/oauth/me"]).flatmap(
+    lambda path: st.lists(
+        st.sampled_from(
+            [
+                lambda text: text + "/",
+                lambda text: text + ";x=1",
+                lambda text: text + "%00",
+                lambda text: text + ".json",
+                lambda text: text.replace("/", "//", 2),
+                lambda text: text.replace("/oauth", "/./oauth"),
+                lambda text: text.replace("/oauth", "/x/../oauth"),
+                lambda text: text.replace("/oauth", "/x/%2e%2e/oauth"),
+                lambda text: text.replace("oauth/", "oauth;a/"),
+                lambda text: text.replace("/", "\\"),
+                lambda text: text.replace("t", "%74").replace("m", "%6d"),
+                lambda text: text.replace("o", "%256f"),
+                lambda text: text.replace("/", "%2f"),
+                str.upper,
+            ]
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(lambda spells: functools.reduce(lambda text, spell: spell(text), spells, path))
+)
+
+
+@given(OAUTH_PATHS, st.sampled_from(["", "/shop", "/a/b"]), st.sampled_from(["", "?a=1", "?"]))
+def test_no_spelling_of_oauths_paths_is_forwarded(path: str, prefix: str, query: str) -> None:
+    target = (prefix + path + query).encode()
+    head = parse_request_head(b"POST / HTTP/1.1\r\nHost: h")
+    if oauth_path(target) is None:  # else it is answered here
+        with pytest.raises(BadTarget):
+            policy.check_secrets(head, target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/oauth",
+        "/v1/oauth/tokens",
+        "/v1/oauth/token-info",
+        "/v1/metrics?a=/v1/oauth/token",
+        "/v1/x%20y/token",
+    ],
+)
+def test_other_paths_are_forwarded(target: str) -> None:
+    policy.check_secrets(parse_request_head(b"GET / HTTP/1.1\r\nHost: h"), target.encode())
