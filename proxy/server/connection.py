@@ -201,8 +201,9 @@ class CallerConnection(CallerSocket):
         request, self.current = self.current, None
         if request is not None:
             request.abandon()
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None  # an ended task would keep the transport until a collection
+        if task is not None:
+            task.cancel()
         self._home.forget(self)
 
     # From the queue to the handler

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 import sys
+from asyncio.sslproto import SSLProtocol
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -17,6 +18,9 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
+SSLProtocol.max_size = 32 * 1024
+"""asyncio's own loop has a buffer of so many bytes for each TLS connection: 256 KiB, if not set here. A TLS
+record has 16 KiB at most (RFC 8446, section 5.1)."""
 HANDSHAKE_TIMEOUT_S = 10.0
 _SO_NWRITE: Final = 0x1024
 """macOS's option for the number of bytes that a socket has not sent; Python has no name for it."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trustme
@@ -182,3 +185,20 @@ def test_in_a_flood_each_stranger_has_a_little_time() -> None:
     strangers.discard(there[1])
     strangers.discard(there[1])
     assert len(strangers) == 1
+
+
+async def test_a_dropped_strangers_memory_is_free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector of cycles comes late: in a flood, hundreds of MiB would wait for it."""
+    async with (
+        small(monkeypatch, CALLERS) as proxy,
+        strangers("content", 1, ("127.0.0.1", proxy.port)),
+    ):
+        [connection] = await found(proxy)
+        await until(lambda: connection._task is not None)
+        gc.disable()
+        try:
+            task = weakref.ref(cast(asyncio.Task[None], connection._task))
+            connection.abort()
+            await until(lambda: task() is None)
+        finally:
+            gc.enable()
