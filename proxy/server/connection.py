@@ -200,6 +200,8 @@ class CallerConnection(CallerSocket):
         self._queue.clear()
         request, self.current = self.current, None
         if request is not None:
+            if request.exchange is None:  # nobody will need the content
+                request.body.release()
             request.abandon()
         task, self._task = self._task, None  # an ended task would keep the transport until a collection
         if task is not None:

@@ -25,6 +25,7 @@ from support.harness import (  # noqa: F401 - a fixture
 from support.strangers import PLACES, strangers
 
 from proxy.server.connection import CallerConnection
+from proxy.server.request import Request
 from proxy.server.strangers import LEAST_AGE_S, Strangers
 
 COUNT = 300
@@ -197,8 +198,12 @@ async def test_a_dropped_strangers_memory_is_free_at_once(monkeypatch: pytest.Mo
         await until(lambda: connection._task is not None)
         gc.disable()
         try:
+            body = cast(Request, connection.current).body
+            assert body._kept
             task = weakref.ref(cast(asyncio.Task[None], connection._task))
             connection.abort()
             await until(lambda: task() is None)
+            assert not body._kept
+            assert not body._buffered
         finally:
             gc.enable()
