@@ -5,7 +5,7 @@
 The proxy is a process of its own; this one is its cloud and its clients. `SILENT` clients ask for 1 MiB and
 never read, in a project of their own; after a while each leaves and comes back. `READERS` clients read what
 they ask for. Tokens live 20 s. Fails (exit code 1) if memory or descriptors grow from the first third to the
-last one, if a reader misses an answer, or if the stop takes longer than ``drain_timeout`` and 5 s. Linux only.
+last one, if a reader misses an answer, or if the stop takes longer than ``drain_timeout`` and 5 s. Linux.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def configuration(folder: Path, port: int) -> Path:
         f"drain_timeout = {DRAIN_S}\nmin_rate_after = 10\n"
         f'[contentsquare]\nauth_url = "http://127.0.0.1:{port}"\nallowed_endpoints = ["127.0.0.1:{port}"]\n'
         + "".join(
-            f'[projects.{name}]\nclient_id = "{name}"\nclient_secret = "secret-of-{name}"\napis = ["metrics"]\n'
+            f'[projects.{name}]\nclient_id = "{name}"\nclient_secret = "secret-1"\napis = ["metrics"]\n'
             for name in ("shop", "slow")
         )
     )
@@ -141,9 +141,8 @@ class Soak:
         memory = [statistics.median(one[0] for one in part) for part in self._ends(third)]
         descriptors = [statistics.median(one[1] for one in part) for part in self._ends(third)]
         print(f"clients: {dict(self.seen)}")
-        print(
-            f"memory, first and last third: {memory[0]:.1f}, {memory[1]:.1f} MiB; most {max(self.samples)[0]:.1f}"
-        )
+        most_mib = max(self.samples)[0]
+        print(f"memory, first and last third: {memory[0]:.1f}, {memory[1]:.1f} MiB; most {most_mib:.1f}")
         most = max(one[1] for one in self.samples)
         print(f"descriptors: {descriptors[0]:.0f}, {descriptors[1]:.0f}; most {most}")
         print(f"stop: {stop_s:.1f} s, exit code {code}")
