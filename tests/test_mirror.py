@@ -31,7 +31,6 @@ COVERED_BY = {
     "gateway/generation": "app/test_reload",
     "gateway/held_error": "gateway/test_concurrency",
     "gateway/outward": "app/test_reload",
-    "gateway/own": "admin/test_admin",
     "gateway/rewrite": "gateway/test_gateway_requests",
     "gateway/sharing/recording": "gateway/sharing/test_sharing",
     "gateway/tries": "gateway/test_exchange",

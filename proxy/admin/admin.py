@@ -21,7 +21,7 @@ from proxy.admin.status import Sees
 from proxy.blocking import NoThread, in_thread
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
 from proxy.projects.naming import names_like
-from proxy.server.answer import write_answer, write_error, write_json
+from proxy.server.answer import send_answer, write_answer, write_error, write_json
 from proxy.server.request import Request
 
 PREFIX = b"/-/"
@@ -120,11 +120,11 @@ class Admin:
         from proxy.admin import metrics  # noqa: PLC0415
 
         content = await metrics.exposition(self._overview, sees)
-        return write_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
+        return await send_answer(request, 200, content, content_type=metrics.CONTENT_TYPE)
 
     async def _page(self, request: Request, target: bytes, _sees: Sees) -> bool:
         name, content_type = _FILES[target.partition(b"?")[0]]
-        return write_answer(request, 200, _file(name), content_type=content_type, fields=_PAGE_FIELDS)
+        return await send_answer(request, 200, _file(name), content_type=content_type, fields=_PAGE_FIELDS)
 
     async def _status(self, request: Request, target: bytes, sees: Sees) -> bool:
         """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour."""
@@ -141,7 +141,7 @@ class Admin:
         )
         joined = ",\n".join(lines)
         content = f'{json.dumps(of_process)[:-1]}, "projects": {{\n{joined}\n}}}}\n'
-        return write_answer(request, 200, content.encode())
+        return await send_answer(request, 200, content.encode())
 
     def _refresh(self, request: Request, name: str, sees: Sees) -> bool:
         for project in self._overview.projects():

@@ -35,7 +35,7 @@ from proxy.gateway.generation import Generation
 from proxy.gateway.guard import authority_of
 from proxy.gateway.route import Route
 from proxy.projects import Project
-from proxy.server.answer import write_answer, write_error, write_json
+from proxy.server.answer import send_answer, write_error, write_json
 from proxy.server.request import Request
 
 PLACEHOLDER = "csq-proxy-local"
@@ -128,7 +128,9 @@ class LocalOAuth:
         content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")
         coding = answer.fields.get("Content-Encoding")
         fields = () if coding is None else ((b"Content-Encoding", coding.encode("latin-1")),)
-        return write_answer(request, answer.status, answer.body, content_type=content_type, fields=fields)
+        return await send_answer(
+            request, answer.status, answer.body, content_type=content_type, fields=fields
+        )
 
 
 def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:

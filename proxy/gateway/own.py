@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from proxy.admin import admin
 from proxy.admin.admin import Admin
 from proxy.contentsquare import oauth_path
-from proxy.errors import MethodRefused
+from proxy.errors import MethodRefused, QueueTimeout
 from proxy.gateway import policy
 from proxy.gateway.callers import Caller
 from proxy.gateway.generation import Generation
@@ -17,6 +20,12 @@ from proxy.server.request import Request
 
 _ICON = b"/favicon.ico"
 """A browser asks for it beside any page that it shows, also where a link of another site led to a refusal."""
+MOST_UNDER_WAY = 4
+"""Answers about the proxy's state that one caller may take at once; callers without a key count as one."""
+ROOM_S = 5.0
+"""How long the next of them waits."""
+_ALWAYS = (b"/-/healthy", b"/-/ready")
+"""Short answers for those who watch over the process: they never wait for others."""
 
 
 def is_own(target: bytes) -> bool:
@@ -31,6 +40,7 @@ class OwnPaths:
         self._pages = pages
         self._oauth = oauth
         self._quit = quit_
+        self._rooms: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_UNDER_WAY))
 
     async def answer(
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
@@ -47,6 +57,30 @@ class OwnPaths:
                 raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
             self._quit()
             return write_json(request, 202, {"stopping": True})
+        if target.partition(b"?")[0] in _ALWAYS:
+            return await self._page(request, caller, target)
+        async with self._room("" if caller is None else caller.name):
+            return await self._page(request, caller, target)
+
+    async def _page(self, request: Request, caller: Caller | None, target: bytes) -> bool:
         if caller is None or caller.projects is None:
             return await self._pages.answer(request, target)
         return await self._pages.answer(request, target, caller.may_use)
+
+    @asynccontextmanager
+    async def _room(self, caller: str) -> AsyncIterator[None]:
+        """A place for one of the caller's answers, made and written meanwhile. Raises QueueTimeout."""
+        room = self._rooms[caller]
+        try:
+            async with asyncio.timeout(ROOM_S):
+                await room.acquire()
+        except TimeoutError:
+            raise QueueTimeout(
+                f"{MOST_UNDER_WAY} answers about the proxy are under way to this caller, and it doesn't read"
+                " them; read them, or close their connections.",
+                retry_after_s=5,
+            ) from None
+        try:
+            yield
+        finally:
+            room.release()

@@ -6,6 +6,7 @@ Sources: RFC 9110 (fields), RFC 9209 (Proxy-Status).
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -21,6 +22,10 @@ PSEUDONYM = b"csq-proxy"
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[421] = b"Misdirected Request"
+PIECE = 65_536
+"""Bytes of a long answer that are written at once."""
+STALL_S = 30.0
+"""How long a caller may take for a piece; then the answer is cut."""
 Fields = tuple[tuple[bytes, bytes], ...]
 
 
@@ -32,11 +37,23 @@ def write_answer(
     content_type: bytes = b"application/json",
     fields: Fields = (),
 ) -> bool:
-    """Answer with content of the proxy's own; returns whether the connection can be kept."""
+    """Answer with short content of the proxy's own; returns whether the connection can be kept."""
+    keep, head = _head(request, status, len(content), content_type, fields)
+    if request.head.method == b"HEAD":
+        content = b""
+    request.write(head + content)
+    request.answer_bytes = len(content)
+    return keep
+
+
+def _head(
+    request: Request, status: int, length: int, content_type: bytes, fields: Fields
+) -> tuple[bool, bytes]:
+    """Whether the connection can be kept, and the answer's head, which is about to be written."""
     keep = request.may_keep and request.body.complete and request.error is None
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
     if status != 204:  # RFC 9110, section 8.6
-        lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % len(content))
+        lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % length)
     lines += [
         b"Date: " + date_now(),  # RFC 9110, section 6.6.1
         b"Cache-Control: no-store",
@@ -47,13 +64,37 @@ def write_answer(
         lines.append(b"Connection: close")
     elif request.head.minor == 0:
         lines.append(b"Connection: keep-alive")
-    head = b"\r\n".join(lines) + b"\r\n\r\n"
     request.head_sent = True
     request.status = status
-    if request.head.method == b"HEAD":
-        content = b""
-    request.write(head + content)
-    request.answer_bytes = len(content)
+    return keep, b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+async def send_answer(
+    request: Request,
+    status: int,
+    content: bytes,
+    *,
+    content_type: bytes = b"application/json",
+    fields: Fields = (),
+) -> bool:
+    """As `write_answer`, for content that may be long: each piece waits until the caller took the one before.
+
+    Returns when the caller has taken most of the content, or was too slow: then its connection is reset.
+    """
+    if len(content) <= PIECE or request.head.method == b"HEAD":
+        return write_answer(request, status, content, content_type=content_type, fields=fields)
+    keep, head = _head(request, status, len(content), content_type, fields)
+    request.write(head)
+    try:
+        for start in range(0, len(content), PIECE):
+            piece = content[start : start + PIECE]
+            request.write(piece)
+            request.answer_bytes += len(piece)
+            async with asyncio.timeout(STALL_S):
+                await request.connection.drained()
+    except TimeoutError:
+        request.connection.abort()
+        return False
     return keep
 
 
