@@ -11,6 +11,7 @@ import asyncio
 import platform
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -24,21 +25,57 @@ from proxy.contentsquare import Api
 from proxy.projects import Project
 from proxy.projects.measures import BOUNDS_S, ApiMeasures, Histogram
 
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SLICE = 4
 """Projects between two turns of the event loop."""
+MOST_OF_ACCOUNTS = 200
+"""Accounts' projects with series of their own. The others of an account are summed as ``ACCOUNT/other``."""
 _LE = [*map(str, BOUNDS_S), "+Inf"]
 
 
 async def exposition(overview: Overview, sees: Sees) -> bytes:
-    """All metrics as text: those of the process, and of the projects whose names ``sees`` accepts."""
+    """All metrics as text: those of the process, and of the projects whose names ``sees`` accepts.
+
+    Callers can name thousands of an account's projects: only the first ones have series of their own.
+    """
     texts: dict[str, list[bytes]] = {}
-    projects = [project for project in overview.projects() if sees(project.name)]
+    own = _own_series(overview)
+    projects: list[Project] = []
+    others: list[Project] = []
+    for project in overview.projects():
+        if sees(project.name):
+            (projects if "/" not in project.name or project.name in own else others).append(project)
     _add(texts, (*_of_process(overview), *PROCESS_COLLECTOR.collect()))
     for start in range(0, len(projects), SLICE):
         _add(texts, _of_projects(projects[start : start + SLICE]))
         await asyncio.sleep(0)
+    if others:
+        _add(texts, await _sums(others))
     return b"".join(text for parts in texts.values() for text in parts)
+
+
+def _own_series(overview: Overview) -> set[str]:
+    """The projects of accounts that have series of their own; a series goes on as long as its project is."""
+    names = {project.name for project in overview.projects() if "/" in project.name}
+    kept = [name for name in overview.own_series if name in names]
+    new = sorted(names.difference(kept))[: max(0, MOST_OF_ACCOUNTS - len(kept))]
+    overview.own_series = [*kept, *new]
+    return set(overview.own_series)
+
+
+async def _sums(projects: list[Project]) -> Iterable[Metric]:
+    """The sums of each account's projects; times that are left have no sum."""
+    families = _Families()
+    for place, project in enumerate(projects, 1):
+        families.add(project, name=f"{project.name.partition('/')[0]}/other")
+        if not place % SLICE:
+            families.sum_up()
+            await asyncio.sleep(0)
+    families.sum_up()
+    return [one for one in vars(families).values() if one not in (families.days_left, families.seconds_left)]
 
 
 class _OneFamily(Collector):
@@ -141,9 +178,18 @@ class _Families:
         self.refreshes = _counter("token_refreshes", "Tokens that were fetched.", *of_api)
         self.failures = _counter("token_failures", "Token requests that failed, by cause.", *of_api, "cause")
 
-    def add(self, project: Project) -> None:
-        """The samples of one project."""
-        name, slots, measures = project.name, project.slots, project.measures
+    def sum_up(self) -> None:
+        """Make one sample of those with the same labels."""
+        for family in vars(self).values():
+            sums: dict[tuple[str, ...], Sample] = {}
+            for one in family.samples:
+                key = (one.name, *one.labels.values())
+                sums[key] = one._replace(value=sums[key].value + one.value) if key in sums else one
+            family.samples = list(sums.values())
+
+    def add(self, project: Project, *, name: str = "") -> None:
+        """The samples of one project, below its own name or another one."""
+        name, slots, measures = name or project.name, project.slots, project.measures
         self.in_use.add_metric([name], slots.in_use)
         self.limit.add_metric([name], slots.limit)
         self.allowance.add_metric([name], slots.allowance)

@@ -22,7 +22,8 @@ class Overview:
     """The state of the proxy. ``settings`` are those of the running generation.
 
     ``projects`` gives all projects, with those of accounts that are in use. ``refused`` counts the errors of
-    requests that reached no project, by code. ``has_quit``: the application can be told to end.
+    requests that reached no project, by code. ``own_series``: the accounts' projects that the
+    metrics show one by one, by name. ``has_quit``: the application can be told to end.
     """
 
     settings: Settings
@@ -33,6 +34,7 @@ class Overview:
     is_stopping: bool = False
     reload: ReloadStatus = field(default_factory=ReloadStatus)
     refused: Counter[str] = field(default_factory=Counter)
+    own_series: list[str] = field(default_factory=list)
 
     @property
     def log_lines_dropped(self) -> int:

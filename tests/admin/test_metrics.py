@@ -203,3 +203,26 @@ async def test_promtool_finds_nothing_to_complain_about() -> None:
 def test_the_library_is_not_loaded_before_the_first_scrape() -> None:
     code = "import sys, proxy.app.app, proxy.cli.main; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S, check=False).returncode == 0
+
+
+async def test_accounts_have_few_series_and_the_other_projects_are_summed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from proxy.admin import metrics as module  # noqa: PLC0415
+
+    monkeypatch.setattr(module, "MOST_OF_ACCOUNTS", 2)
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-2-of-acme"}}
+    async with gateway(Upstream(), accounts=accounts) as proxy:
+        for number in (b"8", b"9"):
+            assert (await proxy.call(b"GET /acme/%b/v1/segments" % number)).status == 200
+        await metrics(proxy)
+        for number in (b"1", b"2", b"3", b"3"):  # these come later, and take no series from the first ones
+            assert (await proxy.call(b"GET /acme/%b/v1/segments" % number)).status == 200
+        seen = await metrics(proxy)
+    requests = {key[1]: value for key, value in seen.items() if key[0] == "requests_total" and value}
+    assert requests == {"acme/8": 1, "acme/9": 1, "acme/other": 4}
+    assert seen["request_duration_seconds_count", "acme/other", "metrics"] == 4
+    assert seen["request_duration_seconds_bucket", "acme/other", "metrics", "+Inf"] == 4
+    assert seen["slots_limit", "acme/other"] == 30
+    assert ("token_seconds_left", "acme/other", "metrics") not in seen
+    assert {key[1] for key in seen if len(key) > 1 and "/" in key[1]} == set(requests)
