@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from proxy.admin import admin
 from proxy.admin.admin import Admin
@@ -59,28 +58,27 @@ class OwnPaths:
             return write_json(request, 202, {"stopping": True})
         if target.partition(b"?")[0] in _ALWAYS:
             return await self._page(request, caller, target)
-        async with self._room("" if caller is None else caller.name):
+        room = self._rooms["" if caller is None else caller.name]
+        await _enter(room)
+        try:
             return await self._page(request, caller, target)
+        finally:
+            room.release()
 
     async def _page(self, request: Request, caller: Caller | None, target: bytes) -> bool:
         if caller is None or caller.projects is None:
             return await self._pages.answer(request, target)
         return await self._pages.answer(request, target, caller.may_use)
 
-    @asynccontextmanager
-    async def _room(self, caller: str) -> AsyncIterator[None]:
-        """A place for one of the caller's answers, made and written meanwhile. Raises QueueTimeout."""
-        room = self._rooms[caller]
-        try:
-            async with asyncio.timeout(ROOM_S):
-                await room.acquire()
-        except TimeoutError:
-            raise QueueTimeout(
-                f"{MOST_UNDER_WAY} answers about the proxy are under way to this caller, and it doesn't read"
-                " them; read them, or close their connections.",
-                retry_after_s=5,
-            ) from None
-        try:
-            yield
-        finally:
-            room.release()
+
+async def _enter(room: asyncio.Semaphore) -> None:
+    """Wait for a place, which holds until the answer is written. Raises QueueTimeout."""
+    try:
+        async with asyncio.timeout(ROOM_S):
+            await room.acquire()
+    except TimeoutError:
+        raise QueueTimeout(
+            f"{MOST_UNDER_WAY} answers about the proxy are under way to this caller, and it doesn't read"
+            " them; read them, or close their connections.",
+            retry_after_s=5,
+        ) from None
