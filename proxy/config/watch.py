@@ -29,6 +29,7 @@ from proxy.config.changes import Changes
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.logs import OnEvent
+from proxy.process import lacks_descriptors
 
 WATCH_S = 1.0
 """Seconds between two looks at the files, and from one requested reload to the next."""
@@ -78,8 +79,12 @@ def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> 
     return earlier.get(path, None if path.parent in earlier else found)
 
 
-class _Hangs(Exception):
-    """A piece of work takes longer than its limit, or an earlier piece still does."""
+class _NotNow(Exception):
+    """The files can't be read for now: reading takes longer than its limit, or no descriptor is left."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
 
 
 @dataclass(slots=True)
@@ -135,9 +140,9 @@ class Reloader:
                 before = await self._look(before, asked=asked)
             except NoThread:  # the next look makes up for this one
                 continue
-            except _Hangs:
+            except _NotNow as fault:
                 if not told:
-                    self._refuse((_HANGS,))
+                    self._refuse(fault.faults)
                 asked = told = True  # a reload follows once the files can be read
                 continue
             asked = told = False
@@ -212,9 +217,9 @@ class Reloader:
         return asked
 
     async def _aside(self, work: Callable[[], T], limit_s: float | None = None) -> T:
-        """The result of ``work``, in a thread. Raises `_Hangs` after the limit (None: `LOOK_TIMEOUT_S`)."""
+        """The result of ``work``, in a thread. Raises `_NotNow` after the limit (None: `LOOK_TIMEOUT_S`)."""
         if self._hanging is not None and not self._hanging.done():
-            raise _Hangs
+            raise _NotNow(_HANGS)
         future = in_thread(work)
         await asyncio.wait((future,), timeout=LOOK_TIMEOUT_S if limit_s is None else limit_s)
         if future.done():
@@ -222,15 +227,17 @@ class Reloader:
             return future.result()
         self._hanging = future
         future.add_done_callback(lambda done: done.exception())  # nobody waits for it any more
-        raise _Hangs
+        raise _NotNow(_HANGS)
 
     async def _reload(self) -> None:
         self.status.last_at = dt.datetime.now(dt.UTC)
         try:
             apply = await self._aside(lambda: self._prepare(self._load()), LOAD_TIMEOUT_S)
-        except (NoThread, _Hangs):
+        except (NoThread, _NotNow):
             raise
         except ConfigError as error:
+            if lacks_descriptors(error):
+                raise _NotNow(*error.faults) from None
             self._refuse(error.faults)
         except Exception as error:  # noqa: BLE001 - a bug, perhaps; the running configuration stays
             self._refuse((f"the configuration can't be read ({type(error).__name__})",))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.harness import (
@@ -202,6 +204,28 @@ async def test_many_requests_in_a_moment_are_two_reloads(
     await asyncio.sleep(1.1)
     assert len(loads.texts) == 2
     task.cancel()
+
+
+async def test_a_change_while_no_descriptor_is_left_is_refused_once_and_the_reload_follows(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("1")
+    loads: list[str] = []
+    events: list[str] = []
+
+    def load() -> Settings:
+        loads.append(file.read_text())
+        if len(loads) < 4:
+            raise ConfigError("config.toml: can't read it") from OSError(errno.EMFILE, "Too many open files")
+        return cast(Settings, None)
+
+    reloader = Reloader(load, lambda _: Changes, lambda: [file], lambda event, _: events.append(event))
+    task = asyncio.create_task(reloader.watch())
+    file.write_text("22")
+    await until(lambda: "reloaded" in events)
+    task.cancel()
+    assert (loads[-1], events) == ("22", ["reload_refused", "reloaded"])
 
 
 @pytest.mark.parametrize("where", ["look", "load"])

@@ -39,7 +39,7 @@ TOKEN_LIFETIME_S = 6
 CALLERS = 4
 RECOVERY_S = 40.0
 """After the fault: until calls work again, and a token was fetched."""
-LIMIT_S = 20.0
+LIMIT_S, RELOAD_S = 20.0, 20.0
 PLAIN = "import sys; sys.modules['uvloop'] = None; from proxy.cli.main import main; main()"
 KEYS = ("event", "level", "cause", "error", "status")
 BUGS = ("request_failed_by_bug", "loop_error", "Traceback")
@@ -75,8 +75,7 @@ CELLS = (
     Cell("write", "ENOSPC"),
     Cell("write", "EINTR", "1+2"),
     Cell("openat", "EMFILE", named="Too many open files|no free file descriptors"),
-    Cell("openat", "ENOSPC", named="No space left"),
-    Cell("openat", "ENOMEM", named="Cannot allocate memory"),
+    Cell("openat", "ENFILE", named="Too many open files in system|no free file descriptors"),
     Cell("openat", "EINTR", "1+2"),
 )
 
@@ -122,6 +121,16 @@ class Bench:
             await asyncio.sleep(0.2)
         return f"{works} good calls, {self.sandbox.counters.token_requests - before} token requests"
 
+    async def has_reloaded(self, session: aiohttp.ClientSession) -> bool:
+        """Whether the file that changed during the fault is in force within `RELOAD_S`."""
+        ends_at = time.monotonic() + RELOAD_S
+        while time.monotonic() < ends_at:
+            async with session.get(f"{self.url}/-/status") as answer:
+                if (await answer.json())["reload"]["count"]:
+                    return True
+            await asyncio.sleep(0.5)
+        return False
+
 
 def configure(path: Path, sandbox: Sandbox, comment: str) -> None:
     """Write the configuration file anew, with another comment."""
@@ -143,7 +152,8 @@ def configure(path: Path, sandbox: Sandbox, comment: str) -> None:
 async def started(folder: Path) -> AsyncIterator[Bench]:
     """A proxy in front of a sandbox."""
     async with Sandbox(SandboxOptions(token_lifetime_s=TOKEN_LIFETIME_S, latency_s=0.02)) as sandbox:
-        config, log = folder / "config.toml", folder / "log"
+        config, log = folder / "configuration" / "config.toml", folder / "log"
+        config.parent.mkdir()  # a reload is tried again when a neighbour changes, such as the log
         configure(config, sandbox, "")
         with log.open("wb") as lines:
             process = await asyncio.create_subprocess_exec(
@@ -211,6 +221,8 @@ async def faults_of(cell: Cell, seconds: float, folder: Path, *, verbose: bool) 
         await asyncio.gather(*callers, return_exceptions=True)
         if trouble := await bench.recovers(session):
             wrong.append(f"no recovery: {trouble}")
+        if not await bench.has_reloaded(session):
+            wrong.append("the changed file was never taken over")
         said = bench.log.read_bytes()[begins_at:].decode()
     bad = [one for one in bench.seen if not (one.startswith("200") or "PROXY_" in one)]
     wrong += [f"a caller saw: {one}" for one in bad if not (cell.may_lose and one.startswith("lost"))]

@@ -191,6 +191,9 @@ async def run(seconds: float, folder: Path) -> int:
             process.kill()
             await process.wait()
         server.close()
+    if wrong:
+        lines = (folder / "log").read_text(errors="replace").splitlines()
+        print(*[line for line in lines if '"level":"info"' not in line][-40:], sep="\n")
     for one in wrong:
         print("WRONG:", one)
     return 1 if wrong else 0
