@@ -68,7 +68,7 @@ def _no_pass_phrase() -> NoReturn:
 
 def unacknowledged(sock: socket.socket) -> int:
     """How many bytes the caller's system has not acknowledged; 0 where this system doesn't tell (Windows)."""
-    with contextlib.suppress(OSError):  # the socket is closed
+    with contextlib.suppress(OSError, ValueError):  # the socket is closed; fcntl says that by ValueError
         if sys.platform == "linux":
             count = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # tcp(7), SIOCOUTQ
             return int.from_bytes(count, sys.byteorder)

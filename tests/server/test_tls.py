@@ -26,6 +26,13 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
+def test_nothing_is_unacknowledged_on_a_closed_socket() -> None:
+    """The stop asks for connections that have been closed a moment ago, too."""
+    sock = socket.socket()
+    sock.close()
+    assert tls.unacknowledged(sock) == 0
+
+
 @contextlib.asynccontextmanager
 async def secured(
     authority: trustme.CA, folder: Path, answer: bytes | None = None, drain_timeout: float = 1
