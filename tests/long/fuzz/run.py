@@ -1,6 +1,6 @@
 """Fuzzes what reads bytes from outside: the parsers, the rules about targets, token answers, quoted texts.
 
-    python tests/long/fuzz/run.py --seconds 300 [--target requests|responses|policy|tokens|quotes]
+    python tests/long/fuzz/run.py --seconds 300 [--target requests|responses|policy|tokens|leaks|quotes]
 
 Where atheris is installed (`pip install atheris`), coverage of ``proxy`` guides the inputs. Elsewhere
 hypothesis makes them, and looks for those that take the most time for each byte. The targets share the
@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[level]) for level in (1, 2, 3)]
 
-NAMES = ("requests", "responses", "policy", "tokens", "quotes")
+NAMES = ("requests", "responses", "policy", "tokens", "leaks", "quotes")
 AT_MOST_S, AT_MOST_S_A_BYTE = 0.1, 20e-6
 """The CPU time of an input; measuring coverage makes all code several times as slow."""
 TRIES = 3

@@ -18,6 +18,7 @@ from proxy.errors import Forbidden, ProtocolViolation, ProxyError, TokenFetchErr
 from proxy.foreign import gives_away, shown
 from proxy.gateway import policy
 from proxy.http1 import Field, ResponseHead, parse_request_head
+from proxy.logs.leaks import LeakSearch
 from proxy.server.parser import RequestParser
 from proxy.server.request import Request
 from proxy.tokens.answer import MAX_LIFETIME_S, TokenAnswer, failure_of, lease_of, quotable
@@ -26,6 +27,10 @@ from proxy.upstream.parser import ResponseParser
 
 _PRIVATE: Final = ("an-id-5f1c", "hush-hush-1234567890")
 _STATUSES: Final = (200, 200, 200, 200, 400, 401, 403, 429, 500, 502)
+_LONG_SECRET: Final = _PRIVATE[1].encode()
+_LEAKS: Final = LeakSearch()
+_LEAKS.add(_PRIVATE[1])
+_LEAKS.add("short")
 _CUTS_BYTES: Final = 2
 """The first bytes of an input decide how the others are cut; no engine needs to know that."""
 
@@ -261,6 +266,12 @@ def quotes(data: bytes) -> None:
     assert not gives_away(said, _PRIVATE)
 
 
+def leaks(data: bytes) -> None:
+    """A text, as a target and as field lines: a secret in it is found as it is, and in any case."""
+    for found in (_LEAKS.is_in_target(data), _LEAKS.is_in_fields(data)):
+        assert found or _LONG_SECRET not in data.lower()
+
+
 @dataclass(frozen=True)
 class Target:
     """A function to fuzz, the inputs to begin with, words of its grammar, and the longest input in bytes."""
@@ -326,6 +337,12 @@ TARGETS: Final = {
             *_NUMBERS,
         ],
         1 << 11,
+    ),
+    "leaks": Target(
+        leaks,
+        [b"/v1/x?a=" + _LONG_SECRET, b"/v1/x?a=short", b"X-Api-Key: short\r\nX-A: &#104;ush", b"a=%2568ush"],
+        [_LONG_SECRET, b"%68", b"%25", b"&#x68;", b"\\u0068", b"\\", b"aHVzaC1odXNoLQ"],
+        1 << 14,
     ),
     "quotes": Target(
         quotes,
