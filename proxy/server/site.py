@@ -251,6 +251,8 @@ class CallerSite(BaseSite):
 
 
 async def _end_accepting(accepting: asyncio.Task[None] | None, sock: socket.socket) -> None:
+    if sock.fileno() < 0:  # a stop that was cut short has ended it
+        return
     with contextlib.suppress(NotImplementedError):
         asyncio.get_running_loop().remove_reader(sock)
     for _ in range(3):  # a connection that was accepted a moment ago is served

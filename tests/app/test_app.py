@@ -455,7 +455,9 @@ async def test_a_running_request_finishes_while_the_proxy_stops(first: bytes) ->
         writer.write(proxy.request(b"GET /v1/x"))
         await held.started.wait()
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
-        await asyncio.sleep(0.02)
+        async with asyncio.timeout(WAIT_S):
+            while not all(one.is_ending for one in proxy.app._listeners.connections()):
+                await asyncio.sleep(0.01)
         assert not draining.done()
         assert proxy.app.overview.is_stopping
         held.go_on.set()

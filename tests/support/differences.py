@@ -17,6 +17,7 @@ FOR_US = "between neighbours: it goes no further (RFC 9110, sections 11.7.1 and 
 TE = "TE is hop-by-hop; trailers are asked for anew, and nothing else is (RFC 9110, section 10.1.4)"
 FRAMING = "Transfer-Encoding is hop-by-hop: written anew, after the fields (RFC 9112, section 6.1)"
 EXPECT_1_0 = "an expectation in HTTP/1.0 is ignored (RFC 9110, section 10.1.1)"
+COOKIE = "those of localhost are sent to each of its ports"
 HOPS = "Max-Forwards is counted down (RFC 9110, section 7.6.2)"
 VIA_1_0 = "Via names the version that came (RFC 9110, section 7.6.3)"
 VERSION = "a gateway speaks its own version (RFC 9110, section 6.2)"
@@ -70,6 +71,10 @@ REQUESTS_HERE: Table = {
     "connection and what it names": {
         "-Connection: keep-alive, X-Gone": HOP,
         "-X-Gone: 1": HOP,
+    },
+    "cookies": {
+        "-Cookie: a=1": COOKIE,
+        "-Cookie: b=2": COOKIE,
     },
     "connection close": {
         "-Connection: close": HOP,

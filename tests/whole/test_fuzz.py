@@ -43,7 +43,7 @@ SHOP, OTHER = b"shop", b"zz-other"
 NOT_FORWARDED = {
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade",
     b"http2-settings", b"host", b"authorization", b"proxy-authorization", b"x-csq-project", b"x-csq-api",
-    b"x-api-key",
+    b"x-api-key", b"cookie", b"referer",
 }  # fmt: skip
 
 
