@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -38,10 +40,10 @@ class Named:
     name: str
 
 
-def noted(compared: list[bytes], key: bytes) -> bytes:
-    """A key's digest that fits no caller; the key is noted."""
+def noted(real: Callable[..., Any], compared: list[bytes], key: bytes = b"", **options: Any) -> Any:
+    """A digest by `hashlib`, where compiled code finds it, too; the key is noted."""
     compared.append(key)
-    return bytes(32)
+    return real(key, **options)
 
 
 def basic(password: str) -> bytes:
@@ -116,7 +118,7 @@ async def test_a_request_with_more_than_8_credentials_is_refused_before_any_is_c
     target: bytes, lines: tuple[bytes, ...], callers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[bytes] = []
-    monkeypatch.setattr("proxy.gateway.callers._digest", partial(noted, compared))
+    monkeypatch.setattr("hashlib.sha256", partial(noted, hashlib.sha256, compared))
     async with gateway(Upstream(), callers=callers, projects=PROJECTS) as proxy:
         at_start = len(compared)
         method = b"POST " if b"oauth" in target else b"GET "
@@ -131,7 +133,7 @@ async def test_a_key_sent_eight_times_is_compared_once(
 ) -> None:
     async with gateway(Upstream(), callers=CALLERS, projects=PROJECTS) as proxy:
         compared: list[bytes] = []
-        monkeypatch.setattr("proxy.gateway.callers._digest", partial(noted, compared))
+        monkeypatch.setattr("hashlib.sha256", partial(noted, hashlib.sha256, compared))
         target = b"GET /shop/v1/x?" + b"&".join([b"csq_key=no"] * 8)
         assert (await proxy.call(target)).status == 401
         assert compared == [b"no"]

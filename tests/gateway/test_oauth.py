@@ -334,13 +334,11 @@ async def test_me_repeats_no_secret_in_any_spelling_also_after_a_renewal(tmp_pat
     async with gateway(token=token, projects=projects) as proxy:
         for secret in (b"first-secret-of-shop", b"second-secret-of-shop"):
             file.write_bytes(secret)
-            fetched = len(token.requests)
-            await proxy.call(b"POST /-/refresh/shop")
             async with asyncio.timeout(WAIT_S):
-                while len(token.requests) == fetched:
-                    await asyncio.sleep(0.01)
-            assert (await post(proxy, b"/v1/oauth/me", {})).status == 200
-            assert json.loads(token.asked[-1].body)["client_secret"].encode() == secret
+                while not token.asked or secret not in token.asked[-1].body:
+                    await proxy.call(b"POST /-/refresh/shop")
+                    await asyncio.sleep(0.1)  # two questions for a secret have a pause between them
+                    assert (await post(proxy, b"/v1/oauth/me", {})).status == 200
             usual = token.told
             for spelt in (secret, secret[::-1], base64.b64encode(b"id:" + secret), secret.hex().encode()):
                 told = b'{"for": "%b"}' % spelt
