@@ -15,6 +15,10 @@ from collections.abc import Iterator
 
 _PR_SET_DUMPABLE = 4
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+NO_DESCRIPTORS = (
+    "no file descriptor is left (EMFILE or ENFILE), so nothing was sent;"
+    " raise the limit of open files (ulimit -n, LimitNOFILE) or look for the program that uses them up"
+)
 
 
 def fill_standard_streams() -> None:
@@ -66,12 +70,6 @@ def descriptor_limit() -> int | None:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-NO_DESCRIPTORS = (
-    "no file descriptor is left (EMFILE or ENFILE), so nothing was sent;"
-    " raise the limit of open files (ulimit -n, LimitNOFILE) or look for the program that uses them up"
-)
 
 
 def lacks_descriptors(error: BaseException) -> bool:

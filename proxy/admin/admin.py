@@ -30,7 +30,8 @@ SLICE = 10
 """Projects that ``/-/status`` renders between two turns of the event loop."""
 _REFRESH = b"/-/refresh/"
 _PAGE = Path(__file__).parent / "page"
-PAGE = b"/-/"
+PAGE = PREFIX
+"""The path of the page."""
 _FILES = {
     PAGE: ("index.html", b"text/html; charset=utf-8"),
     b"/-/page.css": ("page.css", b"text/css; charset=utf-8"),

@@ -25,7 +25,7 @@ from proxy.config.environment import KEY
 from proxy.config.files import READABLE, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
-from proxy.config.settings import LOCALHOST
+from proxy.config.settings import LOCALHOST, ServerSettings
 from proxy.config.trust import Untrusted
 from proxy.errors import ConfigError
 from proxy.foreign import shown
@@ -198,11 +198,8 @@ def source(config: Path | None, url: str | None, key_file: Path | None) -> Sourc
 
 def _cert_for(origin: Origin, config: Path | None) -> Path | None:
     """The configured certificate if ``origin`` is the configured listener; None where that can't be known."""
-    if not origin.is_tls:
-        return None
-    try:
-        server = load_listener(config, os.environ)
-    except ConfigError:
+    server = _configured(config) if origin.is_tls else None
+    if server is None:
         return None
     is_host = server.host in (*_REACHED_BY, origin.host) or (origin.is_loopback and is_loopback(server.host))
     is_port = server.port in (0, origin.port)
@@ -212,11 +209,18 @@ def _cert_for(origin: Origin, config: Path | None) -> Path | None:
 
 def _cert_for_unix(url: str, config: Path | None) -> Path | None:
     """The configured certificate if ``url`` is the configured Unix socket's."""
+    server = _configured(config)
+    if server is None or url != f"{UNIX}{server.unix_socket}":
+        return None
+    return server.tls_cert
+
+
+def _configured(config: Path | None) -> ServerSettings | None:
+    """The configured listener; None where the configuration can't be used."""
     try:
-        server = load_listener(config, os.environ)
+        return load_listener(config, os.environ)
     except ConfigError:
         return None
-    return server.tls_cert if url == f"{UNIX}{server.unix_socket}" else None
 
 
 def _key(key_file: Path | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Who may change a file on Windows: its owner and its access list, as SDDL, the same in every language.
+"""The users that may change a file on Windows: its owner and its access list, as SDDL, in every language.
 
 Must not know which files matter. Sources: Microsoft's "Security Descriptor String Format", "ACE Strings" and
 "SID Strings"; winnt.h.

@@ -76,7 +76,7 @@ def _shown(character: str) -> str:
 
 
 def description(value: str) -> str:
-    """What may be told of a secret that was refused: its length and kinds of unusual characters."""
+    """The length of a secret that was refused, and its kinds of unusual characters: no more may be told."""
     unusual = ", ".join(_unusual(value)) or "nothing unusual in it"
     return f"{len(value)} character{'' if len(value) == 1 else 's'}, {unusual}"
 

@@ -13,10 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
-from proxy.codings import percent_decoded
+from proxy.codings import decodings, percent_decoded
 
-_MOST_CODINGS: Final = 3
-"""Decodings in a row that a server may do; the result of each counts."""
 _MOST_NAMES: Final = 16
 """A query that names projects more often is refused, so that the names need not be looked at."""
 _MOST_PATH_BYTES: Final = 4096
@@ -49,6 +47,14 @@ def _word(letters: bytes) -> bytes:
     return rb"(?:%[0-9a-f]{2}|[^a-z0-9&;?#=/])*+".join(letters[at : at + 1] for at in range(len(letters)))
 
 
+def _sign_of(letters: bytes) -> re.Pattern[bytes]:
+    """A text without this pattern has the word in no reading, and need not be read.
+
+    The other parts of the pattern begin coded percent signs and letters, and letters of full width.
+    """
+    return re.compile(_word(letters) + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+
+
 _PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"([^&;?#]*)")
 _OF_KEY: Final = re.compile(rb"[\s\"'\[(]*+([0-9]+)[\s\"'\])}]*+\Z")
 """A number as the value of a parameter, which a server may take for an array or for a text in quotes."""
@@ -66,15 +72,13 @@ _METHOD: Final = re.compile(
     % (_word(b"http"), _word(b"method"), _word(b"override"))
 )
 """Group 1 stands before the name, groups 3 and 4 are its parts besides ``method``."""
-_MAY_BE_PROJECT: Final = re.compile(_word(b"project") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
-"""A target without any of these has no project in any reading: the others begin coded letters and percent
-signs, and the last one begins letters of full width."""
-_MAY_BE_METHOD: Final = re.compile(_word(b"method") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+_MAY_BE_PROJECT: Final = _sign_of(b"project")
+_MAY_BE_METHOD: Final = _sign_of(b"method")
 _OAUTH: Final = re.compile(
     _word(b"oauth")
     + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"token"), _word(b"me"))
 )
-_MAY_BE_OAUTH: Final = re.compile(_word(b"oauth") + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+_MAY_BE_OAUTH: Final = _sign_of(b"oauth")
 _PARAMETERS: Final = re.compile(rb";[^/]*+")
 _SLASHES: Final = re.compile(rb"/{2,}")
 
@@ -94,8 +98,8 @@ def names_other_project(target: bytes, project_id: int) -> bool:
         return True
     # Servers split a query and then decode, or the other way round: a coded separator is one, or is a mark.
     for text in dict.fromkeys((query, _CODED_SEPARATOR.sub(b"_", query))):
-        _, *decoded = _readings(text)  # each server decodes a query's values once
-        if any(_names_other_by_key(reading, own) for reading in decoded):
+        raw, *decoded = _readings(text)  # each server decodes a query's values once
+        if any(_names_other_by_key(reading, own) for reading in decoded or (raw,)):
             return True
     return False
 
@@ -120,15 +124,10 @@ def asks_for_method(target: bytes) -> bool:
 
 
 def _readings(text: bytes) -> Iterator[bytes]:
-    """The text in lower case, the result of its decoding, and those of further ones that change it."""
+    """The text in lower case, and the results of the decodings that servers may do."""
     text = text.lower()
     yield text
-    for coding in range(_MOST_CODINGS):
-        decoded = _decoded(text)
-        if decoded == text and coding:
-            return
-        text = decoded
-        yield text
+    yield from decodings(text, _decoded)
 
 
 def _decoded(text: bytes) -> bytes:

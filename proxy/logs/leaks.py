@@ -6,7 +6,6 @@ nothing of requests. `proxy.logs.redact` replaces the same secrets in texts.
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 import sys
@@ -14,14 +13,13 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from proxy.codings import percent_decoded
+from proxy.codings import base64_forms, decodings, percent_decoded
 
 SHORTEST_ANYWHERE: Final = 16
 """Bytes of the shortest secret that is looked for anywhere. A shorter one may be an ordinary word."""
 _BLOCK: Final = 8
 """Bytes that are looked up together, at each multiple of 8 in a text: any 15 bytes have a whole block."""
 _END: Final = 2 * _BLOCK - 1
-_MOST_CODINGS: Final = 3
 _PERCENT_SIGNS: Final = re.compile(rb"%(?:25)+")
 _REFERENCE: Final = re.compile(rb"&#(?:0*([0-9]{1,4})|[xX]0*([0-9A-Fa-f]{1,4}));?")
 _MOST_REFERENCES: Final = 512
@@ -30,8 +28,6 @@ _FOLD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ+-_", b"abcdefghijklm
 """The same: letters in any case, ``+`` and a blank, and base64's two alphabets (RFC 4648, section 5)."""
 _DROPPED: Final = b"\\"
 """Marks that a server drops from a quoted string (RFC 9110, section 5.6.4)."""
-
-
 _X_FIELD: Final = rb"\nx[ /][^:\n]*:[ \t]*(?:bearer |basic )?(?:%b)[ \t]*(?:[\r\n]|\Z)"
 """A short secret as the value of a field, whose name is folded, too."""
 
@@ -74,7 +70,9 @@ class LeakSearch:
 
     def discard(self, secret: str) -> None:
         """Undo an `add`; an unknown secret is ignored."""
-        forms = self._forms.pop(secret, ())
+        if secret not in self._forms:
+            return
+        forms = self._forms.pop(secret)
         if len(forms) > 1:
             for form in forms:
                 for block in _blocks_of(form):
@@ -135,15 +133,18 @@ def _folded(text: bytes) -> bytes:
 
 def _readings(text: bytes) -> Iterator[bytes]:
     """The results of repeated decoding, the last one without any number of codings of the percent sign."""
-    for _ in range(_MOST_CODINGS):
-        decoded = percent_decoded(text)
-        if 0 < decoded.count(b"&#") <= _MOST_REFERENCES:
-            decoded = _REFERENCE.sub(_character, decoded)
-        if decoded == text:
-            return
-        text = decoded
-        yield text
-    yield percent_decoded(_PERCENT_SIGNS.sub(b"%", text))
+    last = text
+    for last in decodings(text, _decoded):
+        yield last
+    if _PERCENT_SIGNS.search(last):
+        yield percent_decoded(_PERCENT_SIGNS.sub(b"%", last))
+
+
+def _decoded(text: bytes) -> bytes:
+    decoded = percent_decoded(text)
+    if 0 < decoded.count(b"&#") <= _MOST_REFERENCES:
+        decoded = _REFERENCE.sub(_character, decoded)
+    return decoded
 
 
 def _character(reference: re.Match[bytes]) -> bytes:
@@ -161,18 +162,8 @@ def _forms(secret: bytes) -> Iterator[bytes]:
     if len(secret) >= SHORTEST_ANYWHERE:
         yield _folded(html.escape(secret.decode()).encode())
         yield secret.hex().encode()
-        yield from _base64_forms(secret)
-        yield from _base64_forms(quote(secret, safe="").encode())
-
-
-def _base64_forms(secret: bytes) -> Iterator[bytes]:
-    """Three bytes are four characters, so there are three alignments.
-
-    Characters that depend also on neighbouring bytes are left out.
-    """
-    for before in range(3):
-        start, end = (8 * before + 5) // 6, 8 * (before + len(secret)) // 6
-        yield _folded(base64.b64encode(bytes(before) + secret)[start:end])
+        yield from map(_folded, base64_forms(secret))
+        yield from map(_folded, base64_forms(quote(secret, safe="").encode()))
 
 
 def _blocks_of(form: bytes) -> Iterator[int]:

@@ -6,7 +6,6 @@ at once. Knows nothing of the text's meaning.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import string
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from proxy.codings import base64_forms
 from proxy.logs.leaks import LeakSearch
 
 REDACTED = "[redacted]"
@@ -25,6 +25,7 @@ _KEY_LENGTH: Final = 24
 _STEP: Final = 12
 """Characters between two looked-up places of a text: each run of `_KEY_LENGTH` has a whole gram at one."""
 _GRAM_LENGTH: Final = _KEY_LENGTH - _STEP + 1
+_URL_SAFE: Final = str.maketrans("+/", "-_")
 _RUN_CHARACTERS = f"{string.ascii_letters}{string.digits}_-"
 _LONG_RUN = re.compile(rf"[{_RUN_CHARACTERS}]{{{_KEY_LENGTH},}}")
 _MASK: Final = bytes(ord("x" if chr(code) in _RUN_CHARACTERS else " ") for code in range(256))
@@ -54,7 +55,7 @@ class Redactor:
         return f"<Redactor secrets={len(self._added)}>"
 
     def add(self, secret: str, *, is_token: bool = False) -> None:
-        """Redact a secret from now on; one shorter than `SHORTEST_SECRET` is ignored.
+        """Redact a secret from now on, and let ``leaks`` find it; one under `SHORTEST_SECRET` is only found.
 
         ``is_token`` is for tokens, of which there are many and which stand in no Basic field: their base64,
         hexadecimal and reversed forms are left out.
@@ -65,7 +66,7 @@ class Redactor:
             if not count and not is_token:
                 self.leaks.add(secret)
             if not count and len(secret) >= SHORTEST_SECRET:
-                forms = frozenset(_forms(secret, base64_too=not is_token))
+                forms = frozenset(_forms(secret, is_token=is_token))
                 self._forms_of[secret] = forms
                 for form in forms:
                     self._add_form(form)
@@ -149,7 +150,7 @@ def _without(forms: tuple[str, ...], form: str) -> tuple[str, ...]:
     return forms[:place] + forms[place + 1 :]
 
 
-def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
+def _forms(secret: str, *, is_token: bool) -> Iterator[str]:
     """The forms that a secret may have in a line."""
     escaped = json.dumps(secret, ensure_ascii=False)
     yield secret
@@ -157,23 +158,9 @@ def _forms(secret: str, *, base64_too: bool) -> Iterator[str]:
     yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1], secret.encode("unicode_escape").decode())
     yield secret.replace("\\", "\\\\").replace("'", "\\'")
     yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
-    if base64_too:
+    if not is_token:
         raw = secret.encode()
         yield from (raw.hex(), raw.hex().upper(), secret[::-1])
-        yield from _base64_forms(raw)
-
-
-def _base64_forms(secret: bytes) -> Iterator[str]:
-    """The characters of a secret in base64 at any place, as in ``user:secret`` of Basic.
-
-    Three bytes make four characters, so there are three alignments. Characters that depend also on
-    neighbouring bytes are left out.
-    """
-    for before in range(3):
-        start = (8 * before + 5) // 6
-        end = 8 * (before + len(secret)) // 6
-        if end - start < SHORTEST_SECRET:
-            continue
-        padded = b"\0" * before + secret
-        yield base64.b64encode(padded).decode()[start:end]
-        yield base64.urlsafe_b64encode(padded).decode()[start:end]
+        for form in map(bytes.decode, base64_forms(raw)):
+            if len(form) >= SHORTEST_SECRET:
+                yield from (form, form.translate(_URL_SAFE))

@@ -90,10 +90,8 @@ class Listeners:
 
         ``spawn`` runs the tasks that accept, and ``on_event`` hears of their failures (see `CallerSite`).
         """
-        limit, strangers = (
-            most_connections(descriptors, len(self.all)),
-            Strangers(most_strangers(descriptors, is_tls=self._tls is not None)),
-        )
+        limit = most_connections(descriptors, len(self.all))
+        strangers = Strangers(most_strangers(descriptors, is_tls=self._tls is not None))
         for listener in self.all:
             server = CallerServer(handler, listener, strangers, limit, spawn)
             runner = ServerRunner(server)

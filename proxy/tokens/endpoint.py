@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -45,6 +46,8 @@ MAX_BODY = 1 << 20
 """The most bytes that are read of an answer."""
 TLS_RETRY_S = 30.0
 """The time from a TLS failure to the next try: a certificate is not replaced within a second."""
+
+T = TypeVar("T")
 
 FindProxy = Callable[[Origin], str | None]
 """Returns the URL of the HTTP proxy on the way to an origin; None for a direct connection.
@@ -193,26 +196,17 @@ class TokenEndpoint:
     async def fetch(
         self, request: TokenRequest, *, is_new: bool = False, is_wanted: Callable[[], bool] = always
     ) -> Lease:
-        """One token request. Raises `TokenFetchError`, with a message for people and no secret in it.
+        """Make a token request. Raises `TokenFetchError`, with a message for people and no secret in it.
 
         ``is_new`` and ``is_wanted`` are those of `Breaker.run`, which may raise `TokenNotWanted`.
         """
-        self._raise_if_paused(request.credentials.client_id)
-        if self._breaker is None:
-            return await self._fetch(request)
-        return await self._breaker.run(
-            request.credentials.client_id,
-            lambda: self._fetch(request),
-            is_new=is_new,
-            is_wanted=is_wanted,
+        return await self._in_turn(
+            request.credentials, lambda: self._fetch(request), is_new=is_new, is_wanted=is_wanted
         )
 
     async def me_members(self, credentials: Credentials) -> Mapping[str, object]:
         """The JSON members of a 2xx answer of ``/v1/oauth/me``. Raises `TokenFetchError`."""
-        self._raise_if_paused(credentials.client_id)
-        if self._breaker is None:
-            return await self._me_members(credentials)
-        return await self._breaker.run(credentials.client_id, lambda: self._me_members(credentials))
+        return await self._in_turn(credentials, lambda: self._me_members(credentials))
 
     async def me_answer(self, credentials: Credentials) -> TokenAnswer:
         """The answer of ``/v1/oauth/me``, of any status. Raises `TokenFetchError` if none comes.
@@ -230,6 +224,19 @@ class TokenEndpoint:
                 f"the answer of {self._name} repeats the secret, so it is withheld", cause="malformed"
             )
         return answer
+
+    async def _in_turn(
+        self,
+        credentials: Credentials,
+        call: Callable[[], Awaitable[T]],
+        *,
+        is_new: bool = False,
+        is_wanted: Callable[[], bool] = always,
+    ) -> T:
+        self._raise_if_paused(credentials.client_id)
+        if self._breaker is None:
+            return await call()
+        return await self._breaker.run(credentials.client_id, call, is_new=is_new, is_wanted=is_wanted)
 
     async def _fetch(self, request: TokenRequest) -> Lease:
         answer = await self._good_answer(TOKEN_PATH, request.credentials, request.fields())

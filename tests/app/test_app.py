@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from support.certificates import tls_files
 from support.harness import (
     OK,
     WAIT_S,
@@ -172,14 +173,9 @@ async def test_where_it_may_not_listen_it_does_not_blame_another_proxy(
 async def test_a_listener_can_speak_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     pair = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    key.touch(mode=0o600)
-    pair.private_key_pem.write_to_path(str(key))
-    cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    server = {"port": 0, "tls_cert": str(cert), "tls_key": str(key)}
-    async with gateway(server=server) as proxy:
+    async with gateway(server={"port": 0, **tls_files(tmp_path, pair)}) as proxy:
         url = proxy.app.listeners[0].url
         assert url.startswith("https://127.0.0.1:")
         reader, writer = await asyncio.open_connection(

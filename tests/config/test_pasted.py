@@ -121,23 +121,22 @@ def test_a_pasted_value_gets_the_same_verdict_in_the_environment() -> None:
     )
 
 
-def test_a_pasted_value_gets_the_same_verdict_in_a_file_of_its_own(write: Writer) -> None:
+def all_said_of_files(write: Writer, key: str, way: str) -> None:
+    """Each wrong value in a file, which the projects' ``key`` reaches in this ``way`` by its number."""
     text = ""
     for number, value in enumerate(WRONG):
         write("", f"s{number}").write_bytes(value.encode())
-        text += f"[projects.p{number}]\nclient_id = 'id'\nclient_secret_file = 's{number}'\n"
-    names = [f"projects.p{number}.client_secret_file" for number in range(len(WRONG))]
-    all_said(faults_of(write(text)), names)
+        text += f"[projects.p{number}]\nclient_id = 'id'\n{key} = {way.format(number)}\n"
+    all_said(faults_of(write(text)), [f"projects.p{number}.{key}" for number in range(len(WRONG))])
+
+
+def test_a_pasted_value_gets_the_same_verdict_in_a_file_of_its_own(write: Writer) -> None:
+    all_said_of_files(write, "client_secret_file", "'s{}'")
 
 
 @posix_only
 def test_a_pasted_value_gets_the_same_verdict_from_a_command(write: Writer) -> None:
-    text = ""
-    for number, value in enumerate(WRONG):
-        write("", f"s{number}").write_bytes(value.encode())
-        text += f"[projects.p{number}]\nclient_id = 'id'\nclient_secret_command = ['cat', 's{number}']\n"
-    names = [f"projects.p{number}.client_secret_command" for number in range(len(WRONG))]
-    all_said(faults_of(write(text)), names)
+    all_said_of_files(write, "client_secret_command", "['cat', 's{}']")
 
 
 def test_init_asks_again_after_a_value_that_cannot_be_meant(tmp_path: Path) -> None:

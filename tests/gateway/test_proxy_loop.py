@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
+from support.certificates import tls_files
 from support.commands import started, write
 from support.harness import (
     WAIT_S,
@@ -113,12 +114,7 @@ async def test_a_token_endpoint_that_is_our_own_listener(host: str) -> None:
 @pytest.fixture
 def pair(tmp_path: Path) -> Mapping[str, str]:
     """A certificate that the proxy itself has no reason to trust."""
-    issued = trustme.CA().issue_cert("api.contentsquare.com")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    key.touch(mode=0o600)
-    issued.private_key_pem.write_to_path(str(key))
-    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    return {"tls_cert": str(cert), "tls_key": str(key)}
+    return tls_files(tmp_path, trustme.CA().issue_cert("api.contentsquare.com"))
 
 
 @pytest.mark.parametrize("what", ["the token endpoint", "the cloud", "both"])

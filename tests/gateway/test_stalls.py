@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 import trustme
+from support.certificates import tls_files
 from support.clouds import dialer
 from support.crowd import in_virtual_time
 from support.harness import (
@@ -182,14 +183,11 @@ async def test_a_caller_that_takes_nothing_loses_its_slot_to_the_request_that_wa
 
 async def test_over_tls_too(tmp_path: Path) -> None:
     authority = trustme.CA()
-    pair, cert, key = authority.issue_cert("localhost"), tmp_path / "cert.pem", tmp_path / "key.pem"
-    key.touch(mode=0o600)
-    pair.private_key_pem.write_to_path(str(key))
-    cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    files = tls_files(tmp_path, authority.issue_cert("localhost"))
     context = ssl.create_default_context()
     authority.configure_trust(context)
     async with (
-        one_slot(server={"tls_cert": str(cert), "tls_key": str(key)}) as proxy,
+        one_slot(server=files) as proxy,
         stalled(proxy, tls=context) as reader,
     ):
         other_reader, other = await asyncio.open_connection(

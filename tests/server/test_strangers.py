@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 import trustme
+from support.certificates import tls_files
 from support.harness import (  # noqa: F401 - a fixture
     WAIT_S,
     Gateway,
@@ -53,11 +54,7 @@ def files(folder: Path) -> tuple[dict[str, object], ssl.SSLContext]:
     authority, context = trustme.CA(), ssl.create_default_context()
     pair = authority.issue_cert("localhost", "127.0.0.1")
     authority.configure_trust(context)
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    key.touch(mode=0o600)
-    pair.private_key_pem.write_to_path(str(key))
-    pair.cert_chain_pems[0].write_to_path(str(cert))
-    return {"tls_cert": str(cert), "tls_key": str(key)}, context
+    return {**tls_files(folder, pair)}, context
 
 
 async def status(proxy: Gateway, tls: ssl.SSLContext | None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from support.certificates import tls_files
 from support.harness import WAIT_S, Gateway, Upstream, gateway, read_message, until
 
 from proxy.server import tls
@@ -38,12 +39,8 @@ async def secured(
     authority: trustme.CA, folder: Path, answer: bytes | None = None, drain_timeout: float = 1
 ) -> AsyncIterator[Gateway]:
     pair = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    key.touch(mode=0o600)
-    pair.private_key_pem.write_to_path(str(key))
-    cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    files = tls_files(folder, pair)
     upstream = Upstream() if answer is None else Upstream(answer)
-    files = {"tls_cert": str(cert), "tls_key": str(key)}
     async with gateway(upstream, server={"port": 0, "drain_timeout": drain_timeout, **files}) as proxy:
         yield proxy
 

@@ -1,4 +1,4 @@
-"""Certificates with one fault each, and some that only look odd: for the verdicts on them."""
+"""Certificates: with one fault each or odd ones, for the verdicts on them, and a listener's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+if TYPE_CHECKING:
+    import trustme
 
 _DAY = dt.timedelta(days=1)
 _UNKNOWN, _OWN = "local issuer", "self-signed"
@@ -150,3 +154,12 @@ openssl_verifies = pytest.mark.skipif(
     sys.platform in ("win32", "darwin"),
     reason="the operating system verifies there",
 )
+
+
+def tls_files(folder: Path, issued: trustme.LeafCert) -> dict[str, str]:
+    """Write ``cert.pem`` and ``key.pem`` into the folder; returns the settings of a listener with them."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    key.touch(mode=0o600)
+    issued.private_key_pem.write_to_path(str(key))
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    return {"tls_cert": str(cert), "tls_key": str(key)}

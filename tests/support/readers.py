@@ -201,7 +201,7 @@ def letters(char: str) -> tuple[str, ...]:
 
 @st.composite
 def spelt(draw: st.DrawFn, words: tuple[str, ...]) -> str:
-    """One of the words, with up to three characters in another spelling, or with a mark behind them."""
+    """A word of these, with up to three characters in another spelling, or with a mark behind them."""
     chars = list(draw(st.sampled_from(words)))
     for at in draw(st.lists(st.integers(0, len(chars) - 1), max_size=3, unique=True)):
         char = chars[at]

@@ -13,6 +13,7 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.token_answers import GOOD
 
 from proxy.errors import TokenFetchError
 from proxy.logs import redactor
@@ -25,14 +26,6 @@ CLIENT_ID = "an-id-5f1c"
 SECRET = "hush-hush-1234567890"
 PRIVATE = (CLIENT_ID, SECRET)
 WALL = 1_800_000_000.0
-GOOD: dict[str, object] = {
-    "access_token": "eyJ.abc.def",
-    "token_type": "bearer",
-    "expires_in": 3600,
-    "scope": "data-export",
-    "project_id": 42,
-    "endpoint": "https://api.eu-west-1.production.contentsquare.com",
-}
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

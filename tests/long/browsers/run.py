@@ -24,6 +24,7 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from support.certificates import tls_files
 from support.chromium import CHROMEDRIVER, CHROMIUM, browser
 from support.firefox import FIREFOX, firefox
 from support.harness import OK, RawServer, Upstream, free_port, gateway
@@ -89,12 +90,7 @@ def browsers() -> Mapping[str, Callable[[], AbstractAsyncContextManager[Driven]]
 
 def certificate(folder: Path) -> dict[str, object]:
     """The settings of a certificate for the https name."""
-    pair = trustme.CA().issue_cert("proxy.test")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    key.touch(mode=0o600)
-    pair.private_key_pem.write_to_path(str(key))
-    cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
-    return {"tls_cert": str(cert), "tls_key": str(key)}
+    return {**tls_files(folder, trustme.CA().issue_cert("proxy.test"))}
 
 
 @contextlib.asynccontextmanager

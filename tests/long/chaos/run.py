@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import re
 import select
@@ -38,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.canary import Canaries
+from support.programs import forget_http_proxies
 
 from chaos.addresses import CLOUDS_HOST, change_address, enter_namespace
 from chaos.door import Door
@@ -393,9 +393,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep-log", type=Path, help="where the proxy's log goes")
     arguments = parser.parse_args()
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        os.environ.pop(name, None)
-        os.environ.pop(name.lower(), None)
+    forget_http_proxies()
     addresses = enter_namespace()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(arguments.seconds, arguments.callers, Path(folder), arguments.seed, addresses=addresses)

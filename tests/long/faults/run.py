@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -32,6 +31,9 @@ from typing import Any
 import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.programs import forget_http_proxies, printed_url
 
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -109,7 +111,7 @@ class Bench:
             await asyncio.sleep(0.05)
 
     async def recovers(self, session: aiohttp.ClientSession) -> str:
-        """What doesn't work again in time, "" for nothing."""
+        """The part that doesn't work again in time, "" for none."""
         before, ends_at = self.sandbox.counters.token_requests, time.monotonic() + RECOVERY_S
         works = 0
         while time.monotonic() < ends_at:
@@ -162,11 +164,8 @@ async def started(folder: Path) -> AsyncIterator[Bench]:
                 stderr=lines,
             )
         try:
-            assert process.stdout is not None
-            line = await asyncio.wait_for(process.stdout.readline(), LIMIT_S)
-            found = re.search(rb"http://\S+", line)
-            assert found is not None, line
-            yield Bench(process, found[0].decode().rstrip("/"), config, log, sandbox, Counter())
+            url = await printed_url(process, LIMIT_S)
+            yield Bench(process, url, config, log, sandbox, Counter())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -282,9 +281,7 @@ def main() -> int:
     if sys.platform != "linux" or shutil.which("strace") is None:
         print("This run needs strace (Linux).")
         return 2
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        os.environ.pop(name, None)
-        os.environ.pop(name.lower(), None)
+    forget_http_proxies()
     return asyncio.run(run(options))
 
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: one function a target, which takes any bytes and raises where an invariant is broken."""
+"""The targets of the fuzzer: each takes any bytes and raises where an invariant is broken."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final
 from support.mutations import ANSWER_WORDS, ANSWERS, REQUESTS, WORDS, pieces
 from support.readers import SPELLINGS
 from support.strict import Malformed, parse_request, parse_response
+from support.token_answers import GOOD
 
 from proxy.errors import Forbidden, ProtocolViolation, ProxyError, TokenFetchError, UpstreamError
 from proxy.foreign import gives_away, shown
@@ -287,16 +288,8 @@ def _started(seeds: list[bytes]) -> list[bytes]:
 
 
 def _token_seeds() -> list[bytes]:
-    good: dict[str, object] = {
-        "access_token": "eyJ.abc.def",
-        "token_type": "bearer",
-        "expires_in": 3600,
-        "scope": "data-export",
-        "project_id": 42,
-        "endpoint": "https://api.eu-west-1.production.contentsquare.com",
-    }
     failed = {"error": "invalid_client", "error_description": f"{_PRIVATE[1]} is wrong"}
-    bodies = [good, failed, {**good, "expires_in": 1}, {**good, "endpoint": "https://[::1]:1/x"}]
+    bodies = [GOOD, failed, {**GOOD, "expires_in": 1}, {**GOOD, "endpoint": "https://[::1]:1/x"}]
     texts = [json.dumps(body).encode() for body in bodies]
     return [bytes((status,)) + text for text in texts for status in (0, 4, 9)]
 

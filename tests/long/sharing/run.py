@@ -13,8 +13,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import re
 import sys
 import tempfile
 import time
@@ -24,6 +22,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.programs import forget_http_proxies, printed_url
 
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -52,11 +54,7 @@ async def copy_of_the_proxy(sandbox: Sandbox, folder: Path, number: int) -> Asyn
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
-        found = re.search(r"http://[^\s/]+", line)
-        assert found is not None, line
-        yield found[0]
+        yield await printed_url(process, 20)
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 40)
@@ -121,9 +119,7 @@ def main() -> int:
     parser.add_argument("--light", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60)
     arguments = parser.parse_args()
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        os.environ.pop(name, None)
-        os.environ.pop(name.lower(), None)
+    forget_http_proxies()
     with tempfile.TemporaryDirectory() as folder:
         passed = asyncio.run(run(arguments.busy, arguments.light, arguments.seconds, Path(folder)))
     return 0 if passed else 1

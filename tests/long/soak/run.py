@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import signal
@@ -28,6 +27,10 @@ from collections import Counter
 from pathlib import Path
 
 import trustme
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.programs import forget_http_proxies, printed_url
 
 ROOT = Path(__file__).resolve().parents[3]
 SILENT, READERS = 60, 6
@@ -168,12 +171,9 @@ async def run(seconds: float, folder: Path) -> int:
             stderr=log,
         )
     try:
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), LIMIT_S)
-        found = re.search(rb"https://[^:]+:([0-9]+)", line)
-        assert found is not None, line
+        port = int((await printed_url(process, LIMIT_S)).rpartition(":")[2])
         tls = ssl.create_default_context(cafile=folder / "ca.pem")
-        soak = Soak(process.pid, int(found[1]), tls)
+        soak = Soak(process.pid, port, tls)
         work = [soak.be_silent() for _ in range(SILENT)] + [soak.read() for _ in range(READERS)]
         tasks = [asyncio.create_task(one) for one in (*work, soak.sample())]
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -206,9 +206,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=3600)
     options = parser.parse_args()
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        os.environ.pop(name, None)
-        os.environ.pop(name.lower(), None)
+    forget_http_proxies()
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(run(options.seconds, Path(folder)))
 

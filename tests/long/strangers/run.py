@@ -30,6 +30,7 @@ import trustme
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from support.certificates import tls_files  # noqa: E402
 from support.strangers import PLACES, Address, stranger  # noqa: E402
 
 TRANSPORTS = ("tcp", "tls", "unix")
@@ -153,9 +154,7 @@ async def cell(place: str, transport: str, kind: str, loop: str) -> Row:
         authority = trustme.CA()
         pair = authority.issue_cert("localhost", "127.0.0.1")
         authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        (folder / "key.pem").touch(mode=0o600)
-        pair.private_key_pem.write_to_path(str(folder / "key.pem"))
-        pair.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+        tls_files(folder, pair)
         config = configuration(folder, server.sockets[0].getsockname()[1], transport)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", START[loop], "serve", "--config", str(config),
