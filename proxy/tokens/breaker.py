@@ -330,6 +330,8 @@ class Breaker:
         if (error.status or 0) > 500:  # the Retry-After of a lower status is for these credentials
             self._not_before = now + min(error.retry_after_s or 0.0, RETRY_AFTER_CAP_S)
         gap_s = self._gap_s * self._rng.uniform(0.9, 1.0)
+        if self._preferred is not None:  # a person asked meanwhile
+            gap_s = min(gap_s, HURRY_GAP_S)
         self._next_at = max(turn.came.result() + gap_s, now + least, self._not_before)
 
 
