@@ -921,6 +921,8 @@ async def test_no_log_line_holds_a_token_or_secret_that_is_or_was_lately_in_use(
             keeper._hurry(gap_s=0.0)
         await until(lambda: keeper.status().refreshes == 5)
         await running.change(projects={"shop": {**shop, "client_secret": "canary-secret-second"}})
+        [successor] = running.project().keepers.values()
+        await until(lambda: successor.status().refreshes == 1)
         assert await running.code(b"GET /v1/segments", b"X-API-Key: " + canaries["key"].encode()) == 200
         capsys.readouterr()
         texts = [*canaries.values(), "canary-secret-second", *(f"Bearer token-{n}" for n in (4, 5, 6))]
