@@ -16,15 +16,16 @@ MAX_TRAILER_BYTES: Final = 16 * 1024
 
 _CHUNK_LINE: Final = re.compile(rb"(0{0,241}[0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 """A size has at most 256 digits; all but the last 15 are leading zeros, which RFC 9112 does not limit."""
-_SMALL_CHUNKS: Final = re.compile(
-    rb"(?:(?:" + b"|".join(rb"(?i:%x)\r\n[\s\S]{%d}" % (size, size) for size in range(1, 16)) + rb")\r\n)++"
+_NEXT_CHUNK: Final = re.compile(
+    rb"\r\n0{0,64}+([1-9A-Fa-f][0-9A-Fa-f]{0,14})(?:[ \t]{0,64}+;[\t\x20-\x7e\x80-\xff]{0,64}+)?+\r\n"
 )
-"""Chunks whose sizes have one digit. C code takes all of them at once: Python code is slower for each."""
-_SMALL_CHUNK: Final = re.compile(
-    rb"[1-9A-Fa-f]\r\n("
-    + b"|".join(rb"(?<=(?i:%x)\r\n)[\s\S]{%d}" % (size, size) for size in range(1, 16))
-    + rb")\r\n"
-)
+"""The end of a chunk and the line of the next one, where that is short and not the last chunk's."""
+_SHORT_SIZES: Final = {
+    b"%b%b" % (first, second): int(first + second, 16)
+    for first in (b"%c" % code for code in b"123456789abcdefABCDEF")
+    for second in (b"", *(b"%c" % code for code in b"0123456789abcdefABCDEF"))
+}
+"""Sizes under 256: many of them fit into one read, and `int` takes a third of a chunk's time."""
 _CR: Final = 0x0D
 
 _SIZE: Final = 0
@@ -39,6 +40,23 @@ def _line_end(data: bytes, pos: int) -> int:
     if end < 0 and BARE_BREAK.search(data, pos):
         raise ProtocolViolation("a bare CR or LF in the chunked framing")
     return end
+
+
+def _take_chunks(data: bytes, pos: int, pieces: list[bytes]) -> int:
+    """Add the chunks that are whole in ``data`` to ``pieces``; ``pos`` is the end of a chunk's content.
+
+    Returns the end of the last chunk's content. There may be 10,000 chunks in a read of 64 KiB.
+    """
+    size = len(data)
+    while (line := _NEXT_CHUNK.match(data, pos)) is not None:
+        digits = line[1]
+        start = line.end()
+        end = start + (_SHORT_SIZES.get(digits) or int(digits, 16))
+        if end >= size:
+            break
+        pieces.append(data[start:end])
+        pos = end
+    return pos
 
 
 class ChunkedDecoder:
@@ -88,20 +106,13 @@ class ChunkedDecoder:
                 if not self._left:
                     self._state = _DATA_END
             elif self._state == _DATA_END:
+                pos = _take_chunks(data, pos, pieces)
                 if size - pos == 1 and data[pos] == _CR:
                     break
                 if data[pos : pos + 2] != b"\r\n":
                     raise ProtocolViolation("a chunk does not end where its size says")
                 pos += 2
                 self._state = _SIZE
-            elif (
-                self._state == _SIZE
-                and pos + 1 < size
-                and data[pos + 1] == _CR
-                and (small := _SMALL_CHUNKS.match(data, pos))
-            ):
-                pieces += _SMALL_CHUNK.findall(data, pos, small.end())
-                pos = small.end()
             else:
                 end = _line_end(data, pos)
                 if end < 0:

@@ -151,6 +151,38 @@ def test_a_byte_at_a_time_and_all_at_once_agree_on_every_input(pieces: list[byte
     assert outcome([body]) == outcome([body[index : index + 1] for index in range(len(body))])
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"0", b"0" * 64, b"0" * 65, b"0" * 241, b"0" * 256, b"+", b"0x"]),
+            st.sampled_from(
+                [b"", b";", b" ;", b";a=b", b" \t;a", b"\t" * 65 + b";", b";" + b"a" * 65, b" ", b";\0"]
+            ),
+            st.sampled_from([b"x", b"\r\n", b"x" * 10, b"x" * 27, b"\r\n1\r\n" * 100, b""]),
+            st.sampled_from([b"\r\n"] * 9 + [b"\n", b"\rx", b"x\r\n", b"", b"\r\n \r\n"]),
+        ),
+        max_size=4,
+    )
+)
+def test_chunks_in_any_spelling_mean_the_same_a_byte_at_a_time_and_all_at_once(
+    chunks: list[tuple[bytes, bytes, bytes, bytes]],
+) -> None:
+    body = b"".join(
+        b"%b%X%b\r\n%b%b" % (zeros, len(content), extension, content, end)
+        for zeros, extension, content, end in chunks
+    )
+
+    def outcome(parts: list[bytes]) -> object:
+        try:
+            content, decoder = decode(*parts)
+        except ProtocolViolation:
+            return "violation"
+        return content, decoder.done, decoder.rest
+
+    message = b"1\r\nx\r\n" + body + b"0\r\n\r\n"
+    assert outcome([message]) == outcome([message[index : index + 1] for index in range(len(message))])
+
+
 @pytest.mark.parametrize("cut", [0, 5, 1000, 5000])
 def test_a_long_trailer_line_is_read_however_it_is_cut(cut: int) -> None:
     raw = b"0\r\nX-Long: " + b"y" * 6000 + b"\r\n\r\n"
