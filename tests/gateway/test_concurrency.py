@@ -97,6 +97,7 @@ async def test_content_too_long_to_be_sent_again_is_the_callers_to_send_again() 
 
 async def test_a_dashboard_of_sixty_queries_never_exceeds_the_limit_and_loses_none() -> None:
     running = peak = 0
+    full = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal running, peak
@@ -104,6 +105,9 @@ async def test_a_dashboard_of_sixty_queries_never_exceeds_the_limit_and_loses_no
             await read_message(reader)
             running += 1
             peak = max(peak, running)
+            if running == 10:
+                full.set()
+            await asyncio.wait_for(full.wait(), WAIT_S)
             await asyncio.sleep(0.01)
             running -= 1
             writer.write(OK)

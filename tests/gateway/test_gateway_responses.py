@@ -8,6 +8,7 @@ import time
 import pytest
 from support.harness import (
     OK,
+    WAIT_S,
     Message,
     Script,
     Upstream,
@@ -523,11 +524,23 @@ async def test_an_invalid_answer_is_a_502_that_names_the_reason_and_ends_its_con
 async def test_an_answer_that_turns_invalid_after_its_head_aborts_the_caller(
     parts: list[bytes], version: bytes
 ) -> None:
-    async with gateway(answering(*parts)) as proxy:
+    head_is_read = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(parts[0])
+        await head_is_read.wait()
+        writer.write(parts[1])
+        await reader.read()
+
+    async with gateway(script) as proxy:
         reader, writer = await proxy.connect()
         writer.write(b"GET /v1/x HTTP/%b\r\nHost: %b\r\n\r\n" % (version, proxy.host))
-        with pytest.raises(ConnectionError):
-            await reader.read()
+        async with asyncio.timeout(WAIT_S):
+            await reader.readuntil(b"\r\n\r\n")
+            head_is_read.set()
+            with pytest.raises(ConnectionError):
+                await reader.read()
 
 
 async def test_bytes_that_come_after_the_end_never_reach_the_next_caller() -> None:
