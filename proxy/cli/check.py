@@ -13,15 +13,13 @@ from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
 from proxy.foreign import shown
+from proxy.gateway.outward import plan
 from proxy.origin import bracketed
-from proxy.server.tls import server_tls
-from proxy.upstream.tls import tls_context
 
 
 def try_certificates(settings: Settings) -> None:
-    """Raise ConfigError where `serve` would, because a file of certificates holds none."""
-    tls_context(settings.contentsquare.ca_file)
-    server_tls(settings.server.tls_cert, settings.server.tls_key)
+    """Raise ConfigError where `serve` would: a file of certificates holds none, or can't be read."""
+    plan(settings, None)
 
 
 def described(settings: Settings) -> dict[str, Any]:

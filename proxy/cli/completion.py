@@ -13,6 +13,7 @@ from typing import Any
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.config import environment
+from proxy.config.checks import name_fault
 from proxy.config.files import find_config_file, read_toml
 from proxy.config.keys import schema
 from proxy.errors import ConfigError
@@ -36,9 +37,19 @@ def _names(table: Mapping[str, Any]) -> Iterator[str]:
     yield from _tables(table, "projects")
     for name, account in _tables(table, "accounts").items():
         numbers = account.get("projects") if isinstance(account, dict) else None
-        yield from (f"{name}/{number}" for number in numbers) if isinstance(numbers, list) else [f"{name}/"]
+        yield from (
+            map(f"{name}/{{}}".format, filter(_is_number, numbers))
+            if isinstance(numbers, list)
+            else [f"{name}/"]
+        )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _tables(table: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """The tables with a valid name: a shell or a terminal may obey another name."""
     found = table.get(section)
-    return found if isinstance(found, dict) else {}
+    tables = found if isinstance(found, dict) else {}
+    return {name: one for name, one in tables.items() if name_fault(name) is None}

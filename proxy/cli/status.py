@@ -232,8 +232,10 @@ def _key(key_file: Path | None) -> str | None:
             text = read(key_file).data.decode("utf-8-sig")
         except Untrusted as untrusted:
             raise ConfigError(f"{place}: {untrusted}") from None
-        except (OSError, ValueError):
-            raise ConfigError(f"{place}: {key_file} can't be read") from None
+        except OSError as error:
+            raise ConfigError(f"{place}: can't read {key_file}: {error.strerror}") from None
+        except ValueError:
+            raise ConfigError(f"{place}: {key_file} isn't UTF-8 text") from None
     if not text:
         return None
     try:

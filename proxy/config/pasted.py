@@ -32,7 +32,7 @@ _PLACEHOLDERS: Final = (
     (r"(?i:your[-_ ].*|change[-_ ]?me)", "is a placeholder; put the real value there"),
     (r"[a-z][a-z0-9+.-]*://.*", "is an address or a reference (...://...); put there what it points to"),
     (
-        r"(?i:client_(?:id|secret)[\"']?\s*[=:]).*",
+        r"(?i:(?:export\s+|set\s+)?[\s{\"']*\w*client_?(?:id|secret)[\"']?\s*[=:]).*",
         "begins with the name of its setting; put only the value there",
     ),
     (r"(?i:bearer|basic) .*", "begins with the word of an Authorization field; put only the value there"),

@@ -18,6 +18,7 @@ from proxy.gateway.lenient import asks_for_method, may_be_oauth, names_other_pro
 from proxy.gateway.rewrite import fields_to_upstream
 from proxy.http1 import METHOD_OVERRIDES, RequestHead
 from proxy.logs import redactor
+from proxy.logs.leaks import SHORTEST_ANYWHERE
 
 _LEAK: Final = (
     "The {} of this request holds a key or a secret of this proxy, so it is not sent to Contentsquare."
@@ -67,13 +68,15 @@ def check(head: RequestHead, target: bytes, project: ProjectLimits, caller: Call
 
 
 def check_secrets(head: RequestHead, target: bytes) -> None:
-    """Raise BadRequest if a key or secret of this proxy would go to the cloud in the target or in a field.
+    """Raise BadRequest if a key or secret of this proxy would go to the cloud in a request's head.
 
     Also where a server might take the path for one of OAuth: secrets stand in the content of such a request.
     """
     leaks, section = redactor.leaks, head.section
     if leaks.is_in_target(target):
         raise BadRequest(_LEAK.format("target"))
+    if len(head.method) >= SHORTEST_ANYWHERE and leaks.is_in_target(head.method):
+        raise BadRequest(_LEAK.format("method"))
     if section.leaks_version != leaks.version:
         lines = fields_to_upstream(section)
         if leaks.is_in_fields(lines):

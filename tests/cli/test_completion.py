@@ -22,6 +22,14 @@ client_secret_command = ["false"]
 projects = [42, 43]
 [accounts.any]
 """
+ODD = r"""
+[projects."\u001b]0;title\u0007"]
+[projects."$(id)"]
+[accounts.acme]
+projects = [42, "$(id)", "\u001b[2J", -1, true]
+[accounts."a b"]
+"""
+"""Names and numbers that no configuration may have: a terminal or a shell would obey them."""
 ASK = """
 eval "$(_CSQ_PROXY_COMPLETE=source_bash csq-proxy)"
 COMP_WORDS=("$@")
@@ -63,6 +71,7 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     write(tmp_path / "config.toml", NAMES)
     write(tmp_path / "other.toml", "[projects.other]")
     write(tmp_path / "broken.toml", "[projects")
+    write(tmp_path / "odd.toml", ODD)
 
     def tab(*words: str) -> list[str]:
         return offered(*words, shell=shell, cwd=tmp_path)
@@ -75,6 +84,7 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     assert tab("snippets", "shop-fr", "--for", "powers") == ["powershell"]
     assert tab("snippets", "--config", "other.toml", "") == ["other"]
     assert tab("snippets", "--config", "broken.toml", "") == []
+    assert tab("snippets", "--config", "odd.toml", "") == ["acme/42"]
     shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"
     assert tab("snippets", "shop-u") == ["shop-us"]
 

@@ -412,6 +412,23 @@ def test_a_ca_file_without_certificates_is_found_by_check_as_by_serve(
         assert "contentsquare.ca_file" in ended.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are in no folder there")
+@pytest.mark.parametrize("key", ["contentsquare.ca_file", "server.tls_cert"])
+def test_a_certificate_file_that_hangs_is_found_by_check_as_by_serve(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    section, _, name = key.partition(".")
+    more = f'{name} = "pipe"\n' + ('tls_key = "pipe"\n' if name == "tls_cert" else "")
+    path = write(tmp_path / "config.toml", CONFIG.replace(f"[{section}]\n", f"[{section}]\n{more}"))
+    monkeypatch.setattr("proxy.gateway.outward.READ_TIMEOUT_S", 0.1)
+    result = CliRunner().invoke(cli, ["check", "--config", str(path)])
+    assert isinstance(result.exception, ConfigError)
+    [fault] = result.exception.faults
+    assert key in fault
+    assert "took longer than 0.1 s" in fault
+
+
 def test_the_sandboxs_certificate_and_key_come_together(environ: dict[str, str], tmp_path: Path) -> None:
     ended = run("sandbox", "--tls-cert", "cert.pem", environ=environ, cwd=tmp_path)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)

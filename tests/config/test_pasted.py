@@ -46,6 +46,9 @@ WRONG = {
     f"<{CANARY}>": "is a placeholder, <...>;",
     f"op://{CANARY}": "is an address or a reference",
     f"client_secret={CANARY}": "begins with the name of its setting",
+    f"CONTENTSQUARE_CLIENT_SECRET={CANARY}": "begins with the name of its setting",
+    f"export CLIENT_SECRET={CANARY}": "begins with the name of its setting",
+    f'{{"clientSecret": "{CANARY}"}}': "begins with the name of its setting",
     f"Bearer {CANARY}": "begins with the word of an Authorization field",
     "$CLIENT_SECRET": "is a variable that no program has replaced, $NAME",
     "%CLIENT_SECRET%": "is a variable that no program has replaced, %NAME%",
@@ -161,6 +164,12 @@ def test_the_commands_key_gets_the_same_verdict(tmp_path: Path, monkeypatch: pyt
                 _key(file)
             assert caught.value.faults[0].startswith(f"{place}: the key {words}")
             assert MIDDLE not in caught.value.faults[0]
+
+
+def test_a_key_file_that_cannot_be_read_is_told_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _key(tmp_path / "none")
+    assert caught.value.faults == (f"--key-file: can't read {tmp_path / 'none'}: No such file or directory",)
 
 
 @pytest.mark.parametrize("value", RIGHT)

@@ -343,6 +343,16 @@ async def test_a_key_or_secret_in_the_head_is_refused_and_not_repeated(target: b
         assert not any(KEY.encode() in one.head for one in upstream.requests)
 
 
+@pytest.mark.parametrize("method", [b"key-of-a-program-1", b"KEY-OF-A-PROGRAM-1"])
+async def test_a_key_in_the_place_of_the_method_is_refused_and_not_repeated(method: bytes) -> None:
+    upstream = Upstream()
+    async with gateway(upstream, callers={"bi": {"key": "key-of-a-program-1"}}) as proxy:
+        answer = await proxy.call(method + b" /v1/x", b"X-API-Key: key-of-a-program-1")
+        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+        assert b"program-1" not in answer.body.lower()
+        assert not upstream.requests
+
+
 async def test_a_secret_that_a_source_gave_later_is_refused_too(tmp_path: Path) -> None:
     upstream = Upstream()
     file = tmp_path / "secret"
