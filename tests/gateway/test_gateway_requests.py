@@ -886,13 +886,14 @@ async def test_a_half_closed_caller_that_holds_others_up_is_given_less_time(
 ) -> None:
     monkeypatch.setattr(departure, "LOOK_S", 0.01)
     monkeypatch.setattr(departure, "HURRIED_PATIENCE_S", 0.05)
-    is_first = True
+    started = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal is_first
         await read_message(reader)
-        if is_first:
-            is_first = False
+        if not started.is_set():
+            started.set()
+            if others_wait:
+                await reader.read()
             await asyncio.sleep(0.3)
         writer.write(OK)
         await writer.drain()
@@ -901,7 +902,7 @@ async def test_a_half_closed_caller_that_holds_others_up_is_given_less_time(
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
         writer.write_eof()
-        await asyncio.sleep(0.02)
+        await asyncio.wait_for(started.wait(), WAIT_S)
         if others_wait:
             assert (await proxy.call(b"GET /v1/y")).body == b"ok"
             with pytest.raises(ConnectionResetError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -544,19 +545,24 @@ async def test_an_answer_that_turns_invalid_after_its_head_aborts_the_caller(
 
 
 async def test_bytes_that_come_after_the_end_never_reach_the_next_caller() -> None:
+    answered, closed = asyncio.Event(), asyncio.Event()
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await read_message(reader)
-            writer.write(OK)
-            await writer.drain()
-            await asyncio.sleep(0.005)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
-            await writer.drain()
+        await read_message(reader)
+        writer.write(OK)
+        await answered.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""  # and no further request
+        closed.set()
 
     async with gateway(script) as proxy:
         for round_ in range(1, 4):
+            answered.clear()
+            closed.clear()
             assert (await proxy.call(b"GET /v1/x")).body == b"ok"
-            await asyncio.sleep(0.02)
+            answered.set()
+            await asyncio.wait_for(closed.wait(), WAIT_S)
             assert proxy.upstream.connections == round_
 
 
