@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,14 +152,20 @@ async def test_a_changed_secret_is_used_at_once_after_a_refusal(
     assert redactor.redact(NEW) == NEW  # all is forgotten at the end
 
 
+def most_runs(since_s: float) -> float:
+    """The runs of the command, so many seconds after a refusal: at the start, after 0, 0.1, 0.3, 0.7 s, ..."""
+    return 5 + max(0.0, since_s - 0.7) / 0.4
+
+
 async def test_a_secret_that_changes_after_the_refusal_is_used_soon_without_a_flood(manager: Manager) -> None:
     token = Picky()
     async with gateway(token=token, projects={"shop": manager.project()}) as running:
         token.good = {NEW}
+        began = time.monotonic()
         reject_token(running)
         assert await code(running) == "PROXY_TOKEN_UNAVAILABLE"
         await asyncio.sleep(1)
-        assert manager.runs <= 6  # at the start, and after 0, 0.1, 0.3, 0.7 s
+        assert manager.runs <= most_runs(time.monotonic() - began)
         await until(lambda: manager.runs >= 3)
         assert token.secrets == [OLD, OLD]
         manager.says("secret", NEW)
@@ -173,9 +181,10 @@ async def test_a_command_that_prints_another_secret_each_time_makes_no_flood(man
     token = Picky(good={"secret-number-1"})
     async with gateway(token=token, projects={"shop": manager.project()}) as running:
         token.good = set()
+        began = time.monotonic()
         reject_token(running)
         await asyncio.sleep(1.2)
-        assert manager.runs <= 6  # at the start, and after 0, 0.1, 0.3, 0.7, 1.1 s
+        assert manager.runs <= most_runs(time.monotonic() - began)
         await until(lambda: len(token.secrets) >= 4)
         assert len(token.secrets) <= manager.runs + 2
 
@@ -209,7 +218,8 @@ async def test_a_command_that_hangs_is_ended_and_asked_again(
         monkeypatch.setattr(secrets, "COMMAND_TIMEOUT_S", 10)
         manager.takes(0)
         manager.says("secret", NEW)
-        (manager.folder / "secret.busy").rmdir()
+        with contextlib.suppress(FileNotFoundError):  # a busy machine had not yet begun the command's work
+            (manager.folder / "secret.busy").rmdir()
         await until(lambda: NEW in token.secrets)
         assert await code(running) == 200
 
@@ -271,11 +281,11 @@ async def test_a_manual_refresh_asks_first_and_many_of_them_ask_now_and_then(
         assert (await running.call(b"POST /-/refresh/shop")).status == 202
         await until(lambda: NEW in token.secrets)
         assert token.secrets == ([OLD, OLD, NEW] if takes else [OLD, NEW])
-        runs = manager.runs
+        runs, began = manager.runs, time.monotonic()
         for _ in range(20):
             await running.call(b"POST /-/refresh/shop")
         await asyncio.sleep(0.3)
-        assert manager.runs <= runs + 4
+        assert manager.runs <= runs + 1 + (time.monotonic() - began) / 0.1  # MANUAL_PAUSE_S
 
 
 async def test_a_secret_in_the_configuration_has_no_source_to_ask(manager: Manager) -> None:

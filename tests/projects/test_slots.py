@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.crowd import in_virtual_time
 
 from proxy.errors import QueueTimeout
 from proxy.projects.slots import SharedSlots, Slots
@@ -340,25 +341,29 @@ async def test_if_no_request_is_at_the_cloud_a_refused_one_waits_for_a_pause() -
     assert slots.in_use == 1
 
 
-async def test_a_full_allowance_leaves_one_slot_empty_for_others_now_and_then(
+def test_a_full_allowance_leaves_one_slot_empty_for_others_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.projects.slots.GAP_EVERY_S", 0.0)
     monkeypatch.setattr("proxy.projects.slots.GAP_S", 0.02)
-    slots = taken(3)
-    slots.release()
-    assert slots.try_acquire("a")  # from now on all slots are in use
-    queue = Queue(slots)
-    await queue.join("a1", "b1")
-    slots.release()
-    await settle()
-    assert (slots.in_use, slots.waiting) == (2, 2)
-    slots.release()
-    await settle()
-    assert queue.order == ["a1"]  # only one slot is left empty
-    await asyncio.sleep(0.03)
-    assert queue.order == ["a1", "b1"]
-    assert (slots.in_use, slots.allowance) == (3, 3)
+
+    async def three_slots() -> None:
+        slots = taken(3)
+        slots.release()
+        assert slots.try_acquire("a")  # from now on all slots are in use
+        queue = Queue(slots)
+        await queue.join("a1", "b1")
+        slots.release()
+        await settle()
+        assert (slots.in_use, slots.waiting) == (2, 2)
+        slots.release()
+        await settle()
+        assert queue.order == ["a1"]  # only one slot is left empty
+        await asyncio.sleep(0.03)
+        assert queue.order == ["a1", "b1"]
+        assert (slots.in_use, slots.allowance) == (3, 3)
+
+    in_virtual_time(three_slots())
 
 
 async def test_the_allowance_never_falls_below_one() -> None:
