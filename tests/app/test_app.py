@@ -443,13 +443,25 @@ async def test_settling_ends_early_when_the_proxy_is_asked_to_stop() -> None:
 # Draining
 
 
+async def until_begun(proxy: Gateway, held: Held) -> None:
+    """Wait until the cloud has the request, and the caller what ``held`` sends at once."""
+    await asyncio.wait_for(held.started.wait(), WAIT_S)
+    if held.first:
+        await until(
+            lambda: any(
+                one.current is not None and one.current.head_sent
+                for one in proxy.app._listeners.connections()
+            )
+        )
+
+
 @pytest.mark.parametrize("first", [OK[:-1], b""])
 async def test_a_running_request_finishes_while_the_proxy_stops(first: bytes) -> None:
     held = Held(first)
     async with gateway(held) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
-        await held.started.wait()
+        await until_begun(proxy, held)
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
         async with asyncio.timeout(WAIT_S):
             while not all(one.is_ending for one in proxy.app._listeners.connections()):
@@ -486,11 +498,11 @@ async def test_a_request_that_comes_after_another_on_a_kept_connection_isnt_begu
     async with gateway(held) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/x"))
-        await held.started.wait()
+        await until_begun(proxy, held)
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
-        await asyncio.sleep(0.02)
+        await until(lambda: all(one.is_ending for one in proxy.app._listeners.connections()))
         writer.write(proxy.request(b"GET /v1/x"))
-        await asyncio.sleep(0.02)
+        await until(lambda: any(one.unanswered == 2 for one in proxy.app._listeners.connections()))
         held.go_on.set()
         answer = await read_message(reader)
         assert (answer.body, answer.values(b"connection")) == (b"ok", [] if first else [b"close"])
@@ -506,7 +518,7 @@ async def test_our_own_answers_say_that_the_connection_ends_too() -> None:
         writer.write(start + b"{")
         await until(lambda: any(one.unanswered for one in proxy.app._listeners.connections()))
         draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
-        await asyncio.sleep(0.02)
+        await until(lambda: all(one.is_ending for one in proxy.app._listeners.connections()))
         writer.write(b"}")
         answer = await read_message(reader)
         assert answer.status in (400, 503)
