@@ -117,8 +117,10 @@ class Renewals:
             state.in_vain, state.suspect = 0, False
 
     def close(self) -> None:
-        """Redact the secrets no longer."""
+        """Redact the secrets no longer, nor one that an answer under way may bring."""
         for state in self._states.values():
+            if state.asking is not None:
+                state.asking.cancel()
             for text in state.redacted:
                 redactor.discard(text)
             state.redacted.clear()

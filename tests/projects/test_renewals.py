@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import Gateway, TokenServer, gateway, read_message, until
+from support.harness import WAIT_S, Gateway, TokenServer, gateway, read_message, until
 
 from proxy.config import secrets
 from proxy.config.secrets import SecretUnusable, Source
@@ -153,7 +154,7 @@ async def test_a_changed_secret_is_used_at_once_after_a_refusal(
 
 
 def most_runs(since_s: float) -> float:
-    """The runs of the command, so many seconds after a refusal: at the start, after 0, 0.1, 0.3, 0.7 s, ..."""
+    """The runs of the command so many seconds after a refusal: at the start, at 0, 0.1, 0.3, 0.7 s, ..."""
     return 5 + max(0.0, since_s - 0.7) / 0.4
 
 
@@ -311,6 +312,25 @@ async def test_only_the_last_secrets_of_a_source_are_redacted(monkeypatch: pytes
     assert sum(redactor.redact(text) != text for text in texts) == REDACTED_SECRETS
     renewals.close()
     assert [redactor.redact(text) for text in texts] == texts
+
+
+async def test_an_answer_that_comes_after_the_end_is_not_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def read(source: Source) -> Secret:
+        asked.set()
+        go_on.wait(WAIT_S)
+        return Secret("the-late-secret", source, 2)
+
+    monkeypatch.setattr(Source, "read", read)
+    renewals = Renewals()
+    pair = Credentials(client_id="id-1", client_secret=Secret("the first one", Source(command=("x",))))
+    asking = asyncio.create_task(renewals.ask(pair))
+    await until(asked.is_set)
+    renewals.close()
+    go_on.set()
+    await asking
+    assert redactor.redact("the-late-secret") == "the-late-secret"
 
 
 async def test_a_reload_that_read_the_source_later_has_the_latest_secret(
