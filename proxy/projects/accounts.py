@@ -39,7 +39,6 @@ class AccountProjects:
         self._now = now
         self._proven: _Projects = OrderedDict()
         self._new: _Projects = OrderedDict()
-        self._named_by: dict[str, str] = {}  # the callers of the new ones
         self._used_at: dict[str, float] = {}
         self._new_ids = NewIds(now)
 
@@ -61,6 +60,8 @@ class AccountProjects:
             if (known := projects.get(name)) is not None:
                 projects.move_to_end(name)
                 self._used_at[name] = self._now()
+                if not known.is_proven:
+                    known.named_by.add(caller)
                 return known
         self._look_for_proven()
         project = make(name)
@@ -69,7 +70,7 @@ class AccountProjects:
         else:
             self._new_ids.add(caller)
             self._enter(self._new, project, self._most_new)
-            self._named_by[name] = caller
+            project.named_by.add(caller)
         self._used_at[name] = self._now()
         return project
 
@@ -107,7 +108,7 @@ class AccountProjects:
         for name, project in tuple(self._new.items()):
             if project.is_proven and self._has_room(self._proven, self._most):
                 self._proven[name] = self._new.pop(name)
-                self._new_ids.forgive(self._named_by.pop(name))
+                self._new_ids.forgive(project.named_by.callers[0])
 
     def _enter(self, projects: _Projects, project: Project, most: int) -> None:
         if not self._has_room(projects, most):
@@ -132,5 +133,4 @@ class AccountProjects:
 
     def _remove(self, name: str) -> Project:
         del self._used_at[name]
-        self._named_by.pop(name, None)
         return self._proven.pop(name, None) or self._new.pop(name)

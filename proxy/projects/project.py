@@ -26,6 +26,7 @@ from proxy.projects.services import Services
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.tokens import Lease, LeaseKeeper
 from proxy.tokens.answer import TokenAnswer
+from proxy.tokens.breaker import NamedBy
 from proxy.tokens.demand import Demand
 from proxy.tokens.standby import Failover, PairName
 
@@ -35,7 +36,8 @@ class Project:
 
     ``from_start`` False is for a project that is made when a caller first names it: it fetches nothing
     before a request needs it, and the proxy's readiness never waits for it. ``is_proven`` False: its id may
-    be invented, until it gets its first token. ``expires`` is for people.
+    be invented, until it gets its first token; ``named_by`` are the callers that named it until then.
+    ``expires`` is for people.
     ``shared_answers`` None: each request is forwarded by itself. The gateway counts in ``running`` the
     requests that use the project now, and in ``requests`` all requests by API.
     """
@@ -61,6 +63,7 @@ class Project:
         self.shared_answers = shared_answers
         self.slots = services.slots.of(grant.project_id)
         self.is_proven = is_proven
+        self.named_by = NamedBy()
         self.running = 0
         self.requests: Counter[Api] = Counter()
         self.measures = ProjectMeasures()
@@ -152,7 +155,7 @@ class Project:
         discovered. So callers needn't wait until new tokens are here.
         """
         self.requests.update(before.requests)
-        self.measures = before.measures
+        self.measures, self.named_by = before.measures, before.named_by
         if not self.grant.is_for_the_same_data(before.grant):
             return
         self.slots, self._id_by_token = before.slots, before._id_by_token
@@ -212,9 +215,6 @@ class Project:
         now, is_kept = self._services.clock.monotonic, lambda: api in (self._wanted or ())
         return Demand(is_kept, lambda: self.requests[api], lambda: self.running > 0, now)
 
-    def _is_wanted(self) -> bool:
-        return self.is_proven or self.running > 0
-
     async def me_answer(self) -> TokenAnswer:
         """The answer of ``/v1/oauth/me`` to the pair in use, of any status. Raises `TokenFetchError`."""
         return await self._services.endpoint.me_answer(self.credentials)
@@ -228,7 +228,8 @@ class Project:
     async def _fetch(self, api: Api) -> Lease:
         async def fetch_with(credentials: Credentials) -> Lease:
             fetch, request = self._services.endpoint.fetch, self.grant.request(api, credentials)
-            return await fetch(request, is_new=not self.is_proven, is_wanted=self._is_wanted)
+            new_for = None if self.is_proven else self.named_by
+            return await fetch(request, new_for=new_for, is_wanted=lambda: self.is_proven or self.running > 0)
 
         lease = await self._failover.fetch(
             api, lambda credentials: self._secrets.using_latest(credentials, fetch_with)

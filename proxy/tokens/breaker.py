@@ -9,8 +9,9 @@ While the breaker is open, one request at a time tries the endpoint, with other 
 all others wait. The first success closes the breaker.
 
 A caller can invent ids of an account's projects. Requests for an id that never got a token are *new*: they go
-after all others, take a part of the room alone, and are not sent if no caller waits any more. Knows nothing
-of connections or of leases.
+after all others, take a part of the room alone, and are not sent if no caller waits any more. The callers
+take turns at them, so that a caller with many new ids delays no other caller. Knows nothing of connections or
+of leases.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BURST = 2
 ROOM = (8, 32)
 """Requests under way at once: at first and after an outage, and at most. Each success makes room for one."""
 NEW_SHARES = (4, 2)
-"""New requests may take a quarter of the room with the same credentials, and a half of it in all."""
+"""New requests of one caller may take a quarter of the room, and those of all callers a half of it."""
 GAP_S = (0.25, 3.0)
 """While the breaker is open: from one request to the next, at first and at most; it doubles meanwhile.
 
@@ -78,14 +79,32 @@ def always() -> bool:
     return True
 
 
+class NamedBy:
+    """The callers that named an id which never got a token, in order; more may come while requests wait."""
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+        self.on_more: Callable[[], None] = lambda: None
+
+    def add(self, caller: str) -> None:
+        """A caller named the id; "" where no callers are defined."""
+        if caller not in self.callers:
+            self.callers.append(caller)
+            self.on_more()
+
+
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """The turn of one request. The result of ``came`` is a second of the event loop's clock."""
+    """The turn of one request. The result of ``came`` is a second of the event loop's clock.
+
+    ``new_for`` is None for a request that is not new; ``of`` is the caller whose turn a new request takes.
+    """
 
     came: asyncio.Future[float]
-    is_new: bool
+    new_for: NamedBy | None
     is_wanted: Callable[[], bool]
     is_under_way: bool = False
+    of: str | None = None
 
 
 _Lines = dict[str, deque[_Turn]]
@@ -124,7 +143,8 @@ class Breaker:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._lines: tuple[_Lines, _Lines] = ({}, {})  # the second is for new requests
         self._under_way = 0
-        self._new_under_way: Counter[str] = Counter()  # by credentials
+        self._new_under_way: Counter[str] = Counter()  # by caller
+        self._new_at: dict[str, float] = {}  # when each caller had its last turn
         self._room = ROOM[0]
         self._next_at = self._not_before = self._closed_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -141,16 +161,17 @@ class Breaker:
         credentials: str,
         call: Callable[[], Awaitable[T]],
         *,
-        is_new: bool = False,
+        new_for: NamedBy | None = None,
         is_wanted: Callable[[], bool] = always,
     ) -> T:
         """The result of ``call``, which is made when its turn comes; ``credentials`` is their name.
 
-        Raises `TokenFetchError`, with ``is_outage`` if the credentials are to take a next turn at once;
-        `TokenNotWanted` if ``is_wanted`` says so when the turn comes.
+        ``new_for`` is for a new request; None: the request is not new. Raises `TokenFetchError`, with
+        ``is_outage`` if the credentials are to take a next turn at once; `TokenNotWanted` if ``is_wanted``
+        says so when the turn comes.
         """
         while True:
-            turn = await self._turn(credentials, _Turn(_future(), is_new, is_wanted))
+            turn = await self._turn(credentials, _Turn(_future(), new_for, is_wanted))
             try:
                 result = await self._limited(call)
             except TokenFetchError as error:
@@ -161,7 +182,7 @@ class Breaker:
                 self._succeeded()
                 return result
             finally:
-                self._leave(credentials, turn)
+                self._leave(turn)
 
     async def _limited(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of ``call``. In an outage it has `PROBE_LIMIT_S`, and `LATE_S` after the end."""
@@ -184,7 +205,9 @@ class Breaker:
             self._admit()
 
     async def _turn(self, credentials: str, turn: _Turn) -> _Turn:
-        lines = self._lines[turn.is_new]
+        lines = self._lines[turn.new_for is not None]
+        if turn.new_for is not None:
+            turn.new_for.on_more = self._admit
         turns = lines.setdefault(credentials, deque())
         turns.append(turn)
         self._admit()
@@ -195,17 +218,17 @@ class Breaker:
                 turns.remove(turn)
                 if not turns and lines.get(credentials) is turns:
                     del lines[credentials]
-            self._leave(credentials, turn)
+            self._leave(turn)
             raise
         return turn
 
-    def _leave(self, credentials: str, turn: _Turn) -> None:
+    def _leave(self, turn: _Turn) -> None:
         """The turn is over, or is not waited for any more."""
         if turn.is_under_way:
             turn.is_under_way = False
             self._under_way -= 1
-            if turn.is_new:
-                self._new_under_way[credentials] -= 1
+            if turn.of is not None:
+                self._new_under_way[turn.of] -= 1
         self._admit()
 
     def _admit(self) -> None:
@@ -219,33 +242,48 @@ class Breaker:
             if now < self._next_at:
                 self._timer = loop.call_at(self._next_at, self._admit)
                 return
-            lines = self._lines[0] or self._lines[1]
-            credentials = self._first_in_line(lines)
-            if credentials is None:
+            due = self._due() if self._lines[0] else self._due_of_new()
+            if due is None:
                 return
-            self._begin(lines, credentials, now)
+            self._begin(*due, now)
 
-    def _first_in_line(self, lines: _Lines) -> str | None:
-        """The credentials whose turn it is: the longest without a turn, while the breaker is open.
+    def _due(self) -> tuple[str, _Turn]:
+        """The credentials that are the longest without a turn, and their first request, which is not new."""
+        lines = self._lines[0]
+        credentials = next(iter(lines)) if self.outage is None else min(lines, key=self._order_in_outage)
+        return credentials, lines[credentials][0]
 
-        None where only new requests wait, and have no room.
-        """
-        if self.outage is None:
-            return next(iter(lines)) if lines is self._lines[0] else self._first_with_room(lines)
-        preferred, self._preferred = self._preferred, None
-        if preferred is not None and preferred in lines:
-            return preferred
-        return min(lines, key=lambda name: self._probed_at.get(name, -math.inf))
-
-    def _first_with_room(self, lines: _Lines) -> str | None:
-        of_each, of_all = (self._room // share for share in NEW_SHARES)
-        if self._new_under_way.total() >= of_all:
+    def _due_of_new(self) -> tuple[str, _Turn] | None:
+        """The first new request of the caller that is the longest without a turn; None: they have no room."""
+        room = self._room if self.outage is None else math.inf
+        of_each, of_all = (room / share for share in NEW_SHARES)
+        if self._new_under_way.total() + 1 > of_all:
             return None
-        return next((name for name in lines if self._new_under_way[name] < of_each), None)
+        waiting = (
+            (credentials, turn, caller)
+            for credentials, turns in self._lines[1].items()
+            for turn in turns
+            for caller in (turn.new_for.callers if turn.new_for else ())
+            if self._new_under_way[caller] + 1 <= of_each
+        )
+        due = min(waiting, key=self._order_of_new, default=None)
+        if due is None:
+            return None
+        credentials, turn, caller = due
+        turn.of = caller
+        return credentials, turn
 
-    def _begin(self, lines: _Lines, credentials: str, now: float) -> None:
+    def _order_of_new(self, one: tuple[str, _Turn, str]) -> tuple[tuple[bool, float], float]:
+        credentials, _, caller = one
+        return self._order_in_outage(credentials), self._new_at.get(caller, -math.inf)
+
+    def _order_in_outage(self, credentials: str) -> tuple[bool, float]:
+        return credentials != self._preferred, self._probed_at.get(credentials, -math.inf)
+
+    def _begin(self, credentials: str, turn: _Turn, now: float) -> None:
+        lines = self._lines[turn.new_for is not None]
         turns = lines.pop(credentials)
-        turn = turns.popleft()
+        turns.remove(turn)
         if turns:
             lines[credentials] = turns  # at the end of the line
         if turn.came.cancelled():
@@ -255,12 +293,15 @@ class Breaker:
             return
         turn.is_under_way = True
         self._under_way += 1
-        self._new_under_way[credentials] += turn.is_new
+        if turn.of is not None:
+            self._new_under_way[turn.of] += 1
+            self._new_at[turn.of] = now
         if self.outage is None:
             self._next_at = max(self._next_at, now - BURST / RATE) + 1 / RATE
         else:
             self._probe, self._probed_at[credentials] = turn, now
             self._next_at = now + GAP_S[1]
+            self._preferred = None
         turn.came.set_result(now)
 
     def _succeeded(self) -> None:

@@ -30,7 +30,7 @@ from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
 from proxy.origin import Origin
 from proxy.process import NO_DESCRIPTORS, lacks_descriptors
 from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lease_of
-from proxy.tokens.breaker import Breaker, Outage, always
+from proxy.tokens.breaker import Breaker, NamedBy, Outage, always
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
 from proxy.upstream.dns import NameResolver
@@ -194,14 +194,18 @@ class TokenEndpoint:
             self._breaker.hurry(credentials.client_id)
 
     async def fetch(
-        self, request: TokenRequest, *, is_new: bool = False, is_wanted: Callable[[], bool] = always
+        self,
+        request: TokenRequest,
+        *,
+        new_for: NamedBy | None = None,
+        is_wanted: Callable[[], bool] = always,
     ) -> Lease:
         """Make a token request. Raises `TokenFetchError`, with a message for people and no secret in it.
 
-        ``is_new`` and ``is_wanted`` are those of `Breaker.run`, which may raise `TokenNotWanted`.
+        ``new_for`` and ``is_wanted`` are those of `Breaker.run`, which may raise `TokenNotWanted`.
         """
         return await self._in_turn(
-            request.credentials, lambda: self._fetch(request), is_new=is_new, is_wanted=is_wanted
+            request.credentials, lambda: self._fetch(request), new_for=new_for, is_wanted=is_wanted
         )
 
     async def me_members(self, credentials: Credentials) -> Mapping[str, object]:
@@ -230,13 +234,13 @@ class TokenEndpoint:
         credentials: Credentials,
         call: Callable[[], Awaitable[T]],
         *,
-        is_new: bool = False,
+        new_for: NamedBy | None = None,
         is_wanted: Callable[[], bool] = always,
     ) -> T:
         self._raise_if_paused(credentials.client_id)
         if self._breaker is None:
             return await call()
-        return await self._breaker.run(credentials.client_id, call, is_new=is_new, is_wanted=is_wanted)
+        return await self._breaker.run(credentials.client_id, call, new_for=new_for, is_wanted=is_wanted)
 
     async def _fetch(self, request: TokenRequest) -> Lease:
         answer = await self._good_answer(TOKEN_PATH, request.credentials, request.fields())

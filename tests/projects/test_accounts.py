@@ -29,6 +29,7 @@ from proxy.logs.setup import redactor
 from proxy.projects import Project, accounts
 from proxy.projects.accounts import USELESS_S, AccountProjects
 from proxy.projects.new_ids import MOST_UNPROVEN
+from proxy.tokens.breaker import NamedBy
 
 ACME = {"client_id": "id-2", "client_secret": "secret-2"}
 ONE = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"]}
@@ -43,6 +44,7 @@ class Stub:
     has_lease: bool = True
     closed: bool = False
     is_proven: bool = True
+    named_by: NamedBy = field(default_factory=NamedBy)
 
     def close(self) -> None:
         assert not self.running
@@ -291,6 +293,41 @@ async def test_too_many_projects_at_once_are_a_503_with_retry_after(monkeypatch:
         await until(lambda: not next(p for p in running.app.projects() if p.name == "acme/42").running)
         assert (await running.call(b"GET /acme/43/v1/segments")).status == 200
         assert names(running) == ["acme/43"]
+
+
+@dataclass
+class SlowForInvented(TokenServer):
+    """A token endpoint that answers for project 42, and for other ids never."""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        members = json.loads((await read_message(reader)).body)
+        self.requests.append(members)
+        if members.get("project_id") not in (None, 42):
+            await reader.read()  # until the proxy leaves
+            return
+        content = json.dumps(
+            {"access_token": "token", "expires_in": 3600, "endpoint": self.endpoint}
+        ).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
+        await writer.drain()
+
+
+@pytest.mark.parametrize("named_by_both", [False, True])
+async def test_a_caller_that_floods_new_ids_does_not_hold_up_the_first_use_of_another_caller(
+    *, named_by_both: bool
+) -> None:
+    callers = {"mallory": {"key": "key-of-mallory"}, "alice": {"key": "key-of-alice"}}
+    token = SlowForInvented()
+    async with gateway(token=token, accounts={"acme": ACME}, callers=callers) as running:
+        for number in range(1000, 1000 + MOST_UNPROVEN):
+            named = 42 if named_by_both and number == 1050 else number
+            _, writer = await running.connect()
+            writer.write(running.request(b"GET /acme/%d/v1/segments" % named, b"X-API-Key: key-of-mallory"))
+        await until(lambda: len(names(running)) == MOST_UNPROVEN)
+        await until(lambda: len(token.requests) >= 3)  # one for the project shop
+        answer = await running.call(b"GET /acme/42/v1/segments", b"X-API-Key: key-of-alice")
+        assert answer.status == 200
+        assert [request.get("project_id") for request in token.requests[3:]] == [42]
 
 
 # One Contentsquare project has one set of slots

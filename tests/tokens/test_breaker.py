@@ -12,7 +12,7 @@ from support.keeping import HOUR
 from support.outages import LATENCY_S, NO_ANSWER, Answer, World, answered, no_answer
 
 from proxy.errors import TokenFetchError, TokenNotWanted, TokenUnavailable
-from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, RATE, ROOM
+from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, RATE, ROOM, NamedBy
 
 OUTAGES = [*map(no_answer, NO_ANSWER), *map(answered, (502, 503, 504))]
 """Failures that open the breaker at once."""
@@ -377,6 +377,14 @@ def test_a_request_that_is_cancelled_holds_nothing_up(when: str) -> None:
 # New requests: for ids that never got a token
 
 
+def named_by(*callers: str) -> NamedBy:
+    """The callers that named a new request's id."""
+    named = NamedBy()
+    for caller in callers:
+        named.add(caller)
+    return named
+
+
 def test_new_requests_wait_for_others_have_little_room_and_are_not_sent_in_vain() -> None:
     sent: list[str] = []
 
@@ -388,7 +396,10 @@ def test_new_requests_wait_for_others_have_little_room_and_are_not_sent_in_vain(
         async def new(number: int) -> None:
             with contextlib.suppress(TokenNotWanted):
                 await world.breaker.run(
-                    "acme", lambda: call(f"new-{number}"), is_new=True, is_wanted=lambda: number < 10
+                    "acme",
+                    lambda: call(f"new-{number}"),
+                    new_for=named_by("mallory"),
+                    is_wanted=lambda: number < 10,
                 )
 
         async with asyncio.TaskGroup() as group:
@@ -401,3 +412,99 @@ def test_new_requests_wait_for_others_have_little_room_and_are_not_sent_in_vain(
 
     simulate(live)
     assert sorted(sent) == sorted(["proven", *(f"new-{number}" for number in range(10))])
+
+
+def new_requests(
+    world: World, group: asyncio.TaskGroup, sent: list[str], credentials: str, names: list[str], *callers: str
+) -> None:
+    """New requests for these ids, which are answered with a refusal after 2 s."""
+
+    async def refused(name: str) -> None:
+        sent.append(name)
+        await asyncio.sleep(2)
+        raise answered(403)
+
+    async def new(name: str) -> None:
+        with contextlib.suppress(TokenFetchError):
+            await world.breaker.run(credentials, lambda: refused(name), new_for=named_by(*callers))
+
+    for name in names:
+        group.create_task(new(name))
+
+
+@pytest.mark.parametrize("account", ["acme", "other"])
+def test_a_caller_with_many_new_ids_does_not_delay_the_new_id_of_another_caller(account: str) -> None:
+    sent: list[str] = []
+
+    async def live(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            for other in ("acme", "else"):
+                names = [f"{other}-{number}" for number in range(64)]
+                new_requests(world, group, sent, other, names, "mallory")
+            await asyncio.sleep(1)
+            assert len(sent) == 2  # a quarter of the room, with all of the caller's accounts
+            new_requests(world, group, sent, account, ["first", "second", "third"], "alice")
+            await asyncio.sleep(0.1)
+            assert sent[2:] == ["first", "second"]
+
+    simulate(live)
+    assert len(sent) == len(set(sent)) == 131
+
+
+def test_callers_take_turns_at_new_ids_where_all_of_their_room_is_taken() -> None:
+    sent: list[str] = []
+
+    async def live(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            for caller in ("mallory", "malice"):
+                names = [f"{caller}-{number}" for number in range(64)]
+                new_requests(world, group, sent, "acme", names, caller)
+            await asyncio.sleep(1)
+            assert len(sent) == 4
+            for caller in ("alice", "bob"):
+                new_requests(
+                    world, group, sent, "acme", [f"{caller}-{number}" for number in range(2)], caller
+                )
+            await asyncio.sleep(1.5)  # the next answers have come
+            assert sorted(sent[4:6]) == ["alice-0", "bob-0"]
+
+    simulate(live)
+
+
+def test_an_id_that_several_callers_named_takes_the_first_turn_of_any_of_them() -> None:
+    sent: list[str] = []
+
+    async def live(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            new_requests(world, group, sent, "acme", [f"flood-{number}" for number in range(64)], "mallory")
+            callers = named_by("mallory")
+
+            async def shared() -> None:
+                sent.append("shared")
+
+            group.create_task(world.breaker.run("acme", shared, new_for=callers))
+            await asyncio.sleep(1)
+            assert "shared" not in sent
+            callers.add("alice")
+            await asyncio.sleep(0.1)
+            assert sent[2:] == ["shared"]
+
+    simulate(live)
+
+
+def test_in_an_outage_the_callers_of_new_ids_take_turns_too() -> None:
+    async def live(world: World) -> None:
+        world.answer = lambda _: answered(503)
+        with pytest.raises(TokenFetchError):
+            await world.request("acme")
+        sent: list[str] = []
+        async with asyncio.TaskGroup() as group:
+            new_requests(world, group, sent, "acme", [f"flood-{number}" for number in range(64)], "mallory")
+            await asyncio.sleep(7)
+            before = len(sent)
+            assert before
+            new_requests(world, group, sent, "acme", ["first"], "alice")
+            await asyncio.sleep(2 * GAP_S[1])
+            assert "first" in sent[: before + 2]
+
+    simulate(live)
