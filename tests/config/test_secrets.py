@@ -288,6 +288,13 @@ def test_a_command_s_children_end_with_it_at_the_limit(monkeypatch: pytest.Monke
         assert ends(server)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no sessions")
+def test_a_command_has_no_terminal_to_ask_on() -> None:
+    program = "import os, sys; print('session', os.getsid(0) == os.getpid(), repr(sys.stdin.read()))"
+    # The leader of a new session has no terminal (setsid(2)).
+    assert secrets.run_command((sys.executable, "-c", program)) == "session True ''"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the child inherits a descriptor")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_s_children_end_with_the_proxy(number: signal.Signals, write: Writer) -> None:

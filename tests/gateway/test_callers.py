@@ -220,6 +220,24 @@ async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
         assert set(told["accounts"]) == {"mine"}
 
 
+async def test_a_key_that_a_caller_sent_in_a_wrong_place_is_shown_to_no_other_caller() -> None:
+    key = b"app-key-12345-67890"
+    callers = {"app": {"key": key.decode()}, "other": {"key": "key-of-the-other-caller"}}
+    async with gateway(callers=callers, projects=PROJECTS) as proxy:
+        for start, line in (
+            (b"GET /shop/v1/" + key, b"A: 1"),
+            (b"GET /" + key + b"/v1/x", b"A: 1"),
+            (b"GET /shop/v1/x?projectId=" + key, b"A: 1"),
+            (key + b" /shop/v1/x", b"A: 1"),
+            *((b"GET /shop/v1/x", name + key) for name in (b"X-CSQ-Api: ", b"X-Request-Id: ", b"Expect: ")),
+            (b"GET /v1/x", b"X-CSQ-Project: " + key),
+        ):
+            assert (await proxy.call(start, line, b"X-API-Key: " + key)).status >= 400
+        for target in (b"/-/status?hour=1", b"/-/metrics", b"/-/ready", b"/-/"):
+            shown = await proxy.call(b"GET " + target, b"X-API-Key: key-of-the-other-caller")
+            assert key not in shown.head + shown.content
+
+
 WAYS = {
     "path": (b"GET /%b/v1/segments?projectId=7",),
     "path that changes data": (b"DELETE /%b/v1/segments",),
