@@ -161,7 +161,7 @@ class Gateway:
         )
         request.exchange = exchange
         policy.check_secrets(request.head, target)
-        policy.check(request.head, target, project, caller)
+        policy.check(request.head, target, project, caller, changes=exchange.changes)
         if caller is not None:
             request.facts.caller = caller.name
             self._check_in_flight(caller)

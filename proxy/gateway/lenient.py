@@ -11,6 +11,7 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from proxy.codings import decodings, percent_decoded
@@ -47,15 +48,25 @@ def _word(letters: bytes) -> bytes:
     return rb"(?:%[0-9a-f]{2}|[^a-z0-9&;?#=/])*+".join(letters[at : at + 1] for at in range(len(letters)))
 
 
+_CODED_LETTER: Final = rb"%(?:25|[4-7u]|c[0-245a]|e[0-2f]|f)|\\"
+"""The beginning of a code of a percent sign or letter, also of one in `_FORMS` or `_ODD`."""
+
+
 def _sign_of(letters: bytes) -> re.Pattern[bytes]:
-    """A text without this pattern has the word in no reading, and need not be read.
-
-    The other parts of the pattern begin coded percent signs and letters, and letters of full width.
-    """
-    return re.compile(_word(letters) + rb"|%25|%[4-7u]|%ef", re.IGNORECASE)
+    """An ASCII text in lower case without this pattern has the word in no reading, and need not be read."""
+    return re.compile(_word(letters) + rb"|" + _CODED_LETTER)
 
 
-_PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"([^&;?#]*)")
+_MAY_BE_CODED: Final = re.compile(_CODED_LETTER)
+_MAY_BE_PROJECT: Final = _sign_of(b"project")
+_MAY_BE_METHOD: Final = _sign_of(b"method")
+_MAY_BE_OAUTH: Final = _sign_of(b"oauth")
+_ODD: Final = re.compile(
+    rb"%u(?!00)[0-9a-f]{4}"
+    rb"|[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|\xf8[\x80-\x87]|\xfc[\x80-\x83]"
+)
+"""Codes that no client makes, and that some servers take for ASCII: ``%uXXXX``, and overlong UTF-8."""
+_PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"(?=([^&;?#]*))")
 _OF_KEY: Final = re.compile(rb"[\s\"'\[(]*+([0-9]+)[\s\"'\])}]*+\Z")
 """A number as the value of a parameter, which a server may take for an array or for a text in quotes."""
 _OF_PATH: Final = re.compile(rb"[=/]([0-9]+)(?:/|\Z)")
@@ -64,21 +75,21 @@ _OF_JSON: Final = re.compile(rb"s?[\s\"':]*+([0-9]+)[\s\"']*+(?:[},]|\Z)")
 """A number behind a name within the value of a parameter."""
 _NO_VALUE: Final = re.compile(rb"s?[\s\"')\]},]*+\Z")
 """Nothing behind a name that is a value itself, or a part of one."""
-_NAMED_BY_PATH: Final = re.compile(
-    rb"(?:\A|/)[^a-z0-9/]*+" + _word(b"project") + rb"s?(?:[^a-z0-9/][^/]*+)?/++([^/;]*+)"
-)
+_PROJECT_SEGMENT: Final = rb"(?:\A|/)[^a-z0-9/]*+" + _word(b"project")
+_BEHIND_SEGMENT: Final = re.compile(_PROJECT_SEGMENT + rb"s?(?:[^a-z0-9/][^/]*+)?/++([^/;]*+)")
+_IN_SEGMENT: Final = re.compile(_PROJECT_SEGMENT + rb"s?[^a-z0-9/]++(?:id[^a-z0-9/]*+)?([0-9]++)")
+"""A number in the segment itself, as in ``projects(43)``."""
 _METHOD: Final = re.compile(
-    rb"(?:\A|[&;?])([^a-z0-9&;?=]*+)(x?[^a-z0-9&;?=]*+)(%b[^a-z0-9&;?=]*+)?%b([^a-z0-9&;?=]*+%b)?"
-    % (_word(b"http"), _word(b"method"), _word(b"override"))
+    rb"[&;?](?:[^a-z0-9&;?=]++x?|[^a-z0-9&;?=]*+x?[^a-z0-9&;?=]*+%(http)b)[^a-z0-9&;?=]*+%(method)b"
+    rb"|[&;?][^a-z0-9&;?=]*+x?[^a-z0-9&;?=]*+%(method)b[^a-z0-9&;?=]*+%(override)b"
+    rb"|%(method)b[^&;?=]{0,64}+=[^a-z&;?]*+(?:post|put|patch|delete|merge|move|copy|link|unlink|lock|mkcol|purge)"
+    % {b"http": _word(b"http"), b"method": _word(b"method"), b"override": _word(b"override")}
 )
-"""Group 1 stands before the name, groups 3 and 4 are its parts besides ``method``."""
-_MAY_BE_PROJECT: Final = _sign_of(b"project")
-_MAY_BE_METHOD: Final = _sign_of(b"method")
+"""A parameter's name like ``_method`` or ``httpMethod``; or any with ``method``, and such a value."""
 _OAUTH: Final = re.compile(
     _word(b"oauth")
     + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"token"), _word(b"me"))
 )
-_MAY_BE_OAUTH: Final = _sign_of(b"oauth")
 _PARAMETERS: Final = re.compile(rb";[^/]*+")
 _SLASHES: Final = re.compile(rb"/{2,}")
 
@@ -88,14 +99,17 @@ def names_other_project(target: bytes, project_id: int) -> bool:
 
     A number that is no plain one counts as another project, and so does a target that is too long to tell.
     """
-    if not _MAY_BE_PROJECT.search(target):
+    if not _may_hold(_MAY_BE_PROJECT, target):
         return False
+    if _is_odd(target):
+        return True
     own = b"%d" % project_id
     path, _, query = target.partition(b"?")
-    if len(path) > _MOST_PATH_BYTES:
-        return True
-    if any(_names_other_by_path(reading, own) for reading in _readings(path)):
-        return True
+    if _may_hold(_MAY_BE_PROJECT, path):
+        if len(path) > _MOST_PATH_BYTES:
+            return True
+        if any(_names_other_by_path(reading, own) for reading in _readings(path)):
+            return True
     # Servers split a query and then decode, or the other way round: a coded separator is one, or is a mark.
     for text in dict.fromkeys((query, _CODED_SEPARATOR.sub(b"_", query))):
         raw, *decoded = _readings(text)  # each server decodes a query's values once
@@ -106,21 +120,33 @@ def names_other_project(target: bytes, project_id: int) -> bool:
 
 def may_be_oauth(target: bytes) -> bool:
     """Whether a server might take the path for one of OAuth, to which secrets are sent."""
-    if not _MAY_BE_OAUTH.search(target):
-        return False
     path = target.partition(b"?")[0]
-    if len(path) > _MOST_PATH_BYTES:
+    if not _may_hold(_MAY_BE_OAUTH, path):
+        return False
+    if len(path) > _MOST_PATH_BYTES or _is_odd(path):
         return True
     return any(_OAUTH.search(text) for reading in _readings(path) for text in _paths(reading))
 
 
 def asks_for_method(target: bytes) -> bool:
-    """Whether a server might read in the target's query that the request is to have another method."""
-    query = target.partition(b"?")[2]
-    if not _MAY_BE_METHOD.search(query):
+    """Whether a server might read in a parameter that the request is to have another method."""
+    if not _may_hold(_MAY_BE_METHOD, target):
         return False
-    found = (match for text in _readings(query) for match in _METHOD.finditer(text))
-    return any(b"_" in match[1] or match[3] or match[4] for match in found)
+    return _is_odd(target) or any(_METHOD.search(text) for text in _readings(target))
+
+
+def _may_hold(sign: re.Pattern[bytes], text: bytes) -> bool:
+    """Whether the text may have the sign's word in a reading."""
+    text = text.lower()  # a pattern that ignores case takes several times as long
+    return sign.search(text) is not None or not text.isascii()
+
+
+def _is_odd(text: bytes) -> bool:
+    """Whether the text holds an odd code, so that nobody can tell how servers read it."""
+    if not _may_hold(_MAY_BE_CODED, text):
+        return False
+    text = text.lower()
+    return any(_ODD.search(reading) for reading in (text, *decodings(text, percent_decoded)))
 
 
 def _readings(text: bytes) -> Iterator[bytes]:
@@ -143,7 +169,12 @@ def _names_other_by_path(reading: bytes, own: bytes) -> bool:
     reading = reading.replace(b"\\", b"/")
     if any(not _is(own, _OF_PATH.match(tail)) for tail in _PROJECT_ID.findall(reading)):
         return True
-    return any(named != own for text in _paths(reading) for named in _NAMED_BY_PATH.findall(text))
+    for text in _paths(reading):
+        named = _BEHIND_SEGMENT.findall(text)
+        named += _IN_SEGMENT.findall(text)
+        if any(name != own for name in named):
+            return True
+    return False
 
 
 def _paths(reading: bytes) -> set[bytes]:
@@ -169,8 +200,8 @@ def _without_dot_segments(path: bytes) -> bytes:
 
 
 def _names_other_by_key(reading: bytes, own: bytes) -> bool:
-    tails = _PROJECT_ID.findall(reading)
-    return len(tails) > _MOST_NAMES or any(not _is_own(own, tail) for tail in tails)
+    names = islice(_PROJECT_ID.finditer(reading), _MOST_NAMES + 1)
+    return any(count >= _MOST_NAMES or not _is_own(own, name[1]) for count, name in enumerate(names))
 
 
 def _is_own(own: bytes, tail: bytes) -> bool:

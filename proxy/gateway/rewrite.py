@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.http1 import TARGET_OVERRIDES, Field, FieldSection, RequestHead, ResponseHead, date_now
+from proxy.http1 import (
+    TARGET_OVERRIDES,
+    Field,
+    FieldNames,
+    FieldSection,
+    RequestHead,
+    ResponseHead,
+    date_now,
+)
 from proxy.tokens import Lease
 from proxy.upstream.loop import VIA_NAME
 
@@ -77,8 +85,8 @@ def fields_to_upstream(section: FieldSection) -> bytes:
     drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
     if section.minor == 0:
         drop = drop | {b"expect"}
-    if section.fields.has_any(TARGET_OVERRIDES):
-        drop = drop | TARGET_OVERRIDES
+    if other_targets := section.fields.names.spelling(TARGET_OVERRIDES):
+        drop = drop | other_targets
     lines = section.fields.without(drop)
     if section.chunked:
         lines.append(b"Transfer-Encoding: chunked")
@@ -169,7 +177,9 @@ def interim_head(head: ResponseHead) -> bytes:
 
 def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field]:
     """The caller's trailer fields that are forwarded."""
-    drop = _NOT_TO_UPSTREAM | TARGET_OVERRIDES | _nominated(head.connection)
+    drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
+    if trailers:
+        drop = drop | FieldNames([field.name for field in trailers]).spelling(TARGET_OVERRIDES)
     return [field for field in trailers if field.name not in drop]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
-from itertools import compress, product
+from itertools import compress
 from typing import Final, NamedTuple
 
 from proxy.errors import ProtocolViolation
@@ -19,6 +19,7 @@ MAX_FIELDS: Final = 512
 _TCHAR: Final = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 TOKEN: Final = re.compile(rb"[" + _TCHAR + rb"]+\Z")
 _FIELD_NAME: Final = re.compile(rb"\n([" + _TCHAR + rb"]+):")
+_MARKS: Final = b"!#$%&'*+-.^_`|~"
 BARE_BREAK: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 """A CR or LF that is no part of CRLF."""
 _CONTROLS: Final = bytes(set(range(0x20)) - {0x09}) + b"\x7f"
@@ -30,41 +31,28 @@ _FRAMING: Final = frozenset(
 )
 
 
-def _spellings(name: bytes) -> Iterator[bytes]:
-    """With hyphens, underscores, dots or nothing: CGI and its successors may treat all as the same name."""
-    first, *others = name.split(b"-")
-    for marks in product((b"-", b"_", b".", b""), repeat=len(others)):
-        yield first + b"".join(mark + word for mark, word in zip(marks, others, strict=True))
-
-
-METHOD_OVERRIDES: Final = frozenset(
-    spelling
-    for name in (b"x-http-method-override", b"x-http-method", b"x-method-override")
-    for spelling in _spellings(name)
-)
-"""The names, in lower case, of fields by which some servers replace the request's method."""
+METHOD_OVERRIDES: Final = frozenset((b"xhttpmethodoverride", b"xhttpmethod", b"xmethodoverride"))
+"""The fields by which some servers replace the request's method, for `FieldNames.spelling`."""
 TARGET_OVERRIDES: Final = frozenset(
-    spelling
-    for name in (
-        b"x-original-url",
-        b"x-original-uri",
-        b"x-original-path",
-        b"x-rewrite-url",
-        b"x-rewrite-uri",
-        b"x-forwarded-uri",
-        b"x-forwarded-url",
-        b"x-forwarded-path",
-        b"x-envoy-original-path",
-        b"x-ms-original-url",
-        b"x-waws-unencoded-url",
+    (
+        b"xoriginalurl",
+        b"xoriginaluri",
+        b"xoriginalpath",
+        b"xrewriteurl",
+        b"xrewriteuri",
+        b"xforwardeduri",
+        b"xforwardedurl",
+        b"xforwardedpath",
+        b"xenvoyoriginalpath",
+        b"xmsoriginalurl",
+        b"xwawsunencodedurl",
     )
-    for spelling in _spellings(name)
 )
-"""The names, in lower case, of fields by which some servers replace the request's target.
+"""The fields by which some servers replace the request's target, for `FieldNames.spelling`.
 
 Front proxies add such fields to every request.
 """
-_NEVER_TRAILERS: Final = _FRAMING | METHOD_OVERRIDES | {b"origin", b"sec-fetch-site", b"max-forwards"}
+_NEVER_TRAILERS: Final = _FRAMING | {b"origin", b"sec-fetch-site", b"max-forwards"}
 """Fields that change the meaning of a message: a trailer section must not hold them (RFC 9110, 6.5.1)."""
 
 
@@ -91,7 +79,7 @@ class FieldNames:
     keeps. ``spelt``: the names as they arrived, each of them a token.
     """
 
-    __slots__ = ("_kept", "_places", "_starts", "has_any", "names")
+    __slots__ = ("_kept", "_places", "_spelling", "_starts", "has_any", "names")
 
     def __init__(self, spelt: Sequence[bytes]) -> None:
         self.names = [name.lower() for name in spelt]
@@ -100,6 +88,7 @@ class FieldNames:
         for place, name in enumerate(self.names):
             self._places.setdefault(name, []).append(place)
         self._kept: dict[frozenset[bytes], list[bool]] = {}
+        self._spelling: dict[frozenset[bytes], frozenset[bytes]] = {}
         self.has_any: dict[frozenset[bytes], bool] = {}
         """The results of `FieldLines.has_any`, by the names in question."""
 
@@ -127,6 +116,19 @@ class FieldNames:
                     self._kept.clear()
                 self._kept[drop] = kept
         return kept
+
+    def spelling(self, words: frozenset[bytes]) -> frozenset[bytes]:
+        """The names that are one of ``words`` without their marks, such as ``-``, ``_`` and ``.``.
+
+        CGI and its successors may treat all of them as the same name. For constant sets only: each result
+        is kept.
+        """
+        found = self._spelling.get(words)
+        if found is None:
+            names = self.names
+            found = frozenset(name for name in names if name.translate(None, _MARKS) in words)
+            self._spelling[words] = found
+        return found
 
 
 _NOWHERE: Final[list[int]] = []
@@ -280,6 +282,6 @@ def parse_trailers(lines: list[bytes]) -> list[Field]:
         fields = parse_fields(section, split_lines(section), None)
     except SyntaxFault as exc:
         raise ProtocolViolation(f"the trailer section holds {exc}") from None
-    if fields.has_any(_NEVER_TRAILERS):
+    if fields.has_any(_NEVER_TRAILERS) or fields.names.spelling(METHOD_OVERRIDES):
         raise ProtocolViolation("the trailer section holds a field that belongs in the head")
     return list(fields)

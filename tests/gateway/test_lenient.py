@@ -37,6 +37,16 @@ from proxy.gateway.lenient import asks_for_method, names_other_project
         "a=1?projectId=43",
         "projectId=42&PROJECT-ID=43",
         "projectId=42&" * 17,
+        "\uff50rojectId=43",
+        "%E2%84%99rojectId=43",
+        "%uff50rojectId=43",
+        "%c1%b0rojectId=43",
+        "%e0%81%b0rojectId=43",
+        "projectId=42%c0%a6a=1",
+        "f={%22\\u0070rojectId%22:43}",
+        'f={"projectId":42,"projectId":43}',
+        'f={"projectId":42,"a":{"projectId":43}}',
+        "f=projectId:42,projectId:43",
     ],
 )
 def test_a_query_that_may_name_another_project(query: str) -> None:
@@ -61,6 +71,12 @@ def test_a_query_that_may_name_another_project(query: str) -> None:
         "/v1/x;projectId=43/y",
         "/v1/projectId/43",
         "/v1/projects/42.json",
+        "/v1/project\u017f/43",
+        "/v1/projects(43)",
+        "/v1/projects(id=43)",
+        "/v1/projects;42/43",
+        "/v1/projects/42/%c0%ae%c0%ae/43",
+        "/v1/projectId/42/projectId/43",
         "/v1/projects/" + "a" * 4096,
     ],
 )
@@ -95,6 +111,13 @@ def test_a_target_that_names_no_other_project(target: str) -> None:
         "__method",
         "X-HTTP-Method-Override=PUT",
         "httpMethod=PUT",
+        ".method=PUT",
+        "$httpMethod=PUT",
+        "method=delete",
+        "x-tunneled-method=%50UT",
+        "_\uff4dethod=PUT",
+        "_me%c1%b4hod=PUT",
+        "a=1%c0%a6_method=PUT",
     ],
 )
 def test_a_query_that_may_ask_for_another_method(query: str) -> None:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy.gateway.rewrite import fields_to_upstream
-from proxy.http1 import METHOD_OVERRIDES, FieldLines, FieldSection, ResponseHead, parse_date
+from proxy.http1 import FieldLines, FieldSection, ResponseHead, parse_date
 
 MAX_CONTENT_BYTES = 1 << 20
 """The longest content of an answer that can be shared."""
@@ -40,7 +40,6 @@ _NEVER = frozenset(
         b"if-range",
         b"expect",
         b"upgrade",
-        *METHOD_OVERRIDES,
     )
 )
 """An answer to a request with one of these is for that request alone."""

@@ -70,7 +70,8 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     """
     request, target = exchange.request, exchange.target
     fields_key = key_of(request.head.section)
-    if request.head.method != b"GET" or fields_key is None or not may_be_shared(target):
+    is_get = request.head.method == b"GET" and not exchange.changes
+    if not is_get or fields_key is None or not may_be_shared(target):
         exchange.recorder = _unshared(exchange, answers)
         return None
     terms = terms_of(request.head.fields)

@@ -44,8 +44,6 @@ def verdict(*lines: bytes, status: int = 200, length: bytes = b"Content-Length: 
         b"Upgrade: websocket",
         b"Content-Length: 1",
         b"Transfer-Encoding: chunked",
-        b"X-HTTP-Method-Override: DELETE",
-        b"X_HTTP-Method_Override: DELETE",
     ],
 )
 def test_a_request_for_something_of_its_own_is_not_shared(line: bytes) -> None:
