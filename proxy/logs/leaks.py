@@ -120,8 +120,7 @@ class LeakSearch:
         )
         digits: dict[str, str] = {}  # the second ones by the first: 60 alternatives would be slow
         for code in sorted({*coded, *b"%&\\"}):
-            first, second = f"{code:02x}"
-            digits[first] = digits.get(first, "") + second
+            digits[f"{code >> 4:x}"] = digits.get(f"{code >> 4:x}", "") + f"{code & 15:x}"
         codes = "|".join(f"{first}[{seconds}]" for first, seconds in digits.items())
         words = b"|".join(re.escape(each[0]) for each in forms if len(each) == 1)
         self._patterns = patterns = _Patterns(

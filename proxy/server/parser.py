@@ -14,11 +14,13 @@ from typing import Final
 from proxy.errors import BadRequest, ProtocolViolation, ProxyError, RequestTimeout
 from proxy.http1 import (
     ChunkedDecoder,
+    Field,
     FieldSection,
     RequestHead,
     check_request_start,
     parse_request_head,
 )
+from proxy.logs import redactor
 from proxy.server.body import RequestBody
 from proxy.server.request import Connection, Request
 
@@ -170,6 +172,7 @@ class RequestParser:
     def _feed_chunks(self, body: RequestBody, decoder: ChunkedDecoder, data: bytes) -> bytes:
         try:
             content = decoder.feed(data)
+            _check_secrets(decoder.trailers)
         except ProtocolViolation as exc:
             self._is_stopped, self._body, self._decoder = True, None, None
             body.fail(BadRequest(f"The request's content can't be read: {exc}."))
@@ -188,3 +191,9 @@ class RequestParser:
         request = Request(RequestHead.unreadable(), RequestBody(self._connection), self._connection)
         request.error = error
         self._queue.append(request)
+
+
+def _check_secrets(trailers: list[Field]) -> None:
+    """Raise ProtocolViolation if a key or secret of this proxy stands in a trailer field."""
+    if trailers and redactor.leaks.is_in_fields(b"\r\n".join([field.line for field in trailers])):
+        raise ProtocolViolation("its trailer section holds a key or a secret of this proxy")

@@ -355,6 +355,49 @@ async def test_a_key_in_the_place_of_the_method_is_refused_and_not_repeated(meth
         assert not upstream.requests
 
 
+async def test_a_key_or_secret_in_a_trailer_is_refused_and_not_repeated() -> None:
+    upstream = Upstream()
+    secret = b"secret-of-the-shop-1"
+    sections: dict[str, Any] = {
+        "projects": {"shop": {"client_id": "id-1", "client_secret": secret.decode()}},
+        "callers": {"bi": {"key": KEY}},
+    }
+    key = b"X-API-Key: " + KEY.encode()
+    chunked = b"Transfer-Encoding: chunked"
+    async with gateway(upstream, **sections) as proxy:
+        for content in (
+            b"2\r\nok\r\n0\r\nA: %b\r\n\r\n" % secret,
+            b"0\r\nA-%b: 1\r\n\r\n" % secret,
+            b"0\r\nA: 1\r\nX-API-Key: %b\r\n\r\n" % KEY.encode(),
+        ):
+            answer = await proxy.call(b"POST /shop/v1/x", key, chunked, body=content)
+            assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+            assert secret not in answer.body.lower()
+        assert not upstream.requests
+        body = b"2\r\nok\r\n0\r\nA: 1\r\n\r\n"
+        assert (await proxy.call(b"POST /shop/v1/x", key, chunked, body=body)).status == 200
+
+
+async def test_a_secret_in_a_trailer_ends_a_request_that_is_on_its_way() -> None:
+    secret = b"secret-of-the-shop-1"
+    started, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def script(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"ok\r\n")
+        started.set()
+        taken.set_result(await reader.read())
+
+    projects = {"shop": {"client_id": "id-1", "client_secret": secret.decode()}}
+    async with gateway(script, projects=projects) as proxy, asyncio.timeout(WAIT_S):
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"POST /shop/v1/x", b"Transfer-Encoding: chunked") + b"2\r\nok\r\n")
+        await started.wait()
+        writer.write(b"0\r\nA: %b\r\n\r\n" % secret)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        assert await taken == b""  # without the last chunk, the request isn't whole
+        writer.close()
+
+
 async def test_a_secret_that_a_source_gave_later_is_refused_too(tmp_path: Path) -> None:
     upstream = Upstream()
     file = tmp_path / "secret"
