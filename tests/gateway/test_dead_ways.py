@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from support.harness import OK, WAIT_S, Upstream, gateway, read_message
+from support.harness import OK, WAIT_S, Upstream, gateway, read_message, until
 from support.ways import hasty, kill_way, linux_only  # noqa: F401 - a fixture
 
 from proxy.tokens import SystemClock
@@ -39,8 +39,12 @@ async def test_a_request_that_changes_nothing_is_sent_once_more_on_a_new_connect
         assert (await proxy.call(b"GET /v1/fine")).status == 200
         assert cloud.idle is not None
         kill_way(cloud.idle)
+        # On the idle connection: the cloud hears only of its second try.
+        first = asyncio.create_task(proxy.call(b"GET /v1/reused"))
+        [project] = proxy.app.projects()
+        await until(lambda: project.slots.in_use)
         reused, new, always, change = await asyncio.gather(
-            proxy.call(b"GET /v1/reused"),  # on the idle connection: the cloud hears only of its second try
+            first,
             proxy.call(b"GET /v1/new"),
             proxy.call(b"GET /v1/always"),
             proxy.call(b"POST /v1/change", b"Content-Length: 2", body=b"{}"),

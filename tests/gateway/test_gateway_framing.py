@@ -16,6 +16,7 @@ from support.harness import (
     gateway,
     quick_start,  # noqa: F401 - a fixture
     read_message,
+    until,
 )
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -225,23 +226,18 @@ async def test_malformed_chunks_are_a_400_and_the_cloud_never_sees_a_whole_reque
 
 async def test_a_request_whose_content_is_malformed_from_the_start_leaves_no_connection_open() -> None:
     opened = ended = 0
-    all_ended = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened, ended
         opened += 1
         await reader.read()
         ended += 1
-        if ended == opened:
-            all_ended.set()
 
     async with gateway(script) as proxy:
         for _ in range(5):
             answer = await proxy.call(b"POST /x", CHUNKED, body=b"2\r\nokk\r\n")
             assert answer.status == 400
-        async with asyncio.timeout(WAIT_S):
-            await all_ended.wait()
-        assert opened == ended
+        await until(lambda: opened == ended > 0)
 
 
 # Trailers

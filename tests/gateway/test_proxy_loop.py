@@ -151,7 +151,7 @@ async def secured(proxy: Gateway) -> Message:
     try:
         return await read_message(reader)
     finally:
-        writer.close()
+        writer.transport.abort()  # the end of TLS would wait for the other side
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -170,9 +170,12 @@ async def main():
             [keeper] = project.keepers.values()
             before = keeper.status().refreshes
             keeper._hurry(gap_s=0.0)
-            for _ in range(1500):
+            for look in range(1, 1500):
                 if keeper.status().refreshes > before:
                     break
+                if look % 50 == 0:  # on a slow machine the listener has taken those by now
+                    for _ in range(3):
+                        taken.pop().close()
                 await asyncio.sleep(0.02)
             print('#', keeper.status().refreshes > before)
             for sock in taken:
