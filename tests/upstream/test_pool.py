@@ -218,10 +218,13 @@ async def test_a_pool_is_not_forgotten_while_a_connection_to_it_is_on_its_way() 
     watching.cancel()
 
 
-async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_ones_go_on() -> None:
+async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_ones_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.upstream.pool.SWEEP_S", 0.01)
     slept_s = 0.0
     async with RawServer(Upstream()) as server:
-        upstreams = Upstreams(dialer(), idle_timeout_s=0.04, clock_jump_s=lambda: slept_s)
+        upstreams = Upstreams(dialer(), idle_timeout_s=WAIT_S, clock_jump_s=lambda: slept_s)
         pool = upstreams.pool(Origin.parse(server.url))
         idle, busy = await pool.connect(), await pool.connect()
         await exchange(idle)
