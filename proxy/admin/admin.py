@@ -21,11 +21,14 @@ from proxy.admin.status import Sees
 from proxy.blocking import NoThread, in_thread
 from proxy.errors import MethodRefused, ProxyError, UnknownProject
 from proxy.projects.naming import names_like
+from proxy.projects.readiness import NOT_YET
 from proxy.server.answer import send_answer, write_answer, write_error, write_json
 from proxy.server.request import Request
 
 PREFIX = b"/-/"
 QUIT = b"/-/quit"
+MOST_REASONS = 20
+"""Tokens that ``/-/ready`` names; it says how many more are missing."""
 SLICE = 10
 """Projects that ``/-/status`` renders between two turns of the event loop."""
 _REFRESH = b"/-/refresh/"
@@ -102,6 +105,7 @@ class Admin:
         missing = [(project.name, project.missing()) for project in self._overview.projects()]
         ready = not self._overview.is_stopping and not any(reasons for _, reasons in missing)
         waiting = [reason for name, reasons in missing if sees(name) for reason in reasons]
+        waiting.sort(key=lambda reason: reason.endswith(NOT_YET))  # failures come first
         others = sum(bool(reasons) for name, reasons in missing if not sees(name))
         return write_json(
             request,
@@ -109,7 +113,8 @@ class Admin:
             {
                 "ready": ready,
                 "stopping": self._overview.is_stopping,
-                "waiting_for": waiting,
+                "waiting_for": waiting[:MOST_REASONS],
+                **({"more": len(waiting) - MOST_REASONS} if len(waiting) > MOST_REASONS else {}),
                 **({"others": others} if others else {}),  # not ready, and hidden from this caller
             },
         )

@@ -9,6 +9,9 @@ from proxy.errors import TokenFetchError
 from proxy.tokens import LeaseKeeper
 from proxy.tokens.breaker import Outage
 
+NO_TOKEN, NO_APIS = NOT_YET = "no token yet", "the APIs of its credentials are not known yet"
+"""The reasons that are no failures."""
+
 
 def missing(
     name: str,
@@ -23,11 +26,11 @@ def missing(
     """
     if wanted is None:
         why = outage.error if outage is not None else error
-        return [f"{name}: {why or 'the APIs of its credentials are not known yet'}"]
+        return [f"{name}: {why or NO_APIS}"]
     lines = []
     for api in wanted:
         keeper = keepers.get(api)
         if keeper is None or keeper.current() is None:
             last = None if keeper is None else keeper.status().last_error
-            lines.append(f"{name}/{api.value}: {last or 'no token yet'}")
+            lines.append(f"{name}/{api.value}: {last or NO_TOKEN}")
     return lines

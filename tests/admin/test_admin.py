@@ -19,8 +19,10 @@ from support.harness import (
     gateway,
     read_message,
     settings_for,
+    until,
 )
 
+from proxy.admin.admin import MOST_REASONS
 from proxy.app.app import App
 from proxy.tokens import LeaseKeeper
 
@@ -64,6 +66,30 @@ async def test_not_ready_names_each_missing_token_with_its_reason() -> None:
         waiting = said(answer)["waiting_for"]
         assert [reason.partition(":")[0] for reason in waiting] == ["shop/metrics", "shop/surveys"]
         assert all("answered 403" in reason for reason in waiting)
+
+
+async def test_not_ready_names_few_tokens_and_the_failed_ones_first() -> None:
+    async def refuses_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if json.loads((await read_message(reader)).body)["client_id"] == "wrong":
+            writer.write(b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await reader.read()  # until the proxy leaves
+
+    names = [*(f"late-{number}" for number in range(MOST_REASONS)), "wrong"]
+    one = {"client_secret": SECRET, "apis": ["metrics"]}
+    projects = {name: {**one, "client_id": name} for name in reversed(names)}
+    async with RawServer(refuses_one) as token, RawServer(Upstream()) as upstream:
+        app = App(settings_for(token.url, upstream.url, projects=projects))
+        async with app.started():
+            proxy = Gateway(app, TokenServer(), upstream)
+            await until(lambda: any("403" in line for one in app.projects() for line in one.missing()))
+            answer = await proxy.call(b"GET /-/ready")
+            assert answer.status == 503
+            told = said(answer)
+            assert "answered 403" in told["waiting_for"][0]
+            assert len(told["waiting_for"]) == MOST_REASONS
+            assert told["more"] == 2  # the project shop is late, too
+            await proxy.aclose()
 
 
 async def test_not_ready_while_the_wanted_apis_are_not_known() -> None:
