@@ -263,7 +263,7 @@ class Breaker:
             (credentials, turn, caller)
             for credentials, turns in self._lines[1].items()
             for turn in turns
-            for caller in (turn.new_for.callers if turn.new_for else ())
+            for caller in (turn.new_for and turn.new_for.callers) or [""]
             if self._new_under_way[caller] + 1 <= of_each
         )
         due = min(waiting, key=self._order_of_new, default=None)

@@ -2,7 +2,7 @@
 
 A lease that requests have used is kept fresh until no request has used it for two lifetimes. Then it lasts to
 its end, and the next request that finds none fetches a new one. A lease that never came is requested only
-while a request waits for it: the id of its project may be invented.
+while a request waits for it, or once for a person: the id of its project may be invented.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ class Demand:
         self._monotonic = monotonic
         self._seen = uses()
         self._used_at = monotonic()
+        self._is_asked_for = False
 
     def use(self) -> None:
-        """A person asks for the lease."""
+        """A person asks for the lease, also for one that never came."""
+        self._is_asked_for = True
         self._used_at = self._monotonic()
 
     def is_there(self, lease: Lease | None) -> bool:
         """Whether to fetch a lease when one is due; ``lease`` is the last one, None if none ever came."""
+        is_asked_for, self._is_asked_for = self._is_asked_for, False
         if self._is_kept() or self._is_running():
-            self.use()
+            self._used_at = self._monotonic()
             return True
         if lease is None:
-            return False
+            return is_asked_for
         if (uses := self._uses()) != self._seen:
             self._seen = uses
-            self.use()
+            self._used_at = self._monotonic()
         return self._monotonic() - self._used_at < IDLE_LIVES * lease.lifetime_s
 
 

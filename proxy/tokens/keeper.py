@@ -268,9 +268,7 @@ class LeaseKeeper:
         lease, usable, record = self._lease, self.current() is not None, self._seen()
         return LeaseStatus(
             name=self.name,
-            state="idle"
-            if self._schedule.is_stopped and not usable
-            else state_of(record.error, usable=usable),
+            state=state_of(record.error, usable=usable, is_due=not self._schedule.is_stopped),
             usable=usable,
             endpoint=str(lease.origin) if lease else None,
             seconds_left=lease.seconds_left(self._monotonic()) if lease else None,

@@ -57,10 +57,10 @@ class LeaseStatus:
 
     ``state``: "fetching" (no usable lease, and no failure yet), "fresh", "stale" (usable, but the last
     refresh failed), "failing" (not usable, after a transient failure), "refused" (not usable, after a
-    permanent failure), "idle" (not usable, and fetched when a request needs it). ``endpoint``,
-    ``seconds_left`` and ``expires_at`` are None without a lease. ``last_error`` and ``last_error_at`` stay
-    after a later success; ``permanent`` and ``failures_in_a_row`` are about now. ``next_try_in_s`` is None
-    while a fetch is under way, and infinite if none is due.
+    permanent failure), "idle" (not usable, no failure, and fetched when a request needs it).
+    ``endpoint``, ``seconds_left`` and ``expires_at`` are None without a lease. ``last_error`` and
+    ``last_error_at`` stay after a later success; ``permanent`` and ``failures_in_a_row`` are about now.
+    ``next_try_in_s`` is None while a fetch is under way, and infinite if none is due.
     """
 
     name: str
@@ -82,10 +82,13 @@ def safety_margin_s(lifetime_s: float) -> float:
     return min(MARGIN_S, lifetime_s / 10)
 
 
-def state_of(error: TokenFetchError | None, *, usable: bool) -> State:
-    """The state of a lease; ``error`` is that of the last fetch, None if it succeeded or none ended yet."""
+def state_of(error: TokenFetchError | None, *, usable: bool, is_due: bool = True) -> State:
+    """The state of a lease; ``error`` is that of the last fetch, None if it succeeded or none ended yet.
+
+    ``is_due`` False: none is fetched before a request needs it.
+    """
     if usable:
         return "fresh" if error is None else "stale"
     if error is None:
-        return "fetching"
+        return "fetching" if is_due else "idle"
     return "refused" if error.permanent else "failing"

@@ -47,3 +47,10 @@ def test_a_lease_that_never_came_is_wanted_only_while_a_request_waits() -> None:
     assert not requests.demand.is_there(None)
     requests.running = True
     assert requests.demand.is_there(None)
+
+
+def test_a_lease_that_never_came_is_fetched_once_for_a_person_who_asks_for_it() -> None:
+    requests = Requests()
+    requests.demand.use()
+    assert requests.demand.is_there(None)
+    assert not requests.demand.is_there(None)

@@ -16,6 +16,7 @@ from support.keeping import EU, HOUR, PERMANENT, TRANSIENT, Endpoint, Events, ma
 from proxy.errors import TokenFetchError, TokenUnavailable
 from proxy.origin import Origin
 from proxy.tokens import Lease, LeaseKeeper
+from proxy.tokens.demand import Demand
 from proxy.tokens.keeper import FORCED_REFRESH_GAP_S
 from proxy.tokens.schedule import BACKOFF_S, MIN_REFRESH_S
 
@@ -629,3 +630,31 @@ async def test_events_are_told_with_their_values_and_without_the_token(
 def test_only_the_fetch_and_the_clock_are_asked_of_the_composition_root() -> None:
     fetch: Callable[[], Awaitable[Lease]] = Endpoint(FakeClock(), HOUR).fetch
     assert LeaseKeeper(fetch, name="x").current() is None
+
+
+# Leases that are fetched when a request needs them
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"), [(PERMANENT, "refused"), (TRANSIENT, "failing"), (HOUR, "idle")]
+)
+async def test_a_lease_that_no_request_needs_any_more_still_tells_of_its_failure(
+    answer: float | TokenFetchError, state: str
+) -> None:
+    clock = FakeClock()
+    endpoint = Endpoint(clock, answer)
+    demand = Demand(lambda: False, lambda: 0, lambda: False, lambda: clock.now)
+    keeper = LeaseKeeper(endpoint.fetch, name="shop/metrics", clock=clock, demand=demand)
+    async with running(keeper):
+        for _ in range(200):
+            await clock.advance(60)
+        status = keeper.status()
+        assert (status.state, status.next_try_in_s) == (state, float("inf"))
+        if state == "idle":
+            return
+        assert str(answer) == status.last_error
+        asked = len(endpoint.calls)
+        keeper.refresh_now()  # a person asks for it
+        await clock.advance(60)
+        await clock.advance(600)
+        assert len(endpoint.calls) == asked + 1

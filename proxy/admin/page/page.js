@@ -255,7 +255,7 @@ function updateApis(at, project) {
   show(at.refresh, apis.length > 0);
   const rows = apis.map(([name, api]) => [name, api.state,
     api.usable ? duration(api.seconds_left) : '-', numbers.format(api.requests),
-    api.endpoint ? new URL(api.endpoint).host : '-', api.failures_in_a_row && api.state !== 'idle' ? why(api) : '']);
+    api.endpoint ? new URL(api.endpoint).host : '-', api.failures_in_a_row ? why(api) : '']);
   list(at.apis.querySelector('tbody'), rows, ([name, state, left, requests, cloud, trouble]) => {
     const row = make('tr'), token = make('td'), [text, kind] = STATES[state];
     token.append(make('span', text, `pill ${kind}`));
