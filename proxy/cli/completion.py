@@ -37,15 +37,10 @@ def _names(table: Mapping[str, Any]) -> Iterator[str]:
     yield from _tables(table, "projects")
     for name, account in _tables(table, "accounts").items():
         numbers = account.get("projects") if isinstance(account, dict) else None
-        yield from (
-            map(f"{name}/{{}}".format, filter(_is_number, numbers))
-            if isinstance(numbers, list)
-            else [f"{name}/"]
-        )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and value > 0
+        if isinstance(numbers, list):
+            yield from (f"{name}/{number}" for number in numbers if type(number) is int and number > 0)
+        else:
+            yield f"{name}/"
 
 
 def _tables(table: Mapping[str, Any], section: str) -> Mapping[str, Any]:

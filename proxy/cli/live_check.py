@@ -38,8 +38,8 @@ MAX_SKEW_S = 60.0
 Result = Literal["ok", "warning", "failed"]
 
 _NEXT_STEP = {
-    "key": f"take a random key of at least {SHORTEST_ANYWHERE} characters",
-    "files": "keep the file in a folder that only you can change",
+    "key": f"Take a random key of at least {SHORTEST_ANYWHERE} characters.",
+    "files": "Keep the file in a folder that only you can change.",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
     "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",

@@ -138,7 +138,7 @@ class Source(NamedTuple):
         if self.cert is not None:
             try:
                 data = read(self.cert, advice=READABLE).data
-                context.load_verify_locations(cadata=data.decode("ascii"))
+                context.load_verify_locations(cadata=data.decode("ascii", "ignore"))  # PEM has comments
             except Untrusted as untrusted:
                 raise Unreachable(f"server.tls_cert: {untrusted}") from None
             except (OSError, ValueError):

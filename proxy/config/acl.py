@@ -44,7 +44,7 @@ _TO_FILE = 0x500D0006
 """The rights to change a file: generic, to delete it, its access list, its owner, its data."""
 _TO_FOLDER = 0x100D0040
 """The rights to replace what is in a folder; adding to the folder is no such right."""
-_ENTRY = re.compile(r"\(([^()]*)\)")
+_ENTRY = re.compile(r"\(([^()]*)")  # an entry with a condition has parentheses within it
 _PARTS = re.compile(
     r"(?:O:(?P<owner>[-0-9A-Z]+?))?(?:G:[-0-9A-Z]+?)?(?:D:(?P<list>[A-Z_]*?(?:\(.*\))?))?(?:S:.*)?\Z"
 )

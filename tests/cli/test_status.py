@@ -322,7 +322,10 @@ async def served_over_tls(folder: Path, *names: str) -> AsyncIterator[int]:
     issued = trustme.CA().issue_cert(*names)
     issued.private_key_pem.write_to_path(folder / "key.pem")
     (folder / "key.pem").chmod(0o600)
-    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    # openssl x509 -text writes such lines above a certificate, in UTF-8.
+    (folder / "cert.pem").write_bytes(
+        "Subject: O=Soci\u00e9t\u00e9\n".encode() + issued.cert_chain_pems[0].bytes()
+    )
     server = {"port": 0, "tls_cert": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
     async with gateway(projects=PROJECTS, server=server) as proxy:
         yield proxy.port

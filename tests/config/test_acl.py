@@ -31,6 +31,10 @@ PRIVATE = f"O:{ME}D:PAI(A;;FA;;;SY)(A;;FA;;;BA)(A;;FA;;;{ME})"
         (f"O:{ME}D:(A;;0x2;;;BU)", "others (BU) can change it"),
         (f"O:{ME}D:(A;OICIIO;FA;;;BU)", None),  # for what is inside only
         (f"O:{ME}D:(D;;FA;;;BU)(A;;FR;;;WD)", None),
+        (
+            f'O:{ME}D:(XA;;FA;;;BU;(@User.Title=="PM" && (Member_of {{SID(WD)}})))',
+            "others (BU) can change it",
+        ),
         (f"O:{OTHER}D:(A;;FA;;;{ME})", f"it belongs to another user ({OTHER})"),
         ("O:S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464D:(A;;FRFX;;;BU)", None),
         ("nonsense", "its access list can't be understood"),
