@@ -19,6 +19,7 @@ from support.harness import (
     gateway,
     quick_start,  # noqa: F401 - a fixture
     read_message,
+    until,
 )
 
 from proxy.server import connection as server
@@ -760,7 +761,8 @@ async def test_pipelined_requests_are_bounded_while_the_first_is_slow() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await writer.drain()
-        connection = next(iter(proxy.app._listeners.connections()))
+        await until(lambda: any(one.is_reading_held for one in proxy.app._listeners.connections()))
+        [connection] = proxy.app._listeners.connections()
         assert connection.unanswered <= 9
         writer.transport.abort()
 

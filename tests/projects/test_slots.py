@@ -413,22 +413,26 @@ async def test_a_refused_request_goes_before_all_waiters() -> None:
     await asyncio.gather(*queue.tasks.values())
 
 
-async def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either(
+def test_an_answer_ends_a_row_of_refusals_where_nothing_can_shrink_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.projects.slots.PAUSE_S", (0.05, 2.0))
     monkeypatch.setattr("proxy.projects.slots.PAUSE_GROWTH", 2.0)
-    loop, slots = asyncio.get_running_loop(), Slots(1)
     pauses = []
-    for _ in range(6):
-        await slots.acquire("a", 10)
-        slots.note_refusal()
-        slots.release()
-        begun_at = loop.time()
-        await slots.acquire("a", 10)
-        pauses.append(loop.time() - begun_at)
-        slots.note_answer()
-        slots.release()
+
+    async def six_refusals() -> None:
+        loop, slots = asyncio.get_running_loop(), Slots(1)
+        for _ in range(6):
+            await slots.acquire("a", 10)
+            slots.note_refusal()
+            slots.release()
+            begun_at = loop.time()
+            await slots.acquire("a", 10)
+            pauses.append(loop.time() - begun_at)
+            slots.note_answer()
+            slots.release()
+
+    in_virtual_time(six_refusals())
     assert max(pauses) < 0.5  # in a row, the last would be 1.6 s
 
 
