@@ -14,11 +14,6 @@ import sys
 from collections.abc import Iterator
 
 _PR_SET_DUMPABLE = 4
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-NO_DESCRIPTORS = (
-    "no file descriptor is left (EMFILE or ENFILE), so nothing was sent;"
-    " raise the limit of open files (ulimit -n, LimitNOFILE) or look for the program that uses them up"
-)
 
 
 def fill_standard_streams() -> None:
@@ -70,23 +65,6 @@ def descriptor_limit() -> int | None:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def lacks_descriptors(error: BaseException) -> bool:
-    """Whether an operation failed because no file descriptor was left, whatever its error says.
-
-    Libraries wrap the system's error, and a name's lookup hides it. So a new descriptor is tried, too.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _NO_DESCRIPTORS:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as fault:
-        return fault.errno in _NO_DESCRIPTORS
-    return False
 
 
 class _Start:

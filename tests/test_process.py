@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import subprocess
 import sys
 
 import pytest
-from support.descriptors import none_left
-
-from proxy.process import lacks_descriptors
 
 LOOK = """
 import resource, ctypes
@@ -27,12 +22,3 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 def test_there_are_no_core_dumps_no_attaching_and_enough_descriptors() -> None:
     found = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True).stdout
     assert found.splitlines() == ["(0, 0) True", "0"]
-
-
-def test_a_lack_of_descriptors_is_found_behind_other_errors() -> None:
-    hidden = ValueError("something else")
-    hidden.__context__ = OSError(errno.EMFILE, "none left")
-    assert lacks_descriptors(hidden)
-    assert not lacks_descriptors(OSError(errno.ECONNREFUSED, "refused"))
-    with none_left():
-        assert lacks_descriptors(socket.gaierror(socket.EAI_AGAIN, "try again"))

@@ -29,7 +29,7 @@ from proxy.config.changes import Changes
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.logs import OnEvent
-from proxy.process import lacks_descriptors
+from proxy.machine import passes
 
 WATCH_S = 1.0
 """Seconds between two looks at the files, and from one requested reload to the next."""
@@ -80,7 +80,7 @@ def _before(path: Path, earlier: Mapping[Path, Signature], found: Signature) -> 
 
 
 class _NotNow(Exception):
-    """The files can't be read for now: reading takes longer than its limit, or no descriptor is left."""
+    """The files can't be read for now: reading takes longer than its limit, or the system can't for now."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__(*faults)
@@ -236,11 +236,15 @@ class Reloader:
         except (NoThread, _NotNow):
             raise
         except ConfigError as error:
-            if lacks_descriptors(error):
+            if passes(error, error.faults):
                 raise _NotNow(*error.faults) from None
             self._refuse(error.faults)
         except Exception as error:  # noqa: BLE001 - a bug, perhaps; the running configuration stays
-            self._refuse((f"the configuration can't be read ({type(error).__name__})",))
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            fault = f"the configuration can't be read ({reason})"
+            if passes(error):
+                raise _NotNow(fault) from None
+            self._refuse((fault,))
         else:
             changes = apply()
             self.status.count += 1

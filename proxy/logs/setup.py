@@ -2,7 +2,8 @@
 
 Hides structlog, how lines are rendered, and two promises: no line holds a registered secret (`redactor`
 replaces secrets in each line just before it is written), and no stream stops or delays the program
-(`proxy.logs.sink`; `dropped_lines` counts the lines that were lost). Must not know what is logged.
+(`proxy.logs.sink`; `dropped_lines` counts the lines that were lost, and an event says how many). Must not
+know what else is logged.
 
 Events are past-tense snake_case, with values as keys::
 
@@ -46,7 +47,13 @@ _JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
 
 redactor = Redactor()
 """The redactor of every line."""
-_sink = Sink(redactor.redact)
+
+
+def _log_dropped(count: int) -> None:
+    get_logger("proxy").warning("log_lines_dropped", count=count)
+
+
+_sink = Sink(redactor.redact, _log_dropped)
 redactor.before_discard = _sink.flush
 _level = logging.CRITICAL + 1
 """The lowest level that is written, as a number of the standard library's; none before `configure`."""

@@ -37,11 +37,15 @@ class Sink:
     """Writes lines to ``stream``, and never raises an error of the stream.
 
     ``dropped`` counts the lines that couldn't be written: the pipe is closed, the disk is full, the reader
-    doesn't read. A line may be logged in any thread, and within a flush (by a destructor).
+    doesn't read. Once all that waits is written again, ``on_dropped`` hears how many lines were dropped since
+    it last heard, or since ``stream`` was set; it may log. A line may be logged in any thread, and within a
+    flush (by a destructor).
     """
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], on_dropped: Callable[[int], None] | None = None) -> None:
         self.dropped = 0
+        self._told = 0  # of `dropped`
+        self._on_dropped = on_dropped
         self._redact = redact
         self._lock = threading.RLock()
         self._is_flushing = False
@@ -68,7 +72,7 @@ class Sink:
             self.flush()
             if stream is not self._stream:
                 self._drop_unwritten()
-                self._is_cut = False
+                self._is_cut, self._told = False, self.dropped
             self._stream = stream
             binary = getattr(stream, "buffer", None)
             # Without Python's buffers: a line that failed would stay there, and appear later in pieces.
@@ -141,8 +145,16 @@ class Sink:
         except (OSError, ValueError, AttributeError):
             # ValueError: the stream is closed. AttributeError: there is no stream.
             self._drop_unwritten()
+        else:
+            if not self._unwritten:
+                self._tell_dropped()
         if self._unwritten:
             self._try_again_later()
+
+    def _tell_dropped(self) -> None:
+        count, self._told = self.dropped - self._told, self.dropped
+        if count and self._on_dropped is not None:
+            self._on_dropped(count)
 
     def _can_take(self, deadline: float) -> bool:
         if self._poll is None:

@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from typing import Protocol
 
+from proxy.machine import machine_fault
 from proxy.server.caller_socket import CallerSocket
 from proxy.server.departure import DepartureWatch
 from proxy.server.linger import Linger
@@ -200,6 +201,8 @@ class CallerConnection(CallerSocket):
         self._queue.clear()
         request, self.current = self.current, None
         if request is not None:
+            if exc is not None and request.head_sent and (fault := machine_fault(exc)) is not None:
+                request.facts.cut_because = fault.words
             if request.exchange is None:  # nobody will need the content
                 request.body.release()
             request.abandon()

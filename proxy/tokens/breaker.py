@@ -62,9 +62,12 @@ _NO_ANSWER = frozenset(
         "connection_lost",
         "connection_refused",
         "dns",
+        "forbidden",
         "http_proxy",
         "loop",
         "no_descriptors",
+        "no_memory",
+        "no_port",
         "timeout",
         "tls",
     )

@@ -27,8 +27,8 @@ from proxy.blocking import in_thread
 from proxy.config.settings import Credentials
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
+from proxy.machine import hidden_fault
 from proxy.origin import Origin
-from proxy.process import NO_DESCRIPTORS, lacks_descriptors
 from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lease_of
 from proxy.tokens.breaker import Breaker, NamedBy, Outage, always
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
@@ -149,8 +149,8 @@ class TokenEndpoint:
     far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the last
     ``Date`` of an answer; None before. Causes of `TokenFetchError`, for logs and metrics:
     connection_failed, connection_lost, connection_refused, credentials_refused, dns, endpoint_missing,
-    endpoint_refused, http_proxy, loop, malformed, no_descriptors, oversized, rate_limited, redirected,
-    server_error, timeout, tls, unexpected_status.
+    endpoint_refused, forbidden, http_proxy, loop, malformed, no_descriptors, no_memory, no_port, oversized,
+    rate_limited, redirected, server_error, timeout, tls, unexpected_status.
     """
 
     def __init__(
@@ -342,8 +342,8 @@ class TokenEndpoint:
         self._paused_until.pop(client_id, None)
 
     def _failure(self, error: Exception, http_proxy: HttpProxy | None) -> TokenFetchError:
-        if lacks_descriptors(error):
-            return TokenFetchError(f"{self._name}: {NO_DESCRIPTORS}", cause="no_descriptors")
+        if (fault := hidden_fault(error)) is not None:
+            return TokenFetchError(f"{self._name}: {fault.words}", cause=fault.cause)
         cause, what = _wire_fault(error)
         if http_proxy is not None:
             if cause == "dns":  # the HTTP proxy looks up the cloud's name

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent, WayDied
+from proxy.machine import machine_fault
 from proxy.origin import Origin
 from proxy.upstream.parser import ResponseParser, ResponseSink
 from proxy.upstream.way import Way
@@ -230,10 +231,7 @@ class CloudConnection(asyncio.Protocol):
         if self._sink is not None and exc is not None and transport is not None:
             self._receive_unread(transport)
         if self._sink is not None:
-            if isinstance(exc, TimeoutError):  # the system found that the way is dead
-                self._fail(WayDied(_WAY_DIED))
-            else:
-                self._fail(ConnectionLost("the connection was closed before the answer was complete"))
+            self._fail(_loss(exc))
         self._owner.forget(self)
 
     def _receive_unread(self, transport: asyncio.Transport) -> None:
@@ -301,3 +299,13 @@ class CloudConnection(asyncio.Protocol):
         self.close()
         if sink is not None:
             sink.on_failure(error)
+
+
+def _loss(exc: BaseException | None) -> ConnectionLost:
+    """What to call the end of a connection before that of its answer; ``exc`` is the event loop's reason."""
+    if isinstance(exc, TimeoutError):  # the system found that the way is dead
+        return WayDied(_WAY_DIED)
+    fault = None if exc is None else machine_fault(exc)
+    if fault is not None:
+        return ConnectionLost(f"the connection was lost: {fault.words}", proxy_status=fault.proxy_status)
+    return ConnectionLost("the connection was closed before the answer was complete")

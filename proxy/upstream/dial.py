@@ -15,8 +15,8 @@ from pathlib import Path
 import aiohappyeyeballs
 
 from proxy.errors import ConnectFailed
+from proxy.machine import hidden_fault
 from proxy.origin import Origin
-from proxy.process import NO_DESCRIPTORS, lacks_descriptors
 from proxy.upstream.dns import NameResolver
 from proxy.upstream.http_proxy import HttpProxy, http_proxy_for, open_tunnel
 from proxy.upstream.tls import certificate_fault
@@ -52,10 +52,10 @@ class Dialer:
             stream = await self._open_stream(origin, deadline)
             await self._start(origin, protocol, stream, deadline)
         except ConnectFailed as failed:
-            if not lacks_descriptors(failed):
+            if (fault := hidden_fault(failed)) is None:
                 raise
-            problem = f"no connection to {origin.authority}: {NO_DESCRIPTORS}"
-            raise ConnectFailed(problem, proxy_status="proxy_internal_error") from None
+            problem = f"no connection to {origin.authority}: {fault.words}"
+            raise ConnectFailed(problem, proxy_status=fault.proxy_status) from None
 
     async def _open_stream(self, origin: Origin, deadline: float) -> socket.socket | asyncio.Transport:
         """A connected socket, or the transport of an HTTP proxy's tunnel."""

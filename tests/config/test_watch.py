@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import stat
 import threading
 from collections.abc import Callable, Mapping
@@ -206,8 +207,20 @@ async def test_many_requests_in_a_moment_are_two_reloads(
     task.cancel()
 
 
-async def test_a_change_while_no_descriptor_is_left_is_refused_once_and_the_reload_follows(
-    tmp_path: Path,
+def _refused(code: int, way: str) -> Exception:
+    """An error of a load in which a system call failed: as a cause, as a text, or as it is."""
+    error = OSError(code, os.strerror(code))
+    if way == "bare":
+        return error
+    refused = ConfigError(f"config.toml: can't read it{f': {error.strerror}' if way == 'text' else ''}")
+    refused.__cause__ = error if way == "cause" else None
+    return refused
+
+
+@pytest.mark.parametrize("way", ["cause", "text", "bare"])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO])
+async def test_a_change_that_cant_be_read_for_now_is_refused_once_and_the_reload_follows(
+    code: int, way: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "config.toml"
     file.write_text("1")
@@ -217,7 +230,7 @@ async def test_a_change_while_no_descriptor_is_left_is_refused_once_and_the_relo
     def load() -> Settings:
         loads.append(file.read_text())
         if len(loads) < 4:
-            raise ConfigError("config.toml: can't read it") from OSError(errno.EMFILE, "Too many open files")
+            raise _refused(code, way)
         return cast(Settings, None)
 
     reloader = Reloader(load, lambda _: Changes, lambda: [file], lambda event, _: events.append(event))

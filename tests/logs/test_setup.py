@@ -447,7 +447,10 @@ def test_a_stream_that_fails_costs_lines_and_nothing_else(error: Exception) -> N
     assert log.dropped_lines() == before + 2
     stream.error = None
     logger.info("kept")
-    assert [event["event"] for event in lines(stream)] == ["kept"]
+    assert [event["event"] for event in lines(stream)] == ["kept", "log_lines_dropped"]
+    assert lines(stream)[1]["count"] == 2
+    logger.info("kept, too")
+    assert len(lines(stream)) == 3
     assert log.dropped_lines() == before + 2
 
 

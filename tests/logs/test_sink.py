@@ -167,6 +167,22 @@ def test_what_is_left_of_a_line_that_was_cut_spoils_no_other() -> None:
     assert one.dropped == 4
 
 
+def test_dropped_lines_are_told_once_when_lines_can_be_written_again() -> None:
+    disk, told = Full(), []
+
+    def tell(count: int) -> None:
+        told.append(count)
+        one.write("told")
+
+    one = Sink(unchanged, tell)
+    one.stream = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8")
+    for left in (100, 0, 0, 5, 100, 100):  # the third has room for the line, and none for what is told of it
+        disk.left = left
+        one.write("line")
+    assert told == [2, 1]
+    assert disk.taken == b"line\nline\nline\ntold\nline\n"
+
+
 @on_posix
 async def test_a_reader_that_does_not_read_holds_nothing_up_and_gets_it_all_later() -> None:
     one = Sink(unchanged)

@@ -68,16 +68,26 @@ CELLS = (
     Cell("accept4", "EINTR", "1+2"),
     Cell("socket", "EMFILE", named=_NO_DESCRIPTORS),
     Cell("socket", "ENFILE", named=_NO_DESCRIPTORS),
-    Cell("connect", "ENOMEM", named="connection_failed|can't be reached"),
+    *(
+        Cell("connect", error, named=f'no connection to [^"]*{error}|"cause": ?"{cause}"')
+        for error, cause in (
+            ("ENOMEM", "no_memory"),
+            ("ENOBUFS", "no_memory"),
+            ("EADDRNOTAVAIL", "no_port"),
+            ("EPERM", "forbidden"),
+        )
+    ),
     Cell("connect", "EINTR", "1+2"),
-    Cell("recvfrom", "ENOMEM", "2+3", may_lose=True),
+    Cell("recvfrom", "ENOMEM", "2+3", named="ENOMEM", may_lose=True),
     Cell("recvfrom", "EINTR", "1+2"),
-    Cell("sendto", "ENOBUFS", "2+3", may_lose=True),
+    Cell("sendto", "ENOBUFS", "2+3", named="ENOBUFS", may_lose=True),
     Cell("sendto", "EINTR", "1+2"),
-    Cell("write", "ENOSPC"),
+    Cell("write", "ENOSPC", named='"log_lines_dropped", ?"count"'),
     Cell("write", "EINTR", "1+2"),
     Cell("openat", "EMFILE", named="Too many open files|no free file descriptors"),
     Cell("openat", "ENFILE", named="Too many open files in system|no free file descriptors"),
+    Cell("openat", "ENOMEM", named="Cannot allocate memory|ENOMEM"),
+    Cell("openat", "ENOSPC", named="No space left on device"),
     Cell("openat", "EINTR", "1+2"),
 )
 

@@ -1,0 +1,122 @@
+"""Failures of this computer itself: no descriptor, memory or port is left, or a rule forbids a connection.
+
+Such a failure says nothing about Contentsquare or the network. Libraries wrap the system's error, or hide it.
+Sources: errno(3), connect(2), send(2); RFC 9209, section 2.3 (error types).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class MachineFault(NamedTuple):
+    """``cause`` is for logs and metrics, ``words`` say what to do, ``proxy_status`` is RFC 9209's type."""
+
+    cause: str
+    words: str
+    proxy_status: str = "proxy_internal_error"
+
+
+_NO_DESCRIPTORS = MachineFault(
+    "no_descriptors",
+    "no file descriptor is left (EMFILE or ENFILE); raise the limit of open files (ulimit -n, LimitNOFILE)"
+    " or look for the program that uses them up",
+)
+_NO_MEMORY = MachineFault(
+    "no_memory",
+    "the operating system has no memory left for it (ENOMEM or ENOBUFS); look for the program that uses it"
+    " up, or raise the container's limit",
+)
+_NO_PORT = MachineFault(
+    "no_port",
+    "no local port or address is left for it (EADDRNOTAVAIL); look for a program with many connections,"
+    " and check this computer's network",
+)
+_FORBIDDEN = MachineFault(
+    "forbidden",
+    "this computer forbids it (EPERM or EACCES); check the rules of its firewall, of the container and of"
+    " the service (IPAddressDeny, SELinux)",
+    "destination_ip_prohibited",
+)
+_FAULTS = {
+    errno.EMFILE: _NO_DESCRIPTORS,
+    errno.ENFILE: _NO_DESCRIPTORS,
+    errno.ENOMEM: _NO_MEMORY,
+    errno.ENOBUFS: _NO_MEMORY,
+    errno.EADDRNOTAVAIL: _NO_PORT,
+    errno.EPERM: _FORBIDDEN,
+    errno.EACCES: _FORBIDDEN,
+}
+_NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""The errors of a computer without IPv6, or without IPv4: the other family's error counts."""
+_NUMBER = re.compile(r"\[(?:Errno|WinError) (\d+)\]")
+_PASSING = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN, errno.EIO),
+    *(getattr(errno, name) for name in ("EDQUOT", "ESTALE") if hasattr(errno, name)),
+)
+"""A file that can't be read for one of these reasons may be readable a moment later."""
+
+
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """The fault of this computer behind the error of a connection, None where there is none.
+
+    Attempts to several addresses may have failed: a fault counts if all of them failed by it.
+    """
+    for seen in _chain(error):
+        numbers = _numbers(seen)
+        faults = {_FAULTS.get(number) for number in numbers - _NO_WAY or numbers}
+        if len(faults) == 1 and (fault := faults.pop()) is not None:
+            return fault
+        if isinstance(seen, MemoryError):
+            return _NO_MEMORY
+        if isinstance(seen, socket.gaierror) and seen.errno == socket.EAI_MEMORY:
+            return _NO_MEMORY
+    return None
+
+
+def hidden_fault(error: BaseException) -> MachineFault | None:
+    """As `machine_fault`, also where the error hides the fault, as a name's lookup does: a file is tried."""
+    return machine_fault(error) or machine_fault(_error_of_a_try() or error)
+
+
+def passes(error: BaseException, texts: tuple[str, ...] = ()) -> bool:
+    """Whether files could not be read for a reason that may pass by itself.
+
+    ``texts`` are lines about faults. The system's words in them are all that is left of some errors.
+    """
+    if any(number in _PASSING for seen in _chain(error) for number in _numbers(seen)):
+        return True
+    words = tuple(map(os.strerror, _PASSING))
+    if any(text.endswith(words) for text in texts):
+        return True
+    return _error_of_a_try() is not None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those behind it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield getattr(seen, "os_error", seen)  # aiohttp's errors hold the system's
+        seen = seen.__cause__ or seen.__context__
+
+
+def _numbers(error: BaseException) -> set[int]:
+    """The numbers of errno(3) in an error: several where it is of attempts to several addresses."""
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror | ssl.SSLError):
+        return set()  # the numbers of these two are of other kinds
+    return set(map(int, _NUMBER.findall(str(error)))) if error.errno is None else {error.errno}
+
+
+def _error_of_a_try() -> OSError | None:
+    """The passing error of opening a file that can always be opened; None where it opens."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error if error.errno in _PASSING else None
+    return None
