@@ -93,6 +93,7 @@ async def send_answer(
             async with asyncio.timeout(STALL_S):
                 await request.connection.drained()
     except TimeoutError:
+        request.facts.cut_because = f"the caller did not take a piece of it in {STALL_S:g} s"
         request.connection.abort()
         return False
     return keep

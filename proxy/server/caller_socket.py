@@ -16,6 +16,9 @@ _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """SO_LINGER with a time of 0: closing the socket resets the connection."""
 ABORT_SHUTS_DOWN = sys.platform == "win32"
 """Whether the event loop shuts an aborted socket down before it closes the socket, so that a FIN goes out."""
+MOST_UNWRITTEN_BYTES: Final = 64 * 1024
+"""How many bytes of an answer wait for the caller before writing pauses: as without TLS. The event loops' own
+limit for TLS is 512 KiB, which each caller that doesn't read would take."""
 _TURN_S: Final = 0.002
 """After this time uvloop has sent all written bytes: uvloop collects the writes of one turn of the loop."""
 LOOK_S = 0.1
@@ -70,6 +73,8 @@ class CallerSocket(asyncio.Protocol):
         """The connection is open; on a TLS listener, after the handshake."""
         self.transport = cast(asyncio.Transport, transport)
         self._is_tls = transport.get_extra_info("sslcontext") is not None
+        if self._is_tls:
+            self.transport.set_write_buffer_limits(MOST_UNWRITTEN_BYTES)
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002 - asyncio's interface
         """The connection is closed."""

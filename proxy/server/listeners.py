@@ -253,18 +253,10 @@ def _ipv6_fault(host: str) -> str | None:
 
 def _bind(host: str, port: int, key: str) -> socket.socket:
     """A new listening socket. A taken address is an error, and never shared. ``key`` is the setting."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
+        return _listen(host, port)
     except OSError as exc:
-        sock.close()
-        if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
+        if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(exc, socket.gaierror):
             raise ListenError(
                 f"server.host: can't listen on {bracketed(host)} ({exc.strerror});"
                 " give an address of this computer"
@@ -277,4 +269,18 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         raise ListenError(
             f"{key}: can't listen on {bracketed(host)}:{port} ({exc.strerror}); {remedy}"
         ) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
     return sock

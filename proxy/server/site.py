@@ -86,8 +86,9 @@ class CallerServer(Server):
 
     async def _let_in(self) -> None:
         while self._waiting:
-            self.make_room()
             free = self.limit - self._known
+            if free <= 0:
+                self.make_room()
             while self._waiting and (free > 0 or self._waiting[0].done()):
                 waiter = self._waiting.popleft()
                 if not waiter.done():  # its caller has not left

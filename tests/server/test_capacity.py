@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_sta
 
 from proxy.server import capacity, site
 from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections, most_strangers
+from proxy.server.connection import CallerConnection
 from proxy.server.strangers import MOST_STRANGERS
 
 KEY = b"X-API-Key: the-key-of-the-caller"
@@ -107,6 +108,28 @@ async def test_idle_connections_make_room_for_new_ones(few: int) -> None:
                 assert (await proxy.call(b"GET /v1/segments")).status == 200
         assert known(proxy) <= few
         assert connections(proxy) <= 2 * few + few // 4
+
+
+async def test_one_caller_that_waits_costs_one_batch_of_idle_connections(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "IDLE_S", 0)
+    batches = []
+    make_room = capacity.make_room
+
+    def counted(connections: Iterable[CallerConnection], limit: int, now: float) -> None:
+        batches.append(known(proxy))
+        make_room(connections, limit, now)
+
+    monkeypatch.setattr(site, "make_room", counted)
+    async with gateway(Upstream()) as proxy:
+        for _ in range(few):
+            _, writer = await proxy.connect()
+            writer.write(proxy.request(b"GET /v1/segments"))
+        await until(lambda: known(proxy) == few)
+        await until(lambda: all(one.is_idle for one in proxy.app._listeners.connections()))
+        assert (await proxy.call(b"GET /v1/segments")).status == 200
+        assert batches == [few]
 
 
 async def test_a_flood_of_connections_is_taken_in_bounded_batches(few: int) -> None:

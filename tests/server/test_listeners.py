@@ -26,7 +26,7 @@ from proxy.cli.status import Unreachable, source
 from proxy.config.changes import differences
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ListenError
 from proxy.server.listeners import Listeners
 from proxy.server.passed_sockets import PassedSocket
 
@@ -176,6 +176,19 @@ def test_a_machine_without_ipv6_is_no_fault_and_is_told_at_debug_only(
     [[(host, _)]] = bound(settings())
     assert host == "127.0.0.1"
     assert told == [("no_ipv6_loopback", {"key": "server.port", "error": "no IPv6 here"})]
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EMFILE])
+def test_an_address_for_which_there_is_no_socket_is_told(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoIpv6(socket.socket):
+        def __init__(self, family: int = socket.AF_INET, *arguments: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(code, "no socket")
+            super().__init__(family, *arguments, **named)
+
+    monkeypatch.setattr(socket, "socket", NoIpv6)
+    with pytest.raises(ListenError, match=r"can't listen on \[::1\].*no socket"):
+        bound(settings(server={"host": "::1"}))
 
 
 # No port

@@ -17,6 +17,7 @@ from support.certificates import tls_files
 from support.harness import WAIT_S, Gateway, Upstream, gateway, read_message, until
 
 from proxy.server import tls
+from proxy.server.caller_socket import MOST_UNWRITTEN_BYTES
 
 SIZE = 1_000_000
 LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + b"x" * SIZE
@@ -146,19 +147,37 @@ async def test_a_caller_that_reads_slowly_gets_all_of_the_last_answer(
         assert got.endswith(b"x" * SIZE)
 
 
+async def test_a_caller_that_reads_nothing_has_no_more_of_the_answer_kept_than_without_tls(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with secured(authority, tmp_path, LARGE) as proxy:
+        with await asyncio.to_thread(asked, trusting(authority), proxy.port):
+            await until(lambda: any(one.writing_paused for one in proxy.app._listeners.connections()))
+            [connection] = proxy.app._listeners.connections()
+            assert connection.transport is not None
+            # A read from the cloud comes on top: 256 KiB.
+            assert connection.transport.get_write_buffer_size() < 6 * MOST_UNWRITTEN_BYTES
+
+
+def asked(context: ssl.SSLContext, port: int) -> ssl.SSLSocket:
+    """A client that has sent a request, and keeps nothing of the answer in buffers of its own."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(WAIT_S)
+    sock.connect(("127.0.0.1", port))
+    end = context.wrap_socket(sock, server_hostname="localhost")
+    end.sendall(b"GET /v1/x HTTP/1.1\r\nHost: localhost:%d\r\nConnection: close\r\n\r\n" % port)
+    return end
+
+
 def read_slowly(context: ssl.SSLContext, port: int) -> bytes:
     """One answer, up to its end, by a client that keeps nothing in buffers of its own."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(WAIT_S)
-        sock.connect(("127.0.0.1", port))
-        with context.wrap_socket(sock, server_hostname="localhost") as end:
-            end.sendall(b"GET /v1/x HTTP/1.1\r\nHost: localhost:%d\r\nConnection: close\r\n\r\n" % port)
-            got = b""
-            while data := end.recv(16384):
-                got += data
-                time.sleep(0.005)
-            return got
+    with asked(context, port) as end:
+        got = b""
+        while data := end.recv(16384):
+            got += data
+            time.sleep(0.005)
+        return got
 
 
 async def test_a_caller_that_never_answers_the_end_of_tls_does_not_hold_the_stop_up(
