@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
 
+from support.codings import CODINGS
 from support.mutations import ANSWER_WORDS, ANSWERS, REQUESTS, WORDS, pieces
-from support.readers import SPELLINGS
+from support.readers import BETWEEN, PREFIXES, SPELLINGS, SUFFIXES, VALUES, projects_read
+from support.readers import TARGETS as GRAMMAR
 from support.strict import Malformed, parse_request, parse_response
 from support.token_answers import GOOD
 
@@ -34,6 +36,8 @@ _LEAKS.add(_PRIVATE[1])
 _LEAKS.add("short")
 _CUTS_BYTES: Final = 2
 """The first bytes of an input decide how the others are cut; no engine needs to know that."""
+_LONGEST_OF_GRAMMAR: Final = 200
+"""Bytes of a target; the pattern of the grammar takes too long for more."""
 
 
 def _cut(data: bytes) -> tuple[bytes, list[bytes]]:
@@ -202,7 +206,10 @@ class _Limits:
 
 
 def rules(data: bytes) -> None:
-    """A target passes, or `Forbidden` refuses it; both rules together refuse what one of them refuses."""
+    """A target passes, or `Forbidden` refuses it; both rules together refuse what one of them refuses.
+
+    Where a project's number is limited, no lenient server reads another one in a target that passes.
+    """
     try:
         head = parse_request_head(b"GET %b HTTP/1.1\r\nHost: h" % data)
     except ProxyError:
@@ -218,6 +225,8 @@ def rules(data: bytes) -> None:
             verdicts.append(True)
     both, by_number, by_reading = verdicts
     assert both == (by_number and by_reading)
+    if by_number and len(data) < _LONGEST_OF_GRAMMAR and GRAMMAR.fullmatch(data.decode("latin-1")):
+        assert set().union(*projects_read(data).values()) <= {_Limits.project_id}
 
 
 # The token endpoint's answer
@@ -261,17 +270,29 @@ def _check_lease(lease: Lease) -> None:
     assert lease.origin.host.endswith(".contentsquare.com")
 
 
+def _with_secret(data: bytes) -> tuple[str, bytes]:
+    """The secret in a coding, which the first byte chooses, and a text around it, cut at the second one."""
+    coded = list(CODINGS.values())[data[0] % len(CODINGS)](_PRIVATE[1])
+    text = data[_CUTS_BYTES:]
+    return coded, b"%b/%b&%b" % (text[: data[1]], coded.encode(), text[data[1] :])
+
+
 def quotes(data: bytes) -> None:
-    """A foreign text: fit to be shown, or withheld, and never a part of the credentials."""
+    """A foreign text: fit to be shown, or withheld, and never a part of the credentials in any coding."""
     said = quotable(data.decode("utf-8", "replace"), _PRIVATE)
     assert said.isprintable()
     assert not gives_away(said, _PRIVATE)
+    if len(data) >= _CUTS_BYTES:
+        coded, text = _with_secret(data)
+        assert coded not in quotable(text.decode("utf-8", "replace"), _PRIVATE)
 
 
 def leaks(data: bytes) -> None:
-    """A text, as a target and as field lines: a secret in it is found as it is, and in any case."""
+    """A text, as a target and as field lines: a secret in it is found as it is, in any case and coding."""
     for found in (_LEAKS.is_in_target(data), _LEAKS.is_in_fields(data)):
         assert found or _LONG_SECRET not in data.lower()
+    if len(data) >= _CUTS_BYTES:
+        assert _LEAKS.is_in_target(_with_secret(data)[1])
 
 
 @dataclass(frozen=True)
@@ -290,7 +311,8 @@ def _started(seeds: list[bytes]) -> list[bytes]:
 
 def _token_seeds() -> list[bytes]:
     failed = {"error": "invalid_client", "error_description": f"{_PRIVATE[1]} is wrong"}
-    bodies = [GOOD, failed, {**GOOD, "expires_in": 1}, {**GOOD, "endpoint": "https://[::1]:1/x"}]
+    ends = ("https://[::1]:1/x", "https://evilcontentsquare.com", "https://contentsquare.com.evil.example")
+    bodies = [GOOD, failed, {**GOOD, "expires_in": 1}, *({**GOOD, "endpoint": end} for end in ends)]
     texts = [json.dumps(body).encode() for body in bodies]
     return [bytes((status,)) + text for text in texts for status in (0, 4, 9)]
 
@@ -319,7 +341,8 @@ TARGETS: Final = {
             b"=42",
             b"=43",
             b"_method",
-            b"%00",
+            *(word.encode() for word in (*BETWEEN, *PREFIXES, *SUFFIXES) if word),
+            *(value.format("43").encode() for value in VALUES),
         ],
         1 << 14,
     ),
@@ -329,6 +352,7 @@ TARGETS: Final = {
         [
             *(json.dumps(word).encode() for word in ("access_token", "expires_in", "endpoint", "error")),
             *_NUMBERS,
+            *(b"https://", b".contentsquare.com", b"evil", b"@", b"#", b"\\", b"\\u002e"),
         ],
         1 << 11,
     ),
