@@ -22,7 +22,7 @@ _LAYERS: Final = 2
 _SEPARATORS = re.compile(r"0x|\\x|%|[\s:,._-]", re.IGNORECASE)
 _HEX_RUN = re.compile("[0-9A-Fa-f]{8,}")
 _BASE64_RUN = re.compile("[0-9A-Za-z+/]{8,}")
-_ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\x([0-9A-Fa-f]{2})")
+_ESCAPE = re.compile(r"[\\%]u([0-9A-Fa-f]{4})|\\x([0-9A-Fa-f]{2})|\\(.)")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -53,10 +53,10 @@ def gives_away(text: str, secrets: Collection[str], *, part: int = PART) -> bool
 
 
 def decoded(text: str) -> Iterator[str]:
-    """The text without blanks and invisible characters, and what it is if it is in a coding.
+    r"""The text without blanks and invisible characters, and what it is if it is in a coding.
 
-    Codings are the escapes of URLs, HTML and JSON, hexadecimal, base64 (also url-safe, from any place on),
-    the reversed text, and each of these within another one.
+    Codings are the escapes of URLs (also ``%uXXXX``), HTML and JSON, quoted pairs (``\a``), hexadecimal,
+    base64 (also url-safe, from any place on), the reversed text, and each of these within another one.
     """
     layer = {_squeezed(text)}
     seen: set[str] = set()
@@ -78,7 +78,7 @@ def _squeezed(text: str) -> str:
 
 
 def _unescaped(text: str) -> Iterator[str]:
-    plain = _ESCAPE.sub(lambda match: chr(int(match[1] or match[2], 16)), text)
+    plain = _ESCAPE.sub(lambda match: match[3] or chr(int(match[1] or match[2], 16)), text)
     yield html.unescape(unquote(plain))
 
 

@@ -30,6 +30,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "hexadecimal in C": lambda text: "".join(f"\\x{byte:02X}" for byte in text.encode()),
     "hexadecimal numbers": lambda text: ", ".join(f"0x{byte:02x}" for byte in text.encode()),
     "JSON's escapes": lambda text: "".join(f"\\u{ord(one):04x}" for one in text),
+    "percent with u": lambda text: "".join(f"%u{ord(one):04X}" for one in text),
+    "quoted pairs": lambda text: "".join(f"\\{one}" for one in text),
     "JSON in JSON": lambda text: json.dumps(json.dumps(text)),
     "HTML": lambda text: "".join(f"&#{ord(one)};" for one in text),
     "reversed": lambda text: text[::-1],
@@ -54,6 +56,12 @@ def test_a_secret_is_found_in_any_spelling(spell: Callable[[str], str], around: 
     text = (around or "{}").format(spell(SECRET))
     assert gives_away(text, ("another one, 12345678", SECRET)), text
     assert not gives_away(text, ("another one, 12345678",)), text
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_secret_with_backslashes_is_found_in_any_spelling(spell: Callable[[str], str]) -> None:
+    secret = "a\\b/value\\\\with signs\\"
+    assert gives_away(spell(secret), (secret,))
 
 
 @given(before=st.binary(max_size=40), after=st.binary(max_size=40), coding=st.sampled_from(BASE64))
