@@ -11,7 +11,6 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final
 
 from proxy.codings import decodings, percent_decoded
@@ -67,6 +66,8 @@ _ODD: Final = re.compile(
 )
 """Codes that no client makes, and that some servers take for ASCII: ``%uXXXX``, and overlong UTF-8."""
 _PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"(?=([^&;?#]*))")
+_PARAMETER_END: Final = re.compile(rb"[^&=]*+=[^&;?#]*+")
+"""The rest of a key, which may hold the separators of other servers, and its value."""
 _OF_KEY: Final = re.compile(rb"[\s\"'\[(]*+([0-9]+)[\s\"'\])}]*+\Z")
 """A number as the value of a parameter, which a server may take for an array or for a text in quotes."""
 _OF_PATH: Final = re.compile(rb"[=/]([0-9]+)(?:/|\Z)")
@@ -200,8 +201,21 @@ def _without_dot_segments(path: bytes) -> bytes:
 
 
 def _names_other_by_key(reading: bytes, own: bytes) -> bool:
-    names = islice(_PROJECT_ID.finditer(reading), _MOST_NAMES + 1)
-    return any(count >= _MOST_NAMES or not _is_own(own, name[1]) for count, name in enumerate(names))
+    for count, name in enumerate(_PROJECT_ID.finditer(reading)):
+        if count >= _MOST_NAMES or not _is_own(own, name[1]):
+            return True
+        if b"=" not in name[1] and (longer := _longer_tail(reading, name)) and not _is_own(own, longer):
+            return True
+    return False
+
+
+def _longer_tail(reading: bytes, name: re.Match[bytes]) -> bytes:
+    """The rest of the parameter for servers that split at ``&`` alone; empty where it has no value."""
+    begins_at = reading.rfind(b"&", 0, name.start()) + 1
+    if b"=" in reading[begins_at : name.start()]:  # the name is in a value
+        return b""
+    parameter = _PARAMETER_END.match(reading, name.end())
+    return b"" if parameter is None else parameter[0]
 
 
 def _is_own(own: bytes, tail: bytes) -> bool:

@@ -32,7 +32,8 @@ def test_each_known_spelling_is_refused_read_by_some_server_and_made_by_the_gram
 
 
 @pytest.mark.parametrize(
-    "target", ["/v1/segments?projectId=42", "/v1/projects/42/surveys", "/v1/segments?a=43"]
+    "target",
+    ["/v1/segments?projectId=42", "/v1/projects/42/surveys", "/v1/segments?a=43", "/v1/x?a=projectId;b=43"],
 )
 def test_all_readers_agree_about_plain_targets(target: str) -> None:
     assert not names_other_project(target.encode(), MINE)

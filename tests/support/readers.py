@@ -301,6 +301,7 @@ SPELLINGS = (
     "/v1/projects.json/43?a=1",
     "/v1/projects//43/surveys?a=1",
     "/v1/x?projectId=42&project_id=43",
+    "/v1/x?projectId;x=43",
     "/v1/x?project%49d=43",
     "/v1/x?projectId=42%26projectId=43",
     "/v1/x?a=1;projectId=43",
