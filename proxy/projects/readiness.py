@@ -31,6 +31,6 @@ def missing(
     for api in wanted:
         keeper = keepers.get(api)
         if keeper is None or keeper.current() is None:
-            last = None if keeper is None else keeper.status().last_error
+            last = None if keeper is None else keeper.record.last_error
             lines.append(f"{name}/{api.value}: {last or NO_TOKEN}")
     return lines

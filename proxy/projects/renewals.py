@@ -117,7 +117,7 @@ class Renewals:
             state.in_vain, state.suspect = 0, False
 
     def close(self) -> None:
-        """Redact the secrets no longer, nor one that an answer under way may bring."""
+        """End the questions under way, and redact the secrets no longer."""
         for state in self._states.values():
             if state.asking is not None:
                 state.asking.cancel()

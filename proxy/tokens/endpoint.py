@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from proxy import __version__
-from proxy.blocking import in_thread
+from proxy.blocking import NoThread, in_thread
 from proxy.config.settings import Credentials
 from proxy.contentsquare import GRANT_TYPE, ME_PATH, TOKEN_PATH, Api
 from proxy.errors import ConnectFailed, LoopDetected, TokenFetchError
@@ -223,7 +223,12 @@ class TokenEndpoint:
         error = self._error_of(answer, credentials)  # a 429 is obeyed
         if error is not None and error.cause == "loop":
             raise error
-        if await in_thread(lambda: answer.repeats(private_texts(credentials)[1])):
+        secret = private_texts(credentials)[1]
+        try:
+            repeats = await in_thread(lambda: answer.repeats(secret))
+        except NoThread:
+            repeats = answer.repeats(secret)
+        if repeats:
             raise TokenFetchError(
                 f"the answer of {self._name} repeats the secret, so it is withheld", cause="malformed"
             )

@@ -91,7 +91,7 @@ class LeaseKeeper:
     @property
     def is_settled(self) -> bool:
         """Whether a lease is usable or, if none is, a fetch has failed or waits for the end of an outage."""
-        return self.current() is not None or self._seen().error is not None
+        return self.current() is not None or self.record.error is not None
 
     async def get(self, wait_s: float) -> Lease:
         """The usable lease: at once if there is one, else within ``wait_s`` seconds.
@@ -247,7 +247,7 @@ class LeaseKeeper:
         return self._schedule.due_in_s <= (min(wait_s, MIN_GAP_S) if self._record.is_refused else wait_s)
 
     def _unavailable(self) -> TokenUnavailable | ProxyLoop:
-        why = self._seen().error or _why_not_usable(self._lease, is_rejected=self._rejected)
+        why = self.record.error or _why_not_usable(self._lease, is_rejected=self._rejected)
         when, retry_after_s = "a try is under way", UNDER_WAY_S
         if self._outage() is not None:
             when = "it is tried again every few seconds"
@@ -260,12 +260,14 @@ class LeaseKeeper:
         """The outage whose end the fetch waits for."""
         return self._current_outage() if self._fetching else None
 
-    def _seen(self) -> FetchRecord:
+    @property
+    def record(self) -> FetchRecord:
+        """How the fetches ended; see `FetchRecord.seen_during`."""
         return self._record.seen_during(self._outage())
 
     def status(self) -> LeaseStatus:
         """The state of the lease now."""
-        lease, usable, record = self._lease, self.current() is not None, self._seen()
+        lease, usable, record = self._lease, self.current() is not None, self.record
         return LeaseStatus(
             name=self.name,
             state=state_of(record.error, usable=usable, is_due=not self._schedule.is_stopped),

@@ -8,6 +8,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,20 @@ async def test_trouble_with_me_is_never_the_callers_fault(told: bytes, status: i
         answer = await post(proxy, b"/shop/v1/oauth/me", {})
         assert (answer.status, answer.error_code) == (status, code)
         assert b"canary" not in answer.head + answer.body
+
+
+async def test_me_is_answered_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert (await post(proxy, b"/shop/v1/oauth/me", {})).status == 200
+        secret = b"secret-canary-1"
+        token.told = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(secret), secret)
+        answer = await post(proxy, b"/shop/v1/oauth/me", {})
+        assert (answer.status, answer.error_code) == (502, "PROXY_UPSTREAM_UNREACHABLE")
 
 
 async def test_me_repeats_no_secret_in_any_spelling_also_after_a_renewal(tmp_path: Path) -> None:
