@@ -115,10 +115,12 @@ def _of_lease(status: LeaseStatus) -> dict[str, object]:
         "permanent": status.permanent,
         "failures_in_a_row": status.failures_in_a_row,
         "refreshes": status.refreshes,
-        "next_try_in_s": _finite(status.next_try_in_s),
+        **_of_next_try(status.next_try_in_s),
     }
 
 
-def _finite(seconds: float | None) -> float | None:
-    """JSON has no infinite numbers."""
-    return None if seconds is None or seconds == math.inf else round(seconds, 1)
+def _of_next_try(seconds: float | None) -> dict[str, object]:
+    """JSON has no infinite numbers: ``on_demand`` tells that only a request brings the next try."""
+    if seconds == math.inf:
+        return {"next_try_in_s": None, "on_demand": True}
+    return {"next_try_in_s": seconds and round(seconds, 1)}

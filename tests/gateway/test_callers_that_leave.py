@@ -73,6 +73,9 @@ async def test_new_ids_whose_callers_have_left_are_not_asked_for() -> None:
         keepers = [one.keepers[Api.METRICS] for one in running.app.projects() if "/" in one.name]
         await until(lambda: sum(keeper.status().next_try_in_s == float("inf") for keeper in keepers) == 18)
         assert len(token.requests) == 2
+        status = json.loads((await running.call(b"GET /-/status")).body)["projects"]
+        told = status["acme/1020"]["apis"]["metrics"]
+        assert (told["state"], told["next_try_in_s"], told["on_demand"]) == ("idle", None, True)
         assert (await running.call(b"GET /acme/42/v1/segments")).status == 200
 
 

@@ -267,7 +267,7 @@ function updateApis(at, project) {
 }
 
 function why(api) {
-  const next = api.next_try_in_s === null ? 'the proxy is trying now' : `next try in ${duration(Math.max(5, Math.ceil(api.next_try_in_s / 5) * 5))}`;
+  const next = api.on_demand ? 'the next request tries again' : api.next_try_in_s === null ? 'the proxy is trying now' : `next try in ${duration(Math.max(5, Math.ceil(api.next_try_in_s / 5) * 5))}`;
   return `${api.last_error}; ${next}`;
 }
 
