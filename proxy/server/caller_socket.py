@@ -10,7 +10,7 @@ import sys
 from typing import Final, cast
 
 from proxy.server.request import WritingPeer
-from proxy.server.tls import unacknowledged
+from proxy.server.tls import SHUTDOWN_TIMEOUT_S, unacknowledged
 
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """SO_LINGER with a time of 0: closing the socket resets the connection."""
@@ -23,6 +23,7 @@ _TURN_S: Final = 0.002
 """After this time uvloop has sent all written bytes: uvloop collects the writes of one turn of the loop."""
 LOOK_S = 0.1
 """The time between two looks at whether the caller has taken all of an answer, before TLS ends."""
+_ENOUGH_LOOKS: Final = 2
 WRITE_STALL_S = 300.0
 """How long a caller may take to read the rest of an answer, before the next answer or the end."""
 
@@ -36,6 +37,7 @@ class CallerSocket(asyncio.Protocol):
         "_is_closing",
         "_is_tls",
         "_loop",
+        "_quiet_looks",
         "_stall_timer",
         "_tls_end",
         "opening",
@@ -58,6 +60,8 @@ class CallerSocket(asyncio.Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._tls_end: asyncio.TimerHandle | None = None
         """The next look whether TLS can end."""
+        self._quiet_looks = 0
+        """How many looks in a row found no byte that the caller's system has not taken."""
         self._holds = 0
         """How many reasons there are not to read from the caller."""
         self._is_tls = False
@@ -167,14 +171,25 @@ class CallerSocket(asyncio.Protocol):
             self._tls_end = self._loop.call_later(_TURN_S, self._end_tls)
 
     def _end_tls(self) -> None:
-        """Begin the end of TLS, which has a time limit, as soon as the caller has taken all of the answer."""
+        """Begin the end of TLS once the caller has taken all of the answer, and limit the time for that end.
+
+        One look may find our system's buffer empty while encrypted bytes wait in the event loop. Before the
+        next look, the event loop hands those bytes to our system.
+        """
         if self.transport is None:
             return
         if self.has_unsent or unacknowledged(self.socket):
+            self._quiet_looks = 0
             self._limit_stall()
-            self._tls_end = self._loop.call_later(LOOK_S, self._end_tls)
         else:
-            self.transport.close()
+            self._quiet_looks += 1
+            if self._quiet_looks == _ENOUGH_LOOKS:
+                self.transport.close()
+            elif self._quiet_looks > _ENOUGH_LOOKS + SHUTDOWN_TIMEOUT_S / LOOK_S:
+                self.transport.abort()
+                return
+        wait_s = _TURN_S if 0 < self._quiet_looks < _ENOUGH_LOOKS else LOOK_S
+        self._tls_end = self._loop.call_later(wait_s, self._end_tls)
 
     def abort(self) -> None:
         """Reset the connection, so that the part of an answer that was sent doesn't look whole."""

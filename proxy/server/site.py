@@ -19,11 +19,12 @@ from aiohttp.web_runner import BaseSite, ServerRunner
 from aiohttp.web_server import Server
 
 from proxy.logs import OnEvent
+from proxy.server.caller_socket import WRITE_STALL_S
 from proxy.server.capacity import make_room
 from proxy.server.connection import CallerConnection, Handler
 from proxy.server.request import Listener
 from proxy.server.strangers import Strangers
-from proxy.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, speaks_plain_http
+from proxy.server.tls import HANDSHAKE_TIMEOUT_S, speaks_plain_http
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
@@ -227,7 +228,7 @@ class CallerSite(BaseSite):
                     sock,
                     ssl=tls,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-                    ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+                    ssl_shutdown_timeout=WRITE_STALL_S,  # see `CallerSocket`
                 )
         except OSError:  # no TLS, no handshake in time, or the caller has left
             pass
