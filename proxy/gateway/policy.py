@@ -25,8 +25,8 @@ _LEAK: Final = (
     " Send the key as the password (any user name), as a bearer token, as X-API-Key or as the query parameter"
     " csq_key."
 )
-_FORM: Final = re.compile(rb"\bform\b|urlencoded", re.IGNORECASE)
-"""Content types of forms: ``application/x-www-form-urlencoded``, ``multipart/form-data``."""
+_FORM: Final = re.compile(rb"\bform\b|urlencoded|multipart", re.IGNORECASE)
+"""Types of forms: ``application/x-www-form-urlencoded``, ``multipart/form-data``, ``multipart/mixed``."""
 
 
 class ProjectLimits(Protocol):
@@ -103,7 +103,11 @@ def check_quit(caller: Caller | None) -> None:
 
 
 def _has_form(head: RequestHead) -> bool:
-    for value in head.fields.values(b"content-type"):  # noqa: SIM110 - a generator takes three times as long
+    """Whether the content may be a form; Rack takes one without a type for that."""
+    types = head.fields.values(b"content-type")
+    if not types:
+        return head.chunked or (head.content_length or 0) > 0
+    for value in types:  # noqa: SIM110 - a generator takes three times as long
         if _FORM.search(value):
             return True
     return False

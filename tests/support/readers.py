@@ -15,7 +15,11 @@ from urllib.parse import unquote_to_bytes
 
 from hypothesis import strategies as st
 
-Pairs = Iterator[tuple[str, str]]
+_OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80\x81][\x80-\xbf]")
+
+
+class Pairs(list[tuple[str, object]]):
+    """A JSON object: parsers differ in which of two pairs with the same key counts."""
 
 
 def decoded(text: bytes) -> bytes:
@@ -48,19 +52,17 @@ def whole(value: str) -> set[int]:
 
 def in_json(value: object) -> set[int]:
     """Numbers behind a project's key, at any depth."""
-    if isinstance(value, list):
-        return set().union(*map(in_json, value))
-    if not isinstance(value, dict):
-        return set()
-    found = set().union(*map(in_json, value.values()))
-    for key, inner in value.items():
+    if not isinstance(value, Pairs):
+        return set().union(*map(in_json, value)) if isinstance(value, list) else set()
+    found = set().union(*(in_json(inner) for _, inner in value))
+    for key, inner in value:
         if is_project_id(key):
             for one in inner if isinstance(inner, list) else [inner]:
                 found |= whole(str(one))
     return found
 
 
-def numbers(pairs: Pairs, number: Callable[[str], set[int]]) -> set[int]:
+def numbers(pairs: Iterable[tuple[str, str]], number: Callable[[str], set[int]]) -> set[int]:
     """The numbers in all pairs of key and value that name a project; a value may be a list, or JSON."""
     found: set[int] = set()
     for key, value in pairs:
@@ -68,7 +70,7 @@ def numbers(pairs: Pairs, number: Callable[[str], set[int]]) -> set[int]:
             for one in value.strip("[]").split(","):
                 found |= number(one.strip("\"'"))
         with contextlib.suppress(ValueError, RecursionError):
-            found |= in_json(json.loads(value))
+            found |= in_json(json.loads(value, object_pairs_hook=Pairs))
     return found
 
 
@@ -76,7 +78,7 @@ def query_of(target: bytes) -> bytes:
     return target.partition(b"?")[2].partition(b"#")[0]
 
 
-def pairs_of(query: bytes, separator: bytes) -> Pairs:
+def pairs_of(query: bytes, separator: bytes) -> Iterator[tuple[str, str]]:
     for part in re.split(separator, query):
         key, _, value = part.partition(b"=")
         yield text_of(decoded(key)), text_of(decoded(value))
@@ -142,7 +144,10 @@ def spring(target: bytes) -> set[int]:
 
 
 def asp_net(target: bytes) -> set[int]:
-    """``%uXXXX`` is a character, wide letters fit to ASCII's, segments lose trailing dots and blanks."""
+    """``%uXXXX`` is a character, wide letters fit to ASCII's, segments lose trailing dots and blanks.
+
+    Old versions read overlong UTF-8, and OData's keys stand in brackets.
+    """
 
     def wide(found: re.Match[bytes]) -> bytes:
         return chr(int(found[1], 16)).encode("utf-8", "replace")
@@ -150,10 +155,19 @@ def asp_net(target: bytes) -> set[int]:
     def fit(text: str) -> str:
         return "".join(chr(ord(char) - 0xFEE0) if 0xFF01 <= ord(char) <= 0xFF5E else char for char in text)
 
+    def text(raw: bytes) -> str:
+        plain = _OVERLONG.sub(
+            lambda found: bytes((found[0][-2] << 6 & 0xC0 | found[0][-1] & 0x3F,)), decoded(raw)
+        )
+        return fit(text_of(plain))
+
     target = re.sub(rb"%u([0-9a-fA-F]{4})", wide, target)
-    pairs = ((fit(key), fit(value)) for key, value in pairs_of(query_of(target), b"&"))
-    path = re.sub(r"[. ]+(?=/|\Z)", "", fit(path_of(target)).replace("\\", "/"))
-    return numbers(pairs, whole) | in_path(re.sub("/+", "/", path), whole)
+    parts = [part.partition(b"=") for part in query_of(target).split(b"&")]
+    pairs = [(text(key), text(value)) for key, _, value in parts]
+    path = text(re.split(rb"[?#]", target, maxsplit=1)[0]).replace("\\", "/")
+    path = re.sub(r"[. ]+(?=/|\Z)", "", re.sub("/+", "/", without_dots(path)))
+    found = numbers(pairs, whole) | in_path(path, whole)
+    return found.union(*map(whole, re.findall(r"/projects?\((?:id=)?([^)]*)\)", path.lower())))
 
 
 def flask(target: bytes) -> set[int]:
@@ -183,20 +197,46 @@ KEYS = ("projectId", "project[id", "project][id", "projectid", "PROJECTID")
 EQUALS = ("=", "%3d")
 NUMBERS = ("43", "42", "042")
 VALUES = ("{}", "42,{}", "%20{}", "{}%00", "[{}]", "%22{}%22", "+{}", "4_3", "4%2533", "%252543")
-JSONS = ("filter=%7B%22{}%22:{}%7D", "filter=%7B%22{}%22%3A[{}]%7D", 'a={{"{}":{}}}')
+JSONS = (
+    'a={{"projectId":42,"{}":{}}}',
+    'a={{"projectId":42,"b":[{{"{}":{}}}]}}',
+    "filter=%7B%22{}%22:{}%7D",
+    "filter=%7B%22{}%22%3A[{}]%7D",
+    'a={{"{}":{}}}',
+)
 MARKS = ("&", ";", "?", "%26")
 PATHS = ("project", "projects")
 BEHIND = ("", "%20", ".json", ";x", ";a=43", ".", "%00")
-SLASHES = ("/", "//", "%2f", "%252F", "\\", "%5c", "/./", "/%2e/", "/a/../", "/;x/", "/%20/")
-ENDS = ("", ";43", ".json", "/../43", "/..;/43", "/surveys")
+DOTS = ("%c0%af", "/42/%c0%ae%c0%ae/", "/42/%2e%2e/")
+SLASHES = (
+    *DOTS,
+    "/",
+    "//",
+    "%2f",
+    "%252F",
+    "\\",
+    "%5c",
+    "/./",
+    "/%2e/",
+    "/a/../",
+    "/;x/",
+    "/%20/",
+    "(",
+    "(id=",
+)
+ENDS = ("", ")", ";projectId=43", "/projects/43", ";43", ".json", "/../43", "/..;/43", "/surveys")
 
 
 def letters(char: str) -> tuple[str, ...]:
-    """Ways to spell a character: as it is, the other case, coded once and twice, and as Unicode escapes."""
+    """Ways to spell a character: the other case, codes, escapes, overlong UTF-8, and the wide character."""
     code = ord(char)
-    wide = "".join(f"%{byte:02X}" for byte in chr(code + 0xFEE0).encode())
-    coded = (f"%{code:02x}", f"%{code:02X}", f"%25{code:02x}", f"%u00{code:02x}", f"%5Cu00{code:02x}", wide)
-    return (char, char.swapcase(), *coded)
+    wide = chr(code + 0xFEE0)
+    last = f"%{0x80 | code & 0x3F:02x}"
+    overlong = f"%{0xC0 | code >> 6:02x}{last}"
+    coded = (f"%{code:02x}", f"%{code:02X}", f"%25{code:02x}", f"%u00{code:02x}", f"%5Cu00{code:02x}")
+    longer = f"%e0%{0x80 | code >> 6:02x}{last}"
+    odd = (f"\\u00{code:02x}", f"%u{code + 0xFEE0:04X}", overlong, overlong.replace("%", "%25"), longer)
+    return (char, char.swapcase(), *coded, *odd, wide, "".join(f"%{byte:02X}" for byte in wide.encode()))
 
 
 @st.composite
