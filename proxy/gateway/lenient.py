@@ -11,12 +11,15 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from proxy.codings import decodings, percent_decoded
 
 _MOST_NAMES: Final = 16
 """A query that names projects more often is refused, so that the names need not be looked at."""
+_MOST_METHODS: Final = 64
+"""The same for the word ``method``."""
 _MOST_PATH_BYTES: Final = 4096
 """A longer path that may name a project is refused: its many readings would take too long."""
 _FORMS: Final = {0x130: "i", 0x131: "i", 0xFFFD: "\x7f"} | {
@@ -48,7 +51,7 @@ def _word(letters: bytes) -> bytes:
 
 
 _CODED_LETTER: Final = rb"%(?:25|[4-7u]|c[0-245a]|e[0-2f]|f)|\\"
-"""The beginning of a code of a percent sign or letter, also of one in `_FORMS` or `_ODD`."""
+"""The beginning of a code of a percent sign or letter, also of one in `_FORMS`, `_WIDE` or `_OVERLONG`."""
 
 
 def _sign_of(letters: bytes) -> re.Pattern[bytes]:
@@ -60,11 +63,11 @@ _MAY_BE_CODED: Final = re.compile(_CODED_LETTER)
 _MAY_BE_PROJECT: Final = _sign_of(b"project")
 _MAY_BE_METHOD: Final = _sign_of(b"method")
 _MAY_BE_OAUTH: Final = _sign_of(b"oauth")
-_ODD: Final = re.compile(
-    rb"%u(?!00)[0-9a-f]{4}"
-    rb"|[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|\xf8[\x80-\x87]|\xfc[\x80-\x83]"
+_WIDE: Final = re.compile(rb"%u(?!00)[0-9a-f]{4}")
+_OVERLONG: Final = re.compile(
+    rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|\xf8[\x80-\x87]|\xfc[\x80-\x83]"
 )
-"""Codes that no client makes, and that some servers take for ASCII: ``%uXXXX``, and overlong UTF-8."""
+"""UTF-8 that is longer than it need be. No client makes it, or `_WIDE`; some servers take both for ASCII."""
 _PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"(?=([^&;?#]*))")
 _PARAMETER_END: Final = re.compile(rb"[^&=]*+=[^&;?#]*+")
 """The rest of a key, which may hold the separators of other servers, and its value."""
@@ -80,13 +83,17 @@ _PROJECT_SEGMENT: Final = rb"(?:\A|/)[^a-z0-9/]*+" + _word(b"project")
 _BEHIND_SEGMENT: Final = re.compile(_PROJECT_SEGMENT + rb"s?(?:[^a-z0-9/][^/]*+)?/++([^/;]*+)")
 _IN_SEGMENT: Final = re.compile(_PROJECT_SEGMENT + rb"s?[^a-z0-9/]++(?:id[^a-z0-9/]*+)?([0-9]++)")
 """A number in the segment itself, as in ``projects(43)``."""
-_METHOD: Final = re.compile(
+_METHOD_WORD: Final = re.compile(_word(b"method"))
+_METHOD_NAME: Final = re.compile(
     rb"[&;?](?:[^a-z0-9&;?=]++x?|[^a-z0-9&;?=]*+x?[^a-z0-9&;?=]*+%(http)b)[^a-z0-9&;?=]*+%(method)b"
     rb"|[&;?][^a-z0-9&;?=]*+x?[^a-z0-9&;?=]*+%(method)b[^a-z0-9&;?=]*+%(override)b"
-    rb"|%(method)b[^&;?=]{0,64}+=[^a-z&;?]*+(?:post|put|patch|delete|merge|move|copy|link|unlink|lock|mkcol|purge)"
     % {b"http": _word(b"http"), b"method": _word(b"method"), b"override": _word(b"override")}
 )
-"""A parameter's name like ``_method`` or ``httpMethod``; or any with ``method``, and such a value."""
+"""A parameter's name like ``_method`` or ``httpMethod``, with the mark before it."""
+_METHOD_VALUE: Final = re.compile(
+    rb"[^&;?=]{0,64}+=[^a-z&;?]*+(?:post|put|patch|delete|merge|move|copy|link|unlink|lock|mkcol|purge)"
+)
+"""The rest of a parameter whose name has ``method``, and whose value is a method that changes data."""
 _OAUTH: Final = re.compile(
     _word(b"oauth")
     + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"token"), _word(b"me"))
@@ -102,7 +109,7 @@ def names_other_project(target: bytes, project_id: int) -> bool:
     """
     if not _may_hold(_MAY_BE_PROJECT, target):
         return False
-    if _is_odd(target):
+    if _may_hold(_MAY_BE_CODED, target) and _is_odd(target):
         return True
     own = b"%d" % project_id
     path, _, query = target.partition(b"?")
@@ -133,7 +140,17 @@ def asks_for_method(target: bytes) -> bool:
     """Whether a server might read in a parameter that the request is to have another method."""
     if not _may_hold(_MAY_BE_METHOD, target):
         return False
-    return _is_odd(target) or any(_METHOD.search(text) for text in _readings(target))
+    return _is_odd(target) or any(map(_asks_for_method, _readings(target)))
+
+
+def _asks_for_method(reading: bytes) -> bool:
+    for count, word in enumerate(_METHOD_WORD.finditer(reading)):
+        start = max(reading.rfind(mark, 0, word.start()) for mark in (b"&", b";", b"?"))
+        if count >= _MOST_METHODS or _METHOD_VALUE.match(reading, word.end()):
+            return True
+        if start >= 0 and _METHOD_NAME.match(reading, start):
+            return True
+    return False
 
 
 def _may_hold(sign: re.Pattern[bytes], text: bytes) -> bool:
@@ -142,12 +159,16 @@ def _may_hold(sign: re.Pattern[bytes], text: bytes) -> bool:
     return sign.search(text) is not None or not text.isascii()
 
 
+@lru_cache(1)
 def _is_odd(text: bytes) -> bool:
-    """Whether the text holds an odd code, so that nobody can tell how servers read it."""
-    if not _may_hold(_MAY_BE_CODED, text):
-        return False
+    """Whether nobody can tell how servers read the text: see `_OVERLONG`. The last result is kept."""
     text = text.lower()
-    return any(_ODD.search(reading) for reading in (text, *decodings(text, percent_decoded)))
+    for reading in (text, *decodings(text, percent_decoded)):
+        if (b"%u" in reading and _WIDE.search(reading)) or (
+            not reading.isascii() and _OVERLONG.search(reading)
+        ):
+            return True
+    return False
 
 
 def _readings(text: bytes) -> Iterator[bytes]:

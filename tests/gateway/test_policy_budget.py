@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from proxy.errors import Forbidden
-from proxy.gateway import policy
+from proxy.gateway import lenient, policy
 from proxy.http1 import ChunkedDecoder, parse_request_head
 
 SIZE = 40_000
@@ -59,6 +59,12 @@ def budget_s() -> float:
         b"%u0070",
         b"%26",
         b"projectId%2526=42;",
+        b"?%25??",
+        b"?%25p",
+        b"method%25?",
+        b"method",
+        b"?method=1",
+        b"\xc3\xa9",
     ],
 )
 def test_the_rules_cost_at_most_5_ms_for_any_long_query(unit: bytes) -> None:
@@ -66,6 +72,7 @@ def test_the_rules_cost_at_most_5_ms_for_any_long_query(unit: bytes) -> None:
     target = b"/v1/x?%70&projectId=42&" + unit * (SIZE // len(unit))
 
     def judge() -> None:
+        lenient._is_odd.cache_clear()
         with contextlib.suppress(Forbidden):
             policy.check(head, target, Limited(), None, changes=policy.may_change_data(head, target))
 
