@@ -11,7 +11,6 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Final
 
 from proxy.codings import decodings, percent_decoded
@@ -59,7 +58,6 @@ def _sign_of(letters: bytes) -> re.Pattern[bytes]:
     return re.compile(_word(letters) + rb"|" + _CODED_LETTER)
 
 
-_MAY_BE_CODED: Final = re.compile(_CODED_LETTER)
 _MAY_BE_PROJECT: Final = _sign_of(b"project")
 _MAY_BE_METHOD: Final = _sign_of(b"method")
 _MAY_BE_OAUTH: Final = _sign_of(b"oauth")
@@ -68,6 +66,8 @@ _OVERLONG: Final = re.compile(
     rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|\xf8[\x80-\x87]|\xfc[\x80-\x83]"
 )
 """UTF-8 that is longer than it need be. No client makes it, or `_WIDE`; some servers take both for ASCII."""
+_ANYTHING: Final = b"&_method=?projectid=any;/projects/any/oauth/token"
+"""Stands behind a text with such codes, whose reading nobody can tell, so that each rule refuses it."""
 _PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"(?=([^&;?#]*))")
 _PARAMETER_END: Final = re.compile(rb"[^&=]*+=[^&;?#]*+")
 """The rest of a key, which may hold the separators of other servers, and its value."""
@@ -109,8 +109,6 @@ def names_other_project(target: bytes, project_id: int) -> bool:
     """
     if not _may_hold(_MAY_BE_PROJECT, target):
         return False
-    if _may_hold(_MAY_BE_CODED, target) and _is_odd(target):
-        return True
     own = b"%d" % project_id
     path, _, query = target.partition(b"?")
     if _may_hold(_MAY_BE_PROJECT, path):
@@ -131,7 +129,7 @@ def may_be_oauth(target: bytes) -> bool:
     path = target.partition(b"?")[0]
     if not _may_hold(_MAY_BE_OAUTH, path):
         return False
-    if len(path) > _MOST_PATH_BYTES or _is_odd(path):
+    if len(path) > _MOST_PATH_BYTES:
         return True
     return any(_OAUTH.search(text) for reading in _readings(path) for text in _paths(reading))
 
@@ -140,7 +138,7 @@ def asks_for_method(target: bytes) -> bool:
     """Whether a server might read in a parameter that the request is to have another method."""
     if not _may_hold(_MAY_BE_METHOD, target):
         return False
-    return _is_odd(target) or any(map(_asks_for_method, _readings(target)))
+    return any(map(_asks_for_method, _readings(target)))
 
 
 def _asks_for_method(reading: bytes) -> bool:
@@ -159,18 +157,6 @@ def _may_hold(sign: re.Pattern[bytes], text: bytes) -> bool:
     return sign.search(text) is not None or not text.isascii()
 
 
-@lru_cache(1)
-def _is_odd(text: bytes) -> bool:
-    """Whether nobody can tell how servers read the text: see `_OVERLONG`. The last result is kept."""
-    text = text.lower()
-    for reading in (text, *decodings(text, percent_decoded)):
-        if (b"%u" in reading and _WIDE.search(reading)) or (
-            not reading.isascii() and _OVERLONG.search(reading)
-        ):
-            return True
-    return False
-
-
 def _readings(text: bytes) -> Iterator[bytes]:
     """The text in lower case, and the results of the decodings that servers may do."""
     text = text.lower()
@@ -181,7 +167,11 @@ def _readings(text: bytes) -> Iterator[bytes]:
 def _decoded(text: bytes) -> bytes:
     """Without one level of coding, and with ASCII's letters for their other forms."""
     decoded = percent_decoded(text.replace(b"+", b" "))
+    if decoded.find(b"%u") >= 0 and _WIDE.search(decoded):
+        return decoded + _ANYTHING
     if not decoded.isascii():
+        if _OVERLONG.search(decoded):
+            return decoded + _ANYTHING
         letters = decoded.decode("utf-8", "replace").translate(_FORMS)
         decoded = letters.encode()
     return decoded.lower()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from proxy.errors import ProxyError
-from proxy.gateway import lenient, policy
+from proxy.gateway import policy
 from proxy.http1 import ChunkedDecoder, parse_request_head
 from proxy.http1.parser import MAX_HEAD_BYTES, MAX_LINE_BYTES
 from proxy.logs.leaks import LeakSearch
@@ -50,7 +50,6 @@ class Limited:
 
 def judge(target: bytes) -> None:
     """All rules about a target, in the gateway's order; none ends the request early."""
-    lenient._is_odd.cache_clear()
     changes = policy.may_change_data(HEAD, target)
     with contextlib.suppress(ProxyError):
         policy.check_secrets(HEAD, target)
