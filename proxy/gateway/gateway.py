@@ -98,7 +98,8 @@ class Gateway:
             try:
                 return await self._answer(request)
             except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
-                failure = exc
+                # A traceback leads back to this frame: the request would wait for the garbage collector.
+                failure = exc.with_traceback(None) if isinstance(exc, ProxyError) else exc
             # Not above: a compiled coroutine that waits in `except` leaves its exception to the whole thread.
             return await self._answer_failure(request, failure)
         finally:

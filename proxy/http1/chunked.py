@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from proxy.errors import ProtocolViolation
-from proxy.http1.fields import BARE_BREAK, MAX_FIELDS, Field, parse_trailers
+from proxy.http1.fields import MAX_FIELDS, Field, has_bare_break, parse_trailers
 
 MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
 MAX_TRAILER_BYTES: Final = 16 * 1024
@@ -37,7 +37,7 @@ _TRAILER: Final = 3
 def _line_end(data: bytes, pos: int) -> int:
     """Where the line that starts at ``pos`` ends; -1 where its end is missing. Raises ProtocolViolation."""
     end = data.find(b"\r\n", pos)
-    if end < 0 and BARE_BREAK.search(data, pos):
+    if end < 0 and has_bare_break(data, pos):
         raise ProtocolViolation("a bare CR or LF in the chunked framing")
     return end
 

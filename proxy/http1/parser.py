@@ -19,11 +19,11 @@ from proxy.errors import (
     VersionNotSupported,
 )
 from proxy.http1.fields import (
-    BARE_BREAK,
     MAX_FIELDS,
     TOKEN,
     FieldNames,
     SyntaxFault,
+    has_bare_break,
     list_members,
     parse_content_length,
     parse_fields,
@@ -47,7 +47,7 @@ _STATUS_LINE_START: Final = b"HTTP/1."
 
 
 def _check_line_breaks(part: bytes, start: int) -> None:
-    if BARE_BREAK.search(part, max(0, start - 1)):
+    if has_bare_break(part, start):
         raise SyntaxFault("a bare CR or LF in the head")
 
 

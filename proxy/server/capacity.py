@@ -29,9 +29,9 @@ def _of_callers(descriptors: int) -> int:
 def most_strangers(descriptors: int | None, *, is_tls: bool = False) -> int:
     """How many strangers there may be, if the process may open so many descriptors; None: any number.
 
-    TLS takes some 100 KiB for each, so there are fewer.
+    TLS takes some 100 KiB for each, beside a part of a head, so there are fewer.
     """
-    most = MOST_STRANGERS // 2 if is_tls else MOST_STRANGERS
+    most = MOST_STRANGERS * 3 // 8 if is_tls else MOST_STRANGERS
     if descriptors is None:
         return most
     return max(FEWEST_CONNECTIONS, min(most, _of_callers(descriptors) // 3))

@@ -53,8 +53,9 @@ class Home(Protocol):
     async def room(self) -> None:
         """Wait until a known caller's place may be free."""
 
-    def forget(self, connection: CallerConnection) -> None:
-        """The connection is lost."""
+    def forget(self, connection: CallerConnection) -> bool:
+        """The connection is lost; False: it was forgotten before."""
+        ...
 
 
 class CallerConnection(CallerSocket):
@@ -81,6 +82,7 @@ class CallerConnection(CallerSocket):
         "is_known",
         "listener",
     )
+    __deletable__ = ("_parser", "_watch")  # mypyc's word
 
     def __init__(
         self,
@@ -175,7 +177,8 @@ class CallerConnection(CallerSocket):
 
     def pause_body(self) -> None:
         super().pause_body()
-        self._watch.start()
+        if self.transport is not None:
+            self._watch.start()
 
     def eof_received(self) -> bool:
         """The caller has sent its last byte; complete requests are still answered (RFC 9112, section 9.6)."""
@@ -192,12 +195,15 @@ class CallerConnection(CallerSocket):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
+        if not self._home.forget(self):  # its TLS handshake was given up, and ended at the same time
+            return
         self._parser.stop()
         self._watch.stop()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         if self._linger is not None:
             self._linger.stop()
+            self._linger = None
         self._queue.clear()
         request, self.current = self.current, None
         if request is not None:
@@ -209,7 +215,9 @@ class CallerConnection(CallerSocket):
         task, self._task = self._task, None  # an ended task would keep the transport until a collection
         if task is not None:
             task.cancel()
-        self._home.forget(self)
+        # Both refer to the connection. In a flood, lost connections would wait for the garbage collector, and
+        # the memory of TLS with them.
+        del self._parser, self._watch
 
     # From the queue to the handler
 

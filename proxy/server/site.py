@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
 from aiohttp.web_runner import BaseSite, ServerRunner
@@ -30,7 +31,7 @@ Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Runs a coroutine as a task of the application. An error of the coroutine ends the application."""
 LOOK_S = 0.1
 """How often a full listener looks for connections to close."""
-GRACE_S = 0.5
+GRACE_S = 0.3
 """How long a stop waits for strangers, and for callers that don't close what the proxy has closed."""
 RETRY_S = 1.0
 """How long nothing is accepted after the system refused to accept. The connections that were closed meanwhile
@@ -102,13 +103,16 @@ class CallerServer(Server):
         known = [one for one in self._open if one.is_known]
         make_room(known, self.limit, asyncio.get_running_loop().time())
 
-    def forget(self, connection: CallerConnection) -> None:
-        """The connection is lost, or was never made."""
+    def forget(self, connection: CallerConnection) -> bool:
+        """The connection is lost, or was never made; False: it was forgotten before."""
+        if connection not in self._open:
+            return False
         self._open.discard(connection)
         self.strangers.discard(connection)
         if connection.is_known:
             connection.is_known = False
             self._known -= 1
+        return True
 
     @property
     def open(self) -> int:
@@ -211,6 +215,8 @@ class CallerSite(BaseSite):
                 await self._open(connection, None)
             else:
                 connection.opening = loop.create_task(self._open(connection, self._tls))
+                # A task that is cancelled before its first step runs no `finally`.
+                connection.opening.add_done_callback(partial(self._on_opened, connection))
                 await asyncio.sleep(0)
 
     async def _open(self, connection: CallerConnection, tls: ssl.SSLContext | None) -> None:
@@ -233,10 +239,14 @@ class CallerSite(BaseSite):
         except OSError:  # no TLS, no handshake in time, or the caller has left
             pass
         finally:
-            connection.opening = None
-            if connection.transport is None:
-                sock.close()
-                self.server.forget(connection)
+            self._on_opened(connection)
+
+    def _on_opened(self, connection: CallerConnection, *_: object) -> None:
+        """The connection has its transport now, or gets none."""
+        connection.opening = None
+        if connection.transport is None:
+            connection.socket.close()
+            connection.connection_lost(None)
 
     async def _on_accept_failed(self, error: OSError) -> None:
         """The system can't accept: most likely, the process or the system has no file descriptors left."""

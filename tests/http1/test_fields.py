@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import re
+import time
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolViolation
-from proxy.http1 import FieldNames, RequestHead, parse_request_head, parse_response_head
+from proxy.http1 import (
+    FieldNames,
+    RequestHead,
+    check_request_start,
+    parse_request_head,
+    parse_response_head,
+)
+from proxy.http1.fields import has_bare_break
 
 GET = b"GET / HTTP/1.1\r\nHost: x"
 OK = b"HTTP/1.1 200 OK"
@@ -77,3 +87,31 @@ def test_names_are_shared_with_the_head_before_where_they_are_spelt_alike() -> N
     assert names(b"ETag: 2", first) is first
     for other in (b"etag: 2", b"ETags: 2", b"ETag: 2\r\nAge: 1", b"Age: 2"):
         assert names(other, first) is not first
+
+
+BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+
+
+@given(st.lists(st.sampled_from((b"\r", b"\n", b"\r\n", b"a")), max_size=8).map(b"".join), st.integers(0, 8))
+@example(b"a\r\n", 2)
+@example(b"\r\r\n", 1)
+@example(b"a\n", 1)
+def test_a_bare_break_is_found_from_where_the_part_before_was_checked(part: bytes, start: int) -> None:
+    start = min(start, len(part))
+    if not BARE.search(part[:start]):
+        assert has_bare_break(part, start) == bool(BARE.search(part, max(0, start - 1)))
+
+
+def test_a_long_line_of_an_incomplete_head_is_looked_through_quickly() -> None:
+    """Within a quarter of the time of a regular expression, on any machine: that takes 2 ms."""
+    part = b"GET / HTTP/1.1\r\nX-A: " + b"a" * 40_000
+
+    def least_s(regular: bool) -> float:
+        taken = []
+        for _ in range(10):
+            began = time.thread_time()
+            BARE.search(part) if regular else check_request_start(part, 0)
+            taken.append(time.thread_time() - began)
+        return min(taken)
+
+    assert least_s(regular=False) < least_s(regular=True) / 4

@@ -40,7 +40,7 @@ def test_connections_leave_file_descriptors_for_tokens_and_clouds(
     descriptors: int | None, listeners: int, limit: int, strangers: int
 ) -> None:
     assert (most_connections(descriptors, listeners), most_strangers(descriptors)) == (limit, strangers)
-    assert most_strangers(descriptors, is_tls=True) == min(strangers, MOST_STRANGERS // 2)
+    assert most_strangers(descriptors, is_tls=True) == min(strangers, MOST_STRANGERS * 3 // 8)
 
 
 @pytest.fixture

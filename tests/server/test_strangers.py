@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Mapping
@@ -27,9 +28,11 @@ from support.strangers import PLACES, strangers
 
 from proxy.server.connection import CallerConnection
 from proxy.server.request import Request
+from proxy.server.site import CallerServer
 from proxy.server.strangers import LEAST_AGE_S, Strangers
 
 COUNT = 300
+FEW = 20
 MOST = 64
 LIMIT_S = 8.0
 """For twenty calls, and for the end: less than any limit of time by which a stranger ends on its own."""
@@ -204,3 +207,54 @@ async def test_a_dropped_strangers_memory_is_free_at_once(monkeypatch: pytest.Mo
             assert not body._buffered
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("speaks_tls", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+async def test_no_dropped_connection_waits_for_the_collector(
+    place: str, speaks_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, tls = files(tmp_path) if speaks_tls else ({}, None)
+    async with small(monkeypatch, CALLERS, **server) as proxy:
+        before = alive()
+        gc.disable()
+        try:
+            async with strangers(place, FEW, ("127.0.0.1", proxy.port), tls) as there:
+                await until(lambda: connections(proxy) == FEW or all(one.is_lost for one in there))
+                drop_all(proxy)
+                await until(lambda: alive() <= before + 1)  # `CallerSite._accept` knows the last one
+        finally:
+            gc.enable()
+
+
+def drop_all(proxy: Gateway) -> None:
+    for connection in proxy.app._listeners.connections():
+        connection.abort()
+
+
+def alive() -> int:
+    """How many callers' connections and TLS objects of servers there are in memory."""
+    return sum(
+        isinstance(one, CallerConnection) or (isinstance(one, ssl.SSLObject) and one.server_side)
+        for one in gc.get_objects()
+    )
+
+
+async def test_a_connection_that_is_dropped_before_its_handshake_task_began_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = files(tmp_path)
+    made = CallerServer.__call__
+
+    def make(self: CallerServer, sock: socket.socket) -> CallerConnection:
+        connection = made(self, sock)
+        asyncio.get_running_loop().call_soon(connection.abort)  # it runs before the task, which comes after
+        return connection
+
+    monkeypatch.setattr(CallerServer, "__call__", make)
+    async with (
+        small(monkeypatch, CALLERS, **server) as proxy,
+        strangers("accept", 1, ("127.0.0.1", proxy.port)) as [one],
+    ):
+        await until(lambda: one.is_lost)
+        await until(lambda: not connections(proxy))
