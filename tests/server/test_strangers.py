@@ -34,7 +34,7 @@ from proxy.server.strangers import LEAST_AGE_S, Strangers
 COUNT = 300
 FEW = 20
 MOST = 64
-LIMIT_S = 8.0
+LIMIT_S = 9.5
 """For twenty calls, and for the end: less than any limit of time by which a stranger ends on its own."""
 KEY = b"X-API-Key: the-key-of-the-caller"
 CALLERS = {"me": {"key": "the-key-of-the-caller"}}
