@@ -18,7 +18,7 @@ from proxy.server.answer import write_answer, write_json
 from proxy.server.request import Request
 
 _ICON = b"/favicon.ico"
-"""A browser asks for it beside any page that it shows, also where a link of another site led to a refusal."""
+"""A browser asks for the icon beside any page that it shows, also beside a refusal."""
 MOST_UNDER_WAY = 4
 """Answers about the proxy's state that one caller may take at once; callers without a key count as one."""
 ROOM_S = 5.0
@@ -78,7 +78,7 @@ async def _enter(room: asyncio.Semaphore) -> None:
             await room.acquire()
     except TimeoutError:
         raise QueueTimeout(
-            f"{MOST_UNDER_WAY} answers about the proxy are under way to this caller, and it doesn't read"
-            " them; read them, or close their connections.",
+            f"{MOST_UNDER_WAY} answers about the proxy are under way to callers with the same key, or without"
+            " a key, and are not read; read them, or close their connections.",
             retry_after_s=5,
         ) from None

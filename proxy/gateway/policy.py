@@ -103,7 +103,7 @@ def check_quit(caller: Caller | None) -> None:
 
 
 def _has_form(head: RequestHead) -> bool:
-    """Whether the content may be a form; Rack takes one without a type for that."""
+    """Whether the content may be a form; Rack takes content without a type for a form."""
     types = head.fields.values(b"content-type")
     if not types:
         return head.chunked or (head.content_length or 0) > 0
