@@ -41,6 +41,8 @@ _FORMS: Final = {0x130: "i", 0x131: "i", 0xFFFD: "\x7f"} | {
 
 NFKC for a whole text takes quadratic time: it sorts combining marks.
 """
+_MARKS: Final = bytes(code if code < 0x80 else 0x7F for code in range(0x100))
+"""All other characters are marks, so that the text is ASCII from its first decoding on."""
 _CODED_SEPARATOR: Final = re.compile(rb"%(?:25)*+(?:26|3b|3f|23)", re.IGNORECASE)
 
 
@@ -173,7 +175,7 @@ def _decoded(text: bytes) -> bytes:
         if _OVERLONG.search(decoded):
             return decoded + _ANYTHING
         letters = decoded.decode("utf-8", "replace").translate(_FORMS)
-        decoded = letters.encode()
+        decoded = letters.encode().translate(_MARKS)
     return decoded.lower()
 
 

@@ -60,6 +60,7 @@ def budget_s() -> float:
         b"%26",
         b"projectId%2526=42;",
         b"?%25??",
+        b"?%26me%2570me\xff/./\xcc\x81\xcc\xa3",
         b"?%25p",
         b"method%25?",
         b"method",

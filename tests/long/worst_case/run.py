@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from proxy.errors import ProxyError
+from proxy.errors import ProtocolViolation, ProxyError
 from proxy.gateway import policy
 from proxy.http1 import ChunkedDecoder, parse_request_head
 from proxy.http1.parser import MAX_HEAD_BYTES, MAX_LINE_BYTES
@@ -35,7 +36,7 @@ TRIES = 3
 HEAD = parse_request_head(b"GET / HTTP/1.1\r\nHost: h")
 LEAKS = LeakSearch()
 for number in range(300):
-    LEAKS.add(f"secret-{number}-of-a-project-{number * 7919:06}")
+    LEAKS.add(hashlib.sha256(b"%d" % number).hexdigest())  # secrets at random: a stranger knows no part
 LEAKS.add("short-one")
 
 
@@ -65,7 +66,7 @@ def parse(lines: bytes) -> None:
 
 def decode(data: bytes) -> None:
     """One read of chunks."""
-    with contextlib.suppress(ProxyError):
+    with contextlib.suppress(ProtocolViolation):
         ChunkedDecoder().feed(data)
 
 
@@ -88,7 +89,7 @@ TARGET_WORDS = [
     *("\uff50".encode(), "\u0301\u0323".encode()),
 ]
 LEAK_WORDS = [
-    *b"secret-1-of- a-project-007919 short-one =short-one & &# &#115; &#x73; &#0 + - _ /".split(),
+    *b"6b86b273 ff34fce1 short-one =short-one & &# &#115; &#x73; &#0 + - _ /".split(),
     *b"\\ \\x73 \\u0073 % %25 %2525 %73 %2573 %u0073 %5C c2VjcmV0 736563726574".split(),
 ]
 HEAD_WORDS = [
