@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final, Protocol
 
-from proxy.contentsquare import ME_PATH, TOKEN_PATH, changes_data
+from proxy.contentsquare import ME_PATH, SAFE_METHODS, TOKEN_PATH, changes_data
 from proxy.errors import BadRequest, BadTarget, Forbidden
 from proxy.gateway.callers import Caller
 from proxy.gateway.lenient import asks_for_method, may_be_oauth, names_other_project
@@ -103,10 +103,10 @@ def check_quit(caller: Caller | None) -> None:
 
 
 def _has_form(head: RequestHead) -> bool:
-    """Whether the content may be a form; Rack takes content without a type for a form."""
+    """Whether the content may be a form; Rack takes the content of a POST without a type for a form."""
     types = head.fields.values(b"content-type")
     if not types:
-        return head.chunked or (head.content_length or 0) > 0
+        return head.method not in SAFE_METHODS and (head.chunked or (head.content_length or 0) > 0)
     for value in types:  # noqa: SIM110 - a generator takes three times as long
         if _FORM.search(value):
             return True

@@ -57,7 +57,7 @@ def field_by_cgi(call: Call, *names: str) -> Iterator[str]:
 
 def rack(call: Call) -> Iterator[str]:
     yield from field_by_cgi(call, NAMES[0])
-    content = call.form((FORM, *MULTIPART), untyped=True)
+    content = call.form((FORM, *MULTIPART), untyped=call.start.startswith("POST "))
     yield from (value for key, value in pairs_of(content, b"[&;] *") if key == PARAMETER)
 
 
