@@ -63,12 +63,15 @@ _MAY_BE_STORED: Final = re.compile(
 )
 """Only paths that all servers read in the same way: no percent-coding, parameters, empty or dot segments."""
 _OAUTH: Final = b"/v1/oauth/"
-_TOKEN_OR_ME: Final = re.compile(rb"(?:/[^/?]+){0,2}(/v1/oauth/(?:token|me))(?:\?|\Z)")
+_TOKEN_OR_ME: Final = re.compile(rb"((?:/+[^/?]+){0,2})/+v1/+oauth/+(token|me)/*(?:\?|\Z)")
 
 
 def oauth_path(target: bytes) -> re.Match[bytes] | None:
-    """Find `TOKEN_PATH` or `ME_PATH` in a target, behind at most two segments; it is group 1."""
-    return _TOKEN_OR_ME.match(target) if target.find(_OAUTH) >= 0 else None
+    """Find `TOKEN_PATH` or `ME_PATH` in a target, behind at most two segments and with any repeated slashes.
+
+    Group 1 is the part before the path, group 2 is ``token`` or ``me``.
+    """
+    return _TOKEN_OR_ME.match(target) if target.find(b"oauth") >= 0 else None
 
 
 def may_be_shared(target: bytes) -> bool:

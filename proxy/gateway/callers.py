@@ -1,7 +1,7 @@
 """Callers and their keys: which caller sent a request, and the caller's rights.
 
-Keys are held as SHA-256 digests and compared in constant time. A key comes as a bearer token,
-as Basic (any user name, the key as password), as X-API-Key, or as the query parameter
+Keys are held as SHA-256 digests and compared in constant time. A key comes as a bearer token (also within
+a placeholder token), as Basic (any user name, the key as password), as X-API-Key, or as the query parameter
 ``csq_key``; no key is forwarded.
 Sources: RFC 6750, section 2; RFC 7617.
 """
@@ -17,11 +17,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 from proxy.admin.admin import PREFIX
 from proxy.config.settings import CallerSettings
 from proxy.errors import BadRequest, CallerUnknown
+from proxy.gateway.placeholder import parse
 from proxy.http1 import Field, RequestHead
 from proxy.server.answer import Fields
 
@@ -174,16 +175,33 @@ def _field_keys(fields: Iterable[Field]) -> Iterator[bytes]:
         else:
             scheme, _, credentials = field.value.partition(b" ")
             if scheme.lower() == b"bearer":
-                yield credentials.strip()
-            elif scheme.lower() == b"basic":
-                try:
-                    pair = base64.b64decode(credentials.strip(), validate=True)
-                except binascii.Error:
-                    continue
-                password = pair.partition(b":")[2]
+                token = credentials.strip()
+                yield token
+                if (placeholder := parse(token)) is not None:
+                    yield placeholder.key
+            elif scheme.lower() == b"basic" and (pair := _pair(credentials)) is not None:
+                password = pair[1]
                 yield password
                 if b"%" in password or b"+" in password:  # OAuth clients encode it (RFC 6749, section 2.3.1)
                     yield unquote_to_bytes(password.replace(b"+", b" "))
+
+
+def _pair(credentials: bytes) -> tuple[bytes, bytes] | None:
+    """The user name and the password of Basic (RFC 7617, section 2); None where they can't be read."""
+    try:
+        user, _, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        return None
+    return user, password
+
+
+def client_id_of_basic(head: RequestHead) -> str | None:
+    """The client of HTTP Basic, decoded as RFC 6749, section 2.3.1 says; None if there is none."""
+    for value in head.fields.values(b"authorization"):
+        scheme, _, credentials = value.partition(b" ")
+        if scheme.lower() == b"basic" and (pair := _pair(credentials)) is not None:
+            return unquote_plus(pair[0].decode("latin-1"))
+    return None
 
 
 def _spellings(value: bytes) -> Iterable[bytes]:

@@ -21,7 +21,7 @@ from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.generation import Generation
-from proxy.gateway.oauth import LocalOAuth
+from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
 from proxy.gateway.own import OwnPaths, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
@@ -54,7 +54,7 @@ class Gateway:
         self._overview = overview
         self._on_event = on_event
         self._wrong_keys = WrongKeys()
-        oauth = LocalOAuth(lambda: self.generation, self._slow_down)
+        oauth = LocalOAuth(lambda: self.generation)
         self._own = OwnPaths(Admin(overview), oauth, quit_)
         self._in_flight: Counter[str] = Counter()
         self._stalls = StallWatch(requests, lambda: self.generation.settings.server)
@@ -150,7 +150,7 @@ class Gateway:
         """
         route = generation.route(request.head, request.connection.listener, caller, target)
         project, target = route.project, route.target
-        api = route.api or project.first_api
+        api = route.api or project.apis[0]
         exchange = Exchange(
             request,
             project,
@@ -212,6 +212,8 @@ class Gateway:
         if request.head_sent:
             request.connection.abort()
             return False
+        if is_for_oauth(request.head.target):
+            return refuse(request, error)
         return write_error(request, error)
 
     async def _slow_down(self, request: Request) -> None:

@@ -41,19 +41,29 @@ class Generation:
     def route(self, head: RequestHead, listener: Listener, caller: Caller | None, target: bytes) -> Route:
         """The route of a request that came through this listener. Raises ProxyError if there is none."""
         project, api = named_by_fields(head.fields)
+        return self.router.route(
+            target,
+            own=self.owner(listener, caller),
+            project=project,
+            api=api,
+            fields=head.fields,
+            may_use=None if caller is None else caller.may_use,
+            caller="" if caller is None else caller.name,
+        )
+
+    def owner(self, listener: Listener, caller: Caller | None) -> Project | None:
+        """The listener's own project; None if it has none. Raises UnknownProject."""
         own = self.owners[listener.index]
         if caller is not None and listener.project is not None and not caller.may_use(listener.project):
             raise UnknownProject("This port has no project that this caller may use; try another port.")
         if own is None and listener.project is not None:
             raise UnknownProject(f"The project {listener.project} of this port is no longer configured.")
-        return self.router.route(
-            target,
-            own=own,
-            project=project,
-            api=api,
-            may_use=None if caller is None else caller.may_use,
-            caller="" if caller is None else caller.name,
-        )
+        return own
+
+    def project(self, name: str, caller: Caller | None) -> Project:
+        """The project of this name, such as ``shop`` or ``acme/42``. Raises UnknownProject."""
+        may_use = None if caller is None else caller.may_use
+        return self.router.project(name.encode(), may_use, "" if caller is None else caller.name)
 
     def secrets(self) -> Iterator[str]:
         """All values in the settings that must be in no log line."""

@@ -1,9 +1,8 @@
 """The proxy's own ``/v1/oauth/token`` and ``/v1/oauth/me``, for programs that fetch their own tokens.
 
-A token request gets a placeholder, with this proxy as its ``endpoint``: the caller's own key, or a
-constant where no callers are defined. So the program's bearer token is a key, or of no value; the real
-token and secret never leave the proxy. Hides both formats of the request (JSON, as the vendor's; a form,
-as RFC 6749, section 4.4.2) and the errors of section 5.2.
+A token request gets a placeholder (`proxy.gateway.placeholder`), with this proxy as its ``endpoint``. The
+real token and secret never leave the proxy. Hides both formats of the request (JSON, as the vendor's; a
+form, as RFC 6749, section 4.4.2) and the errors of section 5.2.
 Must not know leases.
 """
 
@@ -12,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import parse_qsl
 
-from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, TOKEN_PATH, Api, oauth_path
+from proxy.contentsquare import GRANT_TYPE, TOKEN_LIFETIME_S, Api, oauth_path
 from proxy.errors import (
+    BadRequest,
     CallerUnknown,
     MethodRefused,
     ProxyError,
@@ -26,27 +25,29 @@ from proxy.errors import (
     RequestTimeout,
     TokenFetchError,
     TokenUnavailable,
-    UnknownProject,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.gateway.callers import WrongKey, sent_keys
+from proxy.gateway.callers import client_id_of_basic, sent_keys
 from proxy.gateway.generation import Generation
 from proxy.gateway.guard import authority_of
-from proxy.gateway.route import Route
+from proxy.gateway.oauth_project import ChosenProject, choose, number_of
+from proxy.gateway.placeholder import placeholder
 from proxy.projects import Project
 from proxy.server.answer import send_answer, write_error, write_json
 from proxy.server.request import Request
 
-PLACEHOLDER = "csq-proxy-local"
-"""The access_token where no callers are defined; it is never checked."""
 MAX_CONTENT_BYTES = 64 * 1024
 CONTENT_TIMEOUT_S = 10.0
 MOST_ME = 4
 """Requests for ``/v1/oauth/me`` at once: they go to the token endpoint, and must not delay its tokens."""
 
-_TOKEN = TOKEN_PATH.encode()
-_SCOPES = {api.scope for api in Api}
+_ORIGIN = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[\s,]+")
+_WRONG_KEY = (
+    "The client_secret is no caller's key: send the key of one of [callers] in the proxy's configuration as"
+    " client_secret, and any client_id."
+)
 _NO_CACHE = ((b"Pragma", b"no-cache"),)  # RFC 6749, section 5.1; Cache-Control is always there
 
 
@@ -60,60 +61,34 @@ class _Refused(ProxyError):
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
-class _OAuthRequest:
-    """A request as it came: its content, and the target without a key, split at the path of OAuth."""
-
-    members: Mapping[str, object]
-    prefix: bytes
-    path: bytes
-    query: bytes
-
-    @property
-    def target(self) -> bytes:
-        return self.prefix + self.path + self.query
-
-
 class LocalOAuth:
     """Answers requests for the paths that `oauth_path` finds, below any prefix.
 
-    Identifies the caller itself, because these programs send their key as ``client_secret``;
-    ``slow_down`` delays the answer to a wrong key. ``generation`` gives the current one: a reload
-    may come between a request's head and its content.
+    Identifies the caller itself, because these programs send their key as ``client_secret``. ``generation``
+    gives the current one: a reload may come between a request's head and its content.
     """
 
-    def __init__(
-        self, generation: Callable[[], Generation], slow_down: Callable[[Request], Awaitable[None]]
-    ) -> None:
+    def __init__(self, generation: Callable[[], Generation]) -> None:
         self._generation = generation
-        self._slow_down = slow_down
         self._room = asyncio.Semaphore(MOST_ME)
 
     async def answer(self, request: Request, target: bytes) -> bool:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
-        try:
-            return await self._answer(request, target)
-        except (_Refused, CallerUnknown) as error:
-            if isinstance(error, WrongKey):
-                await self._slow_down(request)
-            return _refuse(request, error)
-
-    async def _answer(self, request: Request, target: bytes) -> bool:
         if request.head.method != b"POST":
             raise MethodRefused("Use POST here.", fields=((b"Allow", b"POST"),))
         keys, target = sent_keys(request.head, target)
-        path = cast(re.Match[bytes], oauth_path(target))
+        prefix, kind = cast(re.Match[bytes], oauth_path(target)).groups()
         members = _members(request, await _content(request))
-        asked = _OAuthRequest(members, target[: path.start(1)], path[1], target[path.end(1) :])
         generation = self._generation()
-        caller, key = generation.callers.of_keys([*_secrets(members), *keys])
+        try:
+            caller, key = generation.callers.of_keys([*_secrets(members), *keys])
+        except CallerUnknown as error:
+            raise type(error)(_WRONG_KEY, fields=error.fields) from None
         request.connection.admit(whole=False)
-        route = generation.route(request.head, request.connection.listener, caller, asked.target)
-        if route.target.partition(b"?")[0] != asked.path:
-            raise UnknownProject(f"No project has that path; call /PROJECT{asked.path.decode()}.")
-        if asked.path == _TOKEN:
-            return _grant(request, asked, route, key)
-        return await self._describe(request, route.project)
+        chosen = choose(request, prefix, members, generation, caller)
+        if kind == b"token":
+            return _grant(request, members, chosen, key)
+        return await self._describe(request, chosen.project)
 
     async def _describe(self, request: Request, project: Project) -> bool:
         """Contentsquare's description of the real credentials; the caller's own aren't forwarded."""
@@ -133,58 +108,64 @@ class LocalOAuth:
         )
 
 
-def _refuse(request: Request, error: _Refused | CallerUnknown) -> bool:
+def is_for_oauth(target: bytes) -> bool:
+    """Whether a request target, also in absolute-form (RFC 9112, section 3.2.2), has one of these paths."""
+    return oauth_path(_ORIGIN.sub(b"", target, count=1)) is not None
+
+
+def refuse(request: Request, error: ProxyError) -> bool:
     """Answer with an error in the form of RFC 6749, section 5.2, and of Contentsquare."""
-    code = error.error if isinstance(error, _Refused) else "invalid_client"
+    if isinstance(error, _Refused):
+        code = error.error
+    elif isinstance(error, CallerUnknown):
+        code = "invalid_client"
+    elif error.status < 500:
+        code = "invalid_request"
+    else:  # for these, section 5.2 has no word, and section 4.1.2.1 has two
+        code = "temporarily_unavailable" if error.status == 503 else "server_error"
     members = {"error": code, "error_description": error.message}
     return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
-def _grant(request: Request, asked: _OAuthRequest, route: Route, key: str | None) -> bool:
-    """The placeholder that answers a token request. Raises `_Refused`."""
-    members, project = asked.members, route.project
+def _grant(request: Request, members: Mapping[str, object], chosen: ChosenProject, key: str | None) -> bool:
+    """The placeholder that answers a token request. Raises `ProxyError`."""
+    project = chosen.project
     if members.get("grant_type") != GRANT_TYPE:
         raise _Refused("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
-    scope = _scope(members.get("scope"))
-    number = project.contentsquare_id
-    if number is not None and str(members.get("project_id") or number) != str(number):
-        raise _Refused(
-            "invalid_request", f"project_id: {project.name} is the project {number}; leave it out."
-        )
+    integration_id, configured = number_of(members, "integration_id"), project.grant.integration_id
+    if integration_id is not None and integration_id != configured:
+        right = "has none" if configured is None else f"has {configured}"
+        raise BadRequest(f"integration_id is {integration_id}, but {project.name} {right}; leave it out.")
     answer: dict[str, object] = {
-        "access_token": key or PLACEHOLDER,
+        "access_token": placeholder(project.name, key),
         "token_type": "bearer",
         "expires_in": TOKEN_LIFETIME_S,
-        "scope": scope,
-        "endpoint": _endpoint(request, asked.prefix, project),
+        "scope": _scope(members.get("scope"), project),
+        "endpoint": _base(request) + chosen.prefix,
     }
-    if number is not None:
-        answer["project_id"] = number
+    if project.contentsquare_id is not None:
+        answer["project_id"] = project.contentsquare_id
     return write_json(request, 200, answer, fields=_NO_CACHE)
 
 
-def _scope(value: object) -> str:
-    scopes = value.split() if isinstance(value, str) else []
-    unknown = [scope for scope in scopes if scope not in _SCOPES]
-    if not scopes or unknown:
-        raise _Refused("invalid_scope", f"scope is needed: one or more of {', '.join(sorted(_SCOPES))}.")
-    if Api.ENRICHMENT.scope in scopes and len(set(scopes)) > 1:
+def _scope(value: object, project: Project) -> str:
+    """The requested scopes, also unknown ones, since new APIs come; without any, all that the project has."""
+    text = " ".join(map(str, value)) if isinstance(value, list) else value or ""
+    if not isinstance(text, str):
+        raise _Refused("invalid_scope", "scope must be text: the names of APIs with blanks between them.")
+    scopes = dict.fromkeys(scope for scope in _SEPARATORS.split(text) if scope)
+    if Api.ENRICHMENT.scope in scopes and len(scopes) > 1:
         raise _Refused("invalid_scope", "enrichment can't be combined with another scope: ask for it alone.")
-    return " ".join(scopes)
+    return " ".join(scopes or (api.scope for api in project.apis))
 
 
-def _endpoint(request: Request, prefix: bytes, project: Project) -> str:
-    """The base URL of that project at this proxy, with the host name that the caller used.
-
-    A project that X-CSQ-Project chose gets a path, because a program may not send the field again.
-    """
+def _base(request: Request) -> str:
+    """The URL of this proxy, with the host name that the caller used."""
     listener = request.connection.listener
     scheme = "https" if listener.url.startswith("https:") else "http"
     authority = authority_of(request.head)
     host = f"localhost:{listener.port}" if authority is None else authority.decode("latin-1")
-    if not prefix and listener.project is None and request.field(b"x-csq-project") is not None:
-        prefix = f"/{project.name}".encode()
-    return f"{scheme}://{host}{prefix.decode('latin-1')}"
+    return f"{scheme}://{host}"
 
 
 async def _content(request: Request) -> bytes:
@@ -201,7 +182,7 @@ def _members(request: Request, content: bytes) -> dict[str, object]:
     """The content's parameters, and the client of Basic (RFC 6749, section 2.3.1). Raises `_Refused`."""
     kind = (request.field(b"content-type") or b"").partition(b";")[0].strip().lower()
     try:
-        text = content.decode().strip()
+        text = content.decode("utf-8-sig").strip()
         if kind == b"application/x-www-form-urlencoded" or not (text[:1] == "{" or kind.endswith(b"json")):
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
             members: object = dict(pairs)
@@ -215,6 +196,8 @@ def _members(request: Request, content: bytes) -> dict[str, object]:
         raise _Refused(
             "invalid_request", "Send grant_type, client_id, client_secret and scope as JSON or form."
         )
+    if (client_id := client_id_of_basic(request.head)) is not None:
+        members.setdefault("client_id", client_id)
     return members
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, UnknownProject
+from proxy.gateway.placeholder import project_in
 from proxy.http1 import FieldLines
 from proxy.projects import Project
 from proxy.projects.naming import names_like
@@ -82,13 +83,15 @@ class Router:
         own: Project | None = None,
         project: bytes | None = None,
         api: bytes | None = None,
+        fields: FieldLines | None = None,
         may_use: Callable[[str], bool] | None = None,
         caller: str = "",
     ) -> Route:
         """The route of an origin-form ``target``.
 
         ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
-        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``may_use`` says whether the caller may
+        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``fields`` may hold a placeholder
+        token: its project takes the place of the default one. ``may_use`` says whether the caller may
         use a project or an account: for a caller, the others don't exist. An account's projects are created
         here; ``caller`` is the caller's name, "" where no callers are defined. Raises BadTarget,
         UnknownProject, or TokenUnavailable if the caller named too many ids that got no token.
@@ -100,14 +103,19 @@ class Router:
         if dotted is not None:
             _refuse_escape(dotted, 0)
         chosen, rest, depth = (
-            (own, target, 0) if own is not None else self._by_prefix(target, project, may_use, caller)
+            (own, target, 0) if own is not None else self._by_prefix(target, project, fields, may_use, caller)
         )
         if dotted is not None and depth:
             _refuse_escape(dotted, depth)
         return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
 
     def _by_prefix(
-        self, target: bytes, field: bytes | None, may_use: Callable[[str], bool] | None, caller: str
+        self,
+        target: bytes,
+        field: bytes | None,
+        fields: FieldLines | None,
+        may_use: Callable[[str], bool] | None,
+        caller: str,
     ) -> tuple[Project, bytes, int]:
         """The project, the target without its prefix, and how many segments the prefix has."""
         first, rest = _cut(target)
@@ -119,15 +127,20 @@ class Router:
             project_id, rest = _cut(rest)
             return self._of_account(account, project_id, caller), rest, 2
         if field is not None:
-            return self._by_field(field, may_use, caller), target, 0
+            return self.project(field, may_use, caller), target, 0
+        if first and rest.startswith(b"/v") and _VERSION.match(rest):
+            raise self._unknown(first, may_use)
+        if fields is not None and (named := project_in(fields)) is not None:
+            return self.project(named, may_use, caller), target, 0
         default = self._default
-        if default is None or (first and rest.startswith(b"/v") and _VERSION.match(rest)):
+        if default is None:
             raise self._unknown(first, may_use)
         if may_use is not None and not may_use(default.name):
             raise self._unknown(first, may_use)
         return default, target, 0
 
-    def _by_field(self, value: bytes, may_use: Callable[[str], bool] | None, caller: str) -> Project:
+    def project(self, value: bytes, may_use: Callable[[str], bool] | None, caller: str) -> Project:
+        """The project of this name, as X-CSQ-Project holds it; the rest is as for `route`."""
         name, slash, project_id = value.partition(b"/")
         account = self._accounts.get(name) if slash else None
         if account is not None and (may_use is None or may_use(account)):

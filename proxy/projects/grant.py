@@ -35,6 +35,11 @@ class Grant:
         """The first pair of credentials and, if there is one, the standby."""
         return (self.credentials,) if self.standby is None else (self.credentials, self.standby)
 
+    @property
+    def usable_apis(self) -> tuple[Api, ...]:
+        """The configured APIs, else all that tokens can be requested for."""
+        return self.apis or tuple(api for api in Api if self.allows(api))
+
     def allows(self, api: Api) -> bool:
         """Whether tokens for this API can be requested: Enrichment needs ``integration_id``."""
         return api is not Api.ENRICHMENT or self.integration_id is not None

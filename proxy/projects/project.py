@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from types import MappingProxyType
 
 from proxy.config.settings import Credentials
@@ -104,9 +104,9 @@ class Project:
         return self.project_id if self._id_by_token is None else self._id_by_token
 
     @property
-    def first_api(self) -> Api:
-        """The API that a request belongs to if the vendor's table doesn't know its path."""
-        return next(iter(self._wanted or self.grant.apis or (Api.DATA_EXPORT,)))
+    def apis(self) -> Sequence[Api]:
+        """The APIs that are wanted from the start; without such, all that may be used. Never empty."""
+        return self._wanted or self.grant.usable_apis
 
     @property
     def credentials(self) -> Credentials:

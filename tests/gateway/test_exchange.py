@@ -306,7 +306,7 @@ async def test_a_caller_that_leaves_as_a_second_try_is_due_holds_nothing(
             await left.wait()
         [project] = proxy.app.projects()
         assert (project.running, project.slots.in_use) == (0, 0)
-        assert [(kind, count) for kind, _, count in project.measures.of(project.first_api).answers()] == [
+        assert [(kind, count) for kind, _, count in project.measures.of(project.apis[0]).answers()] == [
             ("abandoned", 1),
             ("2xx", 1),
         ]

@@ -31,7 +31,8 @@ from support.harness import (
 
 from proxy.app.app import App
 from proxy.config.load import load
-from proxy.gateway.oauth import MAX_CONTENT_BYTES, PLACEHOLDER
+from proxy.gateway.oauth import MAX_CONTENT_BYTES
+from proxy.gateway.placeholder import placeholder
 from proxy.sandbox import Sandbox
 
 KEY = "key-with/1+%2F"
@@ -68,7 +69,7 @@ async def test_without_callers_anybody_gets_a_placeholder_and_this_proxy_as_endp
         answer = await post(proxy, b"/v1/oauth/token", ASKED, form=form)
         assert answer.status == 200
         assert of(answer) == {
-            "access_token": PLACEHOLDER,
+            "access_token": "csq-proxy.shop.local",
             "token_type": "bearer",
             "expires_in": 3600,
             "scope": "metrics",
@@ -137,17 +138,18 @@ async def test_a_projects_own_listener_needs_no_prefix() -> None:
     [
         ({"grant_type": "password"}, "unsupported_grant_type"),
         ({"grant_type": None}, "unsupported_grant_type"),
-        ({"scope": "metrics nothing"}, "invalid_scope"),
-        ({"scope": ""}, "invalid_scope"),
         ({"scope": 1}, "invalid_scope"),
         ({"scope": "data-export enrichment"}, "invalid_scope"),
         ({"project_id": 43}, "invalid_request"),
+        ({"integration_id": 8}, "invalid_request"),
+        ({"integration_id": "x"}, "invalid_request"),
     ],
 )
 async def test_what_contentsquare_would_refuse_is_refused_as_rfc_6749_says(
     change: dict[str, object], error: str
 ) -> None:
-    async with gateway(projects={"shop": {**PROJECTS["shop"], "project_id": 42}}) as proxy:
+    project = {**PROJECTS["shop"], "project_id": 42, "integration_id": 7}
+    async with gateway(projects={"shop": project}) as proxy:
         answer = await post(proxy, b"/shop/v1/oauth/token", {**ASKED, **change})
         assert (answer.status, of(answer)["error"]) == (400, error)
         assert of(answer)["error_description"] == of(answer)["errorMessage"]
@@ -157,6 +159,88 @@ async def test_what_contentsquare_would_refuse_is_refused_as_rfc_6749_says(
         good = await post(proxy, b"/v1/oauth/token", {**ASKED, "scope": "data-export metrics"})
         assert (of(good)["scope"], of(good)["project_id"]) == ("data-export metrics", 42)
         assert (await post(proxy, b"/v1/oauth/token", {**ASKED, "project_id": 42}, form=True)).status == 200
+        for right in (7, "7", None, ""):
+            members = {**ASKED, "scope": "enrichment", "integration_id": right}
+            assert (await post(proxy, b"/v1/oauth/token", members)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("scope", "told"),
+    [
+        (None, "metrics data-export"),
+        ("", "metrics data-export"),
+        (" ", "metrics data-export"),
+        ([], "metrics data-export"),
+        ("metrics", "metrics"),
+        ("metrics,data-export", "metrics data-export"),
+        (" metrics ,  data-export\tmetrics", "metrics data-export"),
+        (["metrics", "data-export"], "metrics data-export"),
+        ("metrics new-api", "metrics new-api"),
+    ],
+)
+async def test_scopes_are_read_leniently_and_none_means_all(scope: object, told: str) -> None:
+    projects = {"shop": {**PROJECTS["shop"], "apis": ["metrics", "data-export"]}}
+    async with gateway(projects=projects) as proxy:
+        answer = await post(proxy, b"/v1/oauth/token", {**ASKED, "scope": scope})
+        assert (answer.status, of(answer)["scope"]) == (200, told)
+
+
+async def test_json_may_begin_with_a_byte_order_mark() -> None:
+    async with gateway() as proxy:
+        body = b"\xef\xbb\xbf" + json.dumps(ASKED).encode()
+        for kind in (JSON, b"Content-Type: text/plain"):
+            answer = await proxy.call(
+                b"POST /v1/oauth/token", kind, b"Content-Length: %d" % len(body), body=body
+            )
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", [b"//v1/oauth/token", b"/v1/oauth/token/", b"/shop//v1//oauth/token//?a=1"])
+async def test_slashes_that_many_servers_ignore_are_ignored_here(path: bytes) -> None:
+    upstream = Upstream()
+    async with gateway(upstream) as proxy:
+        assert (await post(proxy, path, ASKED)).status == 200
+        assert (await post(proxy, path.replace(b"token", b"me"), ASKED)).status == 200
+        assert not upstream.requests
+
+
+@pytest.mark.parametrize("path", [b"/v1/oauth/token", b"/shop/v1/oauth/me", b"//v1/oauth/token/"])
+async def test_every_error_of_these_paths_has_both_shapes(path: bytes) -> None:
+    async with gateway(callers=CALLERS, projects=PROJECTS) as proxy:
+        length = b"Content-Length: 0"
+        absolute = b"POST http://" + proxy.host + path
+        shop, other = f"{KEY}", "elsewhere-key-12345"
+        answers = [
+            (await proxy.call(b"POST " + path, length, b"Origin: https://evil.example"), "invalid_request"),
+            (await proxy.call(absolute, length, b"Origin: https://evil.example"), "invalid_request"),
+            (await proxy.call(b"GET " + path), "invalid_request"),
+            (await proxy.call(b"POST " + path, length), "invalid_client"),
+            (await post(proxy, path, {**ASKED, "client_secret": "wrong"}), "invalid_client"),
+            (await post(proxy, path, {**ASKED, "client_secret": shop, "project_id": 3}), "invalid_request"),
+            (await post(proxy, b"/shop/v1/oauth/me", {**ASKED, "client_secret": other}), "invalid_request"),
+        ]
+        for answer, error in answers:
+            told = of(answer)
+            assert answer.status >= 400
+            assert (told["error"], told["success"]) == (error, False)
+            assert told["error_description"] == told["errorMessage"]
+            assert told["errorCode"].startswith("PROXY_")
+            assert answer.values(b"cache-control") == [b"no-store"]
+            assert bool(answer.values(b"www-authenticate")) == (answer.status == 401)
+        assert "client_secret" in of(answers[4][0])["error_description"]
+
+
+async def test_trouble_with_the_token_endpoint_has_a_word_of_its_own() -> None:
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        for told, status, error in (
+            (b"nonsense", 502, "server_error"),
+            (b"HTTP/1.1 429 X\r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n", 429, None),
+            (b"", 503, "temporarily_unavailable"),
+        ):
+            token.told = told
+            answer = await post(proxy, b"/shop/v1/oauth/me", {})
+            assert (answer.status, of(answer)["error"] if answer.content else None) == (status, error)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +302,7 @@ async def test_a_callers_key_is_the_token(
         answer = await post(proxy, b"/shop/v1/oauth/token" + query, members, *lines, form=form)
         assert answer.status == 200
         told = of(answer)
-        assert told["access_token"] == KEY
+        assert told["access_token"] == f"csq-proxy.shop.{KEY}"
         bearer = b"Authorization: Bearer " + told["access_token"].encode()
         assert (await proxy.call(b"GET /shop/v1/segments", bearer)).status == 200
 
@@ -436,7 +520,8 @@ async def test_requests_oauthlib_gets_from_token_to_endpoint_to_call(
         for base in (url, f"{url}/shop"):
             statuses, token = await asyncio.to_thread(dance, base)
             assert statuses == 400
-            assert token["access_token"] == ("caller-key-12345" if with_callers else PLACEHOLDER)
+            key = "caller-key-12345" if with_callers else None
+            assert token["access_token"] == placeholder("shop", key)
             assert token["endpoint"] == base
             assert isinstance(token["project_id"], int)
         assert not [secret for secret in secrets if secret in "".join(seen)]

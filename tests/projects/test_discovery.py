@@ -22,7 +22,7 @@ async def test_left_out_apis_are_those_that_the_credentials_are_for() -> None:
         await until(lambda: project.is_ready)
         assert host.questions == [{"client_id": "id-1", "client_secret": "secret-1"}]
         assert list(project.keepers) == [Api.METRICS, Api.SURVEYS]
-        assert project.first_api is Api.METRICS
+        assert project.apis[0] is Api.METRICS
 
 
 async def test_discovered_enrichment_is_kept_where_there_is_an_integration_id() -> None:
@@ -87,8 +87,8 @@ async def test_what_was_discovered_before_is_wanted_until_discovery_says_otherwi
         project.inherit(life.project)
         project.start()
         assert project.is_ready
-        assert project.first_api is Api.METRICS
-        await until(lambda: project.first_api is Api.SURVEYS)
+        assert project.apis[0] is Api.METRICS
+        await until(lambda: project.apis[0] is Api.SURVEYS)
         assert len(host.questions) == 3
         await until(lambda: project.is_ready)
 

@@ -45,9 +45,9 @@ async def test_other_apis_join_on_first_use_and_do_not_count_for_readiness() -> 
 
 async def test_a_path_of_no_known_api_goes_with_the_first_one() -> None:
     async with living(AuthHost(), grant(Api.SURVEYS, Api.METRICS)) as life:
-        assert life.project.first_api is Api.SURVEYS
+        assert life.project.apis[0] is Api.SURVEYS
     async with living(AuthHost(), grant()) as life:
-        assert life.project.first_api is Api.DATA_EXPORT
+        assert life.project.apis[0] is Api.DATA_EXPORT
 
 
 async def test_nothing_wanted_is_ready_at_once() -> None:
@@ -99,7 +99,7 @@ async def test_a_project_made_on_first_use_wants_nothing_from_the_start(apis: tu
         project = life.project
         assert project.is_ready
         assert project.is_settled
-        assert project.first_api is (apis or (Api.DATA_EXPORT,))[0]
+        assert project.apis[0] is (apis or (Api.DATA_EXPORT,))[0]
         await project.keeper(Api.METRICS).get(WAIT_S)
         assert host.scopes == ["metrics"]
         assert project.is_ready
