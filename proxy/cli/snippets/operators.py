@@ -1,4 +1,4 @@
-"""The values for the texts by which operators run the proxy: Kubernetes, Compose, systemd, Windows. Pure."""
+"""The values for the texts by which operators run the proxy, such as Kubernetes and systemd. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from proxy.origin import bracketed
 _GRACE_S = 15
 """Seconds that a platform gives the proxy to stop, in addition to ``drain_timeout``."""
 _CONTAINER_SECRETS = "/run/secrets"
+_VENDOR = "contentsquare.com"
+_ADDRESS = "172.30.43.2"
+"""The proxy's address in the Compose network of a program that has Contentsquare's name built in."""
 _HIDDEN = frozenset(("home", "root"))
 """The folders of the root that ``ProtectHome=`` hides (systemd.exec(5))."""
 
@@ -34,6 +37,8 @@ def values(platform: str, settings: Settings, python: str) -> dict[str, str]:
         return general | _compose(settings)
     if platform == "systemd":
         return general | _systemd(settings, python)
+    if platform == "hosts":
+        return general | _hosts(settings)
     return general | _windows(python)
 
 
@@ -55,6 +60,20 @@ def _compose(settings: Settings) -> dict[str, str]:
         "config_compose": config.replace("$", "$$"),  # else it would be a variable
         "compose_secret_names": "\n".join(f"      - {name}" for name in names),
         "compose_secrets": "\n".join(f"  {name}:\n    file: ./secrets/{name}" for name in names),
+    }
+
+
+def _hosts(settings: Settings) -> dict[str, str]:
+    """The names that lead a program to the proxy: those of Contentsquare's that the proxy already accepts."""
+    names = [name for name in settings.server.allowed_hosts if name.endswith(f".{_VENDOR}")]
+    names = names or [f"api.{_VENDOR}"]
+    return {
+        "address": _ADDRESS,
+        "name": names[0],
+        "names": " ".join(names),
+        "quoted_names": ", ".join(f'"{name}"' for name in names),
+        "alternative_names": ",".join(f"DNS:{name}" for name in names),
+        "extra_hosts": "\n".join(f'      - "{name}:{_ADDRESS}"' for name in names),
     }
 
 

@@ -28,7 +28,7 @@ FOR_CALLERS = (
     "javascript",
     "powershell",
 )
-FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "grafana-dashboard")
+FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "hosts", "grafana-dashboard")
 _IN_CLOUDS = ("looker",)
 """The tools that call from their vendor's computers."""
 _SLASHES = ("powerbi", "powerbi-pages", "excel", "looker", "javascript")

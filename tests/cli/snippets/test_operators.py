@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 import kubernetes_validate
 import pytest
 import yaml
+from support.commands import write
 from support.harness import WAIT_S
 from support.snippets import (
     FULL,
@@ -124,6 +125,43 @@ def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["api.contentsquare.com"], ["api.eu.production.contentsquare.com", "api.contentsquare.com"]][
+        ["api.contentsquare.com"], ["api.eu-west-1.production.contentsquare.com", "api.contentsquare.com"]
+    ],
+)
+def test_the_hosts_snippet_fits_the_schemas_and_has_every_name(names: list[str], tmp_path: Path) -> None:
+    server = {"allowed_hosts": ["csq-proxy", *names]} if len(names) > 1 else {}
+    shown = text("hosts", settings_of(server=server, callers={"bi": {"key": KEY}}))
+    parts = re.split(r"^--- (\S+)$", shown, flags=re.MULTILINE)
+    files = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert list(files) == ["compose.yaml", "kubernetes.yaml", "run-my-program.sh"]
+    assert "subjectAltName=" + ",".join(f"DNS:{name}" for name in names) in parts[0]
+
+    compose = yaml.safe_load(files["compose.yaml"])
+    services = compose["services"]
+    [address] = [network["ipv4_address"] for network in services["csq-proxy"]["networks"].values()]
+    assert services["my-program"]["extra_hosts"] == [f"{name}:{address}" for name in names]
+    assert services["csq-proxy"]["secrets"] == list(compose["secrets"])
+
+    service, deployment, program = yaml.safe_load_all(files["kubernetes.yaml"])
+    for resource in (service, deployment, program):
+        kubernetes_validate.validate(resource, "1.31", strict=True)
+    [alias] = program["spec"]["template"]["spec"]["hostAliases"]
+    assert alias == {"ip": service["spec"]["clusterIP"], "hostnames": names}
+
+    config = re.search(r"\[server\].*?key_file[^\n]*", parts[0].replace("#", ""), re.DOTALL)
+    assert config is not None
+    table = tomllib.loads(config[0].replace("/run/secrets", str(tmp_path)))
+    [caller] = table["callers"].values()
+    for path in (table["server"]["tls_cert"], table["server"]["tls_key"], caller["key_file"]):
+        write(Path(path), "a-key-of-twenty-bytes")
+    table["projects"] = {"shop": {"client_id": "id", "client_secret": "secret-of-shop"}}
+    settings = load(None, table, {}, search=False)
+    assert (settings.server.port, list(settings.server.allowed_hosts)) == (443, names)
 
 
 def test_the_systemd_snippet_has_the_configuration_in_its_comment(tmp_path: Path) -> None:
