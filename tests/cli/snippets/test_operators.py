@@ -129,7 +129,6 @@ def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [["api.contentsquare.com"], ["api.eu.production.contentsquare.com", "api.contentsquare.com"]][
         ["api.contentsquare.com"], ["api.eu-west-1.production.contentsquare.com", "api.contentsquare.com"]
     ],
 )
