@@ -129,8 +129,7 @@ def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-        ["api.contentsquare.com"], ["api.eu-west-1.production.contentsquare.com", "api.contentsquare.com"]
-    ],
+    [["api.contentsquare.com"], ["api.eu-west-1.production.contentsquare.com", "api.contentsquare.com"]],
 )
 def test_the_hosts_snippet_fits_the_schemas_and_has_every_name(names: list[str], tmp_path: Path) -> None:
     server = {"allowed_hosts": ["csq-proxy", *names]} if len(names) > 1 else {}
