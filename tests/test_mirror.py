@@ -19,6 +19,7 @@ COVERED_BY = {
     "cli/check": "cli/test_main",
     "cli/console": "cli/test_main",
     "cli/live_report": "cli/test_live_check",
+    "cli/running_proxy": "cli/test_status",
     "cli/sandbox": "cli/test_main",
     "cli/summary": "cli/test_main",
     "cli/tables": "cli/test_status",

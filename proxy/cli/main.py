@@ -34,6 +34,15 @@ cli = typer.Typer(
 )
 
 # Typer must not check the file: `proxy.config` says more about a fault, and in one line.
+UrlOption = Annotated[
+    str | None, typer.Option(help="The URL of the proxy.", show_default="as in the configuration")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", readable=False, help="A file with a caller's key, where callers are defined."
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -169,30 +178,6 @@ def check(
         sys.exit(1)
 
 
-@cli.command("status")
-def show_status(
-    *,
-    config: ConfigOption = None,
-    url: Annotated[
-        str | None, typer.Option(help="The URL of the proxy.", show_default="as in the configuration")
-    ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", readable=False, help="A file with a caller's key, where callers are defined."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again every 2 seconds, until Ctrl-C.")
-    ] = False,
-) -> None:
-    """Show the state of the running proxy."""
-    from proxy.cli.status import show, source  # noqa: PLC0415
-
-    show(source(config, url, key_file), as_json=as_json, watch=watch)
-
-
 def _projects(ctx: typer.Context, incomplete: str) -> list[str]:
     from proxy.cli.completion import projects  # noqa: PLC0415
 
@@ -203,6 +188,48 @@ def _tools(incomplete: str) -> list[str]:
     from proxy.cli.completion import tools  # noqa: PLC0415
 
     return tools(incomplete)
+
+
+@cli.command("status")
+def show_status(
+    *,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every 2 seconds, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Show the state of the running proxy."""
+    from proxy.cli.running_proxy import find  # noqa: PLC0415
+    from proxy.cli.status import show  # noqa: PLC0415
+
+    show(find(config, url, key_file), as_json=as_json, watch=watch)
+
+
+@cli.command()
+def export(
+    project: Annotated[str, typer.Argument(help="A project, or ACCOUNT/42.", autocompletion=_projects)],
+    *,
+    job_id: Annotated[str | None, typer.Option("--id", metavar="JOB_ID", help="A job that exists.")] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", readable=False, help="A JSON file with a new job, as POST /v1/exports takes it."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the files.")] = Path(),
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Make an export or take one by its number, wait for it, and store its files."""
+    from proxy.cli.export import export as run  # noqa: PLC0415
+    from proxy.cli.running_proxy import find  # noqa: PLC0415
+
+    run(find(config, url, key_file), project, job_id=job_id, job=job, out=out, as_json=as_json)
 
 
 @cli.command()

@@ -17,7 +17,7 @@ import trustme
 from support.certificates import CASES, openssl_verifies
 from support.harness import WAIT_S, RawServer, Upstream, free_port, gateway, read_message
 
-from proxy.cli.status import Source, Unreachable, source
+from proxy.cli.running_proxy import RunningProxy, Unreachable, find
 from proxy.config import load as configuration
 from proxy.config.expiry import utc_today
 from proxy.errors import ConfigError
@@ -201,16 +201,16 @@ async def test_watching_ends_when_nobody_reads_it_any_longer(options: list[str],
 )
 async def test_a_bad_url_is_told_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^--url: "):
-        source(None, url, None)
+        find(None, url, None)
 
 
 async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
     for content in (b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
         (tmp_path / "key").write_bytes(content)
         with pytest.raises(ConfigError, match=r"^--key-file: "):
-            source(None, "http://127.0.0.1:8277", tmp_path / "key")
+            find(None, "http://127.0.0.1:8277", tmp_path / "key")
     with pytest.raises(ConfigError, match=r"^--key-file: "):
-        source(None, "http://127.0.0.1:8277", tmp_path / "nothing")
+        find(None, "http://127.0.0.1:8277", tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ async def test_where_it_listens_is_read_as_serve_reads_it(
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     path = tmp_path / "config.toml"
     path.write_text(f"[server]\n{server}\n")
-    found = source(path, None, None)
+    found = find(path, None, None)
     assert found.url == url
     assert found.cert == (tmp_path / "cert.pem" if "cert" in server else None)
 
@@ -255,7 +255,7 @@ async def test_a_faulty_place_in_the_configuration_is_told(server: str, said: st
     path = tmp_path / "config.toml"
     path.write_text(f"[server]\n{server}\n")
     with pytest.raises(ConfigError) as fault:
-        source(path, None, None)
+        find(path, None, None)
     assert said in str(fault.value)
 
 
@@ -304,7 +304,7 @@ async def test_the_verdict_on_our_own_certificate_is_the_same_on_every_python(
     monkeypatch.setenv("SSL_CERT_FILE", str(case.ca_file(tmp_path)))
     async with RawServer(Upstream(), tls=case.server_side(tmp_path)) as server:
         with pytest.raises(Unreachable) as caught:  # the server is no csq-proxy
-            await asyncio.to_thread(Source(f"https://localhost:{server.port}", None, None).fetch)
+            await asyncio.to_thread(RunningProxy(f"https://localhost:{server.port}", None, None).status)
     assert ("a program other than csq-proxy" in str(caught.value)) is (not case.fault)
 
 
@@ -313,7 +313,7 @@ async def test_a_configured_certificate_that_can_t_be_read_counts_for_nothing_be
 ) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[server]\nport = 9000\ntls_cert = "none.pem"\n')
-    assert source(path, "https://127.0.0.1:9000", None).cert is None
+    assert find(path, "https://127.0.0.1:9000", None).cert is None
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from support.configurations import CANARY, Writer, faults_of, posix_only
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
-from proxy.cli.status import _key
+from proxy.cli.running_proxy import _key
 from proxy.config.load import load
 from proxy.config.pasted import description, value_of
 from proxy.errors import ConfigError

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from proxy.cli.completion import projects
 from proxy.cli.main import cli
-from proxy.cli.status import source
+from proxy.cli.running_proxy import find
 from proxy.config import files, trust
 from proxy.config.load import load
 from proxy.config.secrets import Source
@@ -413,7 +413,7 @@ def test_a_key_file_of_status_that_others_can_write_to_is_refused(tmp_path: Path
     key.write_text("k" * 20)
     key.chmod(0o666)
     with pytest.raises(ConfigError, match=r"^--key-file: others can change"):
-        source(None, "http://127.0.0.1:1", key)
+        find(None, "http://127.0.0.1:1", key)
 
 
 def test_init_writes_into_no_folder_that_others_can_write_to(environ: dict[str, str], tmp_path: Path) -> None:

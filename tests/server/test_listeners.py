@@ -21,8 +21,8 @@ from support.harness import close, free_port, gateway, read_message, settings_fo
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
+from proxy.cli.running_proxy import Unreachable, find
 from proxy.cli.snippets import portable
-from proxy.cli.status import Unreachable, source
 from proxy.config.changes import differences
 from proxy.config.load import load
 from proxy.config.settings import Settings
@@ -261,14 +261,14 @@ def test_status_snippets_and_the_summary_use_the_socket(
         assert f"curl --unix-socket {shlex.quote(str(path))} " in told
         assert "in a browser" not in told
         for url in (None, f"unix:{path}"):
-            assert list(source(tmp_path / "config.toml", url, None).fetch()["projects"]) == ["shop"]
+            assert list(find(tmp_path / "config.toml", url, None).status()["projects"]) == ["shop"]
         if not has_tls and shutil.which("curl"):
             [line] = [line for line in told.splitlines() if line.startswith("Try:  ")]
             words = shlex.split(line.removeprefix("Try:  ").replace("shop/v1/segments", "-/status"))
             said = subprocess.run([*words, "-s"], capture_output=True, timeout=STARTUP_S, check=True)
             assert "shop" in json.loads(said.stdout)["projects"]
     with pytest.raises(Unreachable, match=f"^unix:{path}: can't be reached"):
-        source(tmp_path / "config.toml", None, None).fetch()
+        find(tmp_path / "config.toml", None, None).status()
 
 
 @needs_unix

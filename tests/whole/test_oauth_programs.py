@@ -6,13 +6,12 @@ Each runs at the bare URL, at a project's prefix and at an account's, with calle
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,12 +20,10 @@ from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
 from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
+from support.demo import sandboxed
 from support.harness import WAIT_S
 
-from proxy.app.app import App
-from proxy.config.load import load
 from proxy.gateway.placeholder import placeholder
-from proxy.sandbox import Sandbox
 
 KEY = "caller-key-12345"
 SCOPES = "metrics data-export"
@@ -35,31 +32,6 @@ Case = tuple[str, Mapping[str, str]]
 """A base URL, and parameters for the token request beside the usual ones."""
 Answers = tuple[Mapping[str, Any], list[str]]
 """A token answer, and the texts of two answers with its token."""
-
-
-@contextlib.asynccontextmanager
-async def sandboxed(**sections: Mapping[str, object]) -> AsyncIterator[tuple[str, int, list[str]]]:
-    """A proxy before the sandbox: its URL, its project's id, and all secrets that no caller may ever see."""
-    async with Sandbox() as sandbox:
-        demo, account = sandbox.projects["demo-eu"], sandbox.account
-        apis = ["metrics", "data-export"]
-        shop = {"client_id": demo.client_id, "client_secret": demo.client_secret, "apis": apis}
-        acme = {"client_id": account.client_id, "client_secret": account.client_secret, "apis": apis}
-        values: dict[str, Any] = {
-            "server": {"port": 0},
-            "contentsquare": {"auth_url": sandbox.auth_url, "allowed_endpoints": sandbox.hosts},
-            "projects": {"shop": shop},
-            "accounts": {"acme": {**acme, "projects": list(account.project_ids)}},
-            **sections,
-        }
-        app = App(load(None, values, {}, search=False))
-        async with app.started():
-            await app.settled(WAIT_S)
-            [shop_project] = app.projects()
-            leases = [keeper.current() for keeper in shop_project.keepers.values()]
-            tokens = [lease.access_token for lease in leases if lease is not None]
-            assert len(tokens) == 2
-            yield app.listeners[0].url, demo.project_id, [demo.client_secret, account.client_secret, *tokens]
 
 
 def requests_oauthlib(way: str, base: str, extra: Mapping[str, str]) -> Answers:

@@ -1,0 +1,255 @@
+"""``csq-proxy export``: an export's files, through the running proxy, so that no credentials are needed here.
+
+Makes the job where one is given, waits for its run, and stores the run's files. The calls to Contentsquare go
+through the proxy, and the files come from the storage by their signed URLs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from proxy.cli.console import fail, say, say_json
+from proxy.cli.download import DownloadFailed, LinkRefused, download
+from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
+from proxy.errors import ConfigError
+from proxy.foreign import shown
+
+CALL_TIMEOUT_S = 330.0
+"""Contentsquare may think for 300 s."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0
+_MOST_FAULTS = 5
+"""Failed looks at a run in a row."""
+_ENDED = frozenset(("failed", "failure", "error", "canceled", "cancelled", "expired"))
+"""States of a run that gets no files any more."""
+_PROJECT = re.compile(r"[a-z0-9][a-z0-9-]*(?:/[1-9][0-9]*)?\Z", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class ExportFailed(Exception):
+    """The files aren't here; the message is one line for people."""
+
+
+class _Run(NamedTuple):
+    id: str
+    state: str
+    files: list[dict[str, Any]]
+
+
+class _Export(NamedTuple):
+    """One job of a project, at the running proxy."""
+
+    place: RunningProxy
+    project: str
+    job: str
+
+    def newest_run(self) -> _Run | None:
+        """The newest run that has files, else the newest; None where the job has none yet."""
+        runs = _list(_called(self.place, "GET", f"{self._path}/runs"))
+        runs.sort(key=lambda run: (str(run.get("endDate") or ""), str(run.get("jobRunId"))))
+        good = [run for run in runs if run.get("state") == "success"]
+        if not runs:
+            return None
+        run_id = str((good or runs)[-1].get("jobRunId"))
+        if not _ID.match(run_id):
+            raise ExportFailed(f"job {self.job}: the answer names no run")
+        run = _called(self.place, "GET", f"{self._path}/runs/{run_id}")
+        if not isinstance(run, dict):
+            raise ExportFailed(f"job {self.job}: the answer holds no run")
+        return _Run(run_id, str(run.get("state")), _list(run.get("files")))
+
+    @property
+    def _path(self) -> str:
+        return f"/{self.project}/v1/exports/{self.job}"
+
+
+def export(
+    place: RunningProxy, project: str, *, job_id: str | None, job: Path | None, out: Path, as_json: bool
+) -> None:
+    """Store the files of the job's newest run in ``out``, and print their paths, or JSON.
+
+    Exits with 1 where that isn't possible. Raises ConfigError for arguments that can't be used.
+    """
+    if not _PROJECT.match(project):
+        raise ConfigError(f"export: {project!r} is no project's name, such as shop-fr or acme/42")
+    content = _checked(job_id, job)
+    out.mkdir(parents=True, exist_ok=True)
+    made = None
+    try:
+        if content is not None:
+            made = job_id = _make(place, project, content)
+        one = _Export(place, project, str(job_id))
+        with _display(as_json) as display:
+            run = _wait(one, display.say_state)
+            stored = _store(one, run, out, display.bar)
+    except (ExportFailed, Unreachable, DownloadFailed) as error:
+        fail((f"{error}{_hint(project, made)}",), 1)
+    except OSError as error:
+        fail((f"--out: {out} can't be written ({error.strerror}){_hint(project, made)}",), 1)
+    except KeyboardInterrupt:
+        fail((f"stopped{_hint(project, made)}",), 1)
+    if as_json:
+        files = [{"path": str(path), "bytes": length} for path, length in stored]
+        say_json({"job_id": one.job, "run_id": run.id, "state": run.state, "files": files}, indent=2)
+    else:
+        for path, length in stored:
+            say(f"{path}  {length:,} bytes")
+
+
+def _hint(project: str, made: str | None) -> str:
+    """The way to go on with a job that this command made."""
+    return "" if made is None else f"; the job is made, go on with: csq-proxy export {project} --id {made}"
+
+
+def _checked(job_id: str | None, job: Path | None) -> bytes | None:
+    """The content of the file with the job; None where an id is given. Raises ConfigError."""
+    if (job_id is None) == (job is None):
+        raise ConfigError("export: give --id with a job's number, or --job with a file that describes one")
+    if job is None:
+        if not _ID.match(str(job_id)):
+            raise ConfigError(f"--id: must be a job's number; {job_id!r} is none")
+        return None
+    try:
+        content = job.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        described = json.loads(content)
+    except OSError as error:
+        raise ConfigError(f"--job: {job} can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
+        raise ConfigError(f"--job: {job} must hold a JSON object, as POST /v1/exports takes it")
+    return content
+
+
+def _make(place: RunningProxy, project: str, content: bytes) -> str:
+    made = _called(place, "POST", f"/{project}/v1/exports", content)
+    job_id = str(made.get("jobId") if isinstance(made, dict) else None)
+    if made is None or not _ID.match(job_id):
+        raise ExportFailed("the answer to the new job names no jobId")
+    return job_id
+
+
+def _wait(one: _Export, say_state: Callable[[str], None]) -> _Run:
+    """Wait until the job has a run with files. Raises ExportFailed."""
+    began, pause_s, faults = time.monotonic(), FIRST_PAUSE_S, 0
+    while True:
+        try:
+            run, faults = one.newest_run(), 0
+        except (_Passing, Unreachable):
+            faults += 1
+            if faults >= _MOST_FAULTS:
+                raise
+            run = None
+        state = "not started" if run is None else run.state
+        if run is not None and state == "success":
+            if not run.files:
+                raise ExportFailed(f"job {one.job}: its run {run.id} has no files; files are kept for 7 days")
+            return run
+        if state in _ENDED:
+            raise ExportFailed(f"job {one.job}: its run {run.id if run else ''} ended as {state}")
+        say_state(f"job {one.job}: {shown(state)}, {_clock(time.monotonic() - began)}")
+        time.sleep(pause_s)
+        pause_s = min(LONGEST_PAUSE_S, pause_s * 1.5)
+
+
+class _Passing(ExportFailed):
+    """A failure that may pass by itself."""
+
+
+def _called(place: RunningProxy, method: str, path: str, content: bytes | None = None) -> Any:
+    """The payload of Contentsquare's answer. Raises ExportFailed."""
+    answer = place.call(method, path, content, timeout_s=CALL_TIMEOUT_S)
+    members = answer.json()
+    if answer.status // 100 != 2 or not isinstance(members, dict) or "payload" not in members:
+        kind = _Passing if answer.status >= 500 or answer.status == 429 else ExportFailed
+        raise kind(_fault(answer, members))
+    return members["payload"]
+
+
+def _fault(answer: Answer, members: object) -> str:
+    text = members.get("errorMessage") if isinstance(members, dict) else None
+    return f"answered {answer.status}: {text or 'the answer is not as documented'}"
+
+
+def _store(
+    one: _Export, run: _Run, out: Path, bar: Callable[[str], Callable[[int, int | None], None]]
+) -> list[tuple[Path, int]]:
+    """Download the run's files, each under the name ``JOB-RUN-NAME``."""
+    stored: list[tuple[Path, int]] = []
+    for place in range(len(run.files)):
+        path = out / f"{one.job}-{run.id}-{_name(run.files[place], place)}"
+        on_progress = bar(path.name)
+        try:
+            length = download(_url(run.files[place]), path, on_progress)
+        except LinkRefused:  # a long download of the files before: signatures end
+            again = one.newest_run()
+            if again is None or again.id != run.id or len(again.files) != len(run.files):
+                raise
+            run = again
+            length = download(_url(run.files[place]), path, on_progress)
+        stored.append((path, length))
+    return stored
+
+
+def _url(file: dict[str, Any]) -> str:
+    return str(file.get("url"))
+
+
+def _name(file: dict[str, Any], place: int) -> str:
+    """A plain name for a file: the vendor's, or that of its URL, without what a file system may obey."""
+    given = str(file.get("name") or _url(file).partition("?")[0])
+    plain = _UNSAFE.sub("_", re.split(r"[/\\]", given)[-1]).strip(".")[-100:]
+    return f"{place:03d}-{plain}" if plain else f"{place:03d}"
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class _Display(NamedTuple):
+    """``say_state`` shows a run's state; ``bar`` makes a file's bar, and returns its callback."""
+
+    say_state: Callable[[str], None]
+    bar: Callable[[str], Callable[[int, int | None], None]]
+
+
+@contextmanager
+def _display(as_json: bool) -> Iterator[_Display]:
+    """Progress on standard error where that is a terminal; nothing elsewhere."""
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from proxy.cli.tables import Terminal  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    terminal = Terminal(stderr=True)
+    progress = Progress(
+        *columns, TimeRemainingColumn(), console=terminal, disable=as_json or not terminal.is_terminal
+    )
+    with progress:
+        waiting = progress.add_task("", total=None, visible=False)
+
+        def bar(name: str) -> Callable[[int, int | None], None]:
+            progress.update(waiting, visible=False)
+            task = progress.add_task(name, total=None)
+            return lambda here, length: progress.update(task, completed=here, total=length)
+
+        yield _Display(lambda text: progress.update(waiting, description=text, visible=True), bar)

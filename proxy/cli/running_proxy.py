@@ -1,0 +1,272 @@
+"""The running proxy, as commands find and call it: by ``--url``, else by ``[server]`` of the configuration.
+
+Speaks HTTP with the proxy; must not know what the answers mean.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from proxy.config.environment import KEY
+from proxy.config.files import READABLE, read
+from proxy.config.load import load_listener
+from proxy.config.pasted import value_of
+from proxy.config.settings import LOCALHOST, ServerSettings
+from proxy.config.trust import Untrusted
+from proxy.errors import ConfigError
+from proxy.origin import Origin, bracketed, is_loopback
+from proxy.server.request import UNIX
+from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
+
+TIMEOUT_S = 5.0
+MOST_ERROR_BYTES = 64 * 1024
+_REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+"""The address that reaches a proxy that listens on all addresses."""
+
+
+class Unreachable(Exception):
+    """The proxy can't be reached, or refuses; the message is one line for people."""
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: a key is sent to the given address only."""
+
+    def redirect_request(self, *_: object) -> None:
+        """`urllib.request` calls this method; None makes the redirect an error."""
+
+
+class _UnixHandler(urllib.request.HTTPHandler):
+    """Sends requests through the Unix socket at ``path``, by TLS if there is a context for it."""
+
+    def __init__(self, path: str, tls: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self._path = path
+        self._tls = tls
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """`urllib.request` calls this method for http."""
+        return self.do_open(self._connection, req)  # type: ignore[arg-type]
+
+    def _connection(self, host: str, *, timeout: float, **_: object) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(host, timeout=timeout)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self._path)
+            connection.sock = self._tls.wrap_socket(sock) if self._tls else sock
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+
+class Answer(NamedTuple):
+    """An answer of the proxy, of any status; the content of an error is cut after `MOST_ERROR_BYTES`."""
+
+    status: int
+    fields: Message
+    content: bytes
+
+    def json(self) -> Any:
+        """The content; None where it is no JSON."""
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError):
+            return None
+
+
+class RunningProxy(NamedTuple):
+    """The running proxy, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's.
+
+    The URL of a Unix socket is ``unix:`` and its path.
+    """
+
+    url: str
+    cert: Path | None
+    key: str | None
+
+    def status(self) -> dict[str, Any]:
+        """The answer of ``/-/status``. Raises `Unreachable`."""
+        answer = self.call("GET", "/-/status")
+        if answer.status != 200:
+            raise Unreachable(self._refused(answer.status))
+        status = answer.json()
+        if not isinstance(status, dict) or "projects" not in status:
+            raise self.stranger()
+        return status
+
+    def call(
+        self, method: str, path: str, content: bytes | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Answer:
+        """A request to the proxy, with JSON as its ``content``, and the answer of any status.
+
+        ``timeout_s`` bounds each wait for the next bytes. Raises `Unreachable`.
+        """
+        socket_path = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+        base = self.url if socket_path is None else "http://localhost"
+        request = urllib.request.Request(base + path, content, method=method)  # noqa: S310 - `find` checked it
+        if content is not None:
+            request.add_header("Content-Type", "application/json")
+        if self.key:
+            request.add_header("X-API-Key", self.key)
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), NoRedirect()]
+        if socket_path is not None:
+            handlers.append(_UnixHandler(socket_path, self._tls() if self.cert else None))
+        elif self.url.startswith("https:"):
+            handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read(MOST_ERROR_BYTES))
+        except http.client.HTTPException:
+            raise self.stranger() from None
+        except OSError as error:
+            raise Unreachable(self._silent(error)) from None
+
+    def stranger(self) -> Unreachable:
+        """The error for an answer that isn't ours."""
+        return Unreachable(f"{self.url}: a program other than csq-proxy answers there; give another --url")
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.check_hostname = not self.url.startswith(UNIX)  # the socket's path is its name
+        verify_alike(context)
+        if self.cert is not None:
+            try:
+                data = read(self.cert, advice=READABLE).data
+                context.load_verify_locations(cadata=data.decode("ascii", "ignore"))  # PEM has comments
+            except Untrusted as untrusted:
+                raise Unreachable(f"server.tls_cert: {untrusted}") from None
+            except (OSError, ValueError):
+                raise Unreachable(
+                    f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
+                ) from None
+        return context
+
+    def _refused(self, code: int) -> str:
+        if code == 401:
+            problem = "this key is not a caller's" if self.key else "a caller's key is needed"
+            return f"{self.url}: {problem}; give --key-file, or set {KEY}"
+        hint = ""
+        if code == 421:
+            hint = "; give a --url with a host name in server.allowed_hosts"
+        elif code == 404 or code // 100 == 3:
+            hint = "; is it a csq-proxy?"
+        return f"{self.url}: answered {code}{hint}"
+
+    def _silent(self, error: OSError) -> str:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return f"{self.url}: {self._distrusted(reason)}"
+        if isinstance(reason, ssl.SSLError):
+            return f"{self.url}: no TLS there; give the --url that csq-proxy printed at its start"
+        why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
+
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        if error.verify_code in NAME_MISMATCHES:
+            return "give a --url with a host name that its certificate names"
+        hint = "; give the --config that names it in server.tls_cert" if self.cert is None else ""
+        return f"its certificate isn't trusted here ({error.verify_message}){hint}"
+
+
+def find(config: Path | None, url: str | None, key_file: Path | None) -> RunningProxy:
+    """The running proxy, by flags, environment and configuration file. Raises ConfigError."""
+    key = _key(key_file)
+    if url is not None and url.startswith(UNIX):
+        return RunningProxy(url, _cert_for_unix(url, config), key)
+    if url is not None:
+        base = _base_url(url)
+        return RunningProxy(base, _cert_for(_origin_of(base), config), key)
+    server = load_listener(config, os.environ)
+    if not server.tcp:
+        if server.unix_socket is None:
+            raise ConfigError("server.tcp: false, and server.unix_socket isn't set, so give the --url")
+        return RunningProxy(f"{UNIX}{server.unix_socket}", server.tls_cert, key)
+    if not server.port:
+        raise ConfigError(
+            "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
+        )
+    host = LOCALHOST[0] if server.host == "localhost" else _REACHED_BY.get(server.host, server.host)
+    scheme = "https" if server.tls_cert else "http"
+    return RunningProxy(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
+
+
+def _cert_for(origin: Origin, config: Path | None) -> Path | None:
+    """The configured certificate if ``origin`` is the configured listener; None where that can't be known."""
+    server = _configured(config) if origin.is_tls else None
+    if server is None:
+        return None
+    is_host = server.host in (*_REACHED_BY, origin.host) or (origin.is_loopback and is_loopback(server.host))
+    is_port = server.port in (0, origin.port)
+    cert = server.tls_cert
+    return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
+
+
+def _cert_for_unix(url: str, config: Path | None) -> Path | None:
+    """The configured certificate if ``url`` is the configured Unix socket's."""
+    server = _configured(config)
+    if server is None or url != f"{UNIX}{server.unix_socket}":
+        return None
+    return server.tls_cert
+
+
+def _configured(config: Path | None) -> ServerSettings | None:
+    """The configured listener; None where the configuration can't be used."""
+    try:
+        return load_listener(config, os.environ)
+    except ConfigError:
+        return None
+
+
+def _key(key_file: Path | None) -> str | None:
+    if key_file is None:
+        text, place = os.environ.get(KEY), KEY
+    else:
+        place = "--key-file"
+        try:
+            text = read(key_file).data.decode("utf-8-sig")
+        except Untrusted as untrusted:
+            raise ConfigError(f"{place}: {untrusted}") from None
+        except OSError as error:
+            raise ConfigError(f"{place}: can't read {key_file}: {error.strerror}") from None
+        except ValueError:
+            raise ConfigError(f"{place}: {key_file} isn't UTF-8 text") from None
+    if not text:
+        return None
+    try:
+        key = value_of(text)
+    except ValueError as wrong:
+        raise ConfigError(f"{place}: the key {wrong}") from None
+    if not key.isascii():
+        raise ConfigError(f"{place}: must hold a key, which is one line of ASCII")
+    return key
+
+
+def _base_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("--url: must begin with http://, https:// or unix:, as http://127.0.0.1:8277")
+    try:
+        _origin_of(url)
+    except ValueError as error:
+        raise ConfigError(f"--url: {error}") from None
+    if "?" in url or "#" in url or " " in url or not (url.isascii() and url.isprintable()):
+        raise ConfigError("--url: must be a base URL, as http://127.0.0.1:8277")
+    return url.rstrip("/")
+
+
+def _origin_of(url: str) -> Origin:
+    parts = urlsplit(url)
+    return Origin.parse(f"{parts.scheme}://{parts.netloc}")

@@ -1,0 +1,136 @@
+"""Files from a storage that breaks off, changes, refuses or lies about lengths."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from support.harness import Message, RawServer, read_message
+
+from proxy.cli.download import MOST_TRIES, DownloadFailed, LinkRefused, download
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
+CONTENT = bytes(range(256)) * 1000
+
+
+@dataclass
+class Storage:
+    """Answers like S3. ``cut`` gives the bytes after which an answer breaks off, by its number; None: never."""
+
+    content: bytes = CONTENT
+    etag: str = '"one"'
+    cut: Callable[[int], int | None] = lambda _: None
+    status: int = 0
+    requests: list[Message] = field(default_factory=list)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        self.requests.append(request)
+        if self.status:
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % self.status)
+            await writer.drain()
+            return
+        start, status, fields = 0, b"200 OK", []
+        asked = request.values(b"range")
+        if asked and request.values(b"if-range") == [self.etag.encode()]:
+            found = re.fullmatch(rb"bytes=(\d+)-", asked[0])
+            assert found is not None
+            start, status, length = int(found[1]), b"206 Partial Content", len(self.content)
+            fields.append(b"Content-Range: bytes %d-%d/%d" % (start, length - 1, length))
+        if self.etag:
+            fields.append(b"ETag: " + self.etag.encode())
+        fields.append(b"Content-Length: %d" % (len(self.content) - start))
+        writer.write(b"\r\n".join((b"HTTP/1.1 " + status, *fields, b"Connection: close", b"", b"")))
+        cut = self.cut(len(self.requests))
+        writer.write(self.content[start:] if cut is None else self.content[start : start + cut])
+        await writer.drain()
+
+
+def files_of(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def fetch(storage: Storage, path: Path) -> list[tuple[int, int | None]]:
+    seen: list[tuple[int, int | None]] = []
+    async with RawServer(storage) as server:
+        length = await asyncio.to_thread(
+            download,
+            f"{server.url}/file?signature=x",
+            path,
+            lambda *progress: seen.append(progress),
+            pause_s=0.001,
+        )
+    assert seen[-1][0] == length
+    return seen
+
+
+async def test_a_whole_file_has_its_name_and_leaves_nothing_else(tmp_path: Path) -> None:
+    storage = Storage()
+    seen = await fetch(storage, tmp_path / "file.csv")
+    assert (tmp_path / "file.csv").read_bytes() == CONTENT
+    assert files_of(tmp_path) == ["file.csv"]
+    assert (seen[0], seen[-1]) == ((0, len(CONTENT)), (len(CONTENT), len(CONTENT)))
+    [request] = storage.requests
+    assert not [line for line in request.lines if line.lower().startswith((b"authorization", b"x-api-key"))]
+
+
+@pytest.mark.parametrize("etag", ['"one"', 'W/"weak"', ""])
+async def test_a_break_is_mended_without_a_wrong_byte(etag: str, tmp_path: Path) -> None:
+    storage = Storage(etag=etag, cut=lambda number: None if number > 6 else 9_000 * number)
+    await fetch(storage, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [bool(request.values(b"range")) for request in storage.requests].count(True) == (
+        3 if etag == '"one"' else 0
+    )
+    assert files_of(tmp_path) == ["file"]
+
+
+async def test_a_later_call_goes_on_where_one_stopped(tmp_path: Path) -> None:
+    cut = Storage(cut=lambda number: 100_000 if number == 1 else 0)
+    with pytest.raises(DownloadFailed, match=r"100000 of 256000 bytes|run the same command again"):
+        await fetch(cut, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    assert len(cut.requests) >= MOST_TRIES
+    storage = Storage()
+    await fetch(storage, tmp_path / "file")
+    assert storage.requests[-1].values(b"range") == [b"bytes=100000-"]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+async def test_bytes_of_another_version_are_never_mixed(tmp_path: Path) -> None:
+    cut = Storage(cut=lambda number: 100_000 if number == 1 else 0)
+    with pytest.raises(DownloadFailed):
+        await fetch(cut, tmp_path / "file")
+    changed = Storage(content=CONTENT[::-1], etag='"two"')
+    await fetch(changed, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT[::-1]
+    assert files_of(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "tries"),
+    [
+        (403, LinkRefused, 1),
+        (404, LinkRefused, 1),
+        (302, DownloadFailed, 1),
+        (503, DownloadFailed, MOST_TRIES),
+    ],
+)
+async def test_a_refusal_is_told_with_the_storages_name(
+    status: int, error: type[DownloadFailed], tries: int, tmp_path: Path
+) -> None:
+    storage = Storage(status=status)
+    with pytest.raises(error, match=rf"127\.0\.0\.1: answered {status}"):
+        await fetch(storage, tmp_path / "file")
+    assert len(storage.requests) == tries
+    assert not files_of(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://storage.example/file", "ftp://127.0.0.1/file", "None", "/file"])
+async def test_only_https_and_loopback_are_called(url: str, tmp_path: Path) -> None:
+    with pytest.raises(DownloadFailed):
+        download(url, tmp_path / "file", lambda *_: None)

@@ -1,0 +1,192 @@
+"""``csq-proxy export`` through a running proxy: before the sandbox, and before scripted clouds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.demo import sandboxed
+from support.harness import WAIT_S, Message, Upstream, gateway
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
+JOB = {
+    "name": "test",
+    "format": "CSV",
+    "scope": "views",
+    "frequency": {"value": "once", "dateRange": {"from": "2026-05-01", "to": "2026-05-02"}},
+    "fields": [{"fieldName": "device"}],
+    "rows": 10,
+}
+
+
+async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "proxy", "export", *arguments],
+        env={**inherited, "HOME": str(cwd), "NO_PROXY": "*", **environ},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=2 * WAIT_S,
+        check=False,
+    )
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("with_callers", [False, True])
+async def test_a_new_job_is_made_waited_for_and_downloaded(with_callers: bool, tmp_path: Path) -> None:
+    callers = {"callers": {"bi": {"key": "caller-key-12345"}}} if with_callers else {}
+    environ = {"CSQ_PROXY_KEY": "caller-key-12345"} if with_callers else {}
+    (tmp_path / "job.json").write_text(json.dumps(JOB), encoding="utf-8-sig")
+    async with sandboxed(**callers) as (url, _, _):
+        shown = await run(
+            "shop", "--job", "job.json", "--out", "new/out", "--url", url, cwd=tmp_path, **environ
+        )
+        assert (shown.returncode, shown.stderr) == (0, "")
+        [name] = files_of(tmp_path / "new" / "out")
+        assert f"{name}  " in shown.stdout
+        job_id = name.partition("-")[0]
+        again = await run(
+            "shop", "--id", job_id, "--out", "b", "--json", "--url", url, cwd=tmp_path, **environ
+        )
+        told = json.loads(again.stdout)
+        [file] = told["files"]
+        assert (told["job_id"], told["state"]) == (job_id, "success")
+        assert (tmp_path / file["path"]).stat().st_size == file["bytes"]
+        assert (tmp_path / file["path"]).read_bytes() == (tmp_path / "new" / "out" / name).read_bytes()
+
+
+def json_answer(members: object, status: int = 200) -> bytes:
+    body = json.dumps(members).encode()
+    return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        status,
+        len(body),
+        body,
+    )
+
+
+class Cloud(Upstream):
+    """A cloud with job 7; ``run`` are the members of its only run, None where there is none yet."""
+
+    def __init__(self, run: dict[str, Any] | None, status: int = 200) -> None:
+        super().__init__()
+        self.answer = self.answered
+        self.run, self.status = run, status
+
+    def answered(self, request: Message) -> bytes:
+        if self.status != 200:
+            return json_answer({"success": False, "errorMessage": "not \x1b[31m today"}, self.status)
+        if b"/file" in request.start_line:
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\nb\n"
+        if request.start_line.endswith(b"/runs HTTP/1.1"):
+            payload: object = [] if self.run is None else [{"jobRunId": 9, **self.run}]
+        else:
+            payload = {"jobRunId": 9, **(self.run or {})}
+        return json_answer({"success": True, "payload": payload})
+
+
+@pytest.mark.parametrize(
+    ("run_of_job", "status", "said"),
+    [
+        ({"state": "failed"}, 200, "its run 9 ended as failed"),
+        ({"state": "success", "files": []}, 200, "has no files"),
+        ({"state": "success", "files": [{"name": "x"}]}, 200, "no URL of a file"),
+        ({"state": "success", "files": [{"url": "http://storage.example/x"}]}, 200, "no TLS"),
+        ({}, 404, "answered 404: not \\x1b[31m today"),
+        ({}, 403, "answered 403"),
+    ],
+)
+async def test_a_failure_is_one_line_and_exit_code_1(
+    run_of_job: dict[str, Any], status: int, said: str, tmp_path: Path
+) -> None:
+    async with gateway(Cloud(run_of_job, status)) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        shown = await run("shop", "--id", "7", "--out", "out", "--url", url, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    [line] = shown.stderr.splitlines()
+    assert line.startswith("csq-proxy: ")
+    assert said in line
+    assert not files_of(tmp_path / "out")
+
+
+async def test_names_of_files_are_made_plain(tmp_path: Path) -> None:
+    cloud = Cloud({"state": "success"})
+    async with gateway(cloud) as proxy:
+        url = f"{proxy.upstream.url}/file?signature=x"
+        names = [
+            "../../etc/passwd",
+            "a\x1b[31mb.csv",
+            "..",
+            "",
+            "C:\\x\\y.csv",
+            "x" * 300,
+            "one.csv",
+            "one.csv",
+        ]
+        cloud.run = {"state": "success", "files": [{"name": name, "url": url} for name in names]}
+        shown = await run(
+            "shop", "--id", "7", "--out", "out", "--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path
+        )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert files_of(tmp_path / "out") == [
+        "7-9-000-passwd",
+        "7-9-001-a_31mb.csv",
+        "7-9-002",
+        "7-9-003-file",
+        "7-9-004-y.csv",
+        f"7-9-005-{'x' * 100}",
+        "7-9-006-one.csv",
+        "7-9-007-one.csv",
+    ]
+    assert files_of(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["shop"], "--id"),
+        (["shop", "--id", "1", "--job", "x"], "--id"),
+        (["shop", "--id", "1/../2"], "--id"),
+        (["../x", "--id", "1"], "project's name"),
+        (["shop", "--job", "none.json"], "can't be read"),
+        (["shop", "--job", "bad.json"], "JSON object"),
+    ],
+)
+async def test_bad_arguments_end_with_2_before_anything_is_sent(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.json").write_text("[]")
+    shown = await run(*arguments, "--url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert said in shown.stderr
+
+
+async def test_a_job_that_was_made_is_named_where_the_rest_fails(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(JOB))
+
+    def answered(request: Message) -> bytes:
+        if request.start_line.startswith(b"POST"):
+            return json_answer({"success": True, "payload": {"jobId": 7}}, 201)
+        return json_answer({"success": False, "errorMessage": "no"}, 404)
+
+    async with gateway(Upstream(answer=answered)) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        shown = await run("shop", "--job", "job.json", "--url", url, cwd=tmp_path)
+    assert shown.returncode == 1
+    assert "csq-proxy export shop --id 7" in shown.stderr
+
+
+async def test_a_proxy_that_does_not_run_is_told(tmp_path: Path) -> None:
+    shown = await run("shop", "--id", "7", "--url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert shown.returncode == 1
+    assert "csq-proxy serve" in shown.stderr
