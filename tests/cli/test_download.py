@@ -19,7 +19,7 @@ CONTENT = bytes(range(256)) * 1000
 
 @dataclass
 class Storage:
-    """Answers like S3. ``cut`` gives the bytes after which an answer breaks off, by its number; None: never."""
+    """Answers like S3. ``cut``: the bytes after which an answer breaks off, by its number; None: never."""
 
     content: bytes = CONTENT
     etag: str = '"one"'
