@@ -118,9 +118,10 @@ def _checked(job_id: str | None, job: Path | None) -> bytes | None:
         return None
     try:
         content = job.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        described = json.loads(content)
     except OSError as error:
         raise ConfigError(f"--job: {job} can't be read ({error.strerror})") from None
+    try:
+        described = json.loads(content)
     except (ValueError, RecursionError):
         described = None
     if not isinstance(described, dict):
