@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from support.harness import Gateway, Message, RawServer, gateway, read_message
+from support.harness import Gateway, Message, RawServer, TokenServer, gateway, read_message
 
 SIGNATURE = "?X-Amz-Signature=0f1e2d3c&X-Amz-Expires=604800"
+CLOSE = b"close"
+"""In place of an answer: none."""
 LAST_MODIFIED = "Sat, 28 Nov 2026 10:00:00 GMT"
 
 
@@ -39,7 +41,7 @@ class Stored:
     cut_after: int = 0
     cuts: int = 1_000_000
     answer: bytes = b""
-    """A whole answer, in place of the content."""
+    """A whole answer, in place of the content; or `CLOSE`."""
     has_length: bool = True
     takes_ranges: bool = True
     gate: asyncio.Event | None = None
@@ -78,6 +80,8 @@ class S3:
             writer.write(error(400, "InvalidArgument"))
         elif found is None:
             writer.write(error(404, "NoSuchKey"))
+        elif found.answer == CLOSE:
+            raise ConnectionResetError
         elif found.answer:
             writer.write(found.answer)
         elif (wanted := request.values(b"if-match")) and wanted[0].decode() != found.etag:
@@ -205,6 +209,7 @@ async def exporting(
     format: str = "CSV",  # noqa: A002 - the vendor's word
     packed: bool = False,
     tls: ssl.SSLContext | None = None,
+    token: TokenServer | None = None,
     contentsquare: Mapping[str, object] | None = None,
     **sections: Mapping[str, object],
 ) -> AsyncIterator[Exporting]:
@@ -220,6 +225,6 @@ async def exporting(
         if parts:
             cloud.add_run(100_001, *paths)
         vendor = {"allowed_downloads": [url.partition("://")[2]], **(contentsquare or {})}
-        async with gateway(cloud, contentsquare=vendor, **sections) as proxy:
+        async with gateway(cloud, token=token, contentsquare=vendor, **sections) as proxy:
             yield Exporting(proxy, cloud, storage)
         assert not server.errors
