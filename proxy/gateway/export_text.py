@@ -38,9 +38,10 @@ async def unpacked(pieces: Pieces) -> Pieces:
     unpacker = _Unpacker()
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
-            while text := await in_thread(lambda piece=piece: unpacker.step(piece)):  # type: ignore[misc]
-                yield text
-                piece = b""  # noqa: PLW2901 - the unpacker has it all
+            unpacker.feed(piece)
+            while unpacker.has_more:
+                if text := await in_thread(unpacker.step):
+                    yield text
     if not unpacker.is_whole:
         raise BadFile("a file of the export ends too early")
 
@@ -51,16 +52,23 @@ class _Unpacker:
     def __init__(self) -> None:
         self._member = zlib.decompressobj(_GZIP_FORMAT)
         self._rest = b""
+        self.has_more = False
+        """Whether `step` may give more text already."""
         self.is_whole = False
         """Whether the last member is complete."""
 
-    def step(self, packed: bytes) -> bytes:
-        """The next bytes of text; none where the unpacker needs more packed bytes. Raises BadFile."""
+    def feed(self, packed: bytes) -> None:
+        """Take more packed bytes; before that, all text was taken."""
         self._rest += packed
+        self.has_more = True
+
+    def step(self) -> bytes:
+        """The next bytes of text, perhaps none. Raises BadFile."""
         while True:
             if self.is_whole:  # padding after the last member, as on tapes
                 self._rest = self._rest.lstrip(b"\0")
                 if not self._rest:
+                    self.has_more = False
                     return b""
                 self._member, self.is_whole = zlib.decompressobj(_GZIP_FORMAT), False
             try:
@@ -70,7 +78,8 @@ class _Unpacker:
             self._rest = self._member.unconsumed_tail
             if self._member.eof:
                 self._rest, self.is_whole = self._member.unused_data, True
-            if text or not self._rest:
+            self.has_more = bool(self._rest) or len(text) == PIECE_BYTES
+            if text or not self.has_more:
                 return text
 
 
