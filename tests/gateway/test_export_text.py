@@ -39,9 +39,7 @@ async def joined_csv(*files: bytes, size: int = 7) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), SIZE, st.integers(0, 20))
-async def test_any_number_of_gzip_members_is_unpacked(
-    members: list[bytes], size: int, padding: int
-) -> None:
+async def test_any_number_of_gzip_members_is_unpacked(members: list[bytes], size: int, padding: int) -> None:
     content = b"".join(map(gzip.compress, members)) + bytes(padding)
     assert await whole(unpacked(in_pieces(content, size))) == b"".join(members)
 

@@ -371,8 +371,7 @@ async def test_the_port_of_a_project_has_that_projects_exports_alone() -> None:
         for name, status in ((b"lab", 200), (b"shop", 404)):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
-                b"GET /-/exports/%b/1001/latest.csv HTTP/1.1\r\nHost: localhost:%d\r\n\r\n"
-                % (name, port)
+                b"GET /-/exports/%b/1001/latest.csv HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % (name, port)
             )
             assert (await read_message(reader)).status == status
             writer.close()
