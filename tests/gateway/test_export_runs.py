@@ -12,6 +12,10 @@ from support.storage import Exporting, Stored, days_ago, error, exporting, json_
 CSV = b"session_id,country\n1,FR\n2,DE\n"
 NEW = b"session_id,country\n9,FR\n"
 EXPIRED = error(403, "AccessDenied", text="Request has expired")
+CROWDED = (
+    b"HTTP/1.1 403 X\r\nContent-Type: application/json\r\nContent-Length: 36\r\n\r\n"
+    b'{"errorCode": "CONCURRENT_API_CALL"}'
+)
 DENIED = error(403, "AccessDenied", text="Access Denied")
 JOB, RUNS, RUN = (f"/v1/exports/1001{rest}" for rest in ("", "/runs", "/runs/100001"))
 
@@ -229,8 +233,7 @@ async def test_a_refused_token_is_replaced_and_a_crowd_is_waited_for() -> None:
     answers = iter(
         [
             b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n",
-            b"HTTP/1.1 403 X\r\nContent-Type: application/json\r\nContent-Length: 36\r\n\r\n"
-            b'{"errorCode": "CONCURRENT_API_CALL"}',
+            CROWDED,
             json_answer({"format": "CSV"}),
         ]
     )

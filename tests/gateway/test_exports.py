@@ -506,7 +506,7 @@ async def test_a_caller_that_leaves_ends_the_download(
 async def test_a_caller_that_leaves_ends_the_making(gate: asyncio.Event) -> None:
     async with exporting(CSV, MORE) as run:
         hold(run, gate)
-        reader, writer = await run.proxy.connect()
+        _, writer = await run.proxy.connect()
         writer.write(run.proxy.request(b"GET /-/exports/shop/1001/latest.csv"))
         await until(lambda: len(run.storage.requests) == 3)
         leave(writer)
