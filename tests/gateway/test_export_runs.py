@@ -46,7 +46,7 @@ async def test_the_newest_successful_run_is_read(members: list[dict[str, object]
     async with exporting() as run:
         for run_id, content, more in zip((9, 10), (CSV, NEW), members, strict=True):
             run.storage.objects[f"/{run_id}.csv"] = Stored(content)
-            run.cloud.add_run(run_id, f"/{run_id}.csv", **more)
+            run.cloud.add_run(run_id, f"/{run_id}.csv", **more)  # type: ignore[arg-type]
         run.cloud.add_run(11, state="running")
         run.cloud.add_run(12, state="failed")
         if not is_sorted:

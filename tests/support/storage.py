@@ -225,6 +225,6 @@ async def exporting(
         if parts:
             cloud.add_run(100_001, *paths)
         vendor = {"allowed_downloads": [url.partition("://")[2]], **(contentsquare or {})}
-        async with gateway(cloud, token=token, contentsquare=vendor, **sections) as proxy:
+        async with gateway(cloud, token=token, **{**sections, "contentsquare": vendor}) as proxy:  # type: ignore[arg-type]
             yield Exporting(proxy, cloud, storage)
         assert not server.errors
