@@ -150,7 +150,7 @@ class RunFinder:
     async def _asked(self, rest: str) -> object:
         head, content = await self._calls.get(Api.DATA_EXPORT, f"{self._target}{rest}".encode())
         if head.status != 200:
-            if head.status < 500 and head.status != 429:
+            if 400 <= head.status < 500 and head.status != 429:
                 raise Relayed(head, content)
             after = head.fields.only(b"retry-after") or b""
             raise UpstreamUnreachable(

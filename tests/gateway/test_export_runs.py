@@ -213,6 +213,8 @@ async def test_a_storage_that_refuses_connections() -> None:
         (JOB, error(500, "x"), (502, "PROXY_UPSTREAM_UNREACHABLE", 5)),
         (RUNS, error(503, "x"), (502, "PROXY_UPSTREAM_UNREACHABLE", 5)),
         (RUN, b"HTTP/1.1 429 X\r\nRetry-After: 17\r\nContent-Length: 0\r\n\r\n", (502, None, 17)),
+        (JOB, b"HTTP/1.1 302 X\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", (502, None, 5)),
+        (JOB, b"HTTP/1.1 204 X\r\n\r\n", (502, None, 5)),
         (JOB, json_answer([]), (502, None, 5)),
         (JOB, json_answer({"format": "XML"}), (502, None, 5)),
         (RUNS, json_answer({"a": 1}), (502, None, 5)),

@@ -11,11 +11,12 @@ import struct
 import sys
 
 import pytest
-from support.harness import WAIT_S, Message, free_port, quick_start, read_message, until  # noqa: F401 - a fixture
+from support.harness import WAIT_S, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
 from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 
 from proxy.gateway import export_pins, exports
 from proxy.logs.setup import configure
+from proxy.sandbox import Sandbox, SandboxOptions
 
 CSV = b"session_id,country\n1,FR\n2,DE\n"
 MORE = b"session_id,country\n3,IT\n"
@@ -527,6 +528,69 @@ async def test_a_slow_caller_slows_the_storage_down() -> None:
             while sent < len(content):
                 sent += len(await reader.read(1 << 20))
         assert sent == len(content)
+
+
+async def test_a_slow_caller_may_be_slower_than_the_idle_timeout() -> None:
+    content = b"a,b\n" + bytes(32 << 20)
+    async with exporting(content, contentsquare={"idle_timeout": 0.2}) as run:
+        reader, _ = await unread(run)
+        await until(lambda: not busy(run))  # the storage's connection was given up, and is opened again
+        async with asyncio.timeout(WAIT_S):
+            assert await reader.readexactly(len(content)) == content
+        assert run.storage.requests[-1].values(b"if-match")
+
+
+async def test_a_download_outlives_a_reload(gate: asyncio.Event) -> None:
+    async with exporting(CSV) as run:
+        hold(run, gate)
+        reader, _ = await unread(run)
+        app = run.proxy.app
+        old, settings = app._generation, app._generation.settings
+        vendor = settings.contentsquare.model_copy(update={"connect_timeout": 9.0})
+        app._prepare(settings.model_copy(update={"contentsquare": vendor}))()
+        assert app._generation.outward is not old.outward
+        assert (await run.proxy.call(b"GET /v1/exports/1001")).status == 200
+        gate.set()
+        async with asyncio.timeout(WAIT_S):
+            assert await reader.readexactly(len(CSV)) == CSV
+        await until(lambda: not app._old_outwards)
+        assert (await run.get()).content == CSV
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize(("kind", "suffix"), [("CSV", "csv"), ("JSONL", "jsonl")])
+async def test_an_export_of_the_sandbox_is_read(kind: str, suffix: str, compression: str) -> None:
+    async with Sandbox(SandboxOptions(export_duration_s=0.0)) as sandbox:
+        project = sandbox.projects["demo-eu"]
+        vendor = {
+            "auth_url": sandbox.auth_url,
+            "allowed_endpoints": sandbox.hosts,
+            "allowed_downloads": [sandbox.storage_host],
+        }
+        shop = {"client_id": project.client_id, "client_secret": project.client_secret, "apis": []}
+        async with gateway(contentsquare=vendor, projects={"shop": shop}) as proxy:
+            job = {
+                "name": "all",
+                "format": kind,
+                "scope": "sessions",
+                "frequency": {"value": "daily"},
+                "fields": [{"fieldName": "session_id"}, {"fieldName": "country"}],
+                "deviceLabel": "all",
+                "rows": 500,
+                "compression": compression,
+            }
+            content = json.dumps(job).encode()
+            length = b"Content-Length: %d" % len(content)
+            made = await proxy.call(b"POST /v1/exports", length, body=content)
+            path = f"/-/exports/shop/{json.loads(made.content)['payload']['jobId']}/latest.{suffix}".encode()
+            plain = await proxy.call(b"GET " + path)
+            assert plain.status == 200
+            assert plain.content.count(b"\n") == 500 + (kind == "CSV")
+            assert gzip.decompress((await proxy.call(b"GET %b.gz" % path)).content) == plain.content
+            head = await proxy.call(b"HEAD " + path)
+            assert head.values(b"content-length") == [b"%d" % len(plain.content)]
+            part = await proxy.call(b"GET " + path, b"Range: bytes=10-19")
+            assert (part.status, part.body) == (206, plain.content[10:20])
 
 
 async def test_a_stop_takes_no_new_ones(gate: asyncio.Event) -> None:
