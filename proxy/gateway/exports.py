@@ -221,8 +221,8 @@ def _project(asked: _Asked, request: Request, generation: Generation, caller: Ca
         may_use=None if caller is None else caller.may_use,
         caller="" if caller is None else caller.name,
     )
-    own = generation.owners[request.connection.listener.index]
-    if route.api is not Api.DATA_EXPORT or (own is not None and route.project is not own):
+    owner = request.connection.listener.project
+    if route.api is not Api.DATA_EXPORT or owner not in (None, route.project.name):
         raise UnknownProject("There is no such project here: use /-/exports/PROJECT/JOB_ID/latest.csv.")
     return route.project
 
