@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from support.harness import Message, TokenServer, free_port, quick_start  # noqa: F401 - a fixture
-from support.storage import Exporting, Stored, days_ago, error, exporting, json_answer
+from support.storage import CLOSE, Exporting, Stored, days_ago, error, exporting, json_answer
 
 CSV = b"session_id,country\n1,FR\n2,DE\n"
 NEW = b"session_id,country\n9,FR\n"
@@ -185,11 +185,12 @@ async def test_an_older_file_that_is_still_there_is_read() -> None:
         b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1:1/elsewhere\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 307 X\r\nLocation: /exports/1001/part-00000.csv\r\nContent-Length: 0\r\n\r\n",
         b"nonsense\r\n\r\n",
-        b"HTTP/1.1 206 X\r\nContent-Length: 5\r\n\r\nab",
+        b"HTTP/1.1 206 X\r\nContent-Length: 5\r\n\r\nab" + CLOSE,
+        CLOSE,
     ],
 )
 async def test_trouble_of_the_storage_asks_for_another_try(answer: bytes) -> None:
-    async with exporting(CSV, contentsquare={"idle_timeout": 0.3}) as run:
+    async with exporting(CSV) as run:
         [stored] = run.storage.objects.values()
         stored.answer = answer
         assert told(await run.get()) == (502, "PROXY_UPSTREAM_UNREACHABLE", 5)

@@ -532,9 +532,12 @@ async def test_a_slow_caller_slows_the_storage_down() -> None:
 
 async def test_a_slow_caller_may_be_slower_than_the_idle_timeout() -> None:
     content = b"a,b\n" + bytes(32 << 20)
-    async with exporting(content, contentsquare={"idle_timeout": 0.2}) as run:
+    async with exporting(content) as run:
         reader, _ = await unread(run)
-        await until(lambda: not busy(run))  # the storage's connection was given up, and is opened again
+        [pool] = run.proxy.app._generation.outward.downloads._pools.values()
+        [connection] = pool._busy
+        await until(lambda: connection._paused)
+        connection.fail_if_silent(-1.0)  # as after that time
         async with asyncio.timeout(WAIT_S):
             assert await reader.readexactly(len(content)) == content
         assert run.storage.requests[-1].values(b"if-match")

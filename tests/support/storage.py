@@ -18,7 +18,7 @@ from support.harness import Gateway, Message, RawServer, TokenServer, gateway, r
 
 SIGNATURE = "?X-Amz-Signature=0f1e2d3c&X-Amz-Expires=604800"
 CLOSE = b"close"
-"""In place of an answer: none."""
+"""The storage closes the connection here."""
 LAST_MODIFIED = "Sat, 28 Nov 2026 10:00:00 GMT"
 
 
@@ -41,7 +41,7 @@ class Stored:
     cut_after: int = 0
     cuts: int = 1_000_000
     answer: bytes = b""
-    """A whole answer, in place of the content; or `CLOSE`."""
+    """A whole answer, in place of the content, or a part of one and `CLOSE`."""
     has_length: bool = True
     takes_ranges: bool = True
     gate: asyncio.Event | None = None
@@ -80,10 +80,10 @@ class S3:
             writer.write(error(400, "InvalidArgument"))
         elif found is None:
             writer.write(error(404, "NoSuchKey"))
-        elif found.answer == CLOSE:
-            raise ConnectionResetError
         elif found.answer:
-            writer.write(found.answer)
+            writer.write(found.answer.removesuffix(CLOSE))
+            if found.answer.endswith(CLOSE):
+                raise ConnectionResetError
         elif (wanted := request.values(b"if-match")) and wanted[0].decode() != found.etag:
             writer.write(error(412, "PreconditionFailed"))
         else:
