@@ -19,6 +19,16 @@ TOKEN_LIFETIME_S: Final = 3600
 MAX_CONCURRENCY: Final = 10
 """Requests at once per Contentsquare project, over all its credentials and APIs."""
 
+DOWNLOAD_HOSTS: Final = (
+    "*.amazonaws.com",
+    "*.blob.core.windows.net",
+    "*.storage.googleapis.com",
+    "*.contentsquare.com",
+)
+"""The hosts that the signed URLs of an export's files lead to."""
+FILES_LIVE_S: Final = 7 * 86_400
+"""How long the files of an export's run stay in their storage."""
+
 JWT_EXPIRED: Final = "JWT_EXPIRED"
 CONCURRENT_API_CALL: Final = "CONCURRENT_API_CALL"
 

@@ -164,6 +164,24 @@ class UnknownProject(ProxyError):
     code, status, proxy_status = "PROXY_UNKNOWN_PROJECT", 404, "destination_not_found"
 
 
+class NotFound(ProxyError):
+    """The proxy has no such resource of its own below ``/-/``."""
+
+    code, status, proxy_status = "PROXY_NOT_FOUND", 404, "destination_not_found"
+
+
+class ExportNotReady(ProxyError):
+    """The export has no finished run yet."""
+
+    code, status, proxy_status = "PROXY_EXPORT_NOT_READY", 404, "destination_unavailable"
+
+
+class ExportExpired(ProxyError):
+    """The run's files are no longer in their storage."""
+
+    code, status, proxy_status = "PROXY_EXPORT_EXPIRED", 410, "destination_not_found"
+
+
 class BadTarget(ProxyError):
     """A request target that can't be forwarded safely (RFC 9112, section 3.2)."""
 
@@ -198,6 +216,18 @@ class VersionNotSupported(BadRequest):
     """Not HTTP/1.x (RFC 9110, section 15.6.6)."""
 
     status = 505
+
+
+class PreconditionFailed(BadRequest):
+    """The content is another one than the request wants (RFC 9110, section 15.5.13)."""
+
+    status = 412
+
+
+class RangeNotSatisfiable(BadRequest):
+    """The content has none of the bytes that the request wants (RFC 9110, section 15.5.17)."""
+
+    status = 416
 
 
 class RequestTimeout(ProxyError):

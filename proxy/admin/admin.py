@@ -19,7 +19,7 @@ from proxy.admin import status
 from proxy.admin.overview import Overview
 from proxy.admin.status import Sees
 from proxy.blocking import NoThread, in_thread
-from proxy.errors import MethodRefused, ProxyError, UnknownProject
+from proxy.errors import MethodRefused, NotFound, UnknownProject
 from proxy.projects.naming import names_like
 from proxy.projects.readiness import NOT_YET
 from proxy.server.answer import send_answer, write_answer, write_error, write_json
@@ -63,10 +63,6 @@ def _refreshed_project(target: bytes) -> str | None:
     return path.removeprefix(_REFRESH).decode("ascii", "replace") if path.startswith(_REFRESH) else None
 
 
-class _NotFound(ProxyError):
-    code, status, proxy_status = "PROXY_NOT_FOUND", 404, "destination_not_found"
-
-
 class Admin:
     """Answers the requests that are for the proxy itself."""
 
@@ -96,7 +92,10 @@ class Admin:
             _require(request, b"POST")
             return self._refresh(request, name, sees)
         pages = [*self._pages, QUIT] if self._overview.can_quit else [*self._pages]
-        raise _NotFound(f"The paths here are {', '.join(p.decode() for p in pages)} and /-/refresh/PROJECT.")
+        raise NotFound(
+            f"The paths here are {', '.join(p.decode() for p in pages)}, /-/refresh/PROJECT"
+            " and /-/exports/PROJECT/JOB_ID/latest.csv."
+        )
 
     async def _healthy(self, request: Request, _target: bytes, _sees: Sees) -> bool:
         return write_answer(request, 200, b"alive\n", content_type=b"text/plain; charset=utf-8")

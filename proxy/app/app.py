@@ -155,6 +155,7 @@ class App:
                 project.close()
             self._generation.unredact()
             self._generations.renewals.close()
+            self._gateway.close()
             await self._generation.outward.close()
 
     # Reload

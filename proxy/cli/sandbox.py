@@ -34,7 +34,11 @@ def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name.startswith(_FROM_ENVIRONMENT)}
     overrides = {
         **flags,
-        "contentsquare": {"auth_url": sandbox.auth_url, "allowed_endpoints": sandbox.hosts},
+        "contentsquare": {
+            "auth_url": sandbox.auth_url,
+            "allowed_endpoints": sandbox.hosts,
+            "allowed_downloads": [sandbox.storage_host],
+        },
         "projects": {
             project.name: {
                 "client_id": project.client_id,
@@ -85,7 +89,12 @@ def _host(name: str) -> str:
 
 def _configuration(sandbox: Sandbox) -> str:
     hosts = ", ".join(f'"{host}"' for host in sandbox.hosts)
-    lines = ["[contentsquare]", f'auth_url = "{sandbox.auth_url}"', f"allowed_endpoints = [{hosts}]"]
+    lines = [
+        "[contentsquare]",
+        f'auth_url = "{sandbox.auth_url}"',
+        f"allowed_endpoints = [{hosts}]",
+        f'allowed_downloads = ["{sandbox.storage_host}"]',
+    ]
     for project in sandbox.projects.values():
         lines += [
             "",
@@ -110,5 +119,6 @@ def _environment(sandbox: Sandbox) -> str:
     return (
         "\n# To practise `csq-proxy init` and `check --live` with these credentials, first set\n"
         f"# CSQ_PROXY_CONTENTSQUARE__AUTH_URL={sandbox.auth_url}\n"
-        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}"
+        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS={','.join(sandbox.hosts)}\n"
+        f"# CSQ_PROXY_CONTENTSQUARE__ALLOWED_DOWNLOADS={sandbox.storage_host}"
     )

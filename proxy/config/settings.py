@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from proxy.config.pasted import value_of
-from proxy.contentsquare import AUTH_URL, MAX_CONCURRENCY, Api
+from proxy.contentsquare import AUTH_URL, DOWNLOAD_HOSTS, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
 from proxy.secret import Secret
 
@@ -194,10 +194,16 @@ class LogSettings(Table):
 
 
 class ContentsquareSettings(Table):
-    """How Contentsquare is reached. ``auth_url`` is a base URL without a final slash."""
+    """How Contentsquare is reached. ``auth_url`` is a base URL without a final slash.
+
+    ``allowed_downloads`` are the hosts that export files may be on. ``export_spool`` is how many bytes of
+    files that the proxy makes of them (unpacked, joined or packed) are kept on disk, to tell their length.
+    """
 
     auth_url: Annotated[str, AfterValidator(_auth_url)] = AUTH_URL
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = ("*.contentsquare.com",)
+    allowed_downloads: tuple[Endpoint, ...] = DOWNLOAD_HOSTS
+    export_spool: Annotated[int, Field(ge=0, le=2**40), BeforeValidator(_no_bool)] = 268_435_456
     ca_file: FilePath = None
     connect_timeout: Seconds = 10.0
     idle_timeout: Seconds = 300.0

@@ -20,9 +20,11 @@ from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.exchange import Exchange, exchange_of
+from proxy.gateway.exports import PREFIX as EXPORTS
+from proxy.gateway.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
-from proxy.gateway.own import OwnPaths, is_own
+from proxy.gateway.own import OwnPaths, enter, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch
@@ -55,9 +57,14 @@ class Gateway:
         self._on_event = on_event
         self._wrong_keys = WrongKeys()
         oauth = LocalOAuth(lambda: self.generation)
-        self._own = OwnPaths(Admin(overview), oauth, quit_)
         self._in_flight: Counter[str] = Counter()
         self._stalls = StallWatch(requests, lambda: self.generation.settings.server)
+        self._exports = Exports(self._stalls)
+        self._own = OwnPaths(Admin(overview), self._exports, oauth, quit_)
+
+    def close(self) -> None:
+        """Forget what is kept between requests. No request may be running."""
+        self._exports.close()
 
     # The two engines (see `proxy.gateway.exchange`)
 
@@ -113,7 +120,7 @@ class Gateway:
             caller, target, own = self._checked(request, generation)
             if own:
                 return await self._own.answer(request, generation, caller, target)
-            await _enter(request, generation, caller)
+            await enter(request, generation, caller)
             exchange = self._new_exchange(request, generation, caller, target)
         exchange.attend()
         answers = exchange.project.shared_answers
@@ -137,7 +144,7 @@ class Gateway:
         if not own:
             caller, target = generation.callers.identify(request.head, target)
             own = is_own(target)
-        if self._overview.is_stopping and not target.startswith(PREFIX):
+        if self._overview.is_stopping and (not target.startswith(PREFIX) or target.startswith(EXPORTS)):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target, own
 
@@ -243,24 +250,3 @@ class Gateway:
         frames = traceback.extract_tb(bug.__traceback__)
         place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
-
-
-async def _enter(request: Request, generation: Generation, caller: Caller | None) -> None:
-    """Wait for a known caller's place, for the connection of a caller that was a stranger until now.
-
-    Where no callers are defined, a caller is known once a whole request of it was found good.
-    Raises QueueTimeout.
-    """
-    connection = request.connection
-    if connection.admit(whole=caller is None):
-        return
-    try:
-        async with asyncio.timeout(generation.queue_timeout_s):
-            while not connection.admit(whole=caller is None):
-                await connection.room()
-    except TimeoutError:
-        raise QueueTimeout(
-            "The proxy has as many callers' connections as it can hold, and all of them are in use;"
-            " send fewer requests at a time.",
-            retry_after_s=2,
-        ) from None

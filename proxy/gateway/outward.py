@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from proxy.blocking import within
 from proxy.config.files import READ_TIMEOUT_S, identity
 from proxy.config.settings import ContentsquareSettings, Settings
 from proxy.errors import ConfigError
+from proxy.gateway.download_rules import address_fault
 from proxy.logs import OnEvent
 from proxy.projects import Spawn
 from proxy.server.tls import server_tls
@@ -27,7 +29,9 @@ from proxy.upstream.loop import OwnListeners
 from proxy.upstream.pool import Upstreams
 from proxy.upstream.tls import tls_context
 
-_connecting = attrgetter("auth_url", "allowed_endpoints", "ca_file", "connect_timeout", "idle_timeout")
+_connecting = attrgetter(
+    "auth_url", "allowed_endpoints", "allowed_downloads", "ca_file", "connect_timeout", "idle_timeout"
+)
 """The settings in [contentsquare] whose change needs new connections."""
 
 
@@ -109,7 +113,19 @@ class Outward:
         self.upstreams = Upstreams(
             dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
         )
-        self._task = spawn(self.upstreams.run())
+        self.downloads = Upstreams(
+            Dialer(
+                tls,
+                connect_timeout_s=vendor.connect_timeout,
+                ca_file=vendor.ca_file,
+                resolver=resolver,
+                address_fault=partial(address_fault, allowed=vendor.allowed_downloads),
+            ),
+            idle_timeout_s=vendor.idle_timeout,
+            clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s,
+        )
+        """Connections to the storages of exports' files, which get no token."""
+        self._tasks = (spawn(self.upstreams.run()), spawn(self.downloads.run()))
 
     def fits(self, vendor: ContentsquareSettings, ca_digest: bytes) -> bool:
         """Whether these settings need no other connections, so that this object can be kept."""
@@ -122,6 +138,8 @@ class Outward:
 
     async def close(self) -> None:
         """Close the connections. No request may be running."""
-        self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.upstreams.close()
+        self.downloads.close()
         await self._session.close()

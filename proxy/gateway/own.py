@@ -10,8 +10,9 @@ from proxy.admin import admin
 from proxy.admin.admin import Admin
 from proxy.contentsquare import oauth_path
 from proxy.errors import MethodRefused, QueueTimeout
-from proxy.gateway import policy
+from proxy.gateway import exports, policy
 from proxy.gateway.callers import Caller
+from proxy.gateway.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
 from proxy.server.answer import write_answer, write_json
@@ -35,8 +36,11 @@ def is_own(target: bytes) -> bool:
 class OwnPaths:
     """Answers these requests. ``quit_`` ends the process soon; None where a caller can't ask for that."""
 
-    def __init__(self, pages: Admin, oauth: LocalOAuth, quit_: Callable[[], None] | None) -> None:
+    def __init__(
+        self, pages: Admin, files: Exports, oauth: LocalOAuth, quit_: Callable[[], None] | None
+    ) -> None:
         self._pages = pages
+        self._files = files
         self._oauth = oauth
         self._quit = quit_
         self._rooms: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_UNDER_WAY))
@@ -47,6 +51,9 @@ class OwnPaths:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)
+        if target.startswith(exports.PREFIX):
+            await enter(request, generation, caller)
+            return await self._files.answer(request, generation, caller, target)
         request.connection.admit(whole=caller is None)  # a probe is answered without a place, too
         if target in (b"*", _ICON):
             return write_answer(request, 204, b"")
@@ -59,7 +66,7 @@ class OwnPaths:
         if target.partition(b"?")[0] in _ALWAYS:
             return await self._page(request, caller, target)
         room = self._rooms["" if caller is None else caller.name]
-        await _enter(room)
+        await _enter_room(room)
         try:
             return await self._page(request, caller, target)
         finally:
@@ -71,7 +78,7 @@ class OwnPaths:
         return await self._pages.answer(request, target, caller.may_use)
 
 
-async def _enter(room: asyncio.Semaphore) -> None:
+async def _enter_room(room: asyncio.Semaphore) -> None:
     """Wait for a place, which holds until the answer is written. Raises QueueTimeout."""
     try:
         async with asyncio.timeout(ROOM_S):
@@ -81,4 +88,25 @@ async def _enter(room: asyncio.Semaphore) -> None:
             f"{MOST_UNDER_WAY} answers about the proxy are under way to callers with the same key, or without"
             " a key, and are not read; read them, or close their connections.",
             retry_after_s=5,
+        ) from None
+
+
+async def enter(request: Request, generation: Generation, caller: Caller | None) -> None:
+    """Wait for a known caller's place, for the connection of a caller that was a stranger until now.
+
+    Where no callers are defined, a caller is known once a whole request of it was found good.
+    Raises QueueTimeout.
+    """
+    connection = request.connection
+    if connection.admit(whole=caller is None):
+        return
+    try:
+        async with asyncio.timeout(generation.queue_timeout_s):
+            while not connection.admit(whole=caller is None):
+                await connection.room()
+    except TimeoutError:
+        raise QueueTimeout(
+            "The proxy has as many callers' connections as it can hold, and all of them are in use;"
+            " send fewer requests at a time.",
+            retry_after_s=2,
         ) from None

@@ -25,7 +25,12 @@ _WORD: Final = re.compile(rb"(?![a-f]{8,}\Z)(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1
 _IN_WORDS: Final = b"abcdefghijklmnopqrstuvwxyz-"
 _MOST_WORDS: Final = 512
 _words: Final = {
-    word.encode(): word for word in ("", "-", "page.css", "page.js", *(f"v{number}" for number in range(100)))
+    word.encode(): word
+    for word in (
+        *("", "-", "page.css", "page.js"),
+        *("latest.csv", "latest.csv.gz", "latest.jsonl", "latest.jsonl.gz"),
+        *(f"v{number}" for number in range(100)),
+    )
 }
 """Segments that identify nothing. Words of an API are added when they are found; an API has few words."""
 
@@ -77,6 +82,8 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
     if exchange is not None:
         values["project"] = exchange.project.name
         values["api"] = exchange.api.value
+    elif facts.project is not None:
+        values["project"] = facts.project
     if facts.caller is not None:
         values["caller"] = facts.caller
     if request.head.method:
@@ -86,7 +93,7 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
         values["status"] = request.status
     values["bytes_in"] = request.body.received
     values["bytes_out"] = request.answer_bytes
-    if exchange is not None:
+    if exchange is not None or facts.waited_s:
         values["wait_ms"] = _ms(facts.waited_s)
     if facts.sent_at:
         values["upstream_ms"] = _ms(facts.began_at + took_s - facts.sent_at)

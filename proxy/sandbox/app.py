@@ -87,6 +87,11 @@ class Sandbox:
         """The hosts of `endpoints`, in the form that a proxy's ``allowed_endpoints`` needs."""
         return [url.partition("://")[2] for url in self.endpoints.values()]
 
+    @property
+    def storage_host(self) -> str:
+        """The host of the storage, in the form that a proxy's ``allowed_downloads`` needs."""
+        return self.storage_url.partition("://")[2]
+
     async def __aenter__(self) -> Self:
         port = self.options.port
         try:

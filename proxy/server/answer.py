@@ -22,6 +22,8 @@ PSEUDONYM = b"csq-proxy"
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[421] = b"Misdirected Request"
+_BODYLESS = (204, 304)
+"""No content, so no fields about one (RFC 9110, sections 8.6 and 15.4.5)."""
 PIECE = 65_536
 """Bytes of a long answer that are written at once."""
 STALL_S = 30.0
@@ -38,7 +40,7 @@ def write_answer(
     fields: Fields = (),
 ) -> bool:
     """Answer with short content of the proxy's own; returns whether the connection can be kept."""
-    keep, head = _head(request, status, len(content), content_type, fields)
+    keep, head = _head(request, status, len(content), content_type, fields=fields)
     if request.head.method == b"HEAD":
         content = b""
     request.write(head + content)
@@ -46,17 +48,48 @@ def write_answer(
     return keep
 
 
+def begin_answer(
+    request: Request,
+    status: int,
+    length: int | None,
+    content_type: bytes,
+    *,
+    fields: Fields,
+    cache: bytes,
+) -> bool:
+    """Send the head of an answer whose content follows; returns whether the connection can be kept.
+
+    ``length`` None: the content is chunked, or for HTTP/1.0 ends with the connection. ``cache`` is the value
+    of Cache-Control.
+    """
+    keep, head = _head(request, status, length, content_type, fields=fields, cache=cache)
+    request.write(head)
+    return keep
+
+
 def _head(
-    request: Request, status: int, length: int, content_type: bytes, fields: Fields
+    request: Request,
+    status: int,
+    length: int | None,
+    content_type: bytes,
+    *,
+    fields: Fields,
+    cache: bytes = b"no-store",
 ) -> tuple[bool, bytes]:
     """Whether the connection can be kept, and the answer's head, which is about to be written."""
     keep = request.may_keep and request.body.complete and request.error is None
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
-    if status != 204:  # RFC 9110, section 8.6
-        lines += (b"Content-Type: " + content_type, b"Content-Length: %d" % length)
+    if status not in _BODYLESS:
+        lines.append(b"Content-Type: " + content_type)
+        if length is not None:
+            lines.append(b"Content-Length: %d" % length)
+        elif request.head.minor:
+            lines.append(b"Transfer-Encoding: chunked")
+        else:
+            keep = False
     lines += [
         b"Date: " + date_now(),  # RFC 9110, section 6.6.1
-        b"Cache-Control: no-store",
+        b"Cache-Control: " + cache,
         b"X-Content-Type-Options: nosniff",
         *(name + b": " + value for name, value in fields),
     ]
@@ -83,7 +116,7 @@ async def send_answer(
     """
     if len(content) <= PIECE or request.head.method == b"HEAD":
         return write_answer(request, status, content, content_type=content_type, fields=fields)
-    keep, head = _head(request, status, len(content), content_type, fields)
+    keep, head = _head(request, status, len(content), content_type, fields=fields)
     request.write(head)
     try:
         for start in range(0, len(content), PIECE):

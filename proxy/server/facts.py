@@ -13,6 +13,7 @@ class Facts:
         "caller",
         "cut_because",
         "error_code",
+        "project",
         "refusal",
         "replays",
         "request_id",
@@ -30,6 +31,8 @@ class Facts:
         """How long the request waited for a slot."""
         self.caller: str | None = None
         """The caller's name; None where no callers are defined, or the caller isn't known yet."""
+        self.project: str | None = None
+        """The project of a request that is not forwarded but answered for a project; None for all others."""
         self.request_id: str | None = None
         """As `proxy.server.request_id` gives it; None until it is first needed."""
         self.replays: tuple[str, ...] = ()

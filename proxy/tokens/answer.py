@@ -129,8 +129,10 @@ def failure_of(answer: TokenAnswer, sender: str, private: Collection[str]) -> To
     )
 
 
-def endpoint_fault(origin: Origin, allowed: Sequence[str]) -> str | None:
-    """Why the token must not be sent to this origin; None if it may be sent.
+def endpoint_fault(
+    origin: Origin, allowed: Sequence[str], setting: str = "contentsquare.allowed_endpoints"
+) -> str | None:
+    """Why the token must not be sent to this origin; None if it may be sent. ``setting`` is for the text.
 
     A pattern in ``allowed`` is "host" (the scheme's default port) or "host:port"; with "*." in front it
     means every host below that name, not the name itself. An IP address matches only an equal pattern.
@@ -139,11 +141,11 @@ def endpoint_fault(origin: Origin, allowed: Sequence[str]) -> str | None:
     if not origin.is_tls and not origin.is_loopback:
         return "plain http is only allowed for this machine itself"
     default = 443 if origin.is_tls else 80
-    ports = [port or default for host, port in map(_host_and_port, allowed) if _host_fits(origin, host)]
+    ports = [port or default for host, port in map(host_and_port, allowed) if _host_fits(origin, host)]
     if not ports:
-        return "its host isn't in contentsquare.allowed_endpoints"
+        return f"its host isn't in {setting}"
     if origin.port not in ports:
-        return "its port isn't in contentsquare.allowed_endpoints"
+        return f"its port isn't in {setting}"
     return None
 
 
@@ -257,7 +259,8 @@ def _project_id(value: object, asked: int | None) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else asked
 
 
-def _host_and_port(pattern: str) -> tuple[str, int | None]:
+def host_and_port(pattern: str) -> tuple[str, int | None]:
+    """The host of a pattern, perhaps with ``*.`` in front, and its port; None where it names none."""
     match = _PATTERN.fullmatch(pattern.strip().lower())
     if match is None:
         return "", None  # fits no host; loading the configuration has reported it

@@ -17,15 +17,23 @@ import aiohappyeyeballs
 from proxy.errors import ConnectFailed
 from proxy.machine import hidden_fault
 from proxy.origin import Origin
-from proxy.upstream.dns import NameResolver
+from proxy.upstream.dns import Addresses, NameResolver
 from proxy.upstream.http_proxy import HttpProxy, http_proxy_for, open_tunnel
 from proxy.upstream.tls import certificate_fault
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
 
+def _anywhere(_origin: Origin, _address: str) -> str | None:
+    return None
+
+
 class Dialer:
-    """Opens connections: DNS, TCP (happy eyeballs), CONNECT through an HTTP proxy where one is set, TLS."""
+    """Opens connections: DNS, TCP (happy eyeballs), CONNECT through an HTTP proxy where one is set, TLS.
+
+    ``address_fault`` says why an origin must not be reached at an IP address, None if it may be. It is asked
+    for the very addresses that are connected to, but not where an HTTP proxy looks the name up.
+    """
 
     def __init__(
         self,
@@ -35,12 +43,14 @@ class Dialer:
         ca_file: Path | None = None,
         find_proxy: Callable[[Origin], str | None] = http_proxy_for,
         resolver: NameResolver | None = None,
+        address_fault: Callable[[Origin, str], str | None] = _anywhere,
     ) -> None:
         self._context = context
         self._ca_file = ca_file
         self._connect_timeout_s = connect_timeout_s
         self._find_proxy = find_proxy
         self._resolver = resolver or NameResolver()
+        self._address_fault = address_fault
 
     async def dial(self, origin: Origin, protocol: asyncio.Protocol) -> None:
         """Connect ``protocol`` to ``origin``.
@@ -63,7 +73,7 @@ class Dialer:
             async with asyncio.timeout_at(deadline):
                 proxy_url = self._find_proxy(origin)
                 if proxy_url is None:
-                    return await self._open_socket(origin.host, origin.port)
+                    return await self._open_direct(origin)
                 return await self._open_tunnel(origin, HttpProxy.parse(proxy_url))
         except TimeoutError:
             raise ConnectFailed(
@@ -79,17 +89,19 @@ class Dialer:
 
     async def _open_tunnel(self, origin: Origin, proxy: HttpProxy) -> asyncio.Transport:
         try:
-            sock = await self._open_socket(proxy.host, proxy.port)
+            sock = await _connect(await self._resolver.addresses(proxy.host, proxy.port))
         except (socket.gaierror, UnicodeError):
             raise ConnectFailed(proxy.unresolved(), proxy_status="dns_error") from None
         except OSError:
             raise ConnectFailed(proxy.unreachable()) from None
         return await open_tunnel(sock, proxy, origin)
 
-    async def _open_socket(self, host: str, port: int) -> socket.socket:
-        return await aiohappyeyeballs.start_connection(
-            await self._resolver.addresses(host, port), happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1
-        )
+    async def _open_direct(self, origin: Origin) -> socket.socket:
+        addresses = await self._resolver.addresses(origin.host, origin.port)
+        for *_, address in addresses:
+            if (fault := self._address_fault(origin, str(address[0]))) is not None:
+                raise ConnectFailed(fault, proxy_status="destination_ip_prohibited")
+        return await _connect(addresses)
 
     async def _start(
         self,
@@ -143,3 +155,9 @@ class Dialer:
         if secured is None:  # the HTTP proxy has closed the tunnel
             raise ConnectFailed(f"TLS with {origin.authority} failed", proxy_status="tls_protocol_error")
         protocol.connection_made(secured)
+
+
+async def _connect(addresses: Addresses) -> socket.socket:
+    return await aiohappyeyeballs.start_connection(
+        addresses, happy_eyeballs_delay=_ATTEMPT_DELAY_S, interleave=1
+    )

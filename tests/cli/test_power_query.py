@@ -131,6 +131,8 @@ CALLERS_OWN = {
     "PROXY_UNKNOWN_PROJECT",
 }
 """Codes of errors that only the caller can correct."""
+OF_EXPORTS = {"PROXY_EXPORT_NOT_READY", "PROXY_EXPORT_EXPIRED"}
+"""Codes that tell of an export's run, which no try soon after changes."""
 OTHERS = {"PROXY_INTERNAL_ERROR"}
 """The code for a bug, which is a 500."""
 
@@ -171,7 +173,7 @@ def kinds(base: type[ProxyError] = ProxyError) -> set[type[ProxyError]]:
 
 def test_every_error_is_either_the_callers_own_or_in_the_table() -> None:
     codes = {kind.code for kind in kinds()}
-    assert codes == CALLERS_OWN | OTHERS | {code for code, _ in TROUBLE.values()}
+    assert codes == CALLERS_OWN | OF_EXPORTS | OTHERS | {code for code, _ in TROUBLE.values()}
     asking = {kind.code for kind in kinds() if kind.status in ASKS_FOR_CREDENTIALS}
     assert asking == {"PROXY_CALLER_UNKNOWN", "PROXY_FORBIDDEN", "PROXY_ORIGIN_REFUSED"}
 

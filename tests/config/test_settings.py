@@ -24,6 +24,13 @@ def test_a_minimal_file_gets_every_default(write: Writer) -> None:
     assert settings.contentsquare == ContentsquareSettings()
     assert settings.server.port == 8277
     assert settings.contentsquare.allowed_endpoints == ("*.contentsquare.com",)
+    assert settings.contentsquare.allowed_downloads == (
+        "*.amazonaws.com",
+        "*.blob.core.windows.net",
+        "*.storage.googleapis.com",
+        "*.contentsquare.com",
+    )
+    assert settings.contentsquare.export_spool == 256 << 20
     shop = settings.projects["shop"]
     assert shop.client_secret.get_secret_value() == CANARY
     assert (shop.apis, shop.port, shop.read_only, shop.standby) == (None, 0, False, None)
@@ -90,6 +97,11 @@ def test_every_item_of_a_list_that_is_wrong_is_told_at_once(write: Writer) -> No
         ),
         ("[contentsquare]\nauth_url = 'https://a.example/v1'", "contentsquare.auth_url: must be a base URL"),
         ("[contentsquare]\nallowed_endpoints = []", "contentsquare.allowed_endpoints: must not be empty"),
+        (
+            "[contentsquare]\nallowed_downloads = ['https://a.example']",
+            'contentsquare.allowed_downloads[0]: must be "host", "host:port" or "*.domain"',
+        ),
+        ("[contentsquare]\nexport_spool = -1", "contentsquare.export_spool:"),
         *(
             (
                 f"[contentsquare]\nallowed_endpoints = ['{pattern}']",

@@ -1,0 +1,149 @@
+"""The runs that callers are reading now: a program that reads a file in several requests gets one run's.
+
+Some programs read an export in five requests and compare no validator. So the run that a caller's first
+request found is kept for the requests after it, with the contents that were made of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from proxy.gateway.export_content import Content, Spool, Spools
+from proxy.gateway.export_runs import Run
+from proxy.projects import Project
+
+PINNED_S: Final = 60.0
+"""A run is kept for this time after its last use."""
+LONGEST_S: Final = 900.0
+"""And no longer than this time in all, so that a caller that asks every minute gets newer runs, too."""
+MOST: Final = 256
+"""Runs that are kept at once; the one whose last use is the longest ago has to go."""
+SWEEP_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class PinKey:
+    """``caller`` "": no callers are defined. ``run_id`` None: the newest run."""
+
+    caller: str
+    project: Project
+    job_id: str
+    run_id: str | None
+
+
+@dataclass(eq=False, slots=True)
+class Pin:
+    """A run that is kept. ``users``: how many requests use it now. Times are the event loop's."""
+
+    found_at: float
+    used_at: float
+    users: int = 0
+    run: Run | None = None
+    spools: dict[bool, Spool | None] = field(default_factory=dict)
+    """The contents that were made, by whether they are packed; None: one that has no room."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def close(self) -> None:
+        """Delete the contents that were made."""
+        for spool in self.spools.values():
+            if spool is not None:
+                spool.close()
+        self.spools.clear()
+
+
+class Pins:
+    """The kept runs, by caller and URL."""
+
+    def __init__(self) -> None:
+        self.spools = Spools()
+        self._pins: dict[PinKey, Pin] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def using(self, key: PinKey) -> AsyncIterator[Pin]:
+        """The pin of a key, which is kept as long as a request uses it."""
+        now = asyncio.get_running_loop().time()
+        pin = self._pins.get(key)
+        if pin is None or self._is_over(pin, now):
+            self._drop(key)
+            pin = self._pins[key] = Pin(now, now)
+            self._make_room()
+        if self._timer is None:
+            self._sweep_later()
+        pin.users += 1
+        try:
+            yield pin
+        finally:
+            pin.users -= 1
+            pin.used_at = asyncio.get_running_loop().time()
+
+    async def run(self, pin: Pin, find: Callable[[], Awaitable[Run]]) -> Run:
+        """The pin's run; ``find`` gets it where none is known. Requests that come meanwhile wait for it."""
+        if pin.run is not None:
+            return pin.run
+        async with pin.lock:
+            if pin.run is None:
+                pin.run = await find()
+                pin.found_at = asyncio.get_running_loop().time()
+            return pin.run
+
+    async def made(self, pin: Pin, content: Content, *, is_gzip: bool) -> Content:
+        """The content in a temporary file if there is room for it, else the content itself."""
+        async with pin.lock:
+            if is_gzip not in pin.spools:
+                self._make_room_on_disk()
+                pin.spools[is_gzip] = await self.spools.make(content)
+            return pin.spools[is_gzip] or content
+
+    def forget(self, key: PinKey, pin: Pin) -> None:
+        """The pin's files can't be had any more: later requests look for a run again."""
+        if self._pins.get(key) is pin:
+            self._drop(key)
+
+    def close(self) -> None:
+        """Forget all."""
+        for key in tuple(self._pins):
+            self._drop(key)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_over(self, pin: Pin, now: float) -> bool:
+        is_unused = not pin.users and now - pin.used_at >= PINNED_S
+        return is_unused or now - pin.found_at >= LONGEST_S
+
+    def _drop(self, key: PinKey) -> None:
+        if (pin := self._pins.pop(key, None)) is not None:
+            pin.close()
+
+    def _unused(self) -> list[PinKey]:
+        """The keys of pins that no request uses, the longest unused first."""
+        unused = [key for key, pin in self._pins.items() if not pin.users]
+        return sorted(unused, key=lambda key: self._pins[key].used_at)
+
+    def _make_room(self) -> None:
+        for key in self._unused()[: max(0, len(self._pins) - MOST)]:
+            self._drop(key)
+
+    def _make_room_on_disk(self) -> None:
+        """Delete made contents that no request uses, until half of the room is free."""
+        for key in self._unused():
+            if self.spools.used <= self.spools.limit // 2:
+                return
+            self._pins[key].close()
+
+    def _sweep_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        for key in self._unused():
+            if self._is_over(self._pins[key], now):
+                self._drop(key)
+        if self._pins:
+            self._sweep_later()
