@@ -16,7 +16,7 @@ async function contents(node, [base, options]) {
   if (url.kind !== 'LiteralExpression') throw new Error('Power BI Service: the base URL must be a literal');
   for (const name of Object.keys(options)) if (!OPTIONS.includes(name)) throw new Error(`no option ${name}`);
   const query = new URLSearchParams(options.Query);
-  const target = `${base}/${options.RelativePath}?${query}`;
+  const target = options.RelativePath ? `${base}/${options.RelativePath}?${query}` : base;
   const key = process.env.CSQ_KEY;
   const headers = key ? { Authorization: `Basic ${Buffer.from(`anybody:${key}`).toString('base64')}` } : {};
   for (let tries = 0; ; tries += 1) {
@@ -34,7 +34,20 @@ async function contents(node, [base, options]) {
 }
 
 const day = (date) => date.toISOString().slice(0, 10);
+// As far as RFC 4180's quotes; the options are those of the snippet.
+function lines(text, { Delimiter, Encoding, QuoteStyle }) {
+  if (Delimiter !== ',' || Encoding !== 65001 || QuoteStyle !== 'Csv') throw new Error('options that are not known here');
+  const cell = (found) => (found.startsWith('"') ? found.slice(1, -1).replaceAll('""', '"') : found);
+  return text.match(/(?:"(?:[^"]|"")*"|[^\n"])+/g).map((line) => line.replace(/\r$/, '').match(/"(?:[^"]|"")*"|[^,]+|(?<=,|^)(?=,|$)/g).map(cell));
+}
+
 const LIBRARY = {
+  'Csv.Document': lines,
+  'QuoteStyle.Csv': 'Csv',
+  'Table.PromoteHeaders': ([names, ...rows], { PromoteAllScalars }) => {
+    if (PromoteAllScalars !== true) throw new Error('a header that looks like a number would stay a row');
+    return rows.map((row) => Object.fromEntries(names.map((name, place) => [name, row[place]])));
+  },
   '#duration': (days, hours, minutes, seconds) => ((days * 24 + hours) * 60 + minutes) * 60 + seconds,
   'DateTimeZone.UtcNow': () => new Date(),
   'DateTime.Date': (moment) => new Date(day(moment)),
@@ -85,6 +98,7 @@ async function evaluate(node, scope) {
     }
     case 'LiteralExpression':
       if (node.literalKind === 'Text') return node.literal.slice(1, -1).replaceAll('""', '"');
+      if (node.literalKind === 'Logical') return node.literal === 'true';
       return node.literalKind === 'Null' ? null : Number(node.literal);
     case 'IfExpression':
       return value((await value(node.condition)) ? node.trueExpression : node.falseExpression);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from support.harness import WAIT_S, RawServer
 
@@ -20,7 +22,7 @@ from proxy.app.app import App
 from proxy.cli.snippets.text import text_of
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.sandbox import Sandbox
+from proxy.sandbox import Sandbox, SandboxOptions
 
 TODAY = dt.date(2026, 3, 10)
 
@@ -61,13 +63,14 @@ def text(what: str, settings: Settings, project: str | None = None, python: str 
 @contextlib.asynccontextmanager
 async def served(with_callers: bool) -> AsyncIterator[Settings]:
     """A proxy before the sandbox, and its configuration with the port that it listens on."""
-    async with Sandbox() as sandbox:
+    async with Sandbox(SandboxOptions(export_duration_s=0)) as sandbox:
         demo = sandbox.projects["demo-eu"]
         values: dict[str, Any] = {
             "server": {"port": 0},
             "contentsquare": {
                 "auth_url": sandbox.auth_url,
                 "allowed_endpoints": sandbox.hosts,
+                "allowed_downloads": [sandbox.storage_url.removeprefix("http://")],
             },
             "projects": {
                 "shop-fr": {
@@ -87,7 +90,25 @@ async def served(with_callers: bool) -> AsyncIterator[Settings]:
             yield load(None, values, {}, search=False)
 
 
-async def executed(folder: Path, *command: str, file: str, content: str) -> str:
+async def finished_export(settings: Settings, rows: int = 3) -> tuple[str, str]:
+    """Make an export of the project's; its job's number, and the content of its files as one."""
+    job = {
+        "name": "test",
+        "format": "CSV",
+        "scope": "sessions",
+        "frequency": {"value": "once", "dateRange": {"from": "2026-03-03", "to": "2026-03-04"}},
+        "fields": [{"fieldName": "session_id"}, {"fieldName": "country"}],
+        "rows": rows,
+    }
+    url = f"http://127.0.0.1:{settings.server.port}"
+    async with aiohttp.ClientSession(headers={"X-API-Key": KEY}, raise_for_status=True) as session:
+        async with session.post(f"{url}/shop-fr/v1/exports", json=job) as answer:
+            number = str((await answer.json())["payload"]["jobId"])
+        async with session.get(f"{url}/-/exports/shop-fr/{number}/latest.csv") as answer:
+            return number, await answer.text()
+
+
+async def executed(folder: Path, *command: str, file: str, content: str, **environ_too: str) -> str:
     """Run a command in a folder that holds ``file`` with this content; its output.
 
     The environment names a company's HTTP proxy, which must not see the caller's key.
@@ -95,7 +116,7 @@ async def executed(folder: Path, *command: str, file: str, content: str) -> str:
 
     def call(variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         (folder / file).write_text(content, encoding="utf-8")
-        environ = {**os.environ, "CSQ_KEY": KEY, **variables}
+        environ = {**os.environ, "CSQ_KEY": KEY, **variables, **environ_too}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=WAIT_S, cwd=folder, env=environ, check=False
         )
@@ -124,6 +145,20 @@ async def company_proxy() -> AsyncIterator[tuple[Mapping[str, str], list[bytes]]
 
 def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program} here")
+
+
+TOOLS_PYTHON = os.environ.get("DATA_TOOLS_PYTHON", sys.executable)
+"""The interpreter that has DuckDB, pandas and Polars, if any has."""
+
+
+@functools.cache
+def has_package(name: str) -> bool:
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    return subprocess.run([TOOLS_PYTHON, "-c", look], timeout=WAIT_S, check=False).returncode == 0
+
+
+def needs_package(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not has_package(name), reason=f"no {name} in $DATA_TOOLS_PYTHON here")
 
 
 with_and_without_callers = pytest.mark.parametrize("with_callers", [False, True])

@@ -6,6 +6,7 @@ import datetime as dt
 import re
 import shlex
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
 from proxy.errors import ConfigError
@@ -109,6 +110,8 @@ def values(project: Target, today: dt.date) -> dict[str, str]:
         "project": project.name,
         "url": project.url,
         "origin": project.origin,
+        "host": urlsplit(project.origin).hostname or "",
+        "exports": f"{project.origin}/-/exports/{project.name}",
         "curl_way": project.curl_way,
         "number": "PROJECT_ID" if number is None else str(number),
         "start": str(today - dt.timedelta(days=DAYS)),

@@ -27,12 +27,25 @@ FOR_CALLERS = (
     "python",
     "javascript",
     "powershell",
+    "export",
+    "duckdb",
+    "pandas",
+    "polars",
+    "r",
+    "calc",
+    "wget",
+    "dlt",
+    "airbyte",
+    "tap-rest-api-msdk",
 )
 FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "hosts", "grafana-dashboard")
 _IN_CLOUDS = ("looker",)
 """The tools that call from their vendor's computers."""
-_SLASHES = ("powerbi", "powerbi-pages", "excel", "looker", "javascript")
-"""The tools whose comments begin with two slashes; the comments of others begin with a number sign."""
+_MARKS = {
+    **dict.fromkeys(("powerbi", "powerbi-pages", "excel", "looker", "javascript"), "//"),
+    "duckdb": "--",
+}
+"""How the comments of a tool's text begin; those of others begin with a number sign."""
 _PLACE = re.compile(r"<<(\w+)>>")
 
 
@@ -58,7 +71,7 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
     target = callers.target(settings, project, in_cloud=name in _IN_CLOUDS)
     text = _fill(name, settings, callers.values(target, today))
     if target.origin.endswith(f":{callers.PORT}"):
-        mark = "//" if name in _SLASHES else "#"
+        mark = _MARKS.get(name, "#")
         note = f"{callers.PORT}: server.port is 0, any free one; csq-proxy prints it at its start."
         text = f"{mark} {note}\n{text}"
     return text

@@ -35,10 +35,11 @@ def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Setti
         url = "http://csq-proxy:9000/shop-fr" if settings is FULL else "http://127.0.0.1:8277/shop-fr"
         if settings is FULL and what == "looker":
             url = url.replace("http:", "https:")
-        assert url in shown
+        assert url in shown or f"{url.removesuffix('shop-fr')}-/exports/shop-fr/" in shown
         keys = ("X-API-Key", "Basic", "basicAuth") if settings is FULL or what == "looker" else ()
-        assert any(word in shown for word in ("X-API-Key", "Basic", "basicAuth")) == bool(keys)
-        assert re.search("projectId|projects/42", shown) if settings is FULL else "projectId" not in shown
+        assert bool(re.search(r"X-API-Key|\bBasic\b|basicAuth|csq_key", shown)) == bool(keys)
+        named = "projectId|projects/42|/-/exports/shop-fr/"
+        assert re.search(named, shown) if settings is FULL else "projectId" not in shown
 
 
 @with_and_without_callers
@@ -67,6 +68,44 @@ async def test_the_curl_snippet_gets_an_answer(with_callers: bool, tmp_path: Pat
     async with served(with_callers) as settings:
         printed = await executed(tmp_path, "bash", "it.sh", file="it.sh", content=text("curl", settings))
     assert json.loads(printed)["success"] is True
+
+
+SURVEYS = 47
+"""The number of the sandbox's surveys."""
+
+
+@needs("curl")
+@needs("sh")
+@with_and_without_callers
+async def test_the_curl_snippet_gets_each_page(with_callers: bool, tmp_path: Path) -> None:
+    async with served(with_callers) as settings:
+        shown = with_surveys("curl", settings)
+        await executed(tmp_path, "sh", "it.sh", file="it.sh", content=shown)
+    written = await asyncio.to_thread((tmp_path / "surveys.jsonl").read_text, encoding="utf-8")
+    pages = [json.loads(line)["results"] for line in written.splitlines()]
+    assert [len(page) for page in pages] == [20, 20, 7]
+    assert len({survey["id"] for page in pages for survey in page}) == SURVEYS
+
+
+def with_surveys(what: str, settings: Settings) -> str:
+    """The text, with its lines that show the surveys, by pages of 20."""
+    shown = re.sub(r"limit(\W+)100", r"limit\g<1>20", text(what, settings))
+    head, mark, rest = re.split(r"^ *((?:#|//) )(?=surveys >|for )", shown, maxsplit=1, flags=re.MULTILINE)
+    return head + rest.replace(f"\n{mark}", "\n")
+
+
+@needs("node")
+@with_and_without_callers
+@pytest.mark.parametrize(("what", "file"), [("python", "it.py"), ("javascript", "it.js")])
+async def test_the_snippets_of_languages_get_each_page(
+    what: str, file: str, with_callers: bool, tmp_path: Path
+) -> None:
+    program = sys.executable if what == "python" else "node"
+    async with served(with_callers) as settings:
+        printed = await executed(tmp_path, program, file, file=file, content=with_surveys(what, settings))
+    surveys = [line for line in printed.splitlines() if line.startswith("survey_")]
+    assert len(surveys) == len(set(surveys)) == SURVEYS
+    assert len(printed.splitlines()) == SURVEYS + 7
 
 
 def test_the_curl_lines_of_readme_go_straight_to_the_proxy() -> None:
