@@ -61,12 +61,15 @@ def text(what: str, settings: Settings, project: str | None = None, python: str 
 
 
 @contextlib.asynccontextmanager
-async def served(with_callers: bool) -> AsyncIterator[Settings]:
-    """A proxy before the sandbox, and its configuration with the port that it listens on."""
+async def served(with_callers: bool, *, door: int = 0) -> AsyncIterator[Settings]:
+    """A proxy before the sandbox, and its configuration with the port that it listens on.
+
+    ``door``: another port by which callers come, 0 for none.
+    """
     async with Sandbox(SandboxOptions(export_duration_s=0)) as sandbox:
         demo = sandbox.projects["demo-eu"]
         values: dict[str, Any] = {
-            "server": {"port": 0},
+            "server": {"port": 0, "allowed_hosts": [f"127.0.0.1:{door}"] if door else []},
             "contentsquare": {
                 "auth_url": sandbox.auth_url,
                 "allowed_endpoints": sandbox.hosts,

@@ -1,4 +1,4 @@
-"""The texts by which data tools read an export's file: the tools run them for real, past a company's HTTP proxy."""
+"""The texts by which data tools read an export's file: the tools run them, past a company's HTTP proxy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-import tree_sitter
-import tree_sitter_powershell
 from support.power_query import ended, evaluate, has_parser
 from support.snippets import (
-    FULL,
     KEY,
     TOOLS_PYTHON,
     executed,
@@ -19,7 +16,6 @@ from support.snippets import (
     needs,
     needs_package,
     served,
-    settings_of,
     text,
     with_and_without_callers,
 )
@@ -76,7 +72,9 @@ async def test_no_file_is_stored_where_there_is_no_export(language: str, tmp_pat
     program = TOOLS_PYTHON if language == "Python" else "bash"
     async with served(True) as settings:
         with pytest.raises(AssertionError, match="404"):
-            await executed(tmp_path, program, "it", file="it", content=part(text("export", settings), language))
+            await executed(
+                tmp_path, program, "it", file="it", content=part(text("export", settings), language)
+            )
     assert not (tmp_path / "export.csv").exists()
 
 
@@ -91,19 +89,17 @@ async def test_power_query_reads_an_export_by_one_constant_url(with_callers: boo
     assert [*rows[0]] == ["session_id", "country"]
 
 
-@pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
-def test_the_part_for_powershell_is_parsed_without_an_error(settings: Settings) -> None:
-    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
-    assert not parser.parse(part(text("export", settings), "PowerShell").encode()).root_node.has_error
-
-
-@pytest.mark.parametrize("what", [pytest.param(name, marks=needs_package(name)) for name in ("pandas", "polars")])
+@pytest.mark.parametrize(
+    "what", [pytest.param(name, marks=needs_package(name)) for name in ("pandas", "polars")]
+)
 @with_and_without_callers
 async def test_a_table_of_python_has_the_export_s_rows(what: str, with_callers: bool, tmp_path: Path) -> None:
     async with served(with_callers) as settings:
         shown, _ = await with_job(what, settings)
         shown += "print('shape', table.shape)\n"
-        printed = await executed(tmp_path, TOOLS_PYTHON, "it.py", file="it.py", content=shown, NO_PROXY="other")
+        printed = await executed(
+            tmp_path, TOOLS_PYTHON, "it.py", file="it.py", content=shown, NO_PROXY="other"
+        )
     assert printed.splitlines()[-1] == f"shape ({ROWS}, 2)"
 
 

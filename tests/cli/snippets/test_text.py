@@ -163,10 +163,12 @@ def test_power_query_keeps_its_base_url_apart(what: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [settings_of(), FULL], ids=["small", "full"])
-def test_the_powershell_snippet_is_parsed_without_an_error(settings: Settings) -> None:
+def test_the_powershell_snippets_are_parsed_without_an_error(settings: Settings) -> None:
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
     assert parser.parse(b"$answer = Invoke-RestMethod -Uri 'http://").root_node.has_error
-    assert not parser.parse(text("powershell", settings).encode()).root_node.has_error
+    [part] = re.findall(r"^--- PowerShell\n(.*?)^--- ", text("export", settings), re.MULTILINE | re.DOTALL)
+    for shown in (text("powershell", settings), part):
+        assert not parser.parse(shown.encode()).root_node.has_error
 
 
 @needs("curl")
