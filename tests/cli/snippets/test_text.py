@@ -74,6 +74,7 @@ SURVEYS = 47
 """The number of the sandbox's surveys."""
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the program has no loop of ours
 @needs("curl")
 @needs("sh")
 @with_and_without_callers
@@ -94,6 +95,7 @@ def with_surveys(what: str, settings: Settings) -> str:
     return head + rest.replace(f"\n{mark}", "\n")
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the program has no loop of ours
 @needs("node")
 @with_and_without_callers
 @pytest.mark.parametrize(("what", "file"), [("python", "it.py"), ("javascript", "it.js")])
