@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def part(shown: str, name: str) -> str:
 async def test_the_texts_of_languages_store_the_file(
     language: str, with_callers: bool, tmp_path: Path
 ) -> None:
-    program = TOOLS_PYTHON if language == "Python" else "bash"
+    program = sys.executable if language == "Python" else "bash"
     async with served(with_callers) as settings:
         shown, content = await with_job("export", settings)
         await executed(tmp_path, program, "it", file="it", content=part(shown, language))
@@ -69,7 +70,7 @@ async def test_the_texts_of_languages_store_the_file(
 @needs("curl")
 @pytest.mark.parametrize("language", ["Python", "curl"])
 async def test_no_file_is_stored_where_there_is_no_export(language: str, tmp_path: Path) -> None:
-    program = TOOLS_PYTHON if language == "Python" else "bash"
+    program = sys.executable if language == "Python" else "bash"
     async with served(True) as settings:
         with pytest.raises(AssertionError, match="404"):
             await executed(

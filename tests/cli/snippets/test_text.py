@@ -96,9 +96,10 @@ def with_surveys(what: str, settings: Settings) -> str:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # the program has no loop of ours
-@needs("node")
 @with_and_without_callers
-@pytest.mark.parametrize(("what", "file"), [("python", "it.py"), ("javascript", "it.js")])
+@pytest.mark.parametrize(
+    ("what", "file"), [("python", "it.py"), pytest.param("javascript", "it.js", marks=needs("node"))]
+)
 async def test_the_snippets_of_languages_get_each_page(
     what: str, file: str, with_callers: bool, tmp_path: Path
 ) -> None:
