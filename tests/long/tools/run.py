@@ -86,7 +86,8 @@ class Bench:
 async def dlt(bench: Bench, shown: str) -> int:
     """Rows in DuckDB after a run of the pipeline."""
     bench.write("it.py", shown + COUNT)
-    printed = await bench.run(str(bench.venv / "python"), "it.py", RUNTIME__DLTHUB_TELEMETRY="false")
+    own = {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(bench.folder / "dlt")}
+    printed = await bench.run(str(bench.venv / "python"), "it.py", **own)
     return int(re.findall(r"\d+", printed.splitlines()[-1])[0])
 
 
@@ -212,7 +213,11 @@ async def try_out(name: str, folder: Path, venv: Path) -> bool:
         came.clear()
         shown = text(name, settings).replace("JOB_ID/", f"{number}/")
         shown = re.sub(r"(page_size: |limit\W+)100", r"\g<1>20", shown)
-        rows = await TOOLS[name](Bench(folder, venv, variables), shown)
+        try:
+            rows = await TOOLS[name](Bench(folder, venv, variables), shown)
+        except RuntimeError as error:
+            print(f"{name} {version}: {error}")
+            return False
         wanted = ROWS if name in PROGRAMS else SURVEYS
         print(f"{name} {version}: {rows} of {wanted} rows; seen by the HTTP proxy: {len(seen)}")
         for request in sent(bytes(came)):
