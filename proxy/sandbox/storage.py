@@ -82,15 +82,16 @@ class Storage:
             if _is_unchanged(request, file):
                 return web.Response(status=304, headers=fields)
             content = await self._content(file)
-            part = _part(request, file, content.size)
+            asked = _part(request, file, content.size)
         except _S3Error as error:
             return self._error(error)
-        if len(part) < content.size:
-            fields["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{content.size}"
+        if asked is not None:
+            fields["Content-Range"] = f"bytes {asked.start}-{asked.stop - 1}/{content.size}"
+        part = asked or range(content.size)
         return await send_pieces(
             request,
             content.pieces(part.start, part.stop),
-            status=206 if "Content-Range" in fields else 200,
+            status=206 if asked else 200,
             content_type=file.content_type,
             length=len(part),
             fields=fields,
@@ -160,19 +161,19 @@ class Storage:
         return response
 
 
-def _part(request: web.BaseRequest, file: ExportFile, size: int) -> range:
-    """The bytes that are asked for: the whole unless there is one range. Raises _S3Error 416."""
+def _part(request: web.BaseRequest, file: ExportFile, size: int) -> range | None:
+    """The bytes that are asked for, never none; None: all, and not as a range. Raises _S3Error 416."""
     text = request.headers.get("Range", "")
     match = _ONE_RANGE.fullmatch(text)
     condition = request.headers.get("If-Range")
     # As RFC 9110, section 14.2, has it, a Range that isn't understood is ignored; so does S3 with several.
     if not match or match.groups() == ("", "") or condition not in (None, file.etag, _made(file)):
-        return range(size)
+        return None
     first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))
     stop = min(int(last) + 1, size) if first and last else size
     if first and last and int(last) < int(first):
-        return range(size)
+        return None
     if start >= size:
         raise _S3Error(
             416,
