@@ -65,6 +65,9 @@ _READ_BY_POST: Final = re.compile(
     rb"|speed-analysis/(?:analysis/(?:report|har)|monitoring/(?:list|last-report|reports)"
     rb"|scenario/(?:list|report|reports|step/report|report/har)|event/list))(?:\?|\Z)"
 )
+_EVENT: Final = b"/v1/speed-analysis/event/"
+_CHANGED_BY_ANY_METHOD: Final = re.compile(_EVENT + rb"(?:create|delete)(?:\?|\Z)")
+"""Older pages of the vendor show these calls as GETs with a body."""
 
 _MAY_BE_STORED: Final = re.compile(
     rb"/v1/(?:exportable-fields|custom-vars|dynamic-var-keys"
@@ -86,7 +89,7 @@ def oauth_path(target: bytes) -> re.Match[bytes] | None:
 
 def may_be_shared(target: bytes) -> bool:
     """Whether the answer to a GET may go to another request of the same caller."""
-    return not target.startswith(_OAUTH)
+    return not target.startswith((_OAUTH, _EVENT))
 
 
 def may_be_stored(target: bytes) -> bool:
@@ -118,11 +121,11 @@ def changes_data(method: bytes, target: bytes) -> bool:
     """Whether a request may change data.
 
     By the vendor's documentation, all POSTs of Speed Analysis but two only read, and so do those for
-    OAuth. For all other paths the method decides (RFC 9110, section 9.2.1), so any other POST counts as
-    a change.
+    OAuth. Those two count as a change by any method. For all other paths the method decides (RFC 9110,
+    section 9.2.1), so any other POST counts as a change.
     """
     if method in SAFE_METHODS:
-        return False
+        return target.startswith(_EVENT) and _CHANGED_BY_ANY_METHOD.match(target) is not None
     if method == b"POST":
         return not _READ_BY_POST.match(target)
     return True

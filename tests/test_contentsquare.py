@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.contentsquare import Api, api_of, changes_data
+from proxy.contentsquare import Api, api_of, changes_data, may_be_shared
 
 TARGETS = {
     Api.DATA_EXPORT: [
@@ -136,9 +136,18 @@ def test_every_other_post_may_change_data(target: bytes) -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-def test_safe_methods_change_nothing_anywhere(method: bytes) -> None:
+def test_safe_methods_change_nothing_else(method: bytes) -> None:
     assert not changes_data(method, b"/v1/exports")
     assert not changes_data(method, b"/v1/something-new")
+    assert not changes_data(method, b"/v1/speed-analysis/event/list")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"POST", b"DELETE"])
+@pytest.mark.parametrize("path", [b"create", b"delete", b"create?key=1"])
+def test_events_are_changed_by_any_method(method: bytes, path: bytes) -> None:
+    target = b"/v1/speed-analysis/event/" + path
+    assert changes_data(method, target)
+    assert not may_be_shared(target)
 
 
 @pytest.mark.parametrize("method", [b"PUT", b"PATCH", b"DELETE", b"get", b"MERGE", b""])

@@ -97,7 +97,11 @@ def _number(kind: type[int | float], low: float, high: float = math.inf) -> Call
 
 
 _port = _number(int, 0, 65_535)
-_share = _number(float, 0, 1)
+
+
+def _share_of(what: str) -> Any:
+    """An option for a share between 0 and 1."""
+    return typer.Option(parser=_number(float, 0, 1), metavar="SHARE", help=f"Share of {what}.")
 
 
 def _command(*words: str, config: Path | None) -> str:
@@ -294,7 +298,19 @@ def init(*, config: ConfigOption = None) -> None:
     )
 
 
-@cli.command()
+_OF_THE_SANDBOX = """\
+Its data are made up: the same request has the same answer, whatever the seed. Speed Analysis takes
+2026-01-01 for today. With --lenient, a token request may also have ids as digits and no scope. JSON
+schemas of the answers are in the package, in sandbox/schemas.
+
+A new export job (POST /v1/exports) may have, beyond Contentsquare's parameters: rows (1000), files (3,
+that the rows are divided between), compression (gzip, or none), and cutAfter (bytes of content after
+which each download ends too early; the rest can be had with Range). Files of more than 4000 rows have the
+same rows again.
+"""
+
+
+@cli.command(epilog=_OF_THE_SANDBOX)
 def sandbox(
     *,
     port: Annotated[
@@ -306,15 +322,9 @@ def sandbox(
     latency: Annotated[
         float, typer.Option(parser=_number(float, 0), metavar="S", help="Seconds added to each API answer.")
     ] = 0.0,
-    failure_rate: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Share of API answers that are 503.")
-    ] = 0.0,
-    token_failure_rate: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Share of token requests that fail.")
-    ] = 0.0,
-    reset_rate: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Share of API connections that are reset.")
-    ] = 0.0,
+    failure_rate: Annotated[float, _share_of("API answers that are 503")] = 0.0,
+    token_failure_rate: Annotated[float, _share_of("token requests that fail")] = 0.0,
+    reset_rate: Annotated[float, _share_of("API connections that are reset")] = 0.0,
     max_concurrency: Annotated[
         int, typer.Option(parser=_number(int, 1), metavar="N", help="Requests at once per project.")
     ] = 10,
@@ -323,6 +333,10 @@ def sandbox(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(readable=False, help="The certificate's key (PEM).")] = None,
     public_host: Annotated[str, typer.Option(help="The host name in URLs, such as localhost.")] = "",
+    lenient: Annotated[bool, typer.Option("--lenient", help="Token requests may be forms.")] = False,
+    seed: Annotated[
+        int, typer.Option(parser=_number(int, 0), metavar="N", help="Of the random failures and resets.")
+    ] = 1,
 ) -> None:
     """Run the simulated Contentsquare alone."""
     from proxy.app.run import run  # noqa: PLC0415
@@ -342,5 +356,7 @@ def sandbox(
         max_concurrency=max_concurrency,
         ssl_context=server_tls(tls_cert, tls_key),
         public_host=public_host,
+        lenient=lenient,
+        seed=seed,
     )
     run(lambda: run_alone(options))

@@ -63,12 +63,13 @@ def _sign_of(letters: bytes) -> re.Pattern[bytes]:
 _MAY_BE_PROJECT: Final = _sign_of(b"project")
 _MAY_BE_METHOD: Final = _sign_of(b"method")
 _MAY_BE_OAUTH: Final = _sign_of(b"oauth")
+_MAY_BE_EVENT: Final = _sign_of(b"event")
 _WIDE: Final = re.compile(rb"%u(?!00)[0-9a-f]{4}")
 _OVERLONG: Final = re.compile(
     rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|\xf8[\x80-\x87]|\xfc[\x80-\x83]"
 )
 """UTF-8 that is longer than it need be. No client makes it, or `_WIDE`; some servers take both for ASCII."""
-_ANYTHING: Final = b"&_method=?projectid=any;/projects/any/oauth/token"
+_ANYTHING: Final = b"&_method=?projectid=any;/projects/any/oauth/token/event/create"
 """Stands behind a text with such codes, whose reading nobody can tell, so that each rule refuses it."""
 _PROJECT_ID: Final = re.compile(_word(b"projectid") + rb"(?=([^&;?#]*))")
 _PARAMETER_END: Final = re.compile(rb"[^&=]*+=[^&;?#]*+")
@@ -100,6 +101,10 @@ _OAUTH: Final = re.compile(
     _word(b"oauth")
     + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"token"), _word(b"me"))
 )
+_EVENT_CHANGE: Final = re.compile(
+    _word(b"event")
+    + rb"(?:[^a-z0-9/][^/]*+)?/++[^a-z0-9/]*+(?:%b|%b)(?![a-z0-9_-])" % (_word(b"create"), _word(b"delete"))
+)
 _PARAMETERS: Final = re.compile(rb";[^/]*+")
 _SLASHES: Final = re.compile(rb"/{2,}")
 
@@ -128,12 +133,22 @@ def names_other_project(target: bytes, project_id: int) -> bool:
 
 def may_be_oauth(target: bytes) -> bool:
     """Whether a server might take the path for one of OAuth, to which secrets are sent."""
+    return _may_have_path(target, _MAY_BE_OAUTH, _OAUTH)
+
+
+def may_change_events(target: bytes) -> bool:
+    """Whether a server might take the path for ``event/create`` or ``event/delete`` of Speed Analysis."""
+    return _may_have_path(target, _MAY_BE_EVENT, _EVENT_CHANGE)
+
+
+def _may_have_path(target: bytes, sign: re.Pattern[bytes], wanted: re.Pattern[bytes]) -> bool:
+    """Whether a server might read ``wanted``, which has the sign's word, in the path."""
     path = target.partition(b"?")[0]
-    if not _may_hold(_MAY_BE_OAUTH, path):
+    if not _may_hold(sign, path):
         return False
     if len(path) > _MOST_PATH_BYTES:
         return True
-    return any(_OAUTH.search(text) for reading in _readings(path) for text in _paths(reading))
+    return any(wanted.search(text) for reading in _readings(path) for text in _paths(reading))
 
 
 def asks_for_method(target: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from proxy.contentsquare import ME_PATH, SAFE_METHODS, TOKEN_PATH, changes_data
 from proxy.errors import BadRequest, BadTarget, Forbidden
 from proxy.gateway.callers import Caller
-from proxy.gateway.lenient import asks_for_method, may_be_oauth, names_other_project
+from proxy.gateway.lenient import asks_for_method, may_be_oauth, may_change_events, names_other_project
 from proxy.gateway.rewrite import fields_to_upstream
 from proxy.http1 import METHOD_OVERRIDES, RequestHead
 from proxy.logs import redactor
@@ -66,9 +66,9 @@ def check(
     ``changes`` is the answer of `may_change_data`. The caller may use the project: for it,
     `proxy.gateway.route` finds no others.
     """
-    if changes and project.read_only:
+    if project.read_only and (changes or may_change_events(target)):
         raise _may_only_read(head, target, f"The project {project.name} is read-only here (read_only = true)")
-    if changes and caller is not None and caller.read_only:
+    if caller is not None and caller.read_only and (changes or may_change_events(target)):
         raise _may_only_read(head, target, f"The caller {caller.name} may only read")
     if project.project_id is not None:
         _check_project(target, project.project_id, project.name)
@@ -115,7 +115,7 @@ def _has_form(head: RequestHead) -> bool:
 
 def _may_only_read(head: RequestHead, target: bytes, why: str) -> Forbidden:
     """The reason why the request may change data."""
-    if changes_data(head.method, target):
+    if changes_data(head.method, target) or may_change_events(target):
         return Forbidden(f"{why}, and this call may change data.")
     for name in head.fields.names.spelling(METHOD_OVERRIDES):
         return Forbidden(f"{why}: leave the field {name.decode()} out.")

@@ -19,6 +19,7 @@ from proxy.http1 import (
     ResponseHead,
     date_now,
 )
+from proxy.server.request import KEPT
 from proxy.tokens import Lease
 from proxy.upstream.loop import VIA_NAME
 
@@ -138,11 +139,7 @@ def response_head(
         lines.append(b"Transfer-Encoding: chunked")
     if added:
         lines.append(added)
-    if not keep:
-        lines.append(b"Connection: close")
-    elif request.minor == 0:
-        lines.append(b"Connection: keep-alive")
-    lines.append(b"\r\n")
+    lines += (KEPT if keep else b"Connection: close", b"\r\n")
     return b"\r\n".join(lines)
 
 
@@ -161,11 +158,17 @@ def shared_head(head: ResponseHead, content_bytes: int) -> bytes:
     return b"\r\n".join(lines)
 
 
-def end_of_head(request: RequestHead, *, keep: bool) -> bytes:
+def part_head(head: bytes, part: range, content_bytes: int) -> bytes:
+    """The lines of a `shared_head` for a part of its content (RFC 9110, section 15.3.7)."""
+    lines = [line for line in head.split(b"\r\n")[1:] if not line.lower().startswith(b"content-length:")]
+    place = b"Content-Range: bytes %d-%d/%d" % (part[0], part[-1], content_bytes)
+    start = (b"HTTP/1.1 206 Partial Content", b"Content-Length: %d" % len(part), place)
+    return b"\r\n".join((*start, *lines))
+
+
+def end_of_head(*, keep: bool) -> bytes:
     """The last lines of a head for one caller: whether its connection is kept, and the empty one."""
-    if not keep:
-        return b"Connection: close\r\n\r\n"
-    return b"\r\n" if request.minor else b"Connection: keep-alive\r\n\r\n"
+    return (KEPT if keep else b"Connection: close") + b"\r\n\r\n"
 
 
 def interim_head(head: ResponseHead) -> bytes:

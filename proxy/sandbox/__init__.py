@@ -1,7 +1,8 @@
 """A simulated Contentsquare over real HTTP: an authentication host, two clouds, Enrichment, storage.
 
 `app` runs the hosts, `tokens` issues tokens, `wire` has the form of answers, `aids` are for tests, the others
-simulate the APIs. Knows nothing of the proxy. The data are made up, and the same for the same request.
+simulate the APIs. `schemas/` has the shapes of all answers, written from the vendor's facts; tests hold the
+answers against them. Knows nothing of the proxy. The data are made up, and the same for the same request.
 """
 
 from __future__ import annotations

@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from proxy.sandbox.parameters import integer
-from proxy.sandbox.wire import Call, Router, ask_for_body, bad_request, json_answer, send_pieces, success
+from proxy.sandbox.wire import (
+    Call,
+    Router,
+    ask_for_body,
+    bad_request,
+    close,
+    json_answer,
+    send_pieces,
+    success,
+)
 
 # Byte i is i % 251: with a prime period, pieces that got lost or swapped change the digest.
 _BLOCK = memoryview(bytes(range(251)) * 1044)
@@ -74,8 +83,7 @@ async def truncated(call: Call) -> web.StreamResponse:
     await response.prepare(call.request)
     for piece in _pieces(sent):
         await response.write(piece)
-    if call.request.transport is not None:
-        call.request.transport.close()
+    close(call.request)
     return response
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from email.utils import formatdate
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -31,6 +31,7 @@ from proxy.sandbox.wire import (
     Router,
     forbidden,
     not_found,
+    read_form,
     read_json,
     reset,
     send_half_then_reset,
@@ -76,7 +77,12 @@ class Sandbox:
         self._api_dice = random.Random(f"api {self.options.seed}")
         self._mint = Mint(self.options.token_lifetime_s, now)
         self._auth = AuthServer(
-            self._mint, self._by_id, self.account, self.options.token_lifetime_s, self._endpoint_of
+            self._mint,
+            self._by_id,
+            self.account,
+            self.options.token_lifetime_s,
+            self._endpoint_of,
+            lenient=self.options.lenient,
         )
         self._storage = Storage(now)
         self._routers = self._build_routers()
@@ -175,16 +181,20 @@ class Sandbox:
                 return self._token_failure()
         if request.method != "POST":
             raise Fault(405, "METHOD_NOT_ALLOWED", "POST only.", fields={"Allow": "POST"})
-        if request.content_type != "application/json":
-            raise OAuthError("invalid_request", "Content-Type must be application/json.")
-        try:
-            content = await read_json(request)
-        except Fault as fault:
-            raise OAuthError("invalid_request", fault.message, fault.status) from None
-        response = answer(content)
+        response = answer(await self._credentials(request))
         # By the sandbox's own clock, so that a test can give it a skew.
         response.headers["Date"] = formatdate(self._now(), usegmt=True)
         return response
+
+    async def _credentials(self, request: web.BaseRequest) -> Mapping[str, Any]:
+        """What a request says in its body. Raises OAuthError."""
+        is_form = self.options.lenient and request.content_type == "application/x-www-form-urlencoded"
+        if not is_form and request.content_type != "application/json":
+            raise OAuthError("invalid_request", "Content-Type must be application/json.")
+        try:
+            return await (read_form if is_form else read_json)(request)
+        except Fault as fault:
+            raise OAuthError("invalid_request", fault.message, fault.status) from None
 
     def _token_failure(self) -> web.Response:
         kind = self._token_dice.choice(("error", "unavailable", "garbage"))
@@ -198,6 +208,9 @@ class Sandbox:
 
     def _api_host(self, host: str) -> _Answer:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            if host in CLOUDS and request.path in (TOKEN_PATH, ME_PATH):
+                # Some programs ask the host of their project's region for tokens.
+                return await self._answer_auth(request)
             return await self._answer_api(host, request)
 
         return answer

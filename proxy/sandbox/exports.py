@@ -1,31 +1,33 @@
 """The Data Export API: fields, export jobs, their runs, and the files behind signed URLs.
 
 Jobs live in memory. A run's state follows from the clock alone: scheduled, running, success.
-Files aren't stored but made while they are sent; their content follows from the job's id and
-its definition. Beyond the vendor's parameters a job has ``rows`` (how many in all) and
-``compression`` ("none" or "gzip").
+Files aren't stored but made when they are asked for; their content follows from the job's id and
+its definition. Beyond the vendor's parameters a job has ``rows`` (how many in all), ``files`` (how many
+they are divided between), ``compression`` ("gzip" or "none") and ``cutAfter`` (bytes after which storage
+ends each answer's connection).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from proxy.sandbox.fields import CUSTOM_VARS, DYNAMIC_VARS, FIELDS, Column, column
+from proxy.sandbox.files import ExportFile, shares
 from proxy.sandbox.parameters import integer, is_integer, iso, moment
-from proxy.sandbox.rows import CUSTOM_VARS, DYNAMIC_VARS, FIELDS, Column, ExportFile, column
-from proxy.sandbox.storage import Storage
+from proxy.sandbox.rows import Rows
+from proxy.sandbox.storage import LIFETIME_S, Storage
 from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_ROWS = 100_000_000
-ROWS_PER_FILE = 1_000_000
-DEFAULT_ROWS = 1000
+MAX_FILES = 1000
+DEFAULT_ROWS, DEFAULT_FILES = 1000, 3
 MAX_DAYS = 7
 _DEVICES = ("all", "desktop", "mobile", "tablet")
 _SCHEDULED_SHARE = 0.2  # of a run's duration, before it is running
@@ -45,7 +47,9 @@ class Job:
     device: str
     segment_id: int | None
     rows: int
+    parts: int
     compression: str
+    cut_after: int | None
     created_at: float
     start: datetime
     end: datetime
@@ -70,24 +74,29 @@ class Job:
             "createdAt": iso(datetime.fromtimestamp(self.created_at, UTC)),
         }
 
-    def files(self) -> list[ExportFile]:
-        """The run's files, in order."""
+    def files(self, finished_at: float) -> list[ExportFile]:
+        """The run's files, in order; an export without rows has one, too."""
         kind = self.format.lower() + (".gz" if self.compression == "gzip" else "")
+        cut = f"/cut/{self.cut_after}" if self.cut_after is not None else ""
         return [
             ExportFile(
-                path=f"/exports/{self.project_id}/{self.job_id}/{self.run_id}/part-{part:05d}.{kind}",
-                format=self.format,
+                path=f"{cut}/exports/{self.project_id}/{self.job_id}/{self.run_id}/part-{part:04d}.{kind}",
+                rows=Rows(
+                    format=self.format,
+                    columns=self.columns,
+                    seed=f"{self.project_id} {self.job_id} {part}",
+                    start=self.start,
+                    end=self.end,
+                    project_id=self.project_id,
+                    device=self.device,
+                ),
+                count=count,
                 compressed=self.compression == "gzip",
-                columns=self.columns,
-                seed=f"{self.project_id} {self.job_id}",
-                first_row=part * ROWS_PER_FILE,
-                rows=min(ROWS_PER_FILE, self.rows - part * ROWS_PER_FILE),
-                start=self.start,
-                end=self.end,
-                project_id=self.project_id,
-                device=self.device,
+                made_at=finished_at,
+                expires_at=finished_at + LIFETIME_S,
+                cut_after=self.cut_after,
             )
-            for part in range(max(1, math.ceil(self.rows / ROWS_PER_FILE)))
+            for part, count in enumerate(shares(self.rows, max(1, min(self.parts, self.rows))), 1)
         ]
 
 
@@ -129,8 +138,10 @@ class ExportJobs:
             columns=_columns(content.get("fields"), scope),
             device=_one_of(content.get("deviceLabel", "all"), "deviceLabel", _DEVICES),
             segment_id=_whole_number(content.get("segmentId"), "segmentId"),
-            rows=_rows(content.get("rows", DEFAULT_ROWS)),
-            compression=_one_of(content.get("compression", "none"), "compression", ("none", "gzip")),
+            rows=_number(content.get("rows", DEFAULT_ROWS), "rows", 0, MAX_ROWS),
+            parts=_number(content.get("files", DEFAULT_FILES), "files", 1, MAX_FILES),
+            compression=_one_of(content.get("compression", "gzip"), "compression", ("gzip", "none")),
+            cut_after=_cut_after(content.get("cutAfter")),
             created_at=now,
             start=start,
             end=end,
@@ -168,9 +179,14 @@ class ExportJobs:
         if call.path["run_id"] != str(job.run_id):
             raise not_found(f"No run {call.path['run_id']} of job {job.job_id}.")
         run = self._run(job)
-        files = job.files() if run["state"] == "success" else []
+        files = job.files(self._finished_at(job)) if run["state"] == "success" else []
         described = [
-            {"name": file.name, "url": self._storage.sign(file), "rows": file.rows} for file in files
+            {
+                "partId": part,
+                "url": self._storage.sign(file),
+                "expirationDate": iso(datetime.fromtimestamp(file.expires_at, UTC)),
+            }
+            for part, file in enumerate(files, 1)
         ]
         return success({**run, "files": described})
 
@@ -190,16 +206,22 @@ class ExportJobs:
                 return job
         raise not_found(f"No export job {text} in this project.")
 
+    def _finished_at(self, job: Job) -> float:
+        return job.created_at + self._duration_s
+
     def _run(self, job: Job) -> dict[str, object]:
+        """The run as lists show it; ``completionRate`` is in percent."""
         age_s = self._now() - job.created_at
-        if age_s >= self._duration_s:
+        share = min(1.0, age_s / self._duration_s) if self._duration_s else 1.0
+        if self._now() >= self._finished_at(job):
             state = "success"
         else:
-            state = "running" if age_s >= _SCHEDULED_SHARE * self._duration_s else "scheduled"
+            state = "running" if share >= _SCHEDULED_SHARE else "scheduled"
         return {
             "jobRunId": job.run_id,
             "jobId": job.job_id,
             "state": state,
+            "completionRate": int(100 * share) if state == "running" else 100 * (state == "success"),
             "startDate": iso(job.start),
             "endDate": iso(job.end),
             "createdAt": iso(datetime.fromtimestamp(job.created_at, UTC)),
@@ -254,11 +276,15 @@ def _whole_number(value: object, name: str) -> int | None:
     return value
 
 
-def _rows(value: object) -> int:
-    rows = _whole_number(value, "rows")
-    if rows is None or not 0 <= rows <= MAX_ROWS:
-        raise bad_request(f"rows must be between 0 and {MAX_ROWS}.")
-    return rows
+def _number(value: object, name: str, least: int, most: int) -> int:
+    number = _whole_number(value, name)
+    if number is None or not least <= number <= most:
+        raise bad_request(f"{name} must be between {least} and {most}.")
+    return number
+
+
+def _cut_after(value: object) -> int | None:
+    return None if value is None else _number(value, "cutAfter", 1, 2**40)
 
 
 def _columns(value: object, scope: str) -> tuple[Column, ...]:

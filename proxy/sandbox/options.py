@@ -40,6 +40,8 @@ class SandboxOptions:
     """The host name in URLs, ``host`` where empty."""
     export_duration_s: float = 1.0
     """From the creation of an export job until its run is a success."""
+    lenient: bool = False
+    """The token endpoint also takes a form, ids as digits, and a request without ``scope``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,5 +54,6 @@ def is_date_alone(text: str) -> bool:
 
 
 def iso(when: datetime) -> str:
-    """``2026-01-31T00:00:00.000Z``."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    """``2026-01-31T23:59:59.999Z``: UTC, to the millisecond."""
+    utc = when.astimezone(UTC)
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z"

@@ -1,7 +1,7 @@
-"""The content of an export file: the exportable fields, and the rows made of them.
+"""The rows of an export: made up, and the same for the same seed and number.
 
-A row follows from the file's seed and its own number, so any part of a file can be made without
-the rest, and the same file is the same each time.
+Rows come in groups, so that any part of a file can be made without the rest. Values of one row agree: the
+lists of a group have the same length, a session's revenue is the sum of what was bought.
 """
 
 from __future__ import annotations
@@ -10,202 +10,203 @@ import csv
 import io
 import json
 import random
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from proxy.sandbox.wire import bad_request
+from proxy.sandbox.fields import VIEW_FIELDS, Column
 
-FIELDS = {
-    "sessions": {
-        "project_id": "integer",
-        "user_id": "string",
-        "session_id": "string",
-        "session_time": "datetime",
-        "session_number_of_views": "integer",
-        "session_duration_msec": "integer",
-        "device_id": "integer",
-        "device": "string",
-        "country": "string",
-        "browser": "string",
-        "platform": "string",
-        "is_bounce": "boolean",
-        "cart_amount": "number",
-        "custom_var": "string",
-        "dynamic_var": "string",
-    },
-    "views": {
-        "project_id": "integer",
-        "user_id": "string",
-        "session_id": "string",
-        "view_id": "string",
-        "view_time": "datetime",
-        "view_number": "integer",
-        "view_duration_msec": "integer",
-        "path": "string",
-        "query": "string",
-        "title": "string",
-        "device": "string",
-        "country": "string",
-        "custom_var": "string",
-        "dynamic_var": "string",
-    },
-}
-CUSTOM_VARS = ("page_template", "logged_in", "language", "stock_status")
-DYNAMIC_VARS = {"ab_test": "string", "basket_value": "number", "voucher": "string"}
-ROWS_PER_PIECE = 500
-MAX_CUSTOM_VARS = 20
-"""The highest position of a custom variable."""
+_Values = dict[str, object]
+_Maker = Callable[[random.Random, _Values], _Values]
 
-_DEVICES = ("desktop", "mobile", "tablet")
-_COUNTRIES = ("FR", "GB", "DE", "ES", "IT", "US")
-_BROWSERS = ("Chrome", "Safari", "Firefox", "Edge", "Samsung Internet")
-_PLATFORMS = ("Windows", "iOS", "Android", "macOS", "Linux")
-_TITLES = ("Accueil", "Women", "Men's shoes", 'The "Best of" page', "Größen, Maße", "Checkout")
-_PATHS = ("/", "/women", "/men/shoes", "/best-of", "/sizes", "/checkout")
+_DEVICES = {"desktop": (1080, 1920), "mobile": (844, 390), "tablet": (1180, 820)}
+_PLACES = (("FR", "Paris", "fr"), ("GB", "London", "en"), ("DE", "Köln", "de"), ("US", "Austin, TX", "en"))
+_BROWSERS = (("Chrome", 131), ("Safari", 18), ("Firefox", 133), ("Edge", 131), ("Samsung Internet", 27))
+_PLATFORMS = (("Windows", "11"), ("iOS", "18.1"), ("Android", "15"), ("macOS", "15.1"), ("Linux", ""))
+_PATHS = ("/", "/women", "/men/shoes", '/the-"best"-of', "/größen,maße", "/checkout")
+_APP_EVENTS = ("appStartEvent", "appShowEvent", "appHideEvent")
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A field of a job: ``label`` is its name in the file, ``of`` which custom or dynamic variable."""
+class Rows:
+    """What decides the rows of one file. Times of rows lie between ``start`` and ``end``."""
 
-    field: str
-    alias: str
-    of: str
-
-    @property
-    def label(self) -> str:
-        """The column's name in the file."""
-        return self.alias or (f"{self.field}_{self.of}" if self.of else self.field)
-
-    def described(self) -> dict[str, object]:
-        """The field as the API shows it."""
-        shown: dict[str, object] = {"fieldName": self.field}
-        if self.alias:
-            shown["aliasName"] = self.alias
-        if self.field == "custom_var":
-            shown["customVarPosition"] = int(self.of)
-        if self.field == "dynamic_var":
-            shown["dynamicVarKey"] = self.of
-        return shown
-
-
-def column(item: Any, scope: str) -> Column:
-    """One item of a job's ``fields``. Raises Fault 400."""
-    given = item if isinstance(item, dict) else {}
-    field, alias = given.get("fieldName"), given.get("aliasName", "")
-    of: Any = ""
-    if not isinstance(field, str) or field not in FIELDS[scope]:
-        raise bad_request(f"Each of fields needs a fieldName that is exportable with scope {scope}.")
-    if not isinstance(alias, str):
-        raise bad_request("aliasName must be a string.")
-    if field == "custom_var":
-        of = str(given.get("customVarPosition"))
-        if not (of.isascii() and of.isdigit() and 1 <= int(of) <= MAX_CUSTOM_VARS):
-            raise bad_request(f"customVarPosition must be between 1 and {MAX_CUSTOM_VARS}.")
-    if field == "dynamic_var":
-        of = given.get("dynamicVarKey")
-        if not isinstance(of, str) or of not in DYNAMIC_VARS:
-            raise bad_request("dynamicVarKey must be one of the project's dynamic variables.")
-    return Column(field, alias, of)
-
-
-@dataclass(frozen=True, slots=True)
-class ExportFile:
-    """A file of a run: its place, and everything that decides its content."""
-
-    path: str
     format: str
-    compressed: bool
     columns: tuple[Column, ...]
     seed: str
-    first_row: int
-    rows: int
     start: datetime
     end: datetime
     project_id: int
     device: str
 
-    @property
-    def name(self) -> str:
-        """The last segment of the path."""
-        return self.path.rpartition("/")[2]
+    def header(self) -> bytes:
+        """The first line of a CSV file; a JSONL file has none."""
+        return _csv([[column.label for column in self.columns]]) if self.format == "CSV" else b""
 
-    @property
-    def content_type(self) -> str:
-        """By the format and the compression."""
-        if self.compressed:
-            return "application/gzip"
-        return "text/csv" if self.format == "CSV" else "application/x-ndjson"
-
-    def pieces(self) -> Iterator[bytes]:
-        """The file's bytes, some hundred rows at a time."""
-        plain = self._csv_pieces() if self.format == "CSV" else self._jsonl_pieces()
-        return _gzipped(plain) if self.compressed else plain
-
-    def _jsonl_pieces(self) -> Iterator[bytes]:
+    def group(self, number: int, count: int) -> bytes:
+        """The lines of one group of ``count`` rows."""
+        dice = random.Random(f"{self.seed} {number}")
+        fields = {column.field for column in self.columns}
+        makers = [maker for maker, names in _MAKERS if any(field.startswith(names) for field in fields)]
+        rows = [self._row(dice, makers) for _ in range(count)]
+        if self.format == "CSV":
+            return _csv([[_csv_value(value) for value in row] for row in rows])
         labels = [column.label for column in self.columns]
-        for rows in self._row_groups():
-            lines = [json.dumps(dict(zip(labels, row, strict=True)), ensure_ascii=False) for row in rows]
-            yield ("\n".join(lines) + "\n").encode(errors="replace")
+        lines = [json.dumps(dict(zip(labels, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
+        return "".join(lines).encode(errors="replace")
 
-    def _csv_pieces(self) -> Iterator[bytes]:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([column.label for column in self.columns])
-        yield text.getvalue().encode(errors="replace")
-        for rows in self._row_groups():
-            text.seek(0)
-            text.truncate()
-            writer.writerows(rows)
-            yield text.getvalue().encode(errors="replace")
-
-    def _row_groups(self) -> Iterator[list[list[object]]]:
-        for first in range(self.first_row, self.first_row + self.rows, ROWS_PER_PIECE):
-            last = min(first + ROWS_PER_PIECE, self.first_row + self.rows)
-            dice = random.Random(f"{self.seed} {first}")
-            yield [self._row(dice, number) for number in range(first, last)]
-
-    def _row(self, dice: random.Random, number: int) -> list[object]:
-        page = dice.randrange(len(_PATHS))
-        views = dice.randint(1, 14)
-        moment = self.start + timedelta(
-            seconds=round(dice.random() * ((self.end - self.start).total_seconds() - 1))
-        )
-        device = dice.choice(_DEVICES) if self.device == "all" else self.device
-        session = f"{dice.getrandbits(64):016x}"
-        values: dict[str, object] = {
-            "project_id": self.project_id,
-            "user_id": f"{dice.getrandbits(64):016x}",
-            "session_id": session,
-            "session_time": moment.isoformat(),
-            "session_number_of_views": views,
-            "session_duration_msec": views * dice.randint(3_000, 60_000),
-            "device_id": _DEVICES.index(device) + 1,
-            "device": device,
-            "country": dice.choice(_COUNTRIES),
-            "browser": dice.choice(_BROWSERS),
-            "platform": dice.choice(_PLATFORMS),
-            "is_bounce": views == 1,
-            "cart_amount": dice.randint(990, 29_990) / 100,
-            "view_id": f"{session}-{number}",
-            "view_time": moment.isoformat(),
-            "view_number": views,
-            "view_duration_msec": dice.randint(500, 90_000),
-            "path": _PATHS[page],
-            "query": "utm_source=newsletter&x=1" if page == 1 else "",
-            "title": _TITLES[page],
-        }
+    def _row(self, dice: random.Random, makers: list[_Maker]) -> list[object]:
+        span_s = (self.end - self.start).total_seconds() - 1
+        when = self.start + timedelta(seconds=round(dice.random() * span_s))
+        device = dice.choice(tuple(_DEVICES)) if self.device == "all" else self.device
+        values = _session(dice, when, device) | {"project_id": self.project_id}
+        for maker in makers:
+            values |= maker(dice, values)
         draw = dice.randrange(1000)
         return [f"{column.of}-{draw}" if column.of else values[column.field] for column in self.columns]
 
 
-def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    # 16 + the window's bits: zlib writes gzip's header and trailer (RFC 1952), without a time in it.
-    packer = zlib.compressobj(level=1, wbits=16 + zlib.MAX_WBITS)
-    for piece in pieces:
-        if packed := packer.compress(piece):
-            yield packed
-    yield packer.flush()
+def _session(dice: random.Random, when: datetime, device: str) -> _Values:
+    country, city, language = dice.choice(_PLACES)
+    browser, major = dice.choice(_BROWSERS)
+    platform, version = dice.choice(_PLATFORMS)
+    height, width = _DEVICES[device]
+    views = dice.randint(1, 14)
+    user = dice.getrandbits(63)
+    return {
+        "user_id": user,
+        "user_id_unhashed": f"{user:016x}-{dice.getrandbits(16):04x}",
+        "session_id": dice.getrandbits(63),
+        "session_number": dice.randint(1, 9),
+        "session_date": f"{when:%Y-%m-%d}",
+        "session_time": _time(when),
+        "session_number_of_views": views,
+        "session_duration_msec": views * dice.randint(3_000, 60_000),
+        "is_excludable": dice.random() < 0.02,
+        "device_id": tuple(_DEVICES).index(device) + 1,
+        "screen_height": height,
+        "screen_width": width,
+        "language": language,
+        "city": city,
+        "country_code": country,
+        "browser_name": browser,
+        "browser_version": f"{major}.{dice.randint(0, 9)}",
+        "browser_major_version": major,
+        "platform_name": platform,
+        "platform_version": version,
+        "referer_url": dice.choice(("", "https://search.example/?q=shoes", "https://news.example/")),
+        "density": dice.choice((1.0, 2.0, 3.0)),
+        "os_version": version,
+        "app_version": f"5.{dice.randint(0, 9)}.0",
+        "manufacturer": dice.choice(("Apple", "Samsung", "Google")),
+        "model": dice.choice(("A1", "B2", "C3")),
+    }
+
+
+def _view(dice: random.Random, session: _Values) -> _Values:
+    number, path = dice.randint(1, 14), dice.choice(_PATHS)
+    duration = dice.randint(500, 90_000)
+    loaded = dice.randint(900, 6_000)
+    return {
+        "view_number": number,
+        "view_time": session["session_time"],
+        "view_duration_msec": duration,
+        "url_no_query_param": f"https://shop.example{path}",
+        "scheme": "https",
+        "prefix": "shop.example",
+        "path": path,
+        "query": "utm_source=newsletter&x=1" if path == "/women" else "",
+        "screen_name": "",
+        "is_first": number == 1,
+        "is_last": number == session["session_number_of_views"],
+        "window_height": session["screen_height"],
+        "window_width": session["screen_width"],
+        "document_height": dice.randint(1_000, 9_000),
+        "document_width": session["screen_width"],
+        "page_interaction_time_msec": round(duration * dice.random()),
+        "scroll_rate": round(dice.random(), 4),
+        "frustration_score": dice.randint(0, 100),
+        "dom_interactive_after_msec": loaded // 2,
+        "fully_loaded": loaded,
+        "start_render": loaded // 3,
+    }
+
+
+def _app_events(dice: random.Random, session: _Values) -> _Values:
+    count, at = dice.randint(0, len(_APP_EVENTS)), session["session_time"]
+    return {
+        "app_events.event_name": list(_APP_EVENTS[:count]),
+        "app_events.event_time": [at] * count,
+        "app_events.event_type": list(range(count)),
+        "app_events.view_number": [1] * count,
+    }
+
+
+def _cart(dice: random.Random, session: _Values) -> _Values:
+    """What went into the cart; in some sessions all of it was bought, in one transaction."""
+    count = max(0, dice.randint(-5, 3))
+    bought = count if dice.random() < 0.5 else 0
+    skus = [f"SKU-{dice.randrange(100_000):05d}" for _ in range(count)]
+    hashes = [dice.getrandbits(63) for _ in skus]
+    cents = [dice.randint(990, 29_990) for _ in range(bought)]
+    at, order = session["session_time"], f"T-{dice.getrandbits(32):08x}"
+    return {
+        "session_number_of_transactions": min(bought, 1),
+        "session_transactions_revenue_cents": sum(cents),
+        "session_transaction_items.id": [order] * bought,
+        "session_transaction_items.sku": skus[:bought],
+        "session_transaction_items.catalog_id": [1] * bought,
+        "session_transaction_items.product_id_hashed": hashes[:bought],
+        "session_transaction_items.revenue_cents": cents,
+        "session_transaction_items.quantity": [1] * bought,
+        "session_transaction_items.transaction_time": [at] * bought,
+        "session_transaction_items.transaction_view_number": [2] * bought,
+        "session_add_to_cart_items.sku": skus,
+        "session_add_to_cart_items.catalog_id": [1] * count,
+        "session_add_to_cart_items.product_id_hashed": hashes,
+        "session_add_to_cart_items.is_in_transaction": [int(bought > 0)] * count,
+        "session_add_to_cart_items.add_to_cart_time": [at] * count,
+        "session_add_to_cart_items.add_to_cart_view_number": [1] * count,
+    }
+
+
+def _errors(dice: random.Random, session: _Values) -> _Values:
+    count = 1 if dice.random() < 0.1 else 0
+    return {
+        "errors.message": ["Uncaught TypeError: it's undefined"] * count,
+        "errors.error_time": [session["session_time"]] * count,
+        "errors.filename": ["https://shop.example/app.js"] * count,
+        "errors.line_number": [dice.randint(1, 900) for _ in range(count)],
+        "errors.col_number": [dice.randint(1, 80) for _ in range(count)],
+    }
+
+
+_MAKERS: tuple[tuple[_Maker, tuple[str, ...]], ...] = (
+    (_view, VIEW_FIELDS),
+    (_app_events, ("app_events.",)),
+    (_cart, ("session_transaction", "session_add_to_cart_items.", "session_number_of_transactions")),
+    (_errors, ("errors.",)),
+)
+"""The makers of values, and how the names of their fields begin."""
+
+
+def _time(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S}"
+
+
+def _csv(rows: list[list[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="replace")
+
+
+def _csv_value(value: object) -> object:
+    """Lists in the way of the vendor's examples, ``['a','b']``; true and false in lower case."""
+    if isinstance(value, list):
+        shown = (f"'{_escaped(item)}'" if isinstance(item, str) else str(item) for item in value)
+        return f"[{','.join(shown)}]"
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

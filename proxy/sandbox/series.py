@@ -2,7 +2,8 @@
 
 Hides how the numbers are made: for each day and device a few counts are drawn (the same counts for the
 same project, object, day, segments and goal), and a metric is a count or a ratio of two counts. So
-totals add up over days and devices, and rates agree with them. Names and units of metrics follow the
+totals add up over days and devices, and rates agree with them. Averages, such as times, may be asked for as
+a quantile (``metricType=quantile``); counts and rates have none. Names and units of metrics follow the
 vendor's reference: rates in percent, times in seconds unless a name says otherwise.
 """
 
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from proxy.sandbox import catalog
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_DAYS = 92
+DEFAULT_QUANTILE = 75
 _DEVICE_SHARE = {"desktop": 0.37, "mobile": 0.57, "tablet": 0.06}
 _DEVICE_CONVERSION = {"desktop": 1.4, "mobile": 0.75, "tablet": 1.0}
 _WEEKDAY = (1.04, 1.0, 0.98, 0.97, 0.93, 1.05, 1.12)  # Monday first
+_SPREAD = 0.6
 _CURRENCY = {"eu": "EUR", "us": "USD"}
 
 Counts = dict[str, float]
@@ -42,11 +46,16 @@ class Metric:
     per: str = ""
     scale: float = 1.0
 
-    def value(self, counts: Counts) -> float:
-        """A whole number for a count, else rounded to 6 digits; 0 where there is nothing to divide by."""
+    def value(self, counts: Counts, factor: float = 1.0) -> float:
+        """A whole number for a count, else rounded to 6 digits; 0 where there is nothing to divide by.
+
+        ``factor`` is by how much the wanted quantile of an average differs from it.
+        """
         amount = counts[self.count]
         if not self.per:
             return round(amount)
+        if self.scale == 1:
+            amount *= factor
         return round(self.scale * amount / counts[self.per], 6) if counts[self.per] else 0.0
 
 
@@ -81,6 +90,7 @@ WEB_VITALS = (
     Metric("web-vitals", "largestContentfulPaint", "lcp_ms", "views"),
     Metric("web-vitals", "firstContentfulPaint", "fcp_ms", "views"),
     Metric("web-vitals", "interactionToNextPaint", "inp_ms", "views"),
+    Metric("web-vitals", "firstInputDelay", "fid_ms", "views"),
     Metric("web-vitals", "timeToFirstByte", "ttfb_ms", "views"),
     Metric("web-vitals", "cumulativeLayoutShift", "shift", "views"),
 )
@@ -122,6 +132,7 @@ class Filters:
     daily: bool
     segments: tuple[int, ...]
     goal: int | None
+    quantile_factor: float
 
     def days(self) -> Iterator[date]:
         """The days that the range touches, in its own time zone."""
@@ -179,7 +190,7 @@ def _answer(
             {
                 "startDate": iso(start),
                 "endDate": iso(end),
-                "value": metric.value(total),
+                "value": metric.value(total, filters.quantile_factor),
                 "name": metric.name,
                 "currency": currency,
             }
@@ -217,8 +228,27 @@ def _filters(call: Call) -> Filters:
     if period not in ("", "none", "daily"):
         raise bad_request("period must be none or daily.")
     return Filters(
-        start, end, "" if device == "all" else device, period == "daily", _segments(call), _goal(call)
+        start,
+        end,
+        "" if device == "all" else device,
+        period == "daily",
+        _segments(call),
+        _goal(call),
+        _quantile_factor(call),
     )
+
+
+def _quantile_factor(call: Call) -> float:
+    """By how much the wanted quantile differs from the average, where values are spread log-normally."""
+    kind = call.query.get("metricType", "average")
+    if kind not in ("average", "quantile"):
+        raise bad_request("metricType must be average or quantile.")
+    quantile = integer(call.query.get("quantile", str(DEFAULT_QUANTILE)), "quantile")
+    if not 1 <= quantile <= 99:
+        raise bad_request("quantile must be between 1 and 99.")
+    if kind == "average":
+        return 1.0
+    return math.exp(_SPREAD * NormalDist().inv_cdf(quantile / 100) - _SPREAD**2 / 2)
 
 
 def _segments(call: Call) -> tuple[int, ...]:
@@ -312,6 +342,7 @@ def _page_counts(project: DemoProject, id_: int, day: date, device: str, filters
         "lcp_ms": views * 2300 * slowness,
         "fcp_ms": views * 1300 * slowness,
         "inp_ms": views * 160 * slowness,
+        "fid_ms": views * 24 * slowness,
         "ttfb_ms": views * 420 * slowness,
         "shift": views * 0.09 * slowness,
     }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.contentsquare import GRANT_TYPE, JWT_EXPIRED, Api
 from proxy.sandbox.options import DemoAccount, DemoProject
-from proxy.sandbox.parameters import is_integer
+from proxy.sandbox.parameters import is_integer, number_in
 from proxy.sandbox.wire import Fault, json_answer
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class Mint:
 class AuthServer:
     """The rules of the authentication host.
 
-    ``endpoint_of`` gives the base URL for a project id and whether it is for Enrichment.
+    ``endpoint_of`` gives the base URL for a project id and whether it is for Enrichment. With ``lenient``,
+    ids may be digits, no scope means all but Enrichment's, and answers have ``api_base_url``, too.
     """
 
     def __init__(
@@ -114,17 +115,22 @@ class AuthServer:
         account: DemoAccount,
         lifetime_s: int,
         endpoint_of: Callable[[int, bool], str],
+        *,
+        lenient: bool = False,
     ) -> None:
         self._mint = mint
         self._projects = projects
         self._account = account
         self._lifetime_s = lifetime_s
         self._endpoint_of = endpoint_of
+        self._lenient = lenient
 
     def token(self, content: Mapping[str, Any]) -> web.Response:
         """Answers a token request. Raises OAuthError, or Fault for wrong credentials."""
+        if self._lenient:
+            content = _read_leniently(content)
         if content.get("grant_type") != GRANT_TYPE:
-            raise OAuthError("unsupported_grant_type", f'grant_type must be "{GRANT_TYPE}".')
+            raise OAuthError("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
         allowed = self._project_ids(content)
         scopes = _scopes(content.get("scope"))
         project = self._projects[self._project_id(content, allowed)]
@@ -140,6 +146,8 @@ class AuthServer:
             "project_id": project.project_id,
             "endpoint": self._endpoint_of(project.project_id, for_enrichment),
         }
+        if self._lenient:
+            answer["api_base_url"] = answer["endpoint"]
         return json_answer(answer, fields=_NO_STORE)
 
     def me(self, content: Mapping[str, Any]) -> web.Response:
@@ -164,7 +172,10 @@ class AuthServer:
         raise wrong_credentials()
 
     def _project_id(self, content: Mapping[str, Any], allowed: tuple[int, ...]) -> int:
-        wanted = content.get("project_id")
+        named = [content[name] for name in ("project_id", "projectId") if content.get(name) is not None]
+        if len(named) > 1 and named[0] != named[1]:
+            raise OAuthError("invalid_request", "project_id and projectId name two projects.")
+        wanted = named[0] if named else None
         if wanted is None and len(allowed) == 1:
             return allowed[0]
         if not is_integer(wanted):
@@ -172,6 +183,18 @@ class AuthServer:
         if wanted not in allowed:
             raise OAuthError("unauthorized_client", f"No access to project {wanted}.", 403)
         return int(wanted)
+
+
+def _read_leniently(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With digits as numbers, and with a scope."""
+    ids = {name: content.get(name) for name in ("project_id", "projectId", "integration_id")}
+    numbers = {
+        name: number
+        for name, value in ids.items()
+        if isinstance(value, str) and (number := number_in(value)) is not None
+    }
+    every = " ".join(api.scope for api in Api if api is not Api.ENRICHMENT)
+    return {**content, **numbers, "scope": content.get("scope") or every}
 
 
 def _scopes(scope: object) -> list[str]:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aiohttp import HttpVersion11, web
 
@@ -137,14 +138,14 @@ def ask_for_body(request: web.BaseRequest) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+async def read_form(request: web.BaseRequest) -> dict[str, Any]:
+    """The request's body as a form, of a repeated name the last value. Raises Fault 413."""
+    return dict(parse_qsl((await _read(request)).decode(errors="replace")))
+
+
 async def read_json(request: web.BaseRequest) -> dict[str, Any]:
     """The request's body as a JSON object, empty for an empty body. Raises Fault 400 or 413."""
-    ask_for_body(request)
-    body = bytearray()
-    async for piece in request.content.iter_any():
-        body += piece
-        if len(body) > MAX_JSON_BYTES:
-            raise Fault(413, "PAYLOAD_TOO_LARGE", "The request body is too large.")
+    body = await _read(request)
     if not body.strip():
         return {}
     try:
@@ -156,6 +157,16 @@ async def read_json(request: web.BaseRequest) -> dict[str, Any]:
     return content
 
 
+async def _read(request: web.BaseRequest) -> bytearray:
+    ask_for_body(request)
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise Fault(413, "PAYLOAD_TOO_LARGE", "The request body is too large.")
+    return body
+
+
 Pieces = Iterable[bytes | memoryview]
 
 
@@ -163,16 +174,19 @@ async def send_pieces(
     request: web.BaseRequest,
     pieces: Pieces,
     *,
+    status: int = 200,
     content_type: str,
     length: int | None = None,
     fields: Mapping[str, str] | None = None,
     reset_in_body: bool = False,
+    cut_after: int | None = None,
 ) -> web.StreamResponse:
     """Sends pieces as they come: with Content-Length if ``length`` (bytes) is given, else chunked.
 
-    With ``reset_in_body`` the connection is reset after the first piece.
+    With ``reset_in_body`` the connection is reset after the first piece. With ``cut_after`` it is closed
+    after that many bytes of content, where there are more.
     """
-    response = web.StreamResponse(headers=fields)
+    response = web.StreamResponse(status=status, headers=fields)
     response.content_type = content_type
     if length is not None:
         response.content_length = length
@@ -182,7 +196,12 @@ async def send_pieces(
     if request.method == "HEAD":
         return response
     for piece in pieces:
+        if cut_after is not None and len(piece) > cut_after:
+            await response.write(piece[:cut_after])
+            close(request)
+            return response
         await response.write(piece)
+        cut_after = None if cut_after is None else cut_after - len(piece)
         # Making pieces costs time: let other requests in, also when the reader is fast.
         await asyncio.sleep(0)
         if reset_in_body:
@@ -201,6 +220,12 @@ async def send_half_then_reset(request: web.BaseRequest, response: web.Response)
     await cut.write(body[: len(body) // 2])
     reset(request)
     return cut
+
+
+def close(request: web.BaseRequest) -> None:
+    """Ends the connection once all that was written is sent."""
+    if request.transport is not None:
+        request.transport.close()
 
 
 def reset(request: web.BaseRequest) -> None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from proxy.errors import ProxyError
 from proxy.http1 import date_now
-from proxy.server.request import Request
+from proxy.server.request import KEPT, Request
 from proxy.server.request_id import request_id
 
 PSEUDONYM = b"csq-proxy"
@@ -93,10 +93,7 @@ def _head(
         b"X-Content-Type-Options: nosniff",
         *(name + b": " + value for name, value in fields),
     ]
-    if not keep:
-        lines.append(b"Connection: close")
-    elif request.head.minor == 0:
-        lines.append(b"Connection: keep-alive")
+    lines.append(KEPT if keep else b"Connection: close")
     request.head_sent = True
     request.status = status
     return keep, b"\r\n".join(lines) + b"\r\n\r\n"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from proxy.errors import ProxyError
 from proxy.http1 import RequestHead
 from proxy.server.body import RequestBody, Source
 from proxy.server.facts import Facts
+
+KEPT: Final = b"Connection: keep-alive\r\nKeep-Alive: timeout=70"
+"""The field lines that tell how long a connection without a request stays open.
+
+It stays open for 5 s more, so that the caller's next request doesn't cross the end.
+"""
 
 UNIX = "unix:"
 """The scheme of a Unix socket's URL, before its path."""

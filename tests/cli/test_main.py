@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import proxy
 from proxy.cli.main import cli
 from proxy.errors import ConfigError
+from proxy.sandbox.files import GROUPS, ROWS_PER_GROUP
 
 
 def serves_and_stops(proxy: Running, port: int) -> None:
@@ -641,6 +642,23 @@ def test_the_sandbox_prints_a_configuration_that_serve_accepts(
             status, answer = get(f"{base}/demo-us/v1/enrichments", method="POST", body="{}")
             assert status == 400
             assert not str(answer["errorCode"]).startswith("PROXY_")
+
+
+def test_the_sandboxs_help_says_what_it_adds_to_contentsquares_parameters() -> None:
+    shown = CliRunner().invoke(cli, ["sandbox", "--help"]).output
+    for name in ("rows", "files", "compression", "cutAfter", "--lenient", "--seed", "sandbox/schemas"):
+        assert name in shown
+    assert f"than {GROUPS * ROWS_PER_GROUP} rows" in " ".join(shown.split())
+
+
+def test_a_lenient_sandbox_takes_a_form(environ: dict[str, str], tmp_path: Path) -> None:
+    with started("sandbox", "--lenient", environ=environ, cwd=tmp_path) as sandbox:
+        url = re.findall(r'auth_url = "(.+)"', sandbox_config(sandbox))[0] + "/v1/oauth/token"
+        pair = "client_id=demo-eu-client-id&client_secret=demo-eu-client-secret"
+        form = f"grant_type=client_credentials&{pair}"
+        content_type = "application/x-www-form-urlencoded"
+        status, answer = get(url, method="POST", body=form, content_type=content_type)
+        assert (status, answer["api_base_url"]) == (200, answer["endpoint"])
 
 
 def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 
 import pytest
 from support.harness import (
+    KEPT,
     OK,
     WAIT_S,
     Gateway,
@@ -608,12 +610,23 @@ async def test_the_callers_connection_is_kept_as_it_asks(
         answer = await read_message(reader)
         assert answer.start_line == b"HTTP/1.1 200 OK"
         if kept:
-            assert answer.values(b"connection") == ([b"keep-alive"] if version == b"1.0" else [])
+            assert answer.is_kept
+            assert answer.values(b"connection") == answer.values(b"keep-alive") == []
             writer.write(raw)
             assert (await read_message(reader)).status == 200
         else:
             assert answer.values(b"connection") == [b"close"]
+            assert not answer.is_kept
             assert await reader.read() == b""
+
+
+async def test_each_kind_of_answer_tells_how_long_its_connection_is_kept() -> None:
+    async with gateway() as proxy:
+        for start in (b"GET /v1/x", b"HEAD /v1/x", b"GET /-/healthy", b"GET /elsewhere/v1/x"):
+            assert (await proxy.call(start)).is_kept
+    told = re.fullmatch(rb"Connection: keep-alive\r\nKeep-Alive: timeout=([0-9]+)", KEPT)
+    assert told is not None
+    assert int(told[1]) == server.KEEP_ALIVE_S - 5
 
 
 async def test_an_http_1_0_caller_needs_no_host_and_gets_no_chunks() -> None:

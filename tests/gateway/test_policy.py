@@ -109,6 +109,36 @@ def test_no_spelling_hides_a_changing_path_from_read_only(path: bytes, how: list
 
 
 @given(
+    st.sampled_from([path for path in CHANGES if b"/event/" in path]),
+    st.lists(spellings, max_size=3),
+    st.sampled_from([b"GET", b"HEAD", b"OPTIONS", b"DELETE"]),
+)
+def test_no_spelling_hides_a_change_of_events_from_read_only_by_whatever_method(
+    path: bytes,
+    how: list,  # type: ignore[type-arg]
+    method: bytes,
+) -> None:
+    for spell in how:
+        path = spell(path)
+    assert is_refused(method + b" " + path, caller=READER)
+    assert is_refused(method + b" " + path, project=Shop(read_only=True))
+    assert not is_refused(method + b" " + path)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/v1/speed-analysis/event/list",
+        b"/v1/speed-analysis/event/list?then=/event/create",
+        b"/v1/speed-analysis/event/created",
+        b"/v1/exports?event=create",
+    ],
+)
+def test_read_only_may_read_what_only_resembles_a_change_of_events(target: bytes) -> None:
+    assert not is_refused(b"GET " + target, caller=READER)
+
+
+@given(
     st.sampled_from([b"POST", b"PUT", b"PATCH", b"DELETE", b"get", b"Post", b"QUERY", b"MERGE", b"COPY"]),
     st.one_of(
         st.binary(max_size=60),
@@ -164,10 +194,14 @@ async def test_a_hidden_changing_call_of_a_read_only_one_never_reaches_the_cloud
             b"/v1%2fexports",
             b"/v1/speed-analysis/event/list/../create",
             b"/v1/speed-analysis/event/list/%2e%2e/create",
+            b"GET /v1/speed-analysis/event/create",
+            b"GET /v1/speed-analysis/event/%64elete",
         ):
+            method, _, path = target.rpartition(b" ")
             for prefix in (b"/shop", b""):
                 key = b"X-API-Key: key-of-bi"
-                answer = await proxy.call(b"POST " + prefix + target, key, b"Content-Length: 0")
+                start = (method or b"POST") + b" " + prefix + path
+                answer = await proxy.call(start, key, b"Content-Length: 0")
                 assert (answer.status, answer.error_code) in (
                     (403, "PROXY_FORBIDDEN"),
                     (404, "PROXY_UNKNOWN_PROJECT"),

@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from support import shapes
 from support.harness import WAIT_S, free_port
 
 from proxy.sandbox import Sandbox, SandboxOptions, bytes_sha256
@@ -57,7 +58,12 @@ class Client:
     async def ask_token(self, **changes: Any) -> tuple[int, dict[str, Any]]:
         url = f"{self.sandbox.auth_url}/v1/oauth/token"
         async with self.session.post(url, json=self.wanted(**changes)) as answer:
-            return answer.status, await answer.json()
+            content = await answer.json()
+        if answer.status == 200:
+            shapes.hold("POST", "/v1/oauth/token", content)
+        else:
+            shapes.hold_refusal(content, oauth="error" in content)
+        return answer.status, content
 
     async def lease(self, **changes: Any) -> tuple[str, dict[str, str]]:
         """A base URL, and the fields to send there."""
@@ -229,8 +235,56 @@ async def test_me_describes_the_credentials(client: Client) -> None:
         content = {"client_id": credentials.client_id, "client_secret": credentials.client_secret}
         async with client.session.post(url, json=content) as answer:
             described = await answer.json()
+        shapes.hold("POST", "/v1/oauth/me", described)
         assert set(described["scopes"].split()) == {*EVERYTHING.split(), "enrichment"}
         assert described["permissions"]["projects"] == [{"id": id_} for id_ in ids]
+
+
+@pytest.mark.parametrize("host", ["eu", "us"])
+async def test_the_hosts_of_regions_give_tokens_too(client: Client, host: str) -> None:
+    base = client.sandbox.endpoints[host]
+    async with client.session.post(f"{base}/v1/oauth/token", json=client.wanted()) as answer:
+        lease = await answer.json()
+    shapes.hold("POST", "/v1/oauth/token", lease)
+    assert lease["endpoint"] == client.sandbox.endpoints["eu"]
+    async with client.session.post(f"{base}/v1/oauth/me", json=client.wanted()) as answer:
+        assert answer.status == 200
+    assert client.sandbox.counters.token_requests == 1
+    assert client.sandbox.counters.api_requests == 0
+
+
+async def test_a_project_may_be_named_by_project_id_in_camel_case(client: Client) -> None:
+    account = client.sandbox.account
+    ours = {"client_id": account.client_id, "client_secret": account.client_secret}
+    for names in ({"projectId": 43}, {"projectId": 43, "project_id": 43}):
+        status, answer = await client.ask_token(**ours, **names)
+        assert (status, answer["project_id"]) == (200, 43)
+    assert (await client.ask_token(**ours, projectId=43, project_id=42))[0] == 400
+    assert (await client.ask_token(**ours, projectId="43"))[0] == 400
+    assert (await client.ask_token(**ours, projectId=9))[0] == 403
+
+
+async def test_a_lenient_token_endpoint_takes_forms_digits_and_no_scope() -> None:
+    async with running(lenient=True) as client:
+        account = client.sandbox.account
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": account.client_id,
+            "client_secret": account.client_secret,
+            "projectId": "43",
+        }
+        async with client.session.post(f"{client.sandbox.auth_url}/v1/oauth/token", data=form) as answer:
+            lease = await answer.json()
+        shapes.hold("POST", "/v1/oauth/token", lease)
+        assert lease["api_base_url"] == lease["endpoint"] == client.sandbox.endpoints["us"]
+        assert set(lease["scope"].split()) == set(EVERYTHING.split())
+        status, lease = await client.ask_token(scope="enrichment", integration_id="7")
+        assert (status, lease["scope"]) == (200, "enrichment")
+        async with client.session.post(
+            f"{client.sandbox.auth_url}/v1/oauth/token", data={"a": "b"}
+        ) as answer:
+            assert answer.status == 400
+            shapes.hold_refusal(await answer.json(), oauth=True)
 
 
 async def test_the_authentication_host_has_no_other_paths_and_only_posts(client: Client) -> None:

@@ -2,111 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import aiohttp
 import pytest
+from support.sandbox_caller import JOB, Caller, signed_in
 
-from proxy.sandbox import DemoProject, Sandbox, SandboxOptions
+from proxy.sandbox import Sandbox
 
-EVERYTHING = "data-export metrics speed-analysis surveys"
 JUNE = "startDate=2026-06-01T00:00:00.000Z&endDate=2026-07-01T00:00:00.000Z"
-JOB: dict[str, Any] = {
-    "name": "Sessions of May",
-    "format": "JSONL",
-    "scope": "sessions",
-    "frequency": {
-        "value": "once",
-        "dateRange": {"from": "2026-05-01", "to": "2026-05-08"},
-    },
-    "fields": [{"fieldName": "session_id"}, {"fieldName": "session_time", "aliasName": "time"}],
-    "deviceLabel": "all",
-}
-
-
-class Clock:
-    """A clock that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Caller:
-    """A program with a token for one project."""
-
-    def __init__(self, sandbox: Sandbox, session: aiohttp.ClientSession, clock: Clock) -> None:
-        self.sandbox = sandbox
-        self.session = session
-        self.clock = clock
-        self.project = sandbox.projects["demo-eu"]
-        self.endpoint = ""
-        self.fields: dict[str, str] = {}
-
-    async def sign_in(self, project: DemoProject, scope: str = EVERYTHING, **more: object) -> Caller:
-        self.project = project
-        content = {
-            "grant_type": "client_credentials",
-            "client_id": project.client_id,
-            "client_secret": project.client_secret,
-            "scope": scope,
-            **more,
-        }
-        async with self.session.post(f"{self.sandbox.auth_url}/v1/oauth/token", json=content) as answer:
-            lease = await answer.json()
-        self.endpoint = lease["endpoint"]
-        self.fields = {"Authorization": f"Bearer {lease['access_token']}"}
-        return self
-
-    async def of(self, project: str) -> Caller:
-        """The same program, with a token for another project."""
-        other = Caller(self.sandbox, self.session, self.clock)
-        return await other.sign_in(self.sandbox.projects[project])
-
-    async def call(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
-        async with self.session.request(method, self.endpoint + path, headers=self.fields, **more) as answer:
-            return answer.status, await answer.json()
-
-    async def get(self, path: str) -> Any:
-        """The payload of a GET that has to be answered with 200."""
-        status, content = await self.call("GET", path)
-        assert status == 200, content
-        assert content["success"] is True
-        return content["payload"]
-
-    async def post(self, path: str, content: object) -> Any:
-        """The payload of a POST that has to succeed."""
-        status, answer = await self.call("POST", path, json=content)
-        assert status in (200, 201), answer
-        assert answer["success"] is True
-        return answer["payload"]
-
-    async def refused(self, method: str, path: str, **more: Any) -> int:
-        """The status of a refusal, which has to be in the vendor's shape."""
-        status, content = await self.call(method, path, **more)
-        assert status >= 400, content
-        assert set(content) == {"success", "errorMessage", "errorCode"}
-        assert content["success"] is False
-        return status
-
-    async def download(self, url: str) -> bytes:
-        async with self.session.get(url) as answer:
-            assert answer.status == 200, await answer.text()
-            return await answer.read()
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    clock = Clock()
-    async with Sandbox(SandboxOptions(), now=clock) as sandbox, aiohttp.ClientSession() as session:
-        yield await Caller(sandbox, session, clock).sign_in(sandbox.projects["demo-eu"])
+    async with signed_in() as one:
+        yield one
 
 
 async def page_group_and_zone(caller: Caller) -> tuple[int, int]:
@@ -246,6 +158,40 @@ async def test_rates_are_percentages_and_web_vitals_plausible(caller: Caller) ->
     assert 500 < vitals["firstContentfulPaint"] < vitals["largestContentfulPaint"] < 8000
 
 
+async def test_web_vitals_have_the_first_input_delay(caller: Caller) -> None:
+    page_group, _ = await page_group_and_zone(caller)
+    vitals = by_name(await caller.get(f"/v1/metrics/page-group/{page_group}/web-vitals?{JUNE}"))
+    assert 0 < vitals["firstInputDelay"] < vitals["interactionToNextPaint"]
+
+
+async def test_a_quantile_changes_averages_and_no_counts_and_rates(caller: Caller) -> None:
+    path = f"/v1/metrics/page-group/{(await page_group_and_zone(caller))[0]}"
+    for of in (path, f"{path}/web-vitals"):
+        average = by_name(await caller.get(f"{of}?metricType=average&quantile=10&{JUNE}"))
+        assert average == by_name(await caller.get(f"{of}?{JUNE}"))
+        usual = by_name(await caller.get(f"{of}?metricType=quantile&{JUNE}"))
+        assert usual == by_name(await caller.get(f"{of}?metricType=quantile&quantile=75&{JUNE}"))
+        high = by_name(await caller.get(f"{of}?metricType=quantile&quantile=95&{JUNE}"))
+        low = by_name(await caller.get(f"{of}?metricType=quantile&quantile=25&{JUNE}"))
+        for name, value in usual.items():
+            if name.endswith("Rate") or name in ("views", "visits", "uniqueVisits"):
+                assert low[name] == value == high[name] == average[name]
+            else:
+                assert low[name] < value < high[name]
+
+
+async def test_an_end_of_a_day_keeps_its_milliseconds(caller: Caller) -> None:
+    day = "startDate=2026-06-01T00:00:00.000Z&endDate=2026-06-01T23:59:59.999Z"
+    (value,) = (await caller.get(f"/v1/metrics/site/visits?{day}"))["values"]
+    assert value["endDate"] == "2026-06-01T23:59:59.999Z"
+    whole = (await caller.get("/v1/metrics/site/visits?startDate=2026-06-01&endDate=2026-06-01"))["values"]
+    assert whole[0]["value"] == value["value"]
+    dates = {"from": "2026-05-01T00:00:00.000Z", "to": "2026-05-07T23:59:59.999Z"}
+    job = await caller.post("/v1/exports", JOB | {"frequency": {"value": "once", "dateRange": dates}})
+    (run,) = await caller.get(f"/v1/exports/{job['jobId']}/runs")
+    assert run["endDate"] == dates["to"]
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -258,6 +204,9 @@ async def test_rates_are_percentages_and_web_vitals_plausible(caller: Caller) ->
         "startDate=9999-12-31&endDate=9999-12-31",
         JUNE + "&device=watch",
         JUNE + "&period=hourly",
+        JUNE + "&metricType=median",
+        JUNE + "&metricType=quantile&quantile=100",
+        JUNE + "&quantile=a",
         JUNE + "&segmentIds=a",
         JUNE + "&projectId=x",
     ],
@@ -290,87 +239,19 @@ async def test_an_export_goes_from_scheduled_over_running_to_files(caller: Calle
     assert run["state"] == "scheduled"
     assert (run["startDate"], run["endDate"]) == ("2026-05-01T00:00:00.000Z", "2026-05-08T00:00:00.000Z")
     caller.clock.now += 0.5
-    assert (await caller.get(run_path))["state"] == "running"
-    assert (await caller.get(run_path))["files"] == []
+    running = await caller.get(run_path)
+    assert (running["state"], running["completionRate"], running["files"]) == ("running", 50, [])
     assert await caller.get("/v1/exports/successful-runs") == []
     caller.clock.now += 0.5
     done = await caller.get(run_path)
     assert done["state"] == "success"
     assert (await caller.get("/v1/exports/successful-runs"))[0]["jobRunId"] == run["jobRunId"]
 
-    rows = [json.loads(line) for line in (await caller.download(done["files"][0]["url"])).splitlines()]
+    texts = [gzip.decompress(await caller.download(file["url"])) for file in done["files"]]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
     assert len(rows) == 1234
     assert set(rows[0]) == {"session_id", "time"}
     assert all("2026-05-01" <= row["time"][:10] < "2026-05-08" for row in rows)
-
-
-async def finished_files(caller: Caller, **changes: Any) -> list[dict[str, Any]]:
-    job = await caller.post("/v1/exports", JOB | changes)
-    caller.clock.now += 2
-    run = (await caller.get(f"/v1/exports/{job['jobId']}/runs"))[0]["jobRunId"]
-    files: list[dict[str, Any]] = (await caller.get(f"/v1/exports/{job['jobId']}/runs/{run}"))["files"]
-    return files
-
-
-async def test_csv_has_a_header_and_custom_and_dynamic_variables(caller: Caller) -> None:
-    fields = [
-        {"fieldName": "device"},
-        {"fieldName": "custom_var", "customVarPosition": 2},
-        {"fieldName": "custom_var", "customVarPosition": 3, "aliasName": "language"},
-        {"fieldName": "dynamic_var", "dynamicVarKey": "ab_test"},
-    ]
-    (file,) = await finished_files(caller, format="CSV", fields=fields, rows=10, deviceLabel="mobile")
-    header, *rows = csv.reader((await caller.download(file["url"])).decode().splitlines())
-    assert header == ["device", "custom_var_2", "language", "dynamic_var_ab_test"]
-    assert len(rows) == 10
-    assert {row[0] for row in rows} == {"mobile"}
-
-
-async def test_a_compressed_file_holds_the_same_rows(caller: Caller) -> None:
-    every = [{"fieldName": f["name"]} for f in await caller.get("/v1/exportable-fields?scope=views")]
-    fields = [field for field in every if field["fieldName"] not in ("custom_var", "dynamic_var")]
-    (packed,) = await finished_files(caller, scope="views", fields=fields, compression="gzip", rows=1100)
-    assert packed["name"].endswith(".jsonl.gz")
-    first = await caller.download(packed["url"])
-    assert len(gzip.decompress(first).splitlines()) == 1100
-    assert await caller.download(packed["url"]) == first
-
-
-async def test_large_exports_come_in_several_files(caller: Caller) -> None:
-    files = await finished_files(caller, rows=2_000_001)
-    assert [file["rows"] for file in files] == [1_000_000, 1_000_000, 1]
-    assert len((await caller.download(files[2]["url"])).splitlines()) == 1
-
-
-async def test_an_empty_export_has_one_empty_file(caller: Caller) -> None:
-    (file,) = await finished_files(caller, rows=0)
-    assert await caller.download(file["url"]) == b""
-
-
-async def test_storage_is_another_origin_and_refuses_an_authorization_field(caller: Caller) -> None:
-    (file,) = await finished_files(caller)
-    assert file["url"].startswith(caller.sandbox.storage_url)
-    assert not file["url"].startswith(caller.endpoint)
-    async with caller.session.get(file["url"], headers=caller.fields) as answer:
-        assert answer.status == 400
-        assert answer.content_type == "application/xml"
-        assert "<Code>InvalidArgument</Code>" in await answer.text()
-
-
-async def test_a_signature_is_for_one_file_and_for_seven_days(caller: Caller) -> None:
-    (file,) = await finished_files(caller)
-    parts = urlsplit(file["url"])
-    changed = [
-        urlunsplit(parts._replace(query="")),
-        urlunsplit(parts._replace(path=parts.path + "x")),
-        urlunsplit(parts._replace(query=parts.query.replace("expires=1", "expires=9"))),
-    ]
-    for url in changed:
-        async with caller.session.get(url) as answer:
-            assert (answer.status, "SignatureDoesNotMatch" in await answer.text()) == (403, True)
-    caller.clock.now += 7 * 24 * 3600 + 1
-    async with caller.session.get(file["url"]) as answer:
-        assert (answer.status, "expired" in await answer.text()) == (403, True)
 
 
 async def test_jobs_are_listed_newest_first_by_pages_and_filters_and_per_project(caller: Caller) -> None:
@@ -497,58 +378,6 @@ async def test_enrichments_are_taken_in_batches_of_at_most_200(caller: Caller) -
         ({"projectId": 43}, 403),
     ):
         assert await caller.refused("POST", "/v1/enrichments", json=content | changes) == status
-
-
-# Speed Analysis Lab
-
-
-async def test_monitorings_and_their_reports(caller: Caller) -> None:
-    base = "/v1/speed-analysis/monitoring"
-    monitorings = (await caller.post(f"{base}/list", {"name": "cart"}))["monitorings"]
-    assert [monitoring["name"] for monitoring in monitorings] == ["Cart page"]
-    wanted = {"monitoringId": monitorings[0]["id"]}
-    assert (await caller.post(f"{base}/last-report", wanted))["report"]["metrics"]["speedIndex"] > 0
-    dates = {"dateFrom": "2026-06-01T00:00:00Z", "dateTo": "2026-06-03T00:00:00Z"}
-    reports = await caller.post(f"{base}/reports", wanted | dates)
-    assert len(reports["reports"]) == 8
-    assert await caller.post(f"{base}/reports", wanted | dates) == reports
-    assert len((await caller.post(f"{base}/reports", wanted))["reports"]) == 28
-    assert await caller.refused("POST", f"{base}/last-report", json={"monitoringId": 1}) == 404
-    assert await caller.refused("POST", f"{base}/reports", json=wanted | {"dateFrom": "2020-01-01"}) == 400
-
-
-async def test_scenarios_analyses_and_har_files(caller: Caller) -> None:
-    base = "/v1/speed-analysis"
-    scenario = (await caller.post(f"{base}/scenario/list", {}))["scenarios"][0]
-    wanted = {"scenarioId": scenario["id"]}
-    report = (await caller.post(f"{base}/scenario/report", wanted))["report"]
-    assert len(report["steps"]) == len(scenario["steps"])
-    assert (await caller.post(f"{base}/scenario/reports", wanted))["reports"]
-    assert (await caller.post(f"{base}/scenario/step/report", wanted | {"stepId": 1}))["report"]
-    assert await caller.refused("POST", f"{base}/scenario/step/report", json=wanted | {"stepId": 9}) == 404
-    for path in ("scenario/report/har", "analysis/har"):
-        har = await caller.post(f"{base}/{path}", {"reportId": "r1"})
-        assert har["log"]["version"] == "1.2"
-        assert har["log"]["entries"]
-    assert (await caller.post(f"{base}/analysis/report", {"reportId": "r1"}))["report"]["id"] == "r1"
-
-
-async def test_events_are_created_listed_and_deleted_per_project(caller: Caller) -> None:
-    base = "/v1/speed-analysis/event"
-    new = {"text": "Release 4.2", "date": "2026-06-01T12:00:00+02:00"}
-    event = (await caller.post(f"{base}/create", new))["event"]
-    named = (await caller.post(f"{base}/create", new | {"key": "r5", "date": "2026-07-01"}))["event"]
-
-    assert event["date"] == "2026-06-01T10:00:00.000Z"
-    assert (await caller.post(f"{base}/list", {"key": ""}))["events"] == [event, named]
-    assert (await caller.post(f"{base}/list", {"key": "r5"}))["events"] == [named]
-    assert (await caller.post(f"{base}/list", {"dateFrom": "2026-06-15"}))["events"] == [named]
-    other = await caller.of("demo-us")
-    assert (await other.post(f"{base}/list", {}))["events"] == []
-    await caller.post(f"{base}/delete", {"key": event["key"]})
-    assert (await caller.post(f"{base}/list", {}))["events"] == [named]
-    assert await caller.refused("POST", f"{base}/delete", json={"key": event["key"]}) == 404
-    assert await caller.refused("POST", f"{base}/create", json={"text": "no date"}) == 400
 
 
 @pytest.mark.parametrize(

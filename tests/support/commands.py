@@ -112,12 +112,13 @@ def started(
             stream.close()
 
 
-def get(url: str, *, method: str = "GET", body: str | None = None) -> tuple[int, Any]:
+def get(url: str, *, method: str = "GET", body: str | None = None, content_type: str = "") -> tuple[int, Any]:
     """One call, as curl would make it: its status and its JSON."""
+    headers = {"Content-Type": content_type} if content_type else {}
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=STARTUP_S)
     try:
-        connection.request(method, url.removeprefix(f"{parts.scheme}://{parts.netloc}"), body=body)
+        connection.request(method, url.removeprefix(f"{parts.scheme}://{parts.netloc}"), body, headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:

@@ -24,7 +24,6 @@ VERSION = "a gateway speaks its own version (RFC 9110, section 6.2)"
 ORIGIN_FORM = "absolute-form of the listener itself is served as origin-form (RFC 9112, section 3.2.2)"
 CLOSE = "the caller asked for its connection's end (RFC 9112, section 9.6)"
 CLOSE_1_0 = "HTTP/1.0 doesn't keep connections unasked (RFC 9112, section 9.3)"
-KEEP_1_0 = "HTTP/1.0 is told that the connection is kept, as it asked (RFC 9112, appendix C.2.2)"
 HOP = "hop-by-hop, or named by Connection (RFC 9110, section 7.6.1)"
 HOST = "a Host that is not the listener's is refused: DNS rebinding (contract: 421)"
 NO_HOST = "a Host that is no authority is a 400 (RFC 9112, section 3.2)"
@@ -178,7 +177,6 @@ REQUESTS_HERE: Table = {
         "GET /v1/x HTTP/1.0 -> GET /v1/x HTTP/1.1": VERSION,
         "-Connection: keep-alive": HOP,
         f"+Via: 1.0 {VIA_NAME.decode()}": VIA_1_0,
-        "answer +Connection: keep-alive": KEEP_1_0,
     },
     "http/1.0 with content": {
         "POST /v1/x HTTP/1.0 -> POST /v1/x HTTP/1.1": VERSION,

@@ -27,6 +27,8 @@ WAIT_S = 15.0
 """The bound of every wait in the tests; only a failing test gets there."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+KEPT = b"Connection: keep-alive\r\nKeep-Alive: timeout=70"
+"""The field lines with which the proxy says that it keeps a connection."""
 
 
 @dataclass
@@ -41,9 +43,19 @@ class Message:
         return self.head.split(b"\r\n", 1)[0]
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the proxy says that the connection is kept, and how long."""
+        return KEPT in self.head
+
+    @property
+    def plain_head(self) -> bytes:
+        """The head without the lines that say so."""
+        return self.head.replace(b"\r\n" + KEPT, b"", 1)
+
+    @property
     def lines(self) -> list[bytes]:
-        """The field lines."""
-        return self.head.split(b"\r\n")[1:]
+        """The field lines of `plain_head`."""
+        return self.plain_head.split(b"\r\n")[1:]
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of all fields of that name, in order."""

@@ -2,8 +2,9 @@
 
 `differences` holds, by a row's name, how each way's outcome differs from the straight one, and why. What
 always differs is left out: the proxy (and nginx, told to) writes Host and Authorization, the proxy appends
-Via, and Date where there is none, nginx writes Date, Server and Connection into each answer. A difference
-that is not listed fails, and so does a listed one that is gone. nginx is a second opinion, not a model.
+Via, Date where there is none, and how long it keeps the connection, nginx writes Date, Server and Connection
+into each answer. A difference that is not listed fails, and so does a listed one that is gone. nginx is a
+second opinion, not a model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 import structlog
 from support.differences import ANSWERS_HERE, ANSWERS_NGINX, REQUESTS_HERE, REQUESTS_NGINX
-from support.harness import WAIT_S, free_port, gateway
+from support.harness import KEPT, WAIT_S, free_port, gateway
 from support.strict import Malformed, Parsed, parse_request, parse_response
 
 from proxy.upstream.loop import VIA_NAME
@@ -489,6 +490,13 @@ def short(line: bytes) -> str:
     return text if len(text) < 90 else f"{text[:20]}...({len(text)})"
 
 
+def without_kept(lines: list[bytes]) -> list[bytes]:
+    """Without the lines with which the proxy says that it keeps the connection; these stand together."""
+    kept = KEPT.split(b"\r\n")
+    places = [place for place in range(len(lines)) if lines[place : place + 2] == kept]
+    return lines[: places[-1]] + lines[places[-1] + 2 :] if places else lines
+
+
 Found = dict[str, list[str]]
 
 
@@ -514,7 +522,7 @@ def differences(straight: Outcome, other: Outcome, answer_own: set[bytes]) -> li
             found.append(f"answer {straight.answer.start[9:]!r} -> {other.answer.start[9:]!r}")
         found += [
             f"answer {change}"
-            for change in line_changes(straight.answer.lines, other.answer.lines, answer_own)
+            for change in line_changes(straight.answer.lines, without_kept(other.answer.lines), answer_own)
         ]
         if straight.answer.content != other.answer.content:
             found.append(f"answer content {short(straight.answer.content)} -> {short(other.answer.content)}")

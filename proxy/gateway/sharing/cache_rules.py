@@ -28,11 +28,11 @@ _DIRECTIVE = re.compile(rb'([^\s,="]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s,]*))?')
 _JSON = re.compile(rb"application/(?:json|[^;\s]+\+json)\s*(?:;|\Z)", re.IGNORECASE)
 _OWN_TO_A_CALL = frozenset((b"x-request-id", b"traceparent", b"tracestate"))
 _TO_CACHES = frozenset((b"cache-control", b"pragma"))
-_APART = _OWN_TO_A_CALL | _TO_CACHES
+_OF_PARTS = frozenset((b"range",))
+_APART = _OWN_TO_A_CALL | _TO_CACHES | _OF_PARTS
 """Requests that differ only in these get the same answer; an answer that varies with them is not shared."""
 _NEVER = frozenset(
     (
-        b"range",
         b"if-match",
         b"if-none-match",
         b"if-modified-since",
@@ -45,6 +45,7 @@ _NEVER = frozenset(
 """An answer to a request with one of these is for that request alone."""
 _UNSUPPORTED = frozenset((b"min-fresh", b"only-if-cached"))
 """A request that asks for one of these is forwarded, so that the cloud can obey it."""
+_ASKING = _TO_CACHES | _OF_PARTS
 _TELLING = frozenset(
     (
         b"age",
@@ -62,11 +63,13 @@ class Terms(NamedTuple):
     """The wishes of a request about sharing, from its fields.
 
     ``is_alone``: the caller wants an answer of its own; ``no_store``: it must not be stored, either.
+    ``is_of_part``: the caller asks for a part of the content.
     ``max_age_s`` is how old a shared answer may be, in seconds.
     """
 
     is_alone: bool = False
     no_store: bool = False
+    is_of_part: bool = False
     max_age_s: float = math.inf
 
 
@@ -99,7 +102,7 @@ def key_of(section: FieldSection) -> bytes | None:
 
 def terms_of(fields: FieldLines) -> Terms:
     """The terms of a request with these fields (RFC 9111, sections 5.2.1 and 5.4)."""
-    if not fields.has_any(_TO_CACHES):
+    if not fields.has_any(_ASKING):
         return _NO_TERMS
     directives = _directives(fields.values(b"cache-control"))
     no_cache = b"no-cache" in directives or b"no-cache" in _directives(fields.values(b"pragma"))
@@ -108,6 +111,7 @@ def terms_of(fields: FieldLines) -> Terms:
     return Terms(
         is_alone=no_cache or no_store or not max_age_s or not _UNSUPPORTED.isdisjoint(directives),
         no_store=no_store,
+        is_of_part=fields.has_any(_OF_PARTS),
         max_age_s=max_age_s,
     )
 

@@ -8,6 +8,9 @@ comes meanwhile follows: it holds no slot, and gets the whole answer, or is let 
 requests are identical if caller, API, target and every field that goes upstream are the same, because an
 answer may vary with any of them. A request that may change data ends the sharing of all earlier answers.
 
+A stored answer is also one to a HEAD, and to a GET with Range: the caller gets the part (RFC 9110, section
+14.2). Where nothing is stored, both are forwarded alone; an answer of 200 to the latter is whole, and stored.
+
 `cache_rules` decides about HTTP's rules. Must not know configuration, or what a caller may do: the
 gateway has checked that before.
 Sources: RFC 9111, sections 3, 4 and 5.2; RFC 9211.
@@ -20,14 +23,16 @@ import asyncio
 from proxy.contentsquare import may_be_shared, may_be_stored
 from proxy.gateway import tries
 from proxy.gateway.exchange import Exchange
-from proxy.gateway.rewrite import end_of_head
+from proxy.gateway.rewrite import end_of_head, part_head
 from proxy.gateway.sharing.cache_rules import Terms, key_of, terms_of
 from proxy.gateway.sharing.recording import Change, Note, Recording, cache_status
 from proxy.gateway.stalls import StallWatch
+from proxy.http1.ranges import NotSatisfiable, asked_range
 from proxy.projects.shared_answers import Key, RunningAnswer, SharedAnswers
 from proxy.projects.stored import Answer
 from proxy.server.request import Request
 
+_READS = frozenset((b"GET", b"HEAD"))
 PIECE_BYTES = 64 * 1024
 """A shared answer is written in pieces of this size."""
 
@@ -43,7 +48,8 @@ def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
         return False
     if connection.writing_paused or connection.unanswered > 1:
         return False  # each answer begins the next request: many in a row would be a deep stack
-    exchange.finish(keep=_write_start(request, found, "hit"))
+    keep, _ = _write_start(request, found, "hit")
+    exchange.finish(keep=keep)
     return True
 
 
@@ -69,9 +75,9 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     reason.
     """
     request, target = exchange.request, exchange.target
-    fields_key = key_of(request.head.section)
-    is_get = request.head.method == b"GET" and not exchange.changes
-    if not is_get or fields_key is None or not may_be_shared(target):
+    fields_key, method = key_of(request.head.section), request.head.method
+    reads = method in _READS and not exchange.changes
+    if not reads or fields_key is None or not may_be_shared(target):
         exchange.recorder = _unshared(exchange, answers)
         return None
     terms = terms_of(request.head.fields)
@@ -79,12 +85,16 @@ def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> A
     stored, why = _stored(answers, key, terms)
     if stored is not None:
         return stored
-    if not terms.is_alone and (running := answers.running(key)) is not None:
-        return running
     keep_s = answers.keep_s
     if keep_s and (terms.no_store or not may_be_stored(target)):
         keep_s = 0.0
-    running = answers.lead(key, request, why + then, alone=terms.is_alone)
+    if method == b"HEAD" or (terms.is_of_part and not keep_s):
+        exchange.recorder = _unshared(exchange, answers)
+        return None
+    is_alone = terms.is_alone or terms.is_of_part
+    if not is_alone and (running := answers.running(key)) is not None:
+        return running
+    running = answers.lead(key, request, why + then, alone=is_alone)
     exchange.recorder = Recording(request, running, keep_s=keep_s)
     return None
 
@@ -119,28 +129,49 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _write_start(request: Request, answer: Answer, shared: str) -> bool:
-    """Write the head and the first piece of a shared answer; whether the connection can be kept."""
+def _write_start(request: Request, answer: Answer, shared: str) -> tuple[bool, memoryview]:
+    """Write the head and the first piece of a shared answer.
+
+    Returns whether the connection can be kept, and the rest of the content.
+    """
+    part, head = _part(request, answer), answer.head
     request.facts.shared, request.status, request.head_sent = shared, 200, True
+    if part is not None:
+        request.status, head = 206, part_head(head, part, len(answer.content))
     now, keep = _now(), request.may_keep
-    lines = [answer.head]
+    lines = [head]
     if shared == "hit":
         lines.append(cache_status(b"hit; ttl=%d\r\n" % (answer.fresh_until - now)))
     else:
         lines.append(cache_status(b"fwd=miss; collapsed\r\n"))
     if shared == "hit" or answer.age_s is not None:  # RFC 9111, section 5.1
         lines.append(b"Age: %d\r\n" % answer.age_at(now))
-    lines += (end_of_head(request.head, keep=keep), answer.content[:PIECE_BYTES])
+    content = memoryview(answer.content)
+    if part is not None:
+        content = content[part.start : part.stop]
+    if request.head.method == b"HEAD":
+        content = content[:0]
+    request.answer_bytes = min(len(content), PIECE_BYTES)
+    lines += (end_of_head(keep=keep), bytes(content[:PIECE_BYTES]))
     request.write(b"".join(lines))
-    request.answer_bytes = min(len(answer.content), PIECE_BYTES)
-    return keep
+    return keep, content[PIECE_BYTES:]
+
+
+def _part(request: Request, answer: Answer) -> range | None:
+    """The part of the content that a GET asks for; None for all of it, and for a range without any of it."""
+    if request.head.method != b"GET":
+        return None
+    try:
+        return asked_range(request.head.fields, len(answer.content), b"", None)
+    except NotSatisfiable:
+        return None  # a server may ignore Range (RFC 9110, section 14.2)
 
 
 async def _write(request: Request, answer: Answer, shared: str) -> bool:
     """Write a shared answer, as fast as the caller takes it; whether the connection can be kept."""
-    keep = _write_start(request, answer, shared)
-    connection, content = request.connection, memoryview(answer.content)
-    for start in range(PIECE_BYTES, len(content), PIECE_BYTES):
+    keep, content = _write_start(request, answer, shared)
+    connection = request.connection
+    for start in range(0, len(content), PIECE_BYTES):
         if connection.writing_paused:
             await connection.drained()
         if request.transport.is_closing():

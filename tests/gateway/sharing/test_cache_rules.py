@@ -34,7 +34,6 @@ def verdict(*lines: bytes, status: int = 200, length: bytes = b"Content-Length: 
 @pytest.mark.parametrize(
     "line",
     [
-        b"Range: bytes=0-1",
         b'If-None-Match: "a"',
         b"If-Modified-Since: Tue, 24 Nov 2026 00:00:00 GMT",
         b"If-Match: *",
@@ -50,9 +49,24 @@ def test_a_request_for_something_of_its_own_is_not_shared(line: bytes) -> None:
     assert key(line) is None
 
 
+def test_a_request_for_a_part_is_told_from_others() -> None:
+    assert terms(b"Range: bytes=0-1") == Terms(is_of_part=True)
+    assert terms(b"Range: bytes=0-1", b"Cache-Control: max-age=3") == Terms(is_of_part=True, max_age_s=3)
+
+
+def test_an_answer_that_varies_with_range_is_not_shared() -> None:
+    assert verdict(b"Vary: Range").refusal == b"vary"
+
+
 @pytest.mark.parametrize(
     "line",
-    [b"X-Request-Id: 7", b"traceparent: 00-a-b-01", b"tracestate: a=b", b"Cache-Control: max-age=3"],
+    [
+        b"X-Request-Id: 7",
+        b"traceparent: 00-a-b-01",
+        b"tracestate: a=b",
+        b"Cache-Control: max-age=3",
+        b"Range: bytes=0-1",
+    ],
 )
 def test_what_is_the_callers_or_the_caches_own_makes_no_difference(line: bytes) -> None:
     assert key(line, b"Accept: a/b") == key(b"Accept: a/b")

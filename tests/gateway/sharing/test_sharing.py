@@ -215,7 +215,8 @@ async def test_why_an_answer_cannot_be_shared_is_said() -> None:
         (b"HEAD /v1/segments?a=1", (), b"fwd=method"),
         (b"OPTIONS /v1/segments?a=1", (), b"fwd=method"),
         (b"POST /v1/speed-analysis/event/list", (b"Content-Length: 0",), b"fwd=method"),
-        (GET, (b"Range: bytes=0-0",), b"fwd=bypass"),
+        (GET, (b"Range: bytes=0-0", b'If-Range: "1"'), b"fwd=bypass"),
+        (b"GET /v1/exports", (b"Range: bytes=0-0",), b"fwd=bypass"),
         (GET, (b'If-None-Match: "1"',), b"fwd=bypass"),
         (b"GET /v1/oauth/keys", (), b"fwd=bypass"),
     ],
@@ -511,6 +512,106 @@ async def test_a_long_answer_comes_whole_from_memory() -> None:
         assert [(await proxy.call(GET)).body == content for _ in range(2)] == [True] * 2
 
 
+LONG = b'"%b"' % (b"0123456789abcdef" * 5_000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        (b"bytes=0-0", slice(0, 1)),
+        (b"bytes=5-9", slice(5, 10)),
+        (b"Bytes=70000-", slice(70_000, None)),
+        (b"bytes=10-999999", slice(10, None)),
+        (b"bytes=-3", slice(-3, None)),
+    ],
+)
+async def test_a_stored_answer_gives_the_part_that_a_range_asks_for(asked: bytes, part: slice) -> None:
+    cloud = Cloud(lambda *_: json_answer(LONG, b'ETag: "1"', b"Vary: Accept")).opened()
+    async with sharing(cloud) as proxy:
+        await proxy.call(GET)
+        answer = await proxy.call(GET, b"Range: " + asked)
+        start, stop, _ = part.indices(len(LONG))
+        assert (answer.status, answer.body) == (206, LONG[part])
+        assert answer.values(b"content-range") == [b"bytes %d-%d/%d" % (start, stop - 1, len(LONG))]
+        assert answer.values(b"content-length") == [b"%d" % (stop - start)]
+        for name, value in ((b"etag", b'"1"'), (b"vary", b"Accept"), (b"content-type", b"application/json")):
+            assert answer.values(name) == [value]
+        assert len(answer.values(b"date")) == len(answer.values(b"age")) == 1
+        assert status_of(answer).startswith(b"csq-proxy; hit; ttl=")
+        assert len(cloud.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [b"bytes=0-1,4-5", b"bytes=9-5", b"bytes=-", b"lines=0-1", b"bytes=%d-" % len(LONG), b"bytes=-0"],
+)
+async def test_several_ranges_and_those_that_name_no_byte_get_the_whole(asked: bytes) -> None:
+    cloud = Cloud(lambda *_: json_answer(LONG)).opened()
+    async with sharing(cloud) as proxy:
+        await proxy.call(GET)
+        answer = await proxy.call(GET, b"Range: " + asked)
+        assert (answer.status, answer.body, answer.values(b"content-range")) == (200, LONG, [])
+        assert len(cloud.requests) == 1
+
+
+async def test_a_stored_answer_answers_head_with_its_head() -> None:
+    cloud = Cloud(lambda *_: json_answer(LONG, b'ETag: "1"')).opened()
+    async with sharing(cloud) as proxy:
+        await proxy.call(GET)
+        reader, writer = await proxy.connect()
+        for lines in ((), (b"Range: bytes=0-3",)):
+            writer.write(proxy.request(b"HEAD" + GET[3:], *lines))
+            answer = await read_message(reader, bodyless=True)
+            assert (answer.status, answer.values(b"content-length")) == (200, [b"%d" % len(LONG)])
+            assert answer.values(b"etag") == [b'"1"']
+            assert status_of(answer).startswith(b"csq-proxy; hit; ttl=")
+        writer.write(proxy.request(GET))
+        assert (await read_message(reader)).body == LONG
+        await close(writer)
+        assert len(cloud.requests) == 1
+
+
+async def test_a_whole_answer_to_a_request_for_a_part_is_stored_and_a_part_is_not() -> None:
+    part = json_answer(b"01", b"Content-Range: bytes 0-1/9", status=b"206 Partial Content")
+    cloud = Cloud(lambda asked, _: json_answer(LONG) if b"/segments" in asked.start_line else part).opened()
+    async with sharing(cloud) as proxy:
+        whole = await proxy.call(GET, b"Range: bytes=0-1")
+        assert (whole.status, whole.body, status_of(whole)) == (200, LONG, b"csq-proxy; fwd=miss")
+        assert cloud.requests[0].values(b"range") == [b"bytes=0-1"]
+        for lines, body in (((b"Range: bytes=2-3",), LONG[2:4]), ((), LONG)):
+            assert (await proxy.call(GET, *lines)).body == body
+        assert len(cloud.requests) == 1
+        for _ in range(2):
+            answer = await proxy.call(b"GET /v1/goals", b"Range: bytes=0-1")
+            assert (answer.status, answer.body) == (206, b"01")
+        assert len(cloud.requests) == 3
+
+
+async def test_reads_as_duckdb_makes_them_are_two_calls_at_first_and_then_none() -> None:
+    cloud = Cloud(lambda request, _: json_answer(b"" if request.start_line[:4] == b"HEAD" else LONG)).opened()
+    async with sharing(cloud) as proxy:
+        for reads in range(3):
+            head = await proxy.call(b"HEAD" + GET[3:])
+            first = await proxy.call(GET, b"Range: bytes=0-65535")
+            second = await proxy.call(GET, b"Range: bytes=65536-")
+            assert head.status == 200
+            if reads:
+                assert first.body + second.body == LONG
+        assert len(cloud.requests) == 2
+
+
+async def test_a_request_for_a_part_joins_nobody_and_nobody_joins_it() -> None:
+    cloud = Cloud(lambda *_: json_answer(LONG))
+    async with sharing(cloud) as proxy:
+        calls = [
+            asyncio.create_task(proxy.call(GET, *lines)) for lines in ((b"Range: bytes=0-1",), (), ()) * 2
+        ]
+        await until(lambda: project_of(proxy).running == 6)
+        await until(lambda: len(cloud.requests) == 3)
+        cloud.gate.set()
+        assert {(await call).body for call in calls} == {LONG}
+
+
 async def test_each_caller_keeps_its_own_connection() -> None:
     async with sharing(Cloud().opened()) as proxy:
         await proxy.call(GET)
@@ -518,7 +619,7 @@ async def test_each_caller_keeps_its_own_connection() -> None:
         for lines in ((), (b"Connection: close",)):
             writer.write(proxy.request(GET, *lines))
             answer = await read_message(reader)
-            assert answer.values(b"connection") == [line.split(b": ")[1] for line in lines]
+            assert (answer.is_kept, answer.values(b"connection")) == (not lines, [b"close"] * len(lines))
         assert await reader.read() == b""
 
 
@@ -531,7 +632,7 @@ async def test_callers_of_http_1_0_are_answered_in_kind() -> None:
         for _ in range(2):
             writer.write(old + b"Connection: keep-alive\r\n\r\n")
             kept = await read_message(reader)
-            assert (kept.body, kept.values(b"connection")) == (b"[1]", [b"keep-alive"])
+            assert (kept.body, kept.is_kept) == (b"[1]", True)
 
 
 async def test_hundreds_of_requests_in_a_row_are_answered_from_memory() -> None:
