@@ -36,7 +36,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from support.harness import WAIT_S, RawServer, TokenServer, read_message
+from support.harness import KEPT, WAIT_S, RawServer, TokenServer, read_message
 
 CONTENT_BYTES = 10 << 20
 FIRST_BYTES = 60 << 10
@@ -44,6 +44,8 @@ FIRST_BYTES = 60 << 10
 SMALL_BUFFER = 128 << 10  # a window below one segment of loopback crawls
 TICK_S = 0.5
 ANSWER = b"HTTP/1.1 200 OK\r\nDate: then\r\nContent-Length: %d\r\n\r\n" % CONTENT_BYTES
+ANSWER_BYTES = len(ANSWER) + len(KEPT + b"\r\n") + CONTENT_BYTES
+"""What a caller gets: the proxy adds how long it keeps the connection."""
 BLOCK = bytes(64 << 10)
 KINDS = ("readers", "senders", "stalled")
 SCENARIOS = (*KINDS, "mixed")
@@ -271,9 +273,9 @@ async def read_whole(sock: socket.socket, already: int) -> bool:
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2 * WAIT_S):
-            while already < CONTENT_BYTES + len(ANSWER) and (piece := await loop.sock_recv(sock, 1 << 20)):
+            while already < ANSWER_BYTES and (piece := await loop.sock_recv(sock, 1 << 20)):
                 already += len(piece)
-    return already == CONTENT_BYTES + len(ANSWER)
+    return already == ANSWER_BYTES
 
 
 async def run_scenario(
