@@ -38,7 +38,6 @@ COVERED_BY = {
     "gateway/sharing/recording": "gateway/sharing/test_sharing",
     "gateway/tries": "gateway/test_exchange",
     "http1/heads": "http1/test_parser",
-    "http1/ranges": "gateway/sharing/test_sharing",
     "projects/new_ids": "projects/test_accounts",
     "projects/readiness": "projects/test_project",
     "projects/services": "projects/test_project",

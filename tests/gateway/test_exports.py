@@ -577,7 +577,7 @@ async def test_an_export_of_the_sandbox_is_read(kind: str, suffix: str, compress
                 "format": kind,
                 "scope": "sessions",
                 "frequency": {"value": "daily"},
-                "fields": [{"fieldName": "session_id"}, {"fieldName": "country"}],
+                "fields": [{"fieldName": "session_id"}, {"fieldName": "country_code"}],
                 "deviceLabel": "all",
                 "rows": 500,
                 "compression": compression,

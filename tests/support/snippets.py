@@ -100,7 +100,7 @@ async def finished_export(settings: Settings, rows: int = 3) -> tuple[str, str]:
         "format": "CSV",
         "scope": "sessions",
         "frequency": {"value": "once", "dateRange": {"from": "2026-03-03", "to": "2026-03-04"}},
-        "fields": [{"fieldName": "session_id"}, {"fieldName": "country"}],
+        "fields": [{"fieldName": "session_id"}, {"fieldName": "country_code"}],
         "rows": rows,
     }
     url = f"http://127.0.0.1:{settings.server.port}"

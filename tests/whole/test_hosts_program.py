@@ -29,7 +29,7 @@ JOB = {
     "format": "CSV",
     "scope": "views",
     "frequency": {"value": "once", "dateRange": {"from": "2026-05-01", "to": "2026-05-02"}},
-    "fields": [{"fieldName": "device"}],
+    "fields": [{"fieldName": "device_id"}],
     "rows": 10,
 }
 PYTHON_PROGRAM = """

@@ -87,7 +87,7 @@ async def test_power_query_reads_an_export_by_one_constant_url(with_callers: boo
         rows, errors = await ended(await evaluate(part(shown, "Power BI"), key=KEY if with_callers else ""))
     assert errors == ""
     assert [",".join(row.values()) for row in rows] == content.splitlines()[1:]
-    assert [*rows[0]] == ["session_id", "country"]
+    assert [*rows[0]] == ["session_id", "country_code"]
 
 
 @pytest.mark.parametrize(
