@@ -573,7 +573,7 @@ def check_answer(
     assert got.start[9:].rstrip() == answer.start[9:].rstrip()
     assert got.content == answer.content
     expected = passed_on(answer)
-    own = {b"transfer-encoding", b"connection"}
+    own = {b"transfer-encoding", b"connection", b"keep-alive"}
     if not values_of(expected, b"date"):
         own.add(b"date")
         assert len(got.values(b"date")) == 1
