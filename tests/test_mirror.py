@@ -28,6 +28,7 @@ COVERED_BY = {
     "errors": "cli/test_power_query",
     "gateway/attempt": "gateway/test_gateway_truncation",
     "gateway/export_pins": "gateway/test_exports",
+    "gateway/entrance": "gateway/test_own",
     "gateway/failures": "gateway/test_gateway_responses",
     "gateway/gateway": "gateway/test_gateway_requests",
     "gateway/generation": "app/test_reload",

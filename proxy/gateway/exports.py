@@ -14,7 +14,7 @@ import hashlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -27,12 +27,12 @@ from proxy.errors import (
     NotFound,
     PreconditionFailed,
     ProxyError,
-    QueueTimeout,
     RangeNotSatisfiable,
     UnknownProject,
     UpstreamError,
 )
 from proxy.gateway.callers import Caller
+from proxy.gateway.entrance import take_place
 from proxy.gateway.export_content import Content, Made, Stored
 from proxy.gateway.export_pins import Pin, PinKey, Pins
 from proxy.gateway.export_runs import Relayed, Run, RunFinder, storage_trouble, trouble_of
@@ -49,8 +49,6 @@ from proxy.server.request import Request
 PREFIX: Final = b"/-/exports/"
 MOST_AT_ONCE: Final = 16
 """Exports that one caller may read at once; callers without a key count as one."""
-ROOM_S: Final = 5.0
-"""How long the next one waits."""
 SMALL_BYTES: Final = 8 << 20
 """Files of at most this size together are made before the answer begins, also where no length is needed."""
 _PATH: Final = re.compile(
@@ -136,10 +134,14 @@ class Exports:
         request.facts.caller = name or None
         project = _project(asked, request, generation, caller)
         request.facts.project = project.name
+        room = self._rooms[name]
         project.running += 1  # so that a reload doesn't close what this request uses
         try:
-            async with _entered(self._rooms[name], name):
+            await take_place(room, _busy(name))
+            try:
                 return await self._answer(request, generation, asked, project)
+            finally:
+                room.release()
         finally:
             project.running -= 1
 
@@ -196,21 +198,11 @@ class Exports:
         self._pins.close()
 
 
-@contextlib.asynccontextmanager
-async def _entered(room: asyncio.Semaphore, caller: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(ROOM_S):
-            await room.acquire()
-    except TimeoutError:
-        raise QueueTimeout(
-            f"The caller {caller or 'without a key'} reads {MOST_AT_ONCE} exports at once already; wait for"
-            " one of them.",
-            retry_after_s=5,
-        ) from None
-    try:
-        yield
-    finally:
-        room.release()
+def _busy(caller: str) -> str:
+    return (
+        f"The caller {caller or 'without a key'} reads {MOST_AT_ONCE} exports at once already; wait for one"
+        " of them."
+    )
 
 
 def _project(asked: _Asked, request: Request, generation: Generation, caller: Caller | None) -> Project:

@@ -19,12 +19,13 @@ from proxy.contentsquare import oauth_path
 from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
+from proxy.gateway.entrance import enter
 from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.exports import PREFIX as EXPORTS
 from proxy.gateway.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
-from proxy.gateway.own import OwnPaths, enter, is_own
+from proxy.gateway.own import OwnPaths, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch

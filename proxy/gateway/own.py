@@ -9,9 +9,10 @@ from collections.abc import Callable
 from proxy.admin import admin
 from proxy.admin.admin import Admin
 from proxy.contentsquare import oauth_path
-from proxy.errors import MethodRefused, QueueTimeout
+from proxy.errors import MethodRefused
 from proxy.gateway import exports, policy
 from proxy.gateway.callers import Caller
+from proxy.gateway.entrance import enter, take_place
 from proxy.gateway.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
@@ -22,8 +23,10 @@ _ICON = b"/favicon.ico"
 """A browser asks for the icon beside any page that it shows, also beside a refusal."""
 MOST_UNDER_WAY = 4
 """Answers about the proxy's state that one caller may take at once; callers without a key count as one."""
-ROOM_S = 5.0
-"""How long the next of them waits."""
+_BUSY = (
+    f"{MOST_UNDER_WAY} answers about the proxy are under way to callers with the same key, or without a key,"
+    " and are not read; read them, or close their connections."
+)
 _ALWAYS = (b"/-/healthy", b"/-/ready")
 """Short answers for those who watch over the process: they never wait for others."""
 
@@ -66,7 +69,7 @@ class OwnPaths:
         if target.partition(b"?")[0] in _ALWAYS:
             return await self._page(request, caller, target)
         room = self._rooms["" if caller is None else caller.name]
-        await _enter_room(room)
+        await take_place(room, _BUSY)
         try:
             return await self._page(request, caller, target)
         finally:
@@ -76,37 +79,3 @@ class OwnPaths:
         if caller is None or caller.projects is None:
             return await self._pages.answer(request, target)
         return await self._pages.answer(request, target, caller.may_use)
-
-
-async def _enter_room(room: asyncio.Semaphore) -> None:
-    """Wait for a place, which holds until the answer is written. Raises QueueTimeout."""
-    try:
-        async with asyncio.timeout(ROOM_S):
-            await room.acquire()
-    except TimeoutError:
-        raise QueueTimeout(
-            f"{MOST_UNDER_WAY} answers about the proxy are under way to callers with the same key, or without"
-            " a key, and are not read; read them, or close their connections.",
-            retry_after_s=5,
-        ) from None
-
-
-async def enter(request: Request, generation: Generation, caller: Caller | None) -> None:
-    """Wait for a known caller's place, for the connection of a caller that was a stranger until now.
-
-    Where no callers are defined, a caller is known once a whole request of it was found good.
-    Raises QueueTimeout.
-    """
-    connection = request.connection
-    if connection.admit(whole=caller is None):
-        return
-    try:
-        async with asyncio.timeout(generation.queue_timeout_s):
-            while not connection.admit(whole=caller is None):
-                await connection.room()
-    except TimeoutError:
-        raise QueueTimeout(
-            "The proxy has as many callers' connections as it can hold, and all of them are in use;"
-            " send fewer requests at a time.",
-            retry_after_s=2,
-        ) from None

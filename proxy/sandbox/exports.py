@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from proxy.contentsquare import FILES_LIVE_S
 from proxy.sandbox.fields import CUSTOM_VARS, DYNAMIC_VARS, FIELDS, Column, column
 from proxy.sandbox.files import ExportFile, shares
 from proxy.sandbox.parameters import integer, is_integer, iso, moment
 from proxy.sandbox.rows import Rows
-from proxy.sandbox.storage import LIFETIME_S, Storage
+from proxy.sandbox.storage import Storage
 from proxy.sandbox.wire import Call, Router, bad_request, not_found, success
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Job:
                 count=count,
                 compressed=self.compression == "gzip",
                 made_at=finished_at,
-                expires_at=finished_at + LIFETIME_S,
+                expires_at=finished_at + FILES_LIVE_S,
                 cut_after=self.cut_after,
             )
             for part, count in enumerate(shares(self.rows, max(1, min(self.parts, self.rows))), 1)

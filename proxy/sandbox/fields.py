@@ -135,7 +135,7 @@ class Column:
 
 
 def column(item: Any, scope: str) -> Column:
-    """One item of a job's ``fields``. Raises Fault 400."""
+    """An item of a job's ``fields``. Raises Fault 400."""
     given = item if isinstance(item, dict) else {}
     field, alias = given.get("fieldName"), given.get("aliasName", "")
     of: Any = ""

@@ -21,10 +21,10 @@ from xml.sax.saxutils import escape
 
 from aiohttp import web
 
+from proxy.contentsquare import FILES_LIVE_S
 from proxy.sandbox.files import Content, ExportFile
 from proxy.sandbox.wire import send_pieces
 
-LIFETIME_S = 7 * 24 * 3600
 _KEPT = 8
 """Files whose bytes are kept ready."""
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -57,7 +57,7 @@ class Storage:
         self._files[file.path] = file
         now = self._now()
         # The URL of an expired file is one that has expired, too.
-        since = now if now < file.expires_at - 1 else file.expires_at - LIFETIME_S
+        since = now if now < file.expires_at - 1 else file.expires_at - FILES_LIVE_S
         signed = {
             "X-Amz-Algorithm": _ALGORITHM,
             "X-Amz-Credential": "SANDBOX/eu-west-1/s3/aws4_request",

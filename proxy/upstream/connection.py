@@ -302,7 +302,7 @@ class CloudConnection(asyncio.Protocol):
 
 
 def _loss(exc: BaseException | None) -> ConnectionLost:
-    """What to call the end of a connection before that of its answer; ``exc`` is the event loop's reason."""
+    """The name of a connection's end before that of its answer; ``exc`` is the event loop's reason."""
     if isinstance(exc, TimeoutError):  # the system found that the way is dead
         return WayDied(_WAY_DIED)
     fault = None if exc is None else machine_fault(exc)

@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.demo import sandboxed
+from support.demo import JOB, sandboxed
 from support.harness import WAIT_S, Message, Upstream, gateway
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
-JOB = {
-    "name": "test",
-    "format": "CSV",
-    "scope": "views",
-    "frequency": {"value": "once", "dateRange": {"from": "2026-05-01", "to": "2026-05-02"}},
-    "fields": [{"fieldName": "device_id"}],
-    "rows": 10,
-}
 
 
 async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 from support.harness import WAIT_S, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
 from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 
-from proxy.gateway import export_pins, exports
+from proxy.gateway import entrance, export_pins, exports
 from proxy.logs.setup import configure
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -473,7 +473,7 @@ async def test_the_look_up_takes_a_slot() -> None:
 
 
 async def test_a_caller_has_so_many_streams(gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "ROOM_S", 0.1)
+    monkeypatch.setattr(entrance, "ROOM_S", 0.1)
     async with exporting(CSV, callers=CALLERS) as run:
         hold(run, gate)
         mine, other = b"X-API-Key: " + KEY.encode(), b"X-API-Key: the-key-of-the-other"

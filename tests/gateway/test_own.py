@@ -9,7 +9,7 @@ import socket
 import pytest
 from support.harness import WAIT_S, Gateway, Upstream, gateway, until
 
-from proxy.gateway import own
+from proxy.gateway import entrance, own
 from proxy.server import answer
 
 COUNT = 200
@@ -64,7 +64,7 @@ def long_metrics(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 async def test_a_caller_that_never_reads_has_few_answers_under_way(
     callers: dict[str, object], long_metrics: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "ROOM_S", 0.3)
+    monkeypatch.setattr(entrance, "ROOM_S", 0.3)
     with contextlib.ExitStack() as stack:
         async with gateway(Upstream(), callers=callers) as proxy:
             for _ in range(COUNT):

@@ -12,6 +12,16 @@ from proxy.app.app import App
 from proxy.config.load import load
 from proxy.sandbox import Sandbox
 
+JOB = {
+    "name": "test",
+    "format": "CSV",
+    "scope": "views",
+    "frequency": {"value": "once", "dateRange": {"from": "2026-05-01", "to": "2026-05-02"}},
+    "fields": [{"fieldName": "device_id"}],
+    "rows": 10,
+}
+"""A small one-time export job."""
+
 
 @contextlib.asynccontextmanager
 async def sandboxed(**sections: Mapping[str, object]) -> AsyncIterator[tuple[str, int, list[str]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import STARTUP_S, write
+from support.demo import JOB
 from support.snippets import settings_of, text
 
 pytestmark = pytest.mark.skipif(
@@ -24,14 +25,6 @@ pytestmark = pytest.mark.skipif(
     or subprocess.run(["unshare", "--mount", "--net", "true"], check=False).returncode != 0,
     reason="makes namespaces",
 )
-JOB = {
-    "name": "test",
-    "format": "CSV",
-    "scope": "views",
-    "frequency": {"value": "once", "dateRange": {"from": "2026-05-01", "to": "2026-05-02"}},
-    "fields": [{"fieldName": "device_id"}],
-    "rows": 10,
-}
 PYTHON_PROGRAM = """
 import json, sys, time, urllib.request
 secret, client_id, project_id, job = sys.argv[1:]
