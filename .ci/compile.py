@@ -33,14 +33,7 @@ COMPILED = (
 """Files below ``proxy``, and folders with every module in them: a request passes through these."""
 NOT_COMPILED = (
     "__init__.py",
-    "gateway/download_rules.py",  # like those of exports: its time is little beside that of a file
-    "gateway/export_content.py",
-    "gateway/export_pins.py",
-    "gateway/export_runs.py",
-    "gateway/export_storage.py",
-    "gateway/export_text.py",
-    "gateway/exports.py",
-    "gateway/own_call.py",
+    "gateway/exports/",  # the time of these modules is little beside that of a file
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
     "gateway/outward.py",  # it is used at a start and at a reload alone
     "server/listeners.py",  # it is used at the start alone
@@ -49,7 +42,7 @@ NOT_COMPILED = (
     "upstream/dial.py",  # tests put a slow dialer in its place, which no compiled class allows
     "upstream/loop.py",  # tests let it ask another machine for its addresses
 )
-"""Ends of paths that stay source, with the reason."""
+"""Files that stay source, and folders of them, with the reason."""
 SETUP = """
 from mypyc.build import mypycify
 from setuptools import setup
@@ -116,8 +109,9 @@ def compiled(root: Path, folder: Path) -> list[Path]:
 
 
 def _sources(package: Path) -> Iterator[Path]:
-    for name in COMPILED:
-        path = package / name
+    for entry in COMPILED:
+        path = package / entry
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            if not source.as_posix().endswith(NOT_COMPILED):
+            name = source.relative_to(package).as_posix()
+            if not any(part in name for part in NOT_COMPILED):
                 yield source

@@ -21,8 +21,8 @@ from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.entrance import enter
 from proxy.gateway.exchange import Exchange, exchange_of
-from proxy.gateway.exports import PREFIX as EXPORTS
-from proxy.gateway.exports import Exports
+from proxy.gateway.exports.exports import PREFIX as EXPORTS
+from proxy.gateway.exports.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
 from proxy.gateway.own import OwnPaths, is_own

@@ -16,7 +16,7 @@ from proxy.blocking import within
 from proxy.config.files import READ_TIMEOUT_S, identity
 from proxy.config.settings import ContentsquareSettings, Settings
 from proxy.errors import ConfigError
-from proxy.gateway.download_rules import address_fault
+from proxy.gateway.exports.rules import address_fault
 from proxy.logs import OnEvent
 from proxy.projects import Spawn
 from proxy.server.tls import server_tls

@@ -10,10 +10,10 @@ from proxy.admin import admin
 from proxy.admin.admin import Admin
 from proxy.contentsquare import oauth_path
 from proxy.errors import MethodRefused
-from proxy.gateway import exports, policy
+from proxy.gateway import policy
 from proxy.gateway.callers import Caller
 from proxy.gateway.entrance import enter, take_place
-from proxy.gateway.exports import Exports
+from proxy.gateway.exports.exports import PREFIX, Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
 from proxy.server.answer import write_answer, write_json
@@ -54,7 +54,7 @@ class OwnPaths:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)
-        if target.startswith(exports.PREFIX):
+        if target.startswith(PREFIX):
             await enter(request, generation, caller)
             return await self._files.answer(request, generation, caller, target)
         request.connection.admit(whole=caller is None)  # a probe is answered without a place, too

@@ -1,4 +1,4 @@
-"""Ranges and preconditions, as RFC 9110 has them; `gateway/test_exports` shows them on the wire."""
+"""Ranges and preconditions, as RFC 9110 has them; `gateway/exports/test_exports` shows them on the wire."""
 
 from __future__ import annotations
 

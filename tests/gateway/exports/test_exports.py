@@ -14,7 +14,8 @@ import pytest
 from support.harness import WAIT_S, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
 from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 
-from proxy.gateway import entrance, export_pins, exports
+from proxy.gateway import entrance
+from proxy.gateway.exports import exports, pins
 from proxy.logs.setup import configure
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -223,7 +224,7 @@ async def test_conditional_requests() -> None:
 
 
 async def test_the_etag_is_that_of_run_files_and_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_pins, "PINNED_S", 0.0)
+    monkeypatch.setattr(pins, "PINNED_S", 0.0)
     async with exporting(CSV) as run:
         tags = [etag(await run.get()), etag(await run.get("latest.csv.gz"))]
         path, _ = run.storage.objects.popitem()
@@ -250,7 +251,7 @@ async def test_a_run_stays_the_same_for_a_caller_and_url(monkeypatch: pytest.Mon
         assert await content("the-key-of-the-other") == MORE
         assert await content(query="&run=100002") == MORE
         assert await content(query="&run=100001") == CSV
-        monkeypatch.setattr(export_pins, "PINNED_S", 0.0)
+        monkeypatch.setattr(pins, "PINNED_S", 0.0)
         assert await content() == MORE
 
 
@@ -259,7 +260,7 @@ async def test_a_run_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
         assert (await run.get()).content == CSV
         run.storage.objects["/new.csv"] = Stored(MORE)
         run.cloud.add_run(100_002, "/new.csv")
-        monkeypatch.setattr(export_pins, "LONGEST_S", 0.0)
+        monkeypatch.setattr(pins, "LONGEST_S", 0.0)
         assert (await run.get()).content == MORE
 
 
@@ -281,12 +282,12 @@ async def test_a_pinned_url_that_ran_out_is_asked_for_anew() -> None:
 
 
 async def test_what_was_made_on_disk_goes_with_its_pin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_pins, "SWEEP_S", 0.01)
-    monkeypatch.setattr(export_pins, "PINNED_S", 0.01)
+    monkeypatch.setattr(pins, "SWEEP_S", 0.01)
+    monkeypatch.setattr(pins, "PINNED_S", 0.01)
     async with exporting(CSV, MORE) as run:
         await run.get()
-        pins = run.proxy.app._gateway._exports._pins
-        await until(lambda: not pins._pins and not pins.spools.used and pins._timer is None)
+        kept = run.proxy.app._gateway._exports._pins
+        await until(lambda: not kept._pins and not kept.spools.used and kept._timer is None)
 
 
 # Rights

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import IO, Final, Protocol
 
 from proxy.blocking import in_thread
-from proxy.gateway.export_storage import Pieces, Storage, StoredFile
-from proxy.gateway.export_text import joined, packed, unpacked
+from proxy.gateway.exports.storage import Pieces, Storage, StoredFile
+from proxy.gateway.exports.text import joined, packed, unpacked
 
 READ_BYTES: Final = 512 * 1024
 """Bytes that are read of a temporary file at once."""

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.gateway.export_content import Content, Spool, Spools
-from proxy.gateway.export_runs import Run
+from proxy.gateway.exports.content import Content, Spool, Spools
+from proxy.gateway.exports.runs import Run
 from proxy.projects import Project
 
 PINNED_S: Final = 60.0

@@ -14,7 +14,7 @@ import trustme
 from support.harness import WAIT_S, quick_start, read_message  # noqa: F401 - a fixture
 from support.storage import CLOSE, S3, Exporting, Stored, error, exporting
 
-from proxy.gateway import export_storage
+from proxy.gateway.exports import storage
 
 LINES = b"".join(b"%d,%032x\n" % (n, random.Random(n).getrandbits(128)) for n in range(30_000))
 CSV = b"id,value\n" + LINES
@@ -23,7 +23,7 @@ NOTHING = {"export_spool": 0}
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_storage, "PAUSE_S", 0.0)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
 
 
 async def cut(run: Exporting, name: str = "latest.csv", *lines: bytes) -> bytes:

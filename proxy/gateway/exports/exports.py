@@ -33,12 +33,12 @@ from proxy.errors import (
 )
 from proxy.gateway.callers import Caller
 from proxy.gateway.entrance import take_place
-from proxy.gateway.export_content import Content, Made, Stored
-from proxy.gateway.export_pins import Pin, PinKey, Pins
-from proxy.gateway.export_runs import Relayed, Run, RunFinder, storage_trouble, trouble_of
-from proxy.gateway.export_storage import Pieces, Storage, StorageRefused
+from proxy.gateway.exports.calls import OwnCalls
+from proxy.gateway.exports.content import Content, Made, Stored
+from proxy.gateway.exports.pins import Pin, PinKey, Pins
+from proxy.gateway.exports.runs import Relayed, Run, RunFinder, storage_trouble, trouble_of
+from proxy.gateway.exports.storage import Pieces, Storage, StorageRefused
 from proxy.gateway.generation import Generation
-from proxy.gateway.own_call import OwnCalls
 from proxy.gateway.stalls import StallWatch
 from proxy.http1 import chunk, last_chunk
 from proxy.http1.ranges import NOT_MODIFIED, NotSatisfiable, asked_range, failed_precondition

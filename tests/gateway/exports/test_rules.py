@@ -14,7 +14,7 @@ from support.storage import exporting
 
 from proxy.contentsquare import DOWNLOAD_HOSTS
 from proxy.errors import UpstreamUnreachable
-from proxy.gateway.download_rules import address_fault, is_public, place_of
+from proxy.gateway.exports.rules import address_fault, is_public, place_of
 from proxy.origin import Origin
 
 CSV = b"a,b\n1,2\n"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from support.harness import quick_start  # noqa: F401 - a fixture
 from support.storage import exporting
 
-from proxy.gateway import export_text
-from proxy.gateway.export_text import BadFile, joined, packed, unpacked
+from proxy.gateway.exports import text
+from proxy.gateway.exports.text import BadFile, joined, packed, unpacked
 
 PARTS = st.lists(st.binary(max_size=200), max_size=5)
 SIZE = st.integers(1, 50)
@@ -56,7 +56,7 @@ async def test_a_bomb_is_unpacked_in_bounded_steps() -> None:
     content = bomb.compress(bytes(16 << 20)) + bomb.flush()
     sizes = [len(piece) async for piece in unpacked(in_pieces(content, 1 << 16))]
     assert sum(sizes) == 16 << 20
-    assert max(sizes) <= export_text.PIECE_BYTES
+    assert max(sizes) <= text.PIECE_BYTES
 
 
 @pytest.mark.parametrize("cut", [1, 5, 9, 40])
@@ -118,7 +118,7 @@ async def test_files_with_different_headers_are_never_joined(files: list[bytes])
 
 
 async def test_a_header_without_an_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_text, "MOST_OF_HEADER", 1000)
+    monkeypatch.setattr(text, "MOST_OF_HEADER", 1000)
     with pytest.raises(BadFile, match="too long"):
         await joined_csv(b"a" * 2000)
 

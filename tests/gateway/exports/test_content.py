@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConnectionLost
-from proxy.gateway import export_content
-from proxy.gateway.export_content import Spool, Spools
+from proxy.gateway.exports import content
+from proxy.gateway.exports.content import Spool, Spools
 
 
 @dataclass
@@ -77,7 +77,7 @@ async def test_a_content_that_breaks_leaves_nothing() -> None:
 
 
 async def test_readers_keep_the_file_that_is_deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_content, "READ_BYTES", 10)
+    monkeypatch.setattr(content, "READ_BYTES", 10)
     room = spools()
     spool = await room.make(Source(b"0123456789" * 3))
     assert spool is not None

@@ -16,9 +16,9 @@ from typing import Final, cast
 
 from proxy.contentsquare import FILES_LIVE_S, Api
 from proxy.errors import ExportExpired, ExportNotReady, UpstreamError, UpstreamUnreachable
-from proxy.gateway.export_storage import Storage, StorageRefused, StoredFile
-from proxy.gateway.export_text import BadFile
-from proxy.gateway.own_call import RETRY_AFTER_S, OwnCalls
+from proxy.gateway.exports.calls import RETRY_AFTER_S, OwnCalls
+from proxy.gateway.exports.storage import Storage, StorageRefused, StoredFile
+from proxy.gateway.exports.text import BadFile
 from proxy.http1 import ResponseHead
 
 NOT_READY_S: Final = 30

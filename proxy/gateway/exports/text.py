@@ -13,7 +13,7 @@ from typing import Final
 
 from proxy.blocking import in_thread
 from proxy.errors import UpstreamError
-from proxy.gateway.export_storage import Pieces
+from proxy.gateway.exports.storage import Pieces
 
 PIECE_BYTES: Final = 1 << 20
 """The most bytes that one step of zlib makes."""

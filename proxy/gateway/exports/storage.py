@@ -17,7 +17,7 @@ from typing import Final
 
 from proxy import __version__
 from proxy.errors import ConnectionLost, LoopDetected, ProtocolViolation, UpstreamError
-from proxy.gateway.download_rules import place_of
+from proxy.gateway.exports.rules import place_of
 from proxy.http1 import ResponseHead, parse_date
 from proxy.origin import Origin
 from proxy.upstream.download import Download
