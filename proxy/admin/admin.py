@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from proxy.admin import status
 from proxy.admin.overview import Overview
@@ -75,6 +76,7 @@ class Admin:
             b"/-/ready": self._ready,
             b"/-/status": self._status,
             b"/-/metrics": self._metrics,
+            b"/-/snippets": self._snippets,
             **dict.fromkeys(_FILES, self._page),
         }
 
@@ -148,6 +150,23 @@ class Admin:
         content = f'{json.dumps(of_process)[:-1]}, "projects": {{\n{joined}\n}}}}\n'
         return await send_answer(request, 200, content.encode())
 
+    async def _snippets(self, request: Request, target: bytes, sees: Sees) -> bool:
+        """The texts for tools, with the paths and dates of the project that ``?project=`` names."""
+        query = parse_qs(target.decode("latin-1").partition("?")[2])
+        name = query.get("project", [""])[0]
+        texts, overview = self._overview.page_texts, self._overview
+        if not name or not sees(name) or all(name != project.name for project in overview.projects()):
+            return write_error(request, self._unknown("/-/snippets?project=", name[:64], sees))
+        if texts is None:
+            raise NotFound("The proxy was started by a program that has no texts: use csq-proxy snippets.")
+        settings, tools = overview.settings_in_use, texts.tools
+        try:
+            made = await in_thread(lambda: tools(settings, name))
+        except NoThread:
+            made = tools(settings, name)
+        shown = [{"tool": tool, "text": text} for tool, text in made.items()]
+        return write_json(request, 200, {"project": name, "origin": overview.url, "tools": shown})
+
     def _refresh(self, request: Request, name: str, sees: Sees) -> bool:
         for project in self._overview.projects():
             if project.name == name and sees(name):
@@ -156,13 +175,13 @@ class Admin:
                 return write_json(
                     request, 202, {"project": name, "refreshing": [api.value for api in project.keepers]}
                 )
-        return write_error(request, self._unknown(name[:64], sees))
+        return write_error(request, self._unknown("/-/refresh/", name[:64], sees))
 
-    def _unknown(self, name: str, sees: Sees) -> UnknownProject:
+    def _unknown(self, path: str, name: str, sees: Sees) -> UnknownProject:
         projects = (project.name for project in self._overview.projects() if "/" not in project.name)
         known = [*projects, *(f"{account}/42" for account in self._overview.accounts)]
         near = names_like(name, [one for one in known if sees(one)])
-        paths = ", ".join(f"/-/refresh/{one}" for one in near)
+        paths = ", ".join(path + one for one in near)
         return UnknownProject(f"There is no project {name!r}. Try {paths or 'another'}")
 
 

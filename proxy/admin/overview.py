@@ -6,15 +6,28 @@ The application makes one `Overview` and keeps it up to date; the gateway counts
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.admin.loop_lag import LoopLag
 from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
 from proxy.logs import dropped_lines
+from proxy.origin import Origin
 from proxy.projects import Project
 from proxy.server.request import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class PageTexts:
+    """Texts of the page that only the command line knows.
+
+    ``start`` is the command that starts this proxy, and ``tools(settings, project)`` gives the texts for
+    tools, by tool.
+    """
+
+    start: str
+    tools: Callable[[Settings, str], Mapping[str, str]]
 
 
 @dataclass(slots=True)
@@ -24,6 +37,7 @@ class Overview:
     ``projects`` gives all projects, with those of accounts that are in use. ``refused`` counts the errors of
     requests that reached no project, by code. ``own_series``: the accounts' projects that the
     metrics show one by one, by name. ``has_quit``: the application can be told to end.
+    ``page_texts`` is None where no command line started the proxy.
     """
 
     settings: Settings
@@ -35,6 +49,7 @@ class Overview:
     reload: ReloadStatus = field(default_factory=ReloadStatus)
     refused: Counter[str] = field(default_factory=Counter)
     own_series: list[str] = field(default_factory=list)
+    page_texts: PageTexts | None = None
 
     @property
     def log_lines_dropped(self) -> int:
@@ -45,6 +60,15 @@ class Overview:
     def can_quit(self) -> bool:
         """Whether ``/-/quit`` is there."""
         return self.has_quit and self.settings.server.allow_quit
+
+    @property
+    def settings_in_use(self) -> Settings:
+        """``settings`` with the port that the system gave, where they ask for any free port."""
+        server = self.settings.server
+        if server.port or not server.tcp:
+            return self.settings
+        port = next(Origin.parse(one.url).port for one in self.listeners if not one.is_unix)
+        return self.settings.model_copy(update={"server": server.model_copy(update={"port": port})})
 
     @property
     def needs_key(self) -> bool:

@@ -20,13 +20,14 @@ Sees: TypeAlias = Callable[[str], bool]
 
 
 def of_process(overview: Overview, sees: Sees, *, uptime_s: float, with_faults: bool) -> dict[str, object]:
-    """The part about the whole process; ``with_faults``: also the errors of a refused configuration."""
-    lag = overview.loop_lag
+    """The part about the whole process; ``with_faults``: for callers that see all projects."""
+    lag, texts = overview.loop_lag, overview.page_texts
     return {
         "version": __version__,
         "uptime_s": round(uptime_s, 1),
         "stopping": overview.is_stopping,
         "needs_key": overview.needs_key,
+        **({"start_command": texts.start} if with_faults and texts is not None else {}),
         "reload": _of_reload(overview.reload, with_faults=with_faults),
         "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
         "log_lines_dropped": overview.log_lines_dropped,

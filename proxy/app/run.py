@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy.admin.overview import Overview
+from proxy.admin.overview import Overview, PageTexts
 from proxy.app import notify
 from proxy.app.app import App
 from proxy.config.settings import Settings
@@ -93,6 +93,7 @@ async def serve(
     announce: Callable[[Overview], None],
     reload: Callable[[Path | None], Settings] | None = None,
     passed: Sequence[PassedSocket] = (),
+    page_texts: PageTexts | None = None,
 ) -> None:
     """Run the proxy until a signal or a caller stops it.
 
@@ -103,6 +104,7 @@ async def serve(
     signals = signals or Signals()
     configure(settings.log.level, settings.log.format)
     app = App(settings, reload, signals.stop.set, passed)
+    app.overview.page_texts = page_texts
     try:
         async with app.started():
             signals.reload = app.reload

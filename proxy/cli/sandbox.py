@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+from proxy.admin.overview import PageTexts
 from proxy.app.run import Signals, serve
 from proxy.cli.console import say
 from proxy.cli.summary import announce
@@ -23,11 +24,11 @@ _FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_LOG__")
 """With a sandbox, the environment decides only where the proxy listens and how it logs."""
 
 
-async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket]) -> None:
+async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket], texts: PageTexts) -> None:
     """Run a proxy for the sandbox's projects until a signal. ``flags`` are overrides for `load`."""
     signals = Signals()
     async with Sandbox() as sandbox:
-        await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed)
+        await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed, page_texts=texts)
 
 
 def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:

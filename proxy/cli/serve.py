@@ -39,31 +39,43 @@ def main(arguments: Sequence[str]) -> None:
     if options.sandbox:
         if options.config is not None:
             raise ConfigError("--sandbox: brings its own projects; leave --config out")
-        _serve_sandbox(flags, passed)
+        _serve_sandbox(flags, passed, arguments)
     else:
-        _serve(options.config, flags, passed)
+        _serve(options.config, flags, passed, arguments)
 
 
-def _serve(config: Path | None, flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
+def _serve(
+    config: Path | None,
+    flags: dict[str, dict[str, object]],
+    passed: Sequence[PassedSocket],
+    arguments: Sequence[str],
+) -> None:
     with interruptibly():
         settings = load(config, flags)
     for flag in ("host", "port"):
         if not settings.server.tcp and flags["server"][flag] is not None:
             raise ConfigError(f"--{flag}: server.tcp is false, so there is no port; leave the option out")
     from proxy.app.run import run, serve  # noqa: PLC0415 - later, so that a fault of the configuration is told soon
+    from proxy.cli.page_texts import page_texts  # noqa: PLC0415
     from proxy.cli.summary import announce  # noqa: PLC0415
+
+    texts = page_texts(arguments, settings.source)
 
     def reload(file: Path | None) -> Settings:
         return load(file, flags)
 
-    run(lambda: serve(settings, announce=announce, reload=reload, passed=passed))
+    run(lambda: serve(settings, announce=announce, reload=reload, passed=passed, page_texts=texts))
 
 
-def _serve_sandbox(flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket]) -> None:
+def _serve_sandbox(
+    flags: dict[str, dict[str, object]], passed: Sequence[PassedSocket], arguments: Sequence[str]
+) -> None:
     from proxy.app.run import run  # noqa: PLC0415
+    from proxy.cli.page_texts import page_texts  # noqa: PLC0415
     from proxy.cli.sandbox import serve_demo  # noqa: PLC0415
 
-    run(lambda: serve_demo(flags, passed))
+    texts = page_texts(arguments, None)
+    run(lambda: serve_demo(flags, passed, texts))
 
 
 class _Parser(argparse.ArgumentParser):

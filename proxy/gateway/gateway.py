@@ -25,7 +25,7 @@ from proxy.gateway.exports.exports import PREFIX as EXPORTS
 from proxy.gateway.exports.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
-from proxy.gateway.own import OwnPaths, is_own
+from proxy.gateway.own import OwnPaths, asks_for_page, is_own
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch
@@ -134,14 +134,14 @@ class Gateway:
     def _checked(self, request: Request, generation: Generation) -> tuple[Caller | None, bytes, bool]:
         """The caller, the target without a key in it, and whether the proxy answers the request itself.
 
-        The caller is None where no callers are defined, and for OAuth's paths, where `LocalOAuth`
-        identifies it. Raises ProxyError for a request that must not be answered.
+        The caller is None where no callers are defined, for ``/`` in a browser, and for OAuth's paths, where
+        `LocalOAuth` identifies it. Raises ProxyError for a request that must not be answered.
         """
         if (refusal := request.error or request.facts.refusal) is not None:
             raise refusal
         guard = generation.guards[request.connection.listener.index]
         caller, target = None, guard.check(request.head)
-        own = oauth_path(target) is not None
+        own = oauth_path(target) is not None or asks_for_page(request.head, target)
         if not own:
             caller, target = generation.callers.identify(request.head, target)
             own = is_own(target)

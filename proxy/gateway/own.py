@@ -1,4 +1,4 @@
-"""The requests that the proxy answers itself: all below ``/-/``, OAuth's two paths, ``*`` and the icon."""
+"""The requests that the proxy answers itself: below ``/-/``, OAuth's two paths, ``*``, ``/``, icons."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from proxy.gateway.entrance import enter, take_place
 from proxy.gateway.exports.exports import PREFIX, Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
+from proxy.http1 import RequestHead
 from proxy.server.answer import write_answer, write_json
 from proxy.server.request import Request
 
@@ -29,6 +30,14 @@ _BUSY = (
 )
 _ALWAYS = (b"/-/healthy", b"/-/ready")
 """Short answers for those who watch over the process: they never wait for others."""
+
+
+def asks_for_page(head: RequestHead, target: bytes) -> bool:
+    """Whether a browser opens ``/``: such a request accepts HTML, which no answer of Contentsquare's is."""
+    if target != b"/" and not target.startswith(b"/?"):
+        return False
+    accepted = b",".join(head.fields.values(b"accept")).lower()
+    return b"text/html" in accepted and head.method in (b"GET", b"HEAD")
 
 
 def is_own(target: bytes) -> bool:
@@ -52,6 +61,9 @@ class OwnPaths:
         self, request: Request, generation: Generation, caller: Caller | None, target: bytes
     ) -> bool:
         """Answer a request; whether the connection can be kept. Raises ProxyError."""
+        if asks_for_page(request.head, target):
+            # Without a key: one that is typed for ``/`` would go out with every later call (RFC 7617, 2.2).
+            return write_answer(request, 303, b"", fields=((b"Location", admin.PAGE), (b"Vary", b"Accept")))
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)
         if target.startswith(PREFIX):

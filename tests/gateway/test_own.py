@@ -45,6 +45,47 @@ async def read_all(sock: socket.socket) -> None:
         pass
 
 
+BROWSER = b"Accept: text/html,application/xhtml+xml,*/*;q=0.8"
+DEFAULT = {"shop": {"client_id": "id-1", "client_secret": "the-secret-1", "apis": ["metrics"]}}
+
+
+@pytest.mark.parametrize("callers", [CALLERS, {}])
+@pytest.mark.parametrize("start", [b"GET /", b"HEAD /", b"GET /?from=bookmark"])
+async def test_a_browser_that_opens_the_root_is_led_to_the_page(
+    callers: dict[str, object], start: bytes
+) -> None:
+    cloud = Upstream()
+    async with gateway(cloud, projects=DEFAULT, callers=callers) as proxy:
+        answer = await proxy.call(start, BROWSER)
+        assert (answer.status, answer.content) == (303, b"")
+        assert answer.values(b"location") == [b"/-/"]
+        assert answer.values(b"vary") == [b"Accept"]
+        assert answer.values(b"www-authenticate") == []  # a key for / would go out with every later call
+        assert (await proxy.call(b"GET /favicon.ico", BROWSER, GOOD)).status == 204
+        assert not cloud.requests
+
+
+@pytest.mark.parametrize(
+    ("start", "accept"),
+    [
+        (b"GET /", b"Accept: */*"),
+        (b"GET /", b"Accept: application/json"),
+        (b"POST /", BROWSER),
+        (b"GET //", BROWSER),
+        (b"GET /v1/segments", BROWSER),
+    ],
+)
+async def test_a_program_that_asks_for_the_root_is_forwarded_by_the_rules_about_keys(
+    start: bytes, accept: bytes
+) -> None:
+    cloud = Upstream()
+    async with gateway(cloud, projects=DEFAULT, callers=CALLERS) as proxy:
+        assert (await proxy.call(start, accept)).status == 401
+        assert not cloud.requests
+        assert (await proxy.call(start, accept, GOOD)).status == 200
+        assert len(cloud.requests) == 1
+
+
 @pytest.fixture
 def long_metrics(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Metrics that no system takes at once; the list has one entry for each time they are made."""
