@@ -26,6 +26,8 @@ DOWNLOAD_HOSTS: Final = (
     "*.contentsquare.com",
 )
 """The hosts that the signed URLs of an export's files lead to."""
+PROJECT_ID: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
+"""The id of a project, as text."""
 FILES_LIVE_S: Final = 7 * 86_400
 """How long the files of an export's run stay in their storage."""
 

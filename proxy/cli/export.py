@@ -11,14 +11,17 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.cli.console import fail, say, say_json
 from proxy.cli.download import DownloadFailed, LinkRefused, download
 from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
+from proxy.config.checks import name_fault
+from proxy.contentsquare import PROJECT_ID
 from proxy.errors import ConfigError
-from proxy.foreign import shown
+from proxy.export_runs import NEWEST_FIRST, SEGMENT, Members, RunReport, listed, newest, payload_of, text
 
 CALL_TIMEOUT_S = 330.0
 """Contentsquare may think for 300 s."""
@@ -26,21 +29,11 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
 _MOST_FAULTS = 5
 """Failed looks at a run in a row."""
-_ENDED = frozenset(("failed", "failure", "error", "canceled", "cancelled", "expired"))
-"""States of a run that gets no files any more."""
-_PROJECT = re.compile(r"[a-z0-9][a-z0-9-]*(?:/[1-9][0-9]*)?\Z", re.ASCII)
-_ID = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class ExportFailed(Exception):
     """The files aren't here; the message is one line for people."""
-
-
-class _Run(NamedTuple):
-    id: str
-    state: str
-    files: list[dict[str, Any]]
 
 
 class _Export(NamedTuple):
@@ -50,20 +43,22 @@ class _Export(NamedTuple):
     project: str
     job: str
 
-    def newest_run(self) -> _Run | None:
+    def newest_run(self) -> RunReport | None:
         """The newest run that has files, else the newest; None where the job has none yet."""
-        runs = _list(_called(self.place, "GET", f"{self._path}/runs"))
-        runs.sort(key=lambda run: (str(run.get("endDate") or ""), str(run.get("jobRunId"))))
-        good = [run for run in runs if run.get("state") == "success"]
-        if not runs:
-            return None
-        run_id = str((good or runs)[-1].get("jobRunId"))
-        if not _ID.match(run_id):
+        runs = listed(_called(self.place, "GET", f"{self._path}/runs?{NEWEST_FIRST}"))
+        if runs is None:
+            raise ExportFailed(f"job {self.job}: the answer has no list of runs")
+        run = newest(runs)
+        return None if run is None else self.run(run)
+
+    def run(self, known: RunReport) -> RunReport:
+        """The run as it is now, with its files."""
+        if known.run_id is None:
             raise ExportFailed(f"job {self.job}: the answer names no run")
-        run = _called(self.place, "GET", f"{self._path}/runs/{run_id}")
+        run = _called(self.place, "GET", f"{self._path}/runs/{known.run_id}")
         if not isinstance(run, dict):
             raise ExportFailed(f"job {self.job}: the answer holds no run")
-        return _Run(run_id, str(run.get("state")), _list(run.get("files")))
+        return replace(RunReport.of(run), run_id=known.run_id)
 
     @property
     def _path(self) -> str:
@@ -77,8 +72,11 @@ def export(
 
     Exits with 1 where that isn't possible. Raises ConfigError for arguments that can't be used.
     """
-    if not _PROJECT.match(project):
-        raise ConfigError(f"export: {project!r} is no project's name, such as shop-fr or acme/42")
+    name, slash, project_id = project.partition("/")
+    fault = name_fault(name)
+    if fault is not None or (slash and not PROJECT_ID.match(project_id)):
+        why = fault or "an account's name is followed by / and a project's number"
+        raise ConfigError(f"export: {project!r} is no project's name, such as shop-fr or acme/42: {why}")
     content = _checked(job_id, job)
     out.mkdir(parents=True, exist_ok=True)
     made = None
@@ -97,7 +95,7 @@ def export(
         fail((f"stopped{_hint(project, made)}",), 1)
     if as_json:
         files = [{"path": str(path), "bytes": length} for path, length in stored]
-        say_json({"job_id": one.job, "run_id": run.id, "state": run.state, "files": files}, indent=2)
+        say_json({"job_id": one.job, "run_id": run.run_id, "state": run.state, "files": files}, indent=2)
     else:
         for path, length in stored:
             say(f"{path}  {length:,} bytes")
@@ -113,7 +111,7 @@ def _checked(job_id: str | None, job: Path | None) -> bytes | None:
     if (job_id is None) == (job is None):
         raise ConfigError("export: give --id with a job's number, or --job with a file that describes one")
     if job is None:
-        if not _ID.match(str(job_id)):
+        if not SEGMENT.match(str(job_id)):
             raise ConfigError(f"--id: must be a job's number; {job_id!r} is none")
         return None
     try:
@@ -131,31 +129,33 @@ def _checked(job_id: str | None, job: Path | None) -> bytes | None:
 
 def _make(place: RunningProxy, project: str, content: bytes) -> str:
     made = _called(place, "POST", f"/{project}/v1/exports", content)
-    job_id = str(made.get("jobId") if isinstance(made, dict) else None)
-    if made is None or not _ID.match(job_id):
+    job_id = text(made, "jobId", "id") if isinstance(made, dict) else ""
+    if not SEGMENT.match(job_id):
         raise ExportFailed("the answer to the new job names no jobId")
     return job_id
 
 
-def _wait(one: _Export, say_state: Callable[[str], None]) -> _Run:
+def _wait(one: _Export, say_state: Callable[[str], None]) -> RunReport:
     """Wait until the job has a run with files. Raises ExportFailed."""
     began, pause_s, faults = time.monotonic(), FIRST_PAUSE_S, 0
+    run: RunReport | None = None
     while True:
         try:
-            run, faults = one.newest_run(), 0
+            run, faults = one.newest_run() if run is None else one.run(run), 0
         except (_Passing, Unreachable):
             faults += 1
             if faults >= _MOST_FAULTS:
                 raise
-            run = None
-        state = "not started" if run is None else run.state
-        if run is not None and state == "success":
+        if run is not None and run.is_success:
             if not run.files:
-                raise ExportFailed(f"job {one.job}: its run {run.id} has no files; files are kept for 7 days")
+                raise ExportFailed(
+                    f"job {one.job}: its run {run.run_id} has no files; files are kept for 7 days"
+                )
             return run
-        if state in _ENDED:
-            raise ExportFailed(f"job {one.job}: its run {run.id if run else ''} ended as {state}")
-        say_state(f"job {one.job}: {shown(state)}, {_clock(time.monotonic() - began)}")
+        if run is not None and run.is_failure:
+            raise ExportFailed(f"job {one.job}: its run {run.run_id} ended as {run.state}")
+        state = "not started" if run is None else run.words
+        say_state(f"job {one.job}: {state}, {_clock(time.monotonic() - began)}")
         time.sleep(pause_s)
         pause_s = min(LONGEST_PAUSE_S, pause_s * 1.5)
 
@@ -168,10 +168,10 @@ def _called(place: RunningProxy, method: str, path: str, content: bytes | None =
     """The payload of Contentsquare's answer. Raises ExportFailed."""
     answer = place.call(method, path, content, timeout_s=CALL_TIMEOUT_S)
     members = answer.json()
-    if answer.status // 100 != 2 or not isinstance(members, dict) or "payload" not in members:
+    if answer.status // 100 != 2 or members is None:
         kind = _Passing if answer.status >= 500 or answer.status == 429 else ExportFailed
         raise kind(_fault(answer, members))
-    return members["payload"]
+    return payload_of(members)
 
 
 def _fault(answer: Answer, members: object) -> str:
@@ -180,18 +180,18 @@ def _fault(answer: Answer, members: object) -> str:
 
 
 def _store(
-    one: _Export, run: _Run, out: Path, bar: Callable[[str], Callable[[int, int | None], None]]
+    one: _Export, run: RunReport, out: Path, bar: Callable[[str], Callable[[int, int | None], None]]
 ) -> list[tuple[Path, int]]:
     """Download the run's files, each under the name ``JOB-RUN-NAME``."""
     stored: list[tuple[Path, int]] = []
     for place in range(len(run.files)):
-        path = out / f"{one.job}-{run.id}-{_name(run.files[place], place)}"
+        path = out / f"{one.job}-{run.run_id}-{_name(run.files[place], place)}"
         on_progress = bar(path.name)
         try:
             length = download(_url(run.files[place]), path, on_progress)
         except LinkRefused:  # a long download of the files before: signatures end
-            again = one.newest_run()
-            if again is None or again.id != run.id or len(again.files) != len(run.files):
+            again = one.run(run)
+            if len(again.files) != len(run.files):
                 raise
             run = again
             length = download(_url(run.files[place]), path, on_progress)
@@ -199,19 +199,15 @@ def _store(
     return stored
 
 
-def _url(file: dict[str, Any]) -> str:
+def _url(file: Members) -> str:
     return str(file.get("url"))
 
 
-def _name(file: dict[str, Any], place: int) -> str:
+def _name(file: Members, place: int) -> str:
     """A plain name for a file: the vendor's, or that of its URL, without what a file system may obey."""
     given = str(file.get("name") or _url(file).partition("?")[0])
     plain = _UNSAFE.sub("_", re.split(r"[/\\]", given)[-1]).strip(".")[-100:]
     return f"{place:03d}-{plain}" if plain else f"{place:03d}"
-
-
-def _list(value: object) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _clock(seconds: float) -> str:

@@ -17,10 +17,7 @@ from proxy.server.caller_socket import CallerSocket
 from proxy.server.departure import DepartureWatch
 from proxy.server.linger import Linger
 from proxy.server.parser import HEAD_TIMEOUT_S, MAX_PIPELINED, RequestParser
-from proxy.server.request import Listener, Request
-
-KEEP_ALIVE_S = 75.0
-"""How long a connection without a request stays open."""
+from proxy.server.request import KEEP_ALIVE_S, Listener, Request
 
 
 class Handler(Protocol):

@@ -11,11 +11,10 @@ from proxy.http1 import RequestHead
 from proxy.server.body import RequestBody, Source
 from proxy.server.facts import Facts
 
-KEPT: Final = b"Connection: keep-alive\r\nKeep-Alive: timeout=70"
-"""The field lines that tell how long a connection without a request stays open.
-
-It stays open for 5 s more, so that the caller's next request doesn't cross the end.
-"""
+KEEP_ALIVE_S = 75.0
+"""How long a connection without a request stays open."""
+KEPT: Final = b"Connection: keep-alive\r\nKeep-Alive: timeout=%d" % (KEEP_ALIVE_S - 5)
+"""The field lines that tell callers that time, less 5 s: so a caller's next request doesn't cross the end."""
 
 UNIX = "unix:"
 """The scheme of a Unix socket's URL, before its path."""

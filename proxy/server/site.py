@@ -211,11 +211,15 @@ class CallerSite(BaseSite):
                 with contextlib.suppress(OSError):
                     sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
             connection = self.server(sock)
+            opening = self._open(connection, self._tls)
             if self._tls is None:
-                await self._open(connection, None)
+                try:
+                    await opening
+                finally:
+                    self._on_opened(connection)
             else:
-                connection.opening = loop.create_task(self._open(connection, self._tls))
-                # A task that is cancelled before its first step runs no `finally`.
+                connection.opening = loop.create_task(opening)
+                # A task that is cancelled before its first step would run no `finally`.
                 connection.opening.add_done_callback(partial(self._on_opened, connection))
                 await asyncio.sleep(0)
 
@@ -238,8 +242,6 @@ class CallerSite(BaseSite):
                 )
         except OSError:  # no TLS, no handshake in time, or the caller has left
             pass
-        finally:
-            self._on_opened(connection)
 
     def _on_opened(self, connection: CallerConnection, *_: object) -> None:
         """The connection has its transport now, or gets none."""

@@ -83,7 +83,7 @@ class Cloud(Upstream):
             return json_answer({"success": False, "errorMessage": "not \x1b[31m today"}, self.status)
         if b"/file" in request.start_line:
             return b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\nb\n"
-        if request.start_line.endswith(b"/runs HTTP/1.1"):
+        if b"/runs?" in request.start_line:
             payload: object = [] if self.run is None else [{"jobRunId": 9, **self.run}]
         else:
             payload = {"jobRunId": 9, **(self.run or {})}

@@ -26,6 +26,7 @@ from support.harness import (
 
 from proxy.server import connection as server
 from proxy.server import departure, parser
+from proxy.server.request import KEEP_ALIVE_S
 from proxy.upstream.loop import VIA_NAME
 
 OURS = (b"via", b"authorization")
@@ -557,7 +558,7 @@ async def test_the_time_for_a_head_begins_with_its_first_byte(monkeypatch: pytes
 async def test_a_caller_that_sends_nothing_is_let_go_after_the_keep_alive_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert server.KEEP_ALIVE_S == 75
+    assert KEEP_ALIVE_S == 75
     assert parser.HEAD_TIMEOUT_S == 10
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
     async with gateway() as proxy:
@@ -626,7 +627,7 @@ async def test_each_kind_of_answer_tells_how_long_its_connection_is_kept() -> No
             assert (await proxy.call(start)).is_kept
     told = re.fullmatch(rb"Connection: keep-alive\r\nKeep-Alive: timeout=([0-9]+)", KEPT)
     assert told is not None
-    assert int(told[1]) == server.KEEP_ALIVE_S - 5
+    assert int(told[1]) == KEEP_ALIVE_S - 5
 
 
 async def test_an_http_1_0_caller_needs_no_host_and_gets_no_chunks() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import shlex
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
+from proxy.contentsquare import PROJECT_ID
 from proxy.errors import ConfigError
 from proxy.origin import bracketed, is_loopback
 
@@ -18,7 +18,6 @@ PORT = "PORT"
 """A placeholder in a URL that the reader must fill in."""
 UNIX_SOCKET = "/run/csq-proxy/csq-proxy.sock"
 """The path of the Unix socket that systemd opens, where the configuration names none."""
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
         known = settings.accounts[account].projects
         if not number and known:
             number = str(known[0])
-        if not _NUMBER.match(number):
+        if not PROJECT_ID.match(number):
             raise ConfigError(f"{name}: is an account; name one of its projects, too: {account}/42")
         if known is not None and int(number) not in known:
             raise ConfigError(

@@ -158,13 +158,13 @@ class Exports:
             self._stalls,
             queue_timeout_s=generation.queue_timeout_s,
         )
-        finder = RunFinder(calls, storage, asked.job_id)
         key = PinKey(request.facts.caller or "", project, asked.job_id, asked.run_id)
         while True:
             async with self._pins.using(key) as pin:
                 was_known = pin.run is not None
                 try:
-                    run = await self._pins.run(pin, lambda: _find(finder, asked))
+                    finder = RunFinder(calls, storage, asked.job_id, pin.known)
+                    run = await self._pins.run(pin, partial(_find, finder, asked))
                     asked.check_format(run.format)
                     reading = _Reading(request, asked, project.name, run)
                     return await reading.send(lambda: self._content(reading, pin, storage))  # noqa: B023
@@ -220,9 +220,8 @@ def _project(asked: _Asked, request: Request, generation: Generation, caller: Ca
 
 
 async def _find(finder: RunFinder, asked: _Asked) -> Run:
-    found = await finder.format()
-    asked.check_format(found)
-    return await finder.run(asked.run_id, found)
+    asked.check_format(await finder.format())
+    return await finder.run(asked.run_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.gateway.exports.content import Content, Spool, Spools
-from proxy.gateway.exports.runs import Run
+from proxy.gateway.exports.runs import Known, Run
 from proxy.projects import Project
 
 PINNED_S: Final = 60.0
@@ -43,6 +43,7 @@ class Pin:
     used_at: float
     users: int = 0
     run: Run | None = None
+    known: Known = field(default_factory=Known)
     spools: dict[bool, Spool | None] = field(default_factory=dict)
     """The contents that were made, by whether they are packed; None: one that has no room."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,21 +1,18 @@
-"""Which run of an export is meant, and which files it has: asks Contentsquare and the files' storage.
-
-Lenient about shapes, as client programs in the wild are. Sources: Contentsquare's Data Export API.
-"""
+"""Which run of an export is meant, and which files it has: asks Contentsquare and the files' storage."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 from proxy.contentsquare import FILES_LIVE_S, Api
 from proxy.errors import ExportExpired, ExportNotReady, UpstreamError, UpstreamUnreachable
+from proxy.export_runs import NEWEST_FIRST, Members, RunReport, listed, newest, payload_of, text
 from proxy.gateway.exports.calls import RETRY_AFTER_S, OwnCalls
 from proxy.gateway.exports.storage import Storage, StorageRefused, StoredFile
 from proxy.gateway.exports.text import BadFile
@@ -25,11 +22,6 @@ NOT_READY_S: Final = 30
 """Seconds after which a caller should ask again for a run that isn't finished."""
 LOOKS_AT_ONCE: Final = 4
 """Files that are looked at at once."""
-SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
-_SUCCESS: Final = ("success", "successful", "succeeded")
-_STATE: Final = re.compile(r"[A-Za-z][A-Za-z _-]{0,31}\Z")
-_DATES: Final = ("createdAt", "endDate", "startDate")
-_Members = Mapping[str, object]
 
 
 class Relayed(Exception):
@@ -62,63 +54,97 @@ class Run:
         return None if None in sizes else sum(cast(list[int], sizes))
 
 
+@dataclass(eq=False, slots=True)
+class Known:
+    """What earlier look-ups of a job found, so that one call tells a caller that asks again and again.
+
+    ``format`` None: not looked up yet. ``unfinished`` is the id of the job's newest run, where the job had
+    no successful one and that run could still become one.
+    """
+
+    format: str | None = None
+    unfinished: str | None = None
+
+
 class RunFinder:
     """Finds a run of one job, by calls to Contentsquare that each take a slot for their time."""
 
-    def __init__(self, calls: OwnCalls, storage: Storage, job_id: str) -> None:
+    def __init__(self, calls: OwnCalls, storage: Storage, job_id: str, known: Known) -> None:
         self._calls = calls
         self._storage = storage
         self._job_id = job_id
         self._target = f"/v1/exports/{job_id}"
+        self._known = known
 
     async def format(self) -> str:
         """The job's format, "csv" or "jsonl". Raises ProxyError or Relayed."""
-        job = await self._payload("")
-        found = _text(job, "format").lower()
-        if found not in ("csv", "jsonl"):
-            raise _unusable(f"it names no format of the job {self._job_id}")
-        return found
+        if self._known.format is None:
+            found = text(await self._payload(""), "format").lower()
+            if found not in ("csv", "jsonl"):
+                raise _unusable(f"it names no format of the job {self._job_id}")
+            self._known.format = found
+        return self._known.format
 
-    async def run(self, run_id: str | None, file_format: str) -> Run:
+    async def run(self, run_id: str | None) -> Run:
         """The run of that id; None: the newest successful one. Raises ProxyError or Relayed."""
+        file_format = await self.format()
         if run_id is None:
-            run_id = await self._newest()
-        found = await self._payload(f"/runs/{run_id}")
-        if not _is_success(found):
-            raise self._not_ready(f"its run {run_id} is {_state(found)}")
-        files = await self._files(run_id, found)
-        return Run(run_id, file_format, files)
+            run_id, found = await self._newest()
+        else:
+            found = await self._one(run_id)
+        if not found.is_success:
+            raise self._not_ready(f"its run {run_id} is {found.words}")
+        return Run(run_id, file_format, await self._files(run_id, found))
 
-    async def _newest(self) -> str:
-        runs = await self._runs("state=success&order=desc&limit=20")
-        by_age = sorted(filter(_is_success, runs), key=_age_key)
-        ids = [run_id for run in by_age if (run_id := _id(run)) is not None]
-        if ids:
-            return ids[-1]
-        runs = sorted(await self._runs("order=desc&limit=20"), key=_age_key)
-        raise self._not_ready(f"its last run is {_state(runs[-1])}" if runs else "it has no run yet")
+    async def _newest(self) -> tuple[str, RunReport]:
+        """The newest successful run, and its id. Raises ExportNotReady where the job has none."""
+        if (found := await self._known_run()) is not None:
+            return found
+        runs = await self._listed("")
+        last = newest(runs)
+        if len(runs) > 1 and last is not None and not last.is_success:  # an older one may be
+            last = newest(await self._listed("&state=success")) or last
+        if last is None:
+            raise self._not_ready("it has no run yet")
+        if last.is_success and last.run_id is not None:
+            return last.run_id, await self._one(last.run_id)
+        raise self._last_is(last)
 
-    async def _runs(self, query: str) -> list[_Members]:
-        payload = await self._asked(f"/runs?{query}")
-        if isinstance(payload, dict):  # a list within an object
-            payload = next((value for value in payload.values() if isinstance(value, list)), None)
-        if not isinstance(payload, list):
+    async def _known_run(self) -> tuple[str, RunReport] | None:
+        """The run that was unfinished, as it is now; None without one, and where it gets no files."""
+        run_id, self._known.unfinished = self._known.unfinished, None
+        if run_id is None:
+            return None
+        with contextlib.suppress(Relayed):  # the run may have been deleted
+            found = await self._one(run_id)
+            if found.is_success:
+                return run_id, found
+            if not found.is_failure:
+                raise self._last_is(replace(found, run_id=run_id))
+        return None
+
+    def _last_is(self, run: RunReport) -> ExportNotReady:
+        """The answer where a job's newest run is no success, for now."""
+        self._known.unfinished = None if run.is_failure else run.run_id
+        return self._not_ready(f"its last run is {run.words}")
+
+    async def _listed(self, query: str) -> list[RunReport]:
+        runs = listed(await self._asked(f"/runs?{NEWEST_FIRST}{query}"))
+        if runs is None:
             raise _unusable("it has no list of runs")
-        return [run for run in payload if isinstance(run, dict)]
+        return runs
 
-    async def _files(self, run_id: str, run: _Members) -> Sequence[StoredFile]:
-        listed = run.get("files")
-        files = [file for file in listed if isinstance(file, dict)] if isinstance(listed, list) else []
-        dates = [date for file in files if (date := _date(file, "expirationDate")) is not None]
-        is_old = any(date < time.time() for date in dates) or _ended_at(run) < time.time() - FILES_LIVE_S
-        if not files:
+    async def _one(self, run_id: str) -> RunReport:
+        return RunReport.of(await self._payload(f"/runs/{run_id}"))
+
+    async def _files(self, run_id: str, run: RunReport) -> Sequence[StoredFile]:
+        is_old = run.expires_at < time.time()
+        if not run.files:
             if is_old:
                 raise _expired(run_id)
             raise self._not_ready(f"its run {run_id} is a success, but has no files")
-        if all(isinstance(file.get("partId"), int) for file in files):
-            files.sort(key=lambda file: cast(int, file["partId"]))
         try:
-            return await self._looks([file.get("url") for file in files])
+            return await self._looks([file.get("url") for file in run.files])
         except StorageRefused as refused:
             if refused.says_expired or refused.status in (404, 410) or (refused.may_be_gone and is_old):
                 raise _expired(run_id) from None
@@ -141,7 +167,7 @@ class RunFinder:
                 one.cancel()
             await asyncio.gather(*looks, return_exceptions=True)
 
-    async def _payload(self, rest: str) -> _Members:
+    async def _payload(self, rest: str) -> Members:
         payload = await self._asked(rest)
         if not isinstance(payload, dict):
             raise _unusable("it has no object as its payload")
@@ -162,7 +188,7 @@ class RunFinder:
             answer = json.loads(content)
         except (ValueError, RecursionError):
             raise _unusable("it isn't JSON") from None
-        return answer.get("payload", answer) if isinstance(answer, dict) else answer
+        return payload_of(answer)
 
     def _not_ready(self, why: str) -> ExportNotReady:
         return ExportNotReady(
@@ -202,49 +228,3 @@ def _unusable(why: str) -> UpstreamUnreachable:
         proxy_status="http_protocol_error",
         retry_after_s=RETRY_AFTER_S,
     )
-
-
-def _is_success(run: _Members) -> bool:
-    return _text(run, "state", "status").lower() in _SUCCESS
-
-
-def _state(run: _Members) -> str:
-    """The run's state for people; a foreign text that looks like none is not repeated."""
-    state = _text(run, "state", "status")
-    shown = state if _STATE.match(state) else "not finished"
-    rate = run.get("completionRate")
-    return f"{shown} ({rate} % done)" if isinstance(rate, int | float) and shown == state else shown
-
-
-def _id(run: _Members) -> str | None:
-    value = _text(run, "jobRunId", "runId", "id")
-    return value if SEGMENT.match(value) else None
-
-
-def _age_key(run: _Members) -> tuple[float, int]:
-    """Older runs sort before newer ones."""
-    run_id = _id(run) or ""
-    return _ended_at(run), int(run_id) if run_id.isdigit() else 0
-
-
-def _ended_at(run: _Members) -> float:
-    """The latest date in a run, in seconds since 1970; infinite where it names none."""
-    dates = [date for name in _DATES if (date := _date(run, name)) is not None]
-    return max(dates, default=float("inf"))
-
-
-def _date(members: _Members, name: str) -> float | None:
-    try:
-        date = datetime.fromisoformat(_text(members, name))
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _text(members: _Members, *names: str) -> str:
-    """The first member of one of these names that is a text or a whole number, as text; "" without one."""
-    for name in names:
-        value = members.get(name)
-        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            return str(value)
-    return ""

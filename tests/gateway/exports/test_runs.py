@@ -129,6 +129,49 @@ async def test_a_run_becomes_ready() -> None:
         assert (await run.get()).content == CSV
 
 
+async def test_each_further_question_for_an_unfinished_run_is_one_call() -> None:
+    async with exporting() as run:
+
+        async def ask(name: str = "latest.csv") -> tuple[int, list[str]]:
+            before = len(run.cloud.calls)
+            answer = await run.get(name)
+            return answer.status, [call.partition("?")[0] for call in run.cloud.calls[before:]]
+
+        assert await ask() == (404, [JOB, RUNS])
+        assert await ask() == (404, [RUNS])
+        run.cloud.add_run(100_001, state="scheduled")
+        assert await ask() == (404, [RUNS])
+        run.cloud.runs[0]["state"] = "running"
+        assert await ask() == (404, [RUN])
+        assert await ask("latest.jsonl") == (404, [])
+        assert await ask("latest.csv?run=100001") == (404, [JOB, RUN])
+        assert await ask("latest.csv?run=100001") == (404, [RUN])
+        run.cloud.runs[0]["state"] = "failed"
+        assert await ask() == (404, [RUN, RUNS])
+        assert await ask() == (404, [RUNS])
+        run.cloud.runs[0]["state"] = "running"
+        assert await ask() == (404, [RUNS])
+        run.cloud.runs.clear()
+        assert await ask() == (404, [RUN, RUNS])
+        run.storage.objects["/new.csv"] = Stored(CSV)
+        run.cloud.add_run(100_001, state="running")
+        assert await ask() == (404, [RUNS])
+        run.cloud.runs.clear()
+        run.cloud.add_run(100_001, "/new.csv")
+        assert await ask() == (200, [RUN])
+        assert await ask() == (200, [])
+
+
+async def test_an_older_success_counts_where_the_list_shows_newer_runs_alone() -> None:
+    async with exporting(CSV) as run:
+        run.cloud.answers[RUNS] = json_answer([{"jobRunId": n, "state": "failed"} for n in (3, 2)])
+        assert (await run.get()).status == 404
+        assert [call for call in run.cloud.calls if "/runs" in call] == [
+            f"{RUNS}?order=desc&limit=20",
+            f"{RUNS}?order=desc&limit=20&state=success",
+        ]
+
+
 async def test_a_success_without_files_is_not_an_empty_table() -> None:
     async with exporting() as run:
         run.cloud.add_run(1)
