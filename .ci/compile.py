@@ -27,6 +27,7 @@ COMPILED = (
     "projects/measures.py",
     "projects/shared_answers.py",
     "projects/stored.py",
+    "projects/usage.py",
     "server",
     "upstream",
 )

@@ -136,10 +136,11 @@ class Admin:
     async def _status(self, request: Request, target: bytes, sees: Sees) -> bool:
         """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour."""
         with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
+        only = None if sees is _everything else request.facts.caller
         lines = []
         projects = [project for project in self._overview.projects() if sees(project.name)]
         for place, project in enumerate(projects, 1):
-            shown = status.of_project(self._overview, project, with_hour=with_hour)
+            shown = status.of_project(self._overview, project, with_hour=with_hour, only=only)
             lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
             if not place % SLICE:
                 await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from proxy.config.watch import ReloadStatus
 from proxy.logs import dropped_lines
 from proxy.origin import Origin
 from proxy.projects import Project
+from proxy.projects.calls import MonthlyCalls
 from proxy.server.request import Listener
 
 
@@ -44,6 +45,7 @@ class Overview:
     listeners: Sequence[Listener]
     projects: Callable[[], Iterable[Project]]
     loop_lag: LoopLag
+    calls: MonthlyCalls
     has_quit: bool = False
     is_stopping: bool = False
     reload: ReloadStatus = field(default_factory=ReloadStatus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeAlias
 
@@ -11,8 +11,11 @@ from proxy import __version__
 from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
 from proxy.config.watch import ReloadStatus
+from proxy.contentsquare import Api
 from proxy.projects import Project
+from proxy.projects.calls import Count
 from proxy.projects.measures import Minute
+from proxy.projects.usage import Use
 from proxy.tokens import LeaseStatus
 
 Sees: TypeAlias = Callable[[str], bool]
@@ -33,11 +36,19 @@ def of_process(overview: Overview, sees: Sees, *, uptime_s: float, with_faults: 
         "log_lines_dropped": overview.log_lines_dropped,
         "requests_refused": dict(overview.refused),
         "accounts": {name: overview.project_url(name) for name in overview.accounts if sees(name)},
+        "account_usage": {
+            name: _of_calls(overview.calls.count(name)) for name in overview.accounts if sees(name)
+        },
     }
 
 
-def of_project(overview: Overview, project: Project, *, with_hour: bool) -> dict[str, object]:
-    """One project's part; ``with_hour``: also the minutes of the last hour."""
+def of_project(
+    overview: Overview, project: Project, *, with_hour: bool, only: str | None
+) -> dict[str, object]:
+    """One project's part; ``with_hour``: also the minutes of the last hour.
+
+    ``only``: of the callers, none but this one.
+    """
     slots, measures = project.slots, project.measures
     return {
         "url": overview.project_url(project.name),
@@ -57,6 +68,10 @@ def of_project(overview: Overview, project: Project, *, with_hour: bool) -> dict
             for api, keeper in project.keepers.items()
         },
         "sharing": _of_sharing(project),
+        "usage": {
+            **_of_calls(overview.calls.count(project.name)),
+            "callers": _of_callers(measures.usage(only)),
+        },
         "last_errors": [
             {"at": _stamp(one.at), "code": one.code, "message": one.message}
             for one in reversed(measures.last_errors)
@@ -76,6 +91,33 @@ def _of_minute(one: Minute) -> dict[str, object]:
         "errors": one.errors,
         "p50_ms": round(one.p50_s * 1000),
         "p95_ms": round(one.p95_s * 1000),
+    }
+
+
+def _of_calls(count: Count) -> dict[str, object]:
+    return {
+        "month": count.month,
+        "calls": count.calls,
+        "quota": count.quota,
+        "since": "month" if count.is_whole else "start",
+        "since_at": _stamp(count.since),
+        "notice": count.notice,
+    }
+
+
+def _of_callers(used: Mapping[str, Mapping[Api, tuple[Use, Use]]]) -> dict[str, object]:
+    return {
+        caller: {api.value: {**_of_use(total), "hour": _of_use(hour)} for api, (total, hour) in apis.items()}
+        for caller, apis in used.items()
+    }
+
+
+def _of_use(use: Use) -> dict[str, object]:
+    return {
+        "requests": use.requests,
+        "bytes_in": use.bytes_in,
+        "bytes_out": use.bytes_out,
+        "waited_s": round(use.waited_s, 3),
     }
 
 

@@ -30,6 +30,7 @@ from proxy.gateway.outward import Outward, Plan, plan
 from proxy.logs import EventLog, configure, get_logger
 from proxy.process import descriptor_limit
 from proxy.projects import Project
+from proxy.projects.calls import LOOK_S, MonthlyCalls
 from proxy.server.listeners import Listeners
 from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import Listener
@@ -69,6 +70,7 @@ class App:
             self._listeners.all,
             self.projects,
             LoopLag(self._on_slow_loop),
+            MonthlyCalls(self._log_event),
             has_quit=quit_ is not None,
         )
         self._gateway = Gateway(self.overview, self._listeners.requests, quit_, self._log_event)
@@ -116,6 +118,7 @@ class App:
     def _begin(self, first: Plan) -> None:
         self._generations = Generations(
             self.listeners,
+            self.overview.calls,
             limit=self._settings.contentsquare.max_concurrency,
             spawn=self._spawn,
             on_event=self._log_event,
@@ -125,7 +128,9 @@ class App:
         self._warn_of_environment()
         if files := unchecked(self._settings.files):
             self._log_event("files_unchecked", {"files": [str(file) for file in files], "why": UNCHECKED})
+        self.overview.calls.set_quotas(self._settings.quotas)
         self._spawn(self._sweep_regularly())
+        self._spawn(self._count_calls())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
             load = self._load
@@ -193,6 +198,7 @@ class App:
         if new.settings.log != old.settings.log:
             configure(new.settings.log.level, new.settings.log.format)
         self._expiry.look(self._ends())
+        self.overview.calls.set_quotas(new.settings.quotas)
         return differences(old.settings, new.settings, self._settings)
 
     async def _close_when_unused(self, old: Generation, leaving: Sequence[Project]) -> None:
@@ -219,6 +225,11 @@ class App:
             self._events.sweep()
             if gone := self._generations.accounts.sweep():
                 self._log.info("idle_projects_dropped", projects=gone)
+
+    async def _count_calls(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.overview.calls.look()
 
     def _ends(self) -> Iterator[tuple[str, date]]:
         settings = self._generation.settings

@@ -21,6 +21,7 @@ from proxy.gateway.route import Router
 from proxy.logs import OnEvent
 from proxy.origin import Origin
 from proxy.projects import AccountProjects, Grant, Project, Services, SharedSlots, Spawn
+from proxy.projects.calls import MonthlyCalls
 from proxy.projects.renewals import Renewals
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
@@ -31,9 +32,18 @@ from proxy.upstream.loop import OwnListeners
 class Generations:
     """Makes generations, and holds the parts that outlive them: slots, stored answers, accounts' projects."""
 
-    def __init__(self, listeners: Sequence[Listener], *, limit: int, spawn: Spawn, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        calls: MonthlyCalls,
+        *,
+        limit: int,
+        spawn: Spawn,
+        on_event: OnEvent,
+    ) -> None:
         self.accounts = AccountProjects()
         self._listeners = listeners
+        self._calls = calls
         self._slots = SharedSlots(limit)
         self.renewals = Renewals(on_event=on_event)
         self.answers = Store()
@@ -146,6 +156,7 @@ class Generations:
                 on_event=self._on_event,
                 on_lease=lambda lease: outward.upstreams.warm(lease.origin),
                 renewals=self.renewals,
+                calls=self._calls,
             ),
             read_only=access.read_only,
             from_start=from_start,

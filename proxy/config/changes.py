@@ -8,7 +8,7 @@ from proxy.config.settings import Credentials, Settings
 
 _NEED_RESTART = ("host", "port", "tcp", "unix_socket")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
-    ("client_secret_file", "client_secret_command", "default", "expires", "port")
+    ("client_secret_file", "client_secret_command", "default", "expires", "port", "quota")
 )
 
 

@@ -229,7 +229,8 @@ class Credentials(Table):
 class Access(Credentials):
     """The settings that projects and accounts share. ``apis`` None: the APIs that ``/v1/oauth/me`` names.
 
-    ``cache`` is how long an answer may be stored, in seconds; 0: not at all.
+    ``cache`` is how long an answer may be stored, in seconds; 0: not at all. ``quota`` is how many calls a
+    month there may be before the proxy warns, for an account of all its projects together; None: any.
     """
 
     apis: Apis | None = None
@@ -238,6 +239,7 @@ class Access(Credentials):
     read_only: bool = False
     coalesce: bool = False
     cache: Duration = 0
+    quota: Annotated[int, Field(ge=1, le=10**12), BeforeValidator(_no_bool)] | None = None
 
 
 class ProjectSettings(Access):
@@ -334,6 +336,12 @@ class Settings(BaseSettings):
             name, project = next(iter(self.projects.items()))
             return name if project.default is None else None
         return None
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """The quotas of calls a month, by the name of the project or account."""
+        owners: dict[str, Access] = {**self.projects, **self.accounts}
+        return {name: owner.quota for name, owner in owners.items() if owner.quota is not None}
 
     @property
     def files(self) -> tuple[Path, ...]:

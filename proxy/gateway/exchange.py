@@ -120,6 +120,7 @@ class Exchange:
             may_be_stale=reused and not self.changes,
             may_outlive_way=may_outlive_way,
         )
+        self.project.calls.add()
         attempt.send(request_head(self.request.head, self.target, lease))
         return attempt
 

@@ -144,6 +144,8 @@ class Gateway:
         own = oauth_path(target) is not None or asks_for_page(request.head, target)
         if not own:
             caller, target = generation.callers.identify(request.head, target)
+            if caller is not None:
+                request.facts.caller = caller.name
             own = is_own(target)
         if self._overview.is_stopping and (not target.startswith(PREFIX) or target.startswith(EXPORTS)):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
@@ -172,7 +174,6 @@ class Gateway:
         policy.check_secrets(request.head, target)
         policy.check(request.head, target, project, caller, changes=exchange.changes)
         if caller is not None:
-            request.facts.caller = caller.name
             self._check_in_flight(caller)
             self._in_flight[caller.name] += 1
         project.requests[api] += 1

@@ -44,6 +44,8 @@ _WARNINGS = _REPEATED | {
     "credentials_switched",
     "event_loop_was_slow",
     "files_unchecked",
+    "quota_nearly_reached",
+    "quota_reached",
     "reload_needs_restart",
     "reload_refused",
     "secret_in_environment",

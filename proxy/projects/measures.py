@@ -2,7 +2,8 @@
 
 Plain numbers without a library; one call at the end of each request updates them, in well under a
 microsecond. `proxy.admin.metrics` and `proxy.admin.status` show them. Their size is bounded: a project has
-five APIs, sixty minutes and twenty errors. Durations are in seconds, sizes in bytes of content.
+five APIs, the configured callers, sixty minutes and twenty errors. Durations are in seconds, sizes in bytes
+of content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import accumulate
 from typing import Final
 
 from proxy.contentsquare import SAFE_METHODS, Api
+from proxy.projects.usage import NO_CALLER, CallerUse, Use
 from proxy.server.request import Request
 
 # fmt: off
@@ -60,12 +62,13 @@ def quantile_s(counts: Sequence[int], share: float) -> float:
 
 
 class ApiMeasures:
-    """The counts of one API of a project. ``cut`` counts answers that ended too early."""
+    """The counts of one API of a project, and of each caller there. ``cut``: answers that ended too early."""
 
-    __slots__ = ("_answers", "cut", "duration", "received_bytes", "sent_bytes", "token_failures")
+    __slots__ = ("_answers", "callers", "cut", "duration", "received_bytes", "sent_bytes", "token_failures")
 
     def __init__(self) -> None:
         self._answers = [0] * 20  # by status class, then by read or write
+        self.callers: dict[str | None, CallerUse] = {}
         self.cut = 0
         self.duration = Histogram()
         self.received_bytes = self.sent_bytes = 0
@@ -145,6 +148,13 @@ class ProjectMeasures:
         if status >= 400:
             self._errors += 1
         facts = request.facts
+        use = measures.callers.get(facts.caller)
+        if use is None:
+            use = measures.callers[facts.caller] = CallerUse()
+        use.requests += 1
+        use.bytes_in += request.body.received
+        use.bytes_out += request.answer_bytes
+        use.waited_s += facts.waited_s
         if facts.cut_because is not None:
             measures.cut += 1
             self._errors += status < 400
@@ -167,7 +177,21 @@ class ProjectMeasures:
         minutes = [*self._past, *self._current()]
         return [minute for minute in minutes if now - HOUR < minute.at // 60 <= now]
 
+    def usage(self, only: str | None = None) -> dict[str, dict[Api, tuple[Use, Use]]]:
+        """By caller and API, what it used since the start and in the last hour; ``only``: of this caller."""
+        used: dict[str, dict[Api, tuple[Use, Use]]] = {}
+        before = self._now() // 60 - HOUR
+        for api, measures in self.apis.items():
+            for caller, use in measures.callers.items():
+                if only is None or caller == only:
+                    hour = use.after(before) if self._minute > before else Use(0, 0, 0, 0.0)
+                    used.setdefault(caller or NO_CALLER, {})[api] = use.total(), hour
+        return used
+
     def _begin_minute(self, minute: float) -> None:
+        for measures in self.apis.values():
+            for use in measures.callers.values():
+                use.end_minute(self._minute)
         self._past.extend(self._current())
         self._minute, self._durations, self._errors = minute, [0] * (len(BOUNDS_S) + 1), 0
 

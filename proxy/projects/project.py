@@ -39,7 +39,7 @@ class Project:
     be invented, until it gets its first token; ``named_by`` are the callers that named it until then.
     ``expires`` is for people.
     ``shared_answers`` None: each request is forwarded by itself. The gateway counts in ``running`` the
-    requests that use the project now, and in ``requests`` all requests by API.
+    requests that use the project now, in ``requests`` all requests by API, in ``calls`` each one sent.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Project:
         self.named_by = NamedBy()
         self.running = 0
         self.requests: Counter[Api] = Counter()
-        self.measures = ProjectMeasures()
+        self.measures, self.calls = ProjectMeasures(), services.calls.of(name)
         self._services = services
         self._id_by_token: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,7 +155,7 @@ class Project:
         discovered. So callers needn't wait until new tokens are here.
         """
         self.requests.update(before.requests)
-        self.measures, self.named_by = before.measures, before.named_by
+        self.measures, self.calls, self.named_by = before.measures, before.calls, before.named_by
         if not self.grant.is_for_the_same_data(before.grant):
             return
         self.slots, self._id_by_token = before.slots, before._id_by_token

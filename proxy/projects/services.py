@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
+from proxy.projects.calls import MonthlyCalls
 from proxy.projects.renewals import Renewals
 from proxy.projects.slots import SharedSlots
 from proxy.tokens import SYSTEM_CLOCK, Clock, Lease, TokenEndpoint
@@ -37,3 +38,4 @@ class Services:
     on_lease: Callable[[Lease], None] = _ignore_lease
     clock: Clock = SYSTEM_CLOCK
     renewals: Renewals = field(default_factory=Renewals)
+    calls: MonthlyCalls = field(default_factory=MonthlyCalls)

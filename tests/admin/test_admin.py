@@ -167,6 +167,8 @@ async def test_status_shows_each_project_and_api() -> None:
         assert 3500 < metrics["seconds_left"] <= 3600
         assert (metrics["state"], metrics["last_error"], metrics["requests"]) == ("fresh", None, 2)
         assert shop["apis"]["surveys"]["requests"] == 0
+        usage = status["projects"]["ro"].pop("usage")
+        assert (usage["calls"], usage["quota"], usage["callers"]) == (0, None, {})
         assert status["projects"]["ro"] == {
             "url": f"http://127.0.0.1:{proxy.port}/ro",
             "ready": True,
