@@ -23,7 +23,7 @@ _DEVICES = {"desktop": (1080, 1920), "mobile": (844, 390), "tablet": (1180, 820)
 _PLACES = (("FR", "Paris", "fr"), ("GB", "London", "en"), ("DE", "Köln", "de"), ("US", "Austin, TX", "en"))
 _BROWSERS = (("Chrome", 131), ("Safari", 18), ("Firefox", 133), ("Edge", 131), ("Samsung Internet", 27))
 _PLATFORMS = (("Windows", "11"), ("iOS", "18.1"), ("Android", "15"), ("macOS", "15.1"), ("Linux", ""))
-_PATHS = ("/", "/women", "/men/shoes", '/the-"best"-of', "/größen,maße", "/checkout")
+_PATHS = ("/", "/women", "/men/shoes", "/products/red-shoe", '/the-"best"-of', "/größen,maße", "/checkout")
 _APP_EVENTS = ("appStartEvent", "appShowEvent", "appHideEvent")
 
 
@@ -126,6 +126,8 @@ def _view(dice: random.Random, session: _Values) -> _Values:
         "page_interaction_time_msec": round(duration * dice.random()),
         "scroll_rate": round(dice.random(), 4),
         "frustration_score": dice.randint(0, 100),
+        "rage_click_all_targets_ind": int(dice.random() < 0.05),
+        "multiple_button_interaction_ind": int(dice.random() < 0.1),
         "dom_interactive_after_msec": loaded // 2,
         "fully_loaded": loaded,
         "start_render": loaded // 3,
@@ -171,8 +173,13 @@ def _cart(dice: random.Random, session: _Values) -> _Values:
 
 
 def _errors(dice: random.Random, session: _Values) -> _Values:
+    """JavaScript errors with their details, and whether the view had errors of APIs."""
     count = 1 if dice.random() < 0.1 else 0
+    of_api = dice.random() < 0.08
     return {
+        "any_js_error_ind": count,
+        "any_api_error_ind": int(of_api),
+        "api_error_after_click_ind": int(of_api and dice.random() < 0.5),
         "errors.message": ["Uncaught TypeError: it's undefined"] * count,
         "errors.error_time": [session["session_time"]] * count,
         "errors.filename": ["https://shop.example/app.js"] * count,
@@ -185,7 +192,7 @@ _MAKERS: tuple[tuple[_Maker, tuple[str, ...]], ...] = (
     (_view, VIEW_FIELDS),
     (_app_events, ("app_events.",)),
     (_cart, ("session_transaction", "session_add_to_cart_items.", "session_number_of_transactions")),
-    (_errors, ("errors.",)),
+    (_errors, ("errors.", "any_", "api_error_after_click_ind")),
 )
 """The makers of values, and how the names of their fields begin."""
 

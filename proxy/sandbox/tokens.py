@@ -152,10 +152,11 @@ class AuthServer:
 
     def me(self, content: Mapping[str, Any]) -> web.Response:
         """Describes the credentials in the body. Raises OAuthError, or Fault for wrong ones."""
-        allowed = self._project_ids(content)
+        projects = [self._projects[project_id] for project_id in self._project_ids(content)]
+        described = [{"id": project.project_id, "name": project.name} for project in projects]
         answer = {
             "scopes": " ".join(api.scope for api in Api),
-            "permissions": {"projects": [{"id": project_id} for project_id in allowed]},
+            "permissions": {"projects": described},
         }
         return json_answer(answer, fields=_NO_STORE)
 

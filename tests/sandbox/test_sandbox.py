@@ -231,13 +231,15 @@ async def test_account_level_credentials_need_a_project_of_the_account(client: C
 async def test_me_describes_the_credentials(client: Client) -> None:
     url = f"{client.sandbox.auth_url}/v1/oauth/me"
     account = client.sandbox.account
-    for credentials, ids in ((client.project, [42]), (account, [42, 43])):
+    for credentials, names in ((client.project, {42: "demo-eu"}), (account, {42: "demo-eu", 43: "demo-us"})):
         content = {"client_id": credentials.client_id, "client_secret": credentials.client_secret}
         async with client.session.post(url, json=content) as answer:
             described = await answer.json()
         shapes.hold("POST", "/v1/oauth/me", described)
         assert set(described["scopes"].split()) == {*EVERYTHING.split(), "enrichment"}
-        assert described["permissions"]["projects"] == [{"id": id_} for id_ in ids]
+        assert described["permissions"]["projects"] == [
+            {"id": id_, "name": name} for id_, name in names.items()
+        ]
 
 
 @pytest.mark.parametrize("host", ["eu", "us"])

@@ -141,6 +141,8 @@ async def test_a_single_metric_is_found_by_its_path_and_by_its_name(caller: Call
         (f"page-group/{page_group}/scroll-rate", "scrollRate"),
         (f"zone/{zone}/number-of-clicks", "totalClicks"),
         (f"zone/{zone}/tap-rate", "tapRate"),
+        (f"zone/{zone}/conversion-rate-per-click", "avgConversionAfterClick"),
+        (f"zone/{zone}/conversion-rate-per-hover", "avgConversionAfterHover"),
     ):
         one = await caller.get(f"/v1/metrics/{path}?{JUNE}")
         assert list(by_name(one)) == [name]

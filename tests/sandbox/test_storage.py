@@ -117,6 +117,9 @@ async def test_every_exportable_field_can_be_exported_and_has_its_type(
             assert type(row[name]) is types.get(known[name], str), name
         for group in {name.partition(".")[0] for name in names if "." in name}:
             assert len({len(row[name]) for name in names if name.startswith(f"{group}.")}) == 1
+        if scope == "views":
+            assert row["any_js_error_ind"] == len(row["errors.message"])
+            assert row["any_api_error_ind"] >= row["api_error_after_click_ind"]
         revenue = sum(row["session_transaction_items.revenue_cents"])
         assert revenue == row["session_transactions_revenue_cents"]
 
@@ -132,6 +135,14 @@ async def test_every_exportable_field_can_be_exported_and_has_its_type(
         "session_date",
         "app_events.event_name",
         "session_transaction_items.sku",
+        "device_id",
+        "view_duration_msec",
+        "page_interaction_time_msec",
+        "rage_click_all_targets_ind",
+        "multiple_button_interaction_ind",
+        "any_js_error_ind",
+        "any_api_error_ind",
+        "api_error_after_click_ind",
     ],
 )
 def test_views_have_the_fields_that_public_scripts_ask_for(name: str) -> None:
