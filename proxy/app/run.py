@@ -18,7 +18,7 @@ from proxy.app import notify
 from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
-from proxy.logs import configure
+from proxy.logs import configure, log_soon
 from proxy.process import ignore_signals, leave_if_asked, terminal_is_gone
 from proxy.server.passed_sockets import PassedSocket
 
@@ -113,6 +113,7 @@ async def serve(
             notify.ready()
             await signals.stop.wait()
             await app.drain(signals.kill)
+        log_soon("proxy", "info", "stopped", {})  # at each level, like `listening`
     except (ConfigError, ListenError):
         raise
     except Exception:  # noqa: BLE001 - a bug, in a background task mostly: never a half-dead proxy

@@ -138,6 +138,8 @@ def serve(
     sandbox: Annotated[bool, typer.Option("--sandbox")] = False,  # noqa: ARG001
     host: str = "",  # noqa: ARG001
     port: str = "",  # noqa: ARG001
+    log_level: str = "",  # noqa: ARG001
+    log_format: str = "",  # noqa: ARG001
 ) -> None:
     """Hand over to `proxy.cli.serve`, which reads the arguments. The options here are for completion."""
     start.main(sys.argv[sys.argv.index("serve") + 1 :])

@@ -7,8 +7,10 @@ memory of a process that runs for months.
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,15 +18,18 @@ from proxy.cli.console import fail, say
 from proxy.config.load import load
 from proxy.config.messages import did_you_mean
 from proxy.config.settings import Settings
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ListenError
 from proxy.process import harden, interruptibly, raise_descriptor_limit
 from proxy.server.passed_sockets import PassedSocket, take
 
+_LEVELS = ("debug", "info", "warning", "error")
+_FORMATS = ("auto", "text", "json")
+_FORMAT = "CSQ_PROXY_LOG__FORMAT"
 PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run ``serve`` with these arguments. Raises ConfigError, ListenError, OutputLost, SystemExit."""
+    """Run ``serve`` with these arguments. Raises OutputLost and SystemExit."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:
@@ -32,10 +37,29 @@ def main(arguments: Sequence[str]) -> None:
     if options.help:
         say(parser.format_help().rstrip())
         return
+    try:
+        _run(options)
+    except ConfigError as error:
+        _fail(error.faults, 2, options.log_format)
+    except ListenError as error:
+        _fail((str(error),), 1, options.log_format)
+    except Exception:
+        if not _logs_json(options.log_format):
+            raise
+        from proxy.logs import get_logger  # noqa: PLC0415
+
+        get_logger("proxy").critical("stopped_by_bug", exc_info=True)
+        sys.exit(1)
+
+
+def _run(options: argparse.Namespace) -> None:
     passed = take()  # first, since child processes must not inherit the sockets
     harden()  # before there is a secret to protect
     raise_descriptor_limit()
-    flags = {"server": {"host": options.host, "port": options.port}}
+    flags = {
+        "server": {"host": options.host, "port": options.port},
+        "log": {"level": options.log_level, "format": options.log_format},
+    }
     if options.sandbox:
         if options.config is not None:
             raise ConfigError("--sandbox: brings its own projects; leave --config out")
@@ -78,13 +102,34 @@ def _serve_sandbox(
     run(lambda: serve_demo(flags, passed, texts))
 
 
+def _fail(faults: Iterable[str], code: int, log_format: str | None = None) -> NoReturn:
+    """Tell why the proxy doesn't run, and exit: a line for each fault, in JSON where the log is JSON."""
+    if not _logs_json(log_format):
+        fail(faults, code)
+    from proxy.logs import get_logger  # noqa: PLC0415
+
+    for fault in faults:
+        get_logger("proxy").error("start_failed", fault=fault)
+    sys.exit(code)
+
+
+def _logs_json(log_format: str | None) -> bool:
+    """Whether the log is JSON. Where no configuration was read, the flag decides, or the environment."""
+    from proxy.logs import configure, is_configured, is_json  # noqa: PLC0415 - needless for most starts
+
+    if not is_configured():
+        wanted = log_format or os.environ.get(_FORMAT, "")
+        configure("info", wanted if wanted in _FORMATS else "auto")
+    return is_json()
+
+
 class _Parser(argparse.ArgumentParser):
     """Its faults are one line each, like those of the other commands."""
 
     def error(self, message: str) -> NoReturn:
         """Print the fault, and exit with 2. `argparse` calls this method."""
         fault = message.removeprefix("argument ")
-        fail((f"{fault}{'' if fault[-1] in '.?' else '.'} See: {self.prog} --help",), 2)
+        _fail((f"{fault}{'' if fault[-1] in '.?' else '.'} See: {self.prog} --help",), 2)
 
     def refuse(self, word: str) -> NoReturn:
         """Report an unknown option or argument, and exit with 2."""
@@ -104,6 +149,13 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--port", type=_port, help="The port to listen on, 0 for any free one. [default: 8277]"
     )
+    for name, words, default in (
+        ("level", _LEVELS, "info"),
+        ("format", _FORMATS, "auto: text on a terminal, JSON lines elsewhere"),
+    ):
+        help_ = f"The log's {name}: {', '.join(words)}. [default: {default}]"
+        flag, metavar = f"--log-{name}", name.upper()
+        parser.add_argument(flag, type=str.lower, choices=words, metavar=metavar, help=help_)
     parser.add_argument("--help", action="store_true", help="Show this message and exit.")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from proxy.cli.console import say
 from proxy.config.settings import WILDCARDS
 from proxy.errors import OutputLost
 from proxy.foreign import shown
+from proxy.logs import is_on_terminal, is_terminal, log_soon
 from proxy.projects import Project
 
 _CURL = "curl.exe" if sys.platform == "win32" else "curl"
@@ -19,11 +21,18 @@ _CURL = "curl.exe" if sys.platform == "win32" else "curl"
 
 
 def announce(overview: Overview) -> None:
-    """Print the summary. A full disk, say, is no reason to end a proxy that serves."""
-    try:
-        say("\n".join(map(shown, _lines(overview))))
-    except OutputLost:
-        return
+    """Print the summary on a terminal; log ``listening``, unless the log is on that terminal, too.
+
+    It is logged at each level, since programs wait for it. A full disk, say, is no reason to end a proxy
+    that serves.
+    """
+    is_shown = is_terminal(sys.stdout) and overview.settings.log.format != "json"
+    if is_shown:
+        with contextlib.suppress(OutputLost):
+            say("\n".join(map(shown, _lines(overview))))
+    if not (is_shown and is_on_terminal()):
+        urls = [listener.url for listener in overview.listeners]
+        log_soon("proxy", "info", "listening", {"urls": urls, "version": __version__})
 
 
 def _lines(overview: Overview) -> Iterator[str]:
@@ -54,13 +63,15 @@ def _lines(overview: Overview) -> Iterator[str]:
 
 
 def _tokens(project: Project) -> list[str]:
-    """A line for each API whose token is kept fresh, or one that says why there is none."""
-    lines = []
+    """A line about the tokens, and one for each that isn't there; or one that says why none is kept."""
+    lines, ends = [], []
     for api, keeper in project.keepers.items():
         status = keeper.status()
         if status.expires_at is not None:
-            state = f"{status.endpoint}, token until {status.expires_at.astimezone():%H:%M:%S}"
+            ends.append(status.expires_at.astimezone())
         else:
-            state = status.last_error or "the token is being fetched"
-        lines.append(f"    {api.value:<15} {state}")
+            lines.append(f"    {api.value}: {status.last_error or 'the token is being fetched'}")
+    if ends:
+        until = " to ".join(dict.fromkeys(f"{end:%H:%M}" for end in (min(ends), max(ends))))
+        lines.insert(0, f"    {len(ends)} {'API' if len(ends) == 1 else 'APIs'}, tokens until {until}")
     return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]

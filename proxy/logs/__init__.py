@@ -1,7 +1,18 @@
 """Logging: `setup` configures it, `redact` hides secrets, `sink` writes, `events` counts repeats."""
 
 from proxy.logs.events import EventLog, OnEvent
-from proxy.logs.setup import configure, dropped_lines, get_logger, is_enabled_for, log_soon, redactor
+from proxy.logs.setup import (
+    configure,
+    dropped_lines,
+    get_logger,
+    is_configured,
+    is_enabled_for,
+    is_json,
+    is_on_terminal,
+    is_terminal,
+    log_soon,
+    redactor,
+)
 
 __all__ = [
     "EventLog",
@@ -9,7 +20,11 @@ __all__ = [
     "configure",
     "dropped_lines",
     "get_logger",
+    "is_configured",
     "is_enabled_for",
+    "is_json",
+    "is_on_terminal",
+    "is_terminal",
     "log_soon",
     "redactor",
 ]

@@ -93,10 +93,10 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  
     """
     global _level, _renderers  # noqa: PLW0603 - a process has one log
     _sink.stream = sys.stderr if stream is None else stream
-    is_terminal = _is_terminal(_sink.stream)
-    as_text = format == "text" or (format == "auto" and is_terminal)
+    on_terminal = is_terminal(_sink.stream)
+    as_text = format == "text" or (format == "auto" and on_terminal)
     _level = logging.getLevelNamesMapping()[level.upper()]
-    _renderers = _text_renderers(colors=is_terminal and _wants_colors()) if as_text else [_render_json]
+    _renderers = _text_renderers(colors=on_terminal and _wants_colors()) if as_text else [_render_json]
     start: list[Processor] = [add_logger_name, add_log_level, _add_time]
     end: list[Processor] = [structlog.processors.format_exc_info, _put_first_keys_first, *_renderers]
     structlog.configure(
@@ -145,7 +145,23 @@ def dropped_lines() -> int:
     return _sink.dropped
 
 
-def _is_terminal(stream: IO[str] | None) -> bool:
+def is_configured() -> bool:
+    """Whether `configure` was called."""
+    return bool(_renderers)
+
+
+def is_json() -> bool:
+    """Whether lines are JSON."""
+    return _renderers == [_render_json]
+
+
+def is_on_terminal() -> bool:
+    """Whether the log's lines go to a terminal."""
+    return is_terminal(_sink.stream)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a stream is a terminal; None and a closed stream are none."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed

@@ -65,14 +65,13 @@ def test_where_nobody_listens_nothing_happens(address: str, monkeypatch: pytest.
 def test_a_request_stops_it_cleanly_where_that_is_allowed(environ: dict[str, str], config: Path) -> None:
     write(config, CONFIG.replace("[server]", "[server]\nallow_quit = true"))
     with started("serve", "--config", str(config), environ=environ, cwd=config.parent) as proxy:
-        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.listening()
         status, told = get(f"{base}/-/quit")
         assert (status, told["errorCode"]) == (405, "PROXY_METHOD_REFUSED")
         assert get(f"{base}/-/quit", method="POST") == (202, {"stopping": True})
         code, errors = proxy.end()
     assert code == 0
-    assert json.loads(errors.splitlines()[-1])["event"] == "stop_requested"
+    assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
 
 
 async def test_nobody_can_stop_it_by_default() -> None:

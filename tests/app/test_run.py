@@ -4,72 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from support.commands import STARTUP_S, get, needs_signals, started
 from support.harness import WAIT_S
+from support.terminal import in_terminal
 
 pytestmark = needs_signals
 
-TERMINAL = """
-import fcntl, os, signal, sys, termios
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-if sys.argv[1] != "setsid":
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-"""Runs a program in a session of its own, whose terminal is standard input (``setsid``: it has none)."""
 WITHOUT = ("nohup", "setsid")
-
-
-class InTerminal:
-    """A program whose standard streams are a terminal. `close` is what closing the window does."""
-
-    def __init__(self, how: str, *program: str, environ: dict[str, str], cwd: Path) -> None:
-        self._master, slave = os.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TERMINAL, how, *program],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env=environ,
-            cwd=cwd,
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def wait_for(self, pattern: str) -> str:
-        while (match := re.search(pattern, self.shown)) is None:
-            self.shown += os.read(self._master, 4096).decode()
-        return match[1]
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed
-            os.close(self._master)
-
-
-@contextlib.contextmanager
-def in_terminal(how: str, *program: str, environ: dict[str, str], cwd: Path) -> Iterator[InTerminal]:
-    terminal = InTerminal(how, *program, environ=environ, cwd=cwd)
-    try:
-        yield terminal
-    finally:
-        terminal.close()
-        terminal.process.kill()
-        terminal.process.wait(STARTUP_S)
-
 
 SERVE = (sys.executable, "-m", "proxy", "serve")
 READY = r"(Stop): Ctrl-C"
@@ -222,7 +172,7 @@ def test_signals_without_a_meaning_end_nothing(
 ) -> None:
     with started(*command, environ=environ, cwd=config.parent, code=EARLY) as proxy:
         proxy.wait_for("was sent early signals")
-        proxy.wait_for("Ctrl-C")
+        proxy.wait_for("Ctrl-C") if command[0] == "sandbox" else proxy.listening()
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             proxy.process.send_signal(number)
         proxy.process.terminate()

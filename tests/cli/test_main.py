@@ -18,11 +18,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from support.commands import CONFIG, STARTUP_S, Running, get, needs_signals, run, started, write
+from support.commands import CONFIG, STARTUP_S, Running, faults_in, get, needs_signals, run, started, write
 from support.harness import WAIT_S, free_port
+from support.terminal import in_terminal
 from typer.testing import CliRunner
 
 import proxy
+from proxy import __version__
 from proxy.cli.main import cli
 from proxy.errors import ConfigError
 from proxy.sandbox.files import GROUPS, ROWS_PER_GROUP
@@ -40,57 +42,75 @@ def serves_and_stops(proxy: Running, port: int) -> None:
     assert proxy.process.wait(STARTUP_S) == 0
 
 
-def test_the_sandbox_is_served_without_a_file_and_its_summary_says_what_to_try(
-    environ: dict[str, str], tmp_path: Path
-) -> None:
+def test_off_a_terminal_all_is_json_on_standard_error(environ: dict[str, str], tmp_path: Path) -> None:
     with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
-        proxy.wait_for(r"Stop: Ctrl-C\n")
-        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-        assert f"  demo-eu  {base}/demo-eu\n" in proxy.printed
-        assert f"  demo-us  {base}/demo-us\n" in proxy.printed
-        for api in ("data-export", "metrics", "enrichment", "speed-analysis", "surveys"):
-            assert (
-                len(
-                    re.findall(
-                        rf" {api} +http://127\.0\.0\.1:\d+, token until \d\d:\d\d:\d\d\n", proxy.printed
-                    )
-                )
-                == 2
-            )
-        line = proxy.wait_for(r"Try:  (curl.*)\n")
-        [tried] = re.findall(r'\Acurl(?:\.exe)? --noproxy "\*" "(.*)"\Z', line)
-        status, answer = get(tried)
+        listening = proxy.wait_for_event("listening")
+        [base] = listening["urls"]
+        assert listening["version"] == __version__
+        status, answer = get(f"{base}/demo-eu/v1/segments")
         assert (status, answer["success"]) == (200, True)
         assert get(f"{base}/demo-us/v1/exportable-fields")[0] == 200
         assert get(f"{base}/-/status")[1]["projects"]["demo-eu"]["apis"]["metrics"]["requests"] == 1
         assert get(f"{base}/demo-xx/v1/segments")[1]["errorCode"] == "PROXY_UNKNOWN_PROJECT"
-        assert "client-secret" not in proxy.printed
+        proxy.process.send_signal(signal.SIGTERM)
+        code, errors = proxy.end()
+    assert (code, proxy.printed) == (0, "")
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert all(list(line)[:4] == ["timestamp", "level", "logger", "event"] for line in lines)
+    assert [line["event"] for line in lines][-2:] == ["stop_requested", "stopped"]
+    assert "client-secret" not in errors
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_the_line_to_try_reaches_it_past_a_companys_proxy(environ: dict[str, str], tmp_path: Path) -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    variables = {**environ, "NO_PROXY": "", "http_proxy": nowhere, "ALL_PROXY": nowhere}
-    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
-        line = proxy.wait_for(r"Try:  (curl.*)\n")
-        ended = subprocess.run(
-            f"{line} -sS", shell=True, capture_output=True, env=variables, timeout=WAIT_S, check=False
-        )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["success"] is True
+def test_a_program_that_waits_for_listening_gets_it_at_each_level(
+    environ: dict[str, str], config: Path
+) -> None:
+    arguments = ("serve", "--config", str(config), "--log-level", "error", "--log-format", "json")
+    with started(*arguments, environ=environ, cwd=config.parent) as proxy:
+        proxy.listening()
+        proxy.process.terminate()
+        code, errors = proxy.end()
+    assert code == 0
+    assert [json.loads(line)["event"] for line in errors.splitlines()] == ["listening", "stopped"]
+
+
+@needs_signals
+def test_on_a_terminal_its_summary_says_what_to_try(environ: dict[str, str], tmp_path: Path) -> None:
+    program = (sys.executable, "-m", "proxy", "serve", "--sandbox", "--port", "0")
+    with in_terminal("", *program, environ=environ, cwd=tmp_path) as terminal:
+        terminal.wait_for(r"Stop: Ctrl-C\n")
+        base = terminal.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        for project in ("demo-eu", "demo-us"):
+            tokens = r"    5 APIs, tokens until \d\d:\d\d(?: to \d\d:\d\d)?\n"
+            assert re.search(rf"  {project}  {base}/{project}\n{tokens}", terminal.shown)
+        line = terminal.wait_for(r"Try:  (curl.*)\n")
+        [tried] = re.findall(r'\Acurl --noproxy "\*" "(.*)"\Z', line)
+        status, answer = get(tried)
+        assert (status, answer["success"]) == (200, True)
+        if shutil.which("curl") is not None:  # past a company's proxy
+            nowhere = f"http://127.0.0.1:{free_port()}"
+            variables = {**environ, "NO_PROXY": "", "http_proxy": nowhere, "ALL_PROXY": nowhere}
+            command = f"{line} -sS"
+            ended = subprocess.run(
+                command, shell=True, capture_output=True, env=variables, timeout=WAIT_S, check=False
+            )
+            assert json.loads(ended.stdout)["success"] is True, ended.stderr
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == 0
+    assert "listening" not in terminal.shown  # the summary says it
+    assert "client-secret" not in terminal.shown
 
 
 @needs_signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_cleanly(number: signal.Signals, environ: dict[str, str], tmp_path: Path) -> None:
     with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
-        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.listening()
         proxy.process.send_signal(number)
         code, errors = proxy.end()
         assert code == 0
         assert "Traceback" not in errors
         events = [json.loads(line)["event"] for line in errors.splitlines()]
-        assert events[-1] == "stop_requested"
+        assert events[-2:] == ["stop_requested", "stopped"]
 
 
 @needs_signals
@@ -98,8 +118,7 @@ def test_a_second_signal_stops_it_at_once(environ: dict[str, str], tmp_path: Pat
     with started("sandbox", "--latency", "60", environ=environ, cwd=tmp_path) as sandbox:
         path = write(tmp_path / "slow.toml", sandbox_config(sandbox) + "\n[server]\nport = 0\n")
         with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
-            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-            proxy.wait_for(r"Stop: Ctrl-C\n")
+            base = proxy.listening()
             parts = urlsplit(base)
             with socket.create_connection(
                 (parts.hostname or "", parts.port or 0), timeout=STARTUP_S
@@ -220,7 +239,7 @@ def test_signals_that_come_while_it_is_leaving_change_nothing(
 ) -> None:
     number = str(getattr(signal, again).value)
     with started("serve", number, environ=environ, cwd=config.parent, code=LATE) as proxy:
-        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.listening()
         proxy.process.send_signal(signal.SIGTERM)
         code, errors = proxy.end()
         assert code == 0
@@ -257,11 +276,9 @@ for descriptor in (0, 2):
 from proxy.__main__ import main
 main()
 """
-    with started("serve", environ=environ, cwd=config.parent, code=closed) as proxy:
-        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-        proxy.wait_for(r"Stop: Ctrl-C\n")
-        assert get(f"{base}/-/status")[1]["log_lines_dropped"] == 0
-        proxy.process.send_signal(signal.SIGTERM)
+    port = free_port()
+    with started("serve", "--port", str(port), environ=environ, cwd=config.parent, code=closed) as proxy:
+        serves_and_stops(proxy, port)
         assert proxy.end() == (0, "")
 
 
@@ -287,12 +304,12 @@ main()
 
 
 @needs_signals
-def test_it_goes_on_when_nobody_reads_its_summary(environ: dict[str, str], config: Path) -> None:
+def test_it_goes_on_when_nobody_reads_its_log(environ: dict[str, str], config: Path) -> None:
     port = free_port()
     write(config, CONFIG.replace("port = 0", f"port = {port}"))
     with started("serve", "--config", str(config), environ=environ, cwd=config.parent) as proxy:
-        assert proxy.process.stdout is not None
-        proxy.process.stdout.close()
+        assert proxy.process.stderr is not None
+        proxy.process.stderr.close()
         serves_and_stops(proxy, port)
 
 
@@ -329,9 +346,8 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
     for command in ("serve", "check"):
         ended = run(command, "--config", str(path), environ=environ, cwd=tmp_path)
         assert (ended.returncode, ended.stdout) == (2, "")
-        lines = ended.stderr.splitlines()
-        assert len(lines) == 3
-        assert all(line.startswith("csq-proxy: ") for line in lines)
+        assert len(faults_in(ended.stderr)) == 3
+        assert ended.stderr.startswith("{" if command == "serve" else "csq-proxy: ")
         assert "did you mean client_id?" in ended.stderr
 
 
@@ -354,8 +370,8 @@ def test_wrong_usage_is_one_line_and_ends_it_with_2(
 ) -> None:
     ended = run(*arguments, environ=environ, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
-    [line] = ended.stderr.splitlines()
-    assert line.startswith(f"csq-proxy: {fault}")
+    [told] = faults_in(ended.stderr)
+    assert told.startswith(fault)
 
 
 def test_without_a_command_it_shows_which_there_are(environ: dict[str, str], tmp_path: Path) -> None:
@@ -397,9 +413,8 @@ def test_a_taken_port_is_one_line_and_ends_it_with_1(
         taken.listen()
         ended = run(*command, "--port", str(taken.getsockname()[1]), environ=environ, cwd=tmp_path)
     assert ended.returncode == 1
-    [line] = ended.stderr.splitlines()
-    assert line.startswith("csq-proxy: ")
-    assert "--port" in line
+    [fault] = faults_in(ended.stderr)
+    assert "--port" in fault
 
 
 def test_a_ca_file_without_certificates_is_found_by_check_as_by_serve(
@@ -560,11 +575,11 @@ def test_what_is_printed_and_can_not_be_written_is_one_line_and_ends_it_with_1(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
-def test_it_serves_on_where_its_summary_can_not_be_written(environ: dict[str, str], config: Path) -> None:
+def test_it_serves_on_where_its_log_can_not_be_written(environ: dict[str, str], config: Path) -> None:
     full = """
 import os
 from proxy.__main__ import main
-os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
 main()
 """
     port = free_port()
@@ -631,9 +646,8 @@ def test_the_sandbox_prints_a_configuration_that_serve_accepts(
     with started("sandbox", environ=environ, cwd=tmp_path) as sandbox:
         path = write(tmp_path / "printed.toml", sandbox_config(sandbox))
         with started("serve", "--config", str(path), "--port", "0", environ=environ, cwd=tmp_path) as proxy:
-            base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-            proxy.wait_for(r"Stop: Ctrl-C\n")
-            assert "token until" in proxy.printed
+            base = proxy.listening()
+            assert get(f"{base}/-/ready")[0] == 200
             status, answer = get(f"{base}/demo-eu/v1/segments")
             assert (status, answer["success"]) == (200, True)
             for number in (42, 43):
@@ -661,14 +675,16 @@ def test_a_lenient_sandbox_takes_a_form(environ: dict[str, str], tmp_path: Path)
         assert (status, answer["api_base_url"]) == (200, answer["endpoint"])
 
 
+@needs_signals
 def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Path) -> None:
     text = CONFIG.replace("[projects.shop]", "[accounts.acme]")
     path = write(tmp_path / "accounts.toml", text)
-    with started("serve", "--config", str(path), environ=environ, cwd=tmp_path) as proxy:
-        proxy.wait_for(r"Stop: Ctrl-C\n")
-        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-        assert f"  acme  {base}/acme/PROJECT_ID\n" in proxy.printed
-        assert f' --noproxy "*" "{base}/acme/PROJECT_ID/v1/segments"\n' in proxy.printed
+    program = (sys.executable, "-m", "proxy", "serve", "--config", str(path))
+    with in_terminal("", *program, environ=environ, cwd=tmp_path) as terminal:
+        terminal.wait_for(r"Stop: Ctrl-C\n")
+        base = terminal.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
+        assert f"  acme  {base}/acme/PROJECT_ID\n" in terminal.shown
+        assert f' --noproxy "*" "{base}/acme/PROJECT_ID/v1/segments"\n' in terminal.shown
         assert get(f"{base}/-/ready")[0] == 200
 
 

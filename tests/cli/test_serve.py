@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import CONFIG, STARTUP_S, get, needs_signals, run, started, write
+from support.commands import CONFIG, STARTUP_S, faults_in, get, needs_signals, run, started, write
 
 from proxy.cli import serve
+from proxy.logs import configure
 
 # ---- arguments
 
@@ -40,7 +41,9 @@ def test_options_are_given_with_a_space_or_an_equals_sign(
     meant: list[Any] = []
     monkeypatch.setattr(serve, "_serve", lambda *given: meant.append(given[:2]))
     serve.main(arguments)
-    assert meant == [(Path(config) if config else None, {"server": {"host": host, "port": port}})]
+    [(file, flags)] = meant
+    assert file == (Path(config) if config else None)
+    assert flags["server"] == {"host": host, "port": port}
 
 
 @pytest.mark.parametrize(
@@ -61,17 +64,18 @@ def test_options_are_given_with_a_space_or_an_equals_sign(
 def test_wrong_arguments_are_one_line_and_end_it_with_2(
     arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    configure("info", "json")
     with pytest.raises(SystemExit) as ended:
         serve.main(arguments)
     assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"csq-proxy: {fault}")
+    [told] = faults_in(capsys.readouterr().err)
+    assert told.startswith(fault)
 
 
 def test_its_help_names_every_option(environ: dict[str, str], tmp_path: Path) -> None:
     ended = run("serve", "--help", environ=environ, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
-    for option in ("--config FILE", "--sandbox", "--host HOST", "--port PORT"):
+    for option in ("--config FILE", "--sandbox", "--host HOST", "--port PORT", "--log-level LEVEL"):
         assert f"  {option} " in ended.stdout
 
 
@@ -153,7 +157,7 @@ def test_a_reload_asked_for_while_it_reads_does_not_end_it(
         proxy.process.send_signal(signal.SIGHUP)
         with command:
             command.sendall(b"x")
-        proxy.wait_for(r"Stop: Ctrl-C\n")
+        proxy.listening()
 
 
 # ---- what it leaves out
@@ -173,8 +177,7 @@ finally:
 def test_it_imports_neither_typer_nor_rich_nor_the_sandbox(environ: dict[str, str], config: Path) -> None:
     arguments = ("serve", "--config", str(config))
     with started(*arguments, environ=environ, cwd=config.parent, code=WITNESS) as proxy:
-        base = proxy.wait_for(r"listens on (http://127\.0\.0\.1:\d+)\n")
-        proxy.wait_for(r"Stop: Ctrl-C\n")
+        base = proxy.listening()
         proxy.process.send_signal(signal.SIGHUP)
         wait_for_reload(proxy.process)
         assert get(f"{base}/-/status")[1]["reload"]["count"] == 1

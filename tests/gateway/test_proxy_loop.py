@@ -266,7 +266,7 @@ async def test_two_proxies_in_a_row_work_and_two_in_a_circle_are_a_loop(
             text = PROXY.format(auth_url=tokens.url, allowed=second.removeprefix("http://"))
             config = write(tmp_path / "config.toml", text)
             with started("serve", "--config", str(config), environ=environ, cwd=tmp_path) as other:
-                base = await asyncio.to_thread(other.wait_for, r"listens on (http://127\.0\.0\.1:\d+)\n")
+                base = await asyncio.to_thread(other.listening)
                 first = TokenServer(endpoint=base)
                 async with gateway(
                     token=first, server={"port": port}, contentsquare={"auth_url": base}

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import trustme
-from support.commands import CONFIG, STARTUP_S, needs_signals, run, started, write
+from support.commands import CONFIG, STARTUP_S, needs_signals, run, write
 from support.harness import close, free_port, gateway, read_message, settings_for
+from support.terminal import in_terminal
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
@@ -254,8 +255,9 @@ def test_status_snippets_and_the_summary_use_the_socket(
         write(tmp_path / "cert.pem", issued.cert_chain_pems[0].bytes().decode())
         server += 'tls_cert = "cert.pem"\ntls_key = "key.pem"\n'
     write(tmp_path / "config.toml", CONFIG.replace("port = 0\n", server))
-    with started("serve", environ=environ, cwd=tmp_path) as proxy:
-        told = proxy.wait_for("Stop: Ctrl-C") and proxy.printed
+    program = (sys.executable, "-m", "proxy", "serve")
+    with in_terminal("", *program, environ=environ, cwd=tmp_path) as terminal:
+        told = terminal.wait_for("Stop: Ctrl-C") and terminal.shown
         assert f"listens on unix:{path}\n" in told
         assert f"  shop  {'https' if has_tls else 'http'}://localhost/shop\n" in told
         assert f"curl --unix-socket {shlex.quote(str(path))} " in told

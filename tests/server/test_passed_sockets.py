@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support.commands import STARTUP_S, Running, get, started
+from support.commands import STARTUP_S, Running, faults_in, get, started
 from support.harness import Message, free_port, gateway, read_message, settings_for
 
 from proxy.config.settings import Settings
@@ -265,7 +265,7 @@ def test_who_calls_while_it_restarts_is_answered(environ: dict[str, str], config
     with listening() as manager:
         address = manager.getsockname()
         with passed_to_proxy(manager, environ, config) as before:
-            before.wait_for(rf"listens on http://127\.0\.0\.1:{address[1]}\n")
+            assert before.listening() == f"http://127.0.0.1:{address[1]}"
             assert get(f"http://127.0.0.1:{address[1]}/-/status")[0] == 200
             before.process.send_signal(signal.SIGTERM)
             assert before.end()[0] == 0
@@ -283,8 +283,8 @@ def test_a_socket_that_is_refused_ends_it_with_a_line_that_says_why(
         code, errors = proxy.end()
         port = manager.getsockname()[1]
     assert code == 2
-    assert errors.startswith(f"csq-proxy: LISTEN_FDS: 0.0.0.0:{port} is not a loopback address")
-    assert errors.count("\n") == 1
+    [fault] = faults_in(errors)
+    assert fault.startswith(f"LISTEN_FDS: 0.0.0.0:{port} is not a loopback address")
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd-socket-activate here")
@@ -306,9 +306,9 @@ def test_systemd_itself_starts_it_at_the_first_connection(environ: dict[str, str
         status, _ = get(f"http://127.0.0.1:{port}/-/status")
         assert status == 200
         process.terminate()
-        output, _ = process.communicate(timeout=STARTUP_S)
+        _, errors = process.communicate(timeout=STARTUP_S)
     finally:
         process.kill()
         process.communicate()
     assert process.returncode == 0
-    assert f"listens on http://127.0.0.1:{port}\n" in output
+    assert f'"event":"listening","urls":["http://127.0.0.1:{port}"]' in errors

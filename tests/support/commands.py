@@ -53,12 +53,27 @@ def run(*arguments: str, environ: Mapping[str, str], cwd: Path) -> subprocess.Co
     )
 
 
+def faults_in(errors: str) -> list[str]:
+    """The faults on standard error, one a line: those of ``serve`` in JSON, of other commands as text."""
+    faults = []
+    for line in errors.splitlines():
+        if line.startswith("{"):
+            values = json.loads(line)
+            assert (values["event"], values["level"]) == ("start_failed", "error")
+            faults.append(str(values["fault"]))
+        else:
+            assert line.startswith("csq-proxy: ")
+            faults.append(line.removeprefix("csq-proxy: "))
+    return faults
+
+
 class Running:
     """A command that runs until it is stopped."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.printed = ""
+        self.logged = ""
 
     def wait_for(self, pattern: str) -> str:
         """Read the output until it matches ``pattern``; the first group of the match."""
@@ -69,11 +84,26 @@ class Running:
             self.printed += line
         return match[1] if match.groups() else match[0]
 
+    def wait_for_event(self, event: str) -> dict[str, Any]:
+        """Read the log until this event's next line."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.logged += line
+            if (values := json.loads(line))["event"] == event:
+                return dict(values)
+        pytest.fail(f"it ended, and logged {self.logged!r}")
+
+    def listening(self) -> str:
+        """Wait until it serves; its first URL."""
+        return str(self.wait_for_event("listening")["urls"][0])
+
     def end(self) -> tuple[int, str]:
         """The exit code and the standard error output."""
-        output, errors = self.process.communicate(timeout=STARTUP_S)
+        assert self.process.stderr is not None
+        self.logged += self.process.stderr.read()  # `communicate` passes over what the stream holds already
+        output, _ = self.process.communicate(timeout=STARTUP_S)
         self.printed += output
-        return self.process.returncode, errors
+        return self.process.returncode, self.logged
 
 
 @contextlib.contextmanager

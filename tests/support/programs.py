@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import re
+from pathlib import Path
 
 
 def forget_http_proxies() -> None:
@@ -14,10 +15,11 @@ def forget_http_proxies() -> None:
         os.environ.pop(name.lower(), None)
 
 
-async def printed_url(process: asyncio.subprocess.Process, limit_s: float) -> str:
-    """The URL in the first line that ``csq-proxy serve`` prints, without a path."""
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), limit_s)).decode()
-    found = re.search(r"https?://[^\s/,]+", line)
-    assert found is not None, line
-    return found[0]
+async def logged_url(log: Path, limit_s: float) -> str:
+    """The first URL of ``csq-proxy serve``, without a path, once its log, this file, holds ``listening``."""
+    async with asyncio.timeout(limit_s):
+        while True:
+            for line in (await asyncio.to_thread(log.read_text, "utf-8")).splitlines(keepends=True):
+                if '"event":"listening"' in line and line.endswith("\n"):
+                    return str(json.loads(line)["urls"][0])
+            await asyncio.sleep(0.05)

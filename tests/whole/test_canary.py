@@ -175,7 +175,7 @@ async def session(folder: Path) -> AsyncIterator[tuple[Session, Endpoint, str]]:
         write(folder / "standby", SECRETS["standby"])
         write(folder / "config.toml", config_text(token.url, cloud.url, SECRETS["client_secret"]))
         with process(folder) as running:
-            url = await appears(r"listens on (http://\S+)", folder / "out")
+            url = await appears(r'"event":"listening","urls":\["([^"]+)"', folder / "err")
             yield Session(running, folder, int(url.rpartition(":")[2])), endpoint, token.url
 
 

@@ -99,7 +99,7 @@ async def test_from_nothing_to_rows_for_power_bi(environ: dict[str, str], tmp_pa
             assert f"To run it: {sys.executable} -m proxy serve\n" in check.shown
 
         with started("serve", environ=environ, cwd=tmp_path) as proxy:
-            proxy.wait_for(rf"See:  http://127\.0\.0\.1:{port}/-/ ")
+            assert proxy.listening() == f"http://127.0.0.1:{port}"
             m = run("snippets", "--for", "powerbi", environ=environ, cwd=tmp_path).stdout
             if has_parser():
                 rows, errors = await ended(await evaluate(m))

@@ -23,9 +23,9 @@ exec "$0" -c "$1"
 INSIDE = """
 import http.client, json, ssl, subprocess, sys, time
 program = [sys.executable, "-m", "proxy"]
-proxy = subprocess.Popen([*program, "serve", "--config", "config.toml"], stdout=subprocess.PIPE, text=True)
+proxy = subprocess.Popen([*program, "serve", "--config", "config.toml"], stderr=subprocess.PIPE, text=True)
 try:
-    while "Stop: Ctrl-C" not in (line := proxy.stdout.readline()):
+    while '"listening"' not in (line := proxy.stderr.readline()):
         assert line
     began, context = time.monotonic(), ssl.create_default_context(cafile="ca.pem")
     answers = []

@@ -84,8 +84,8 @@ try:
     config.touch(mode=0o600)
     config.write_text(server + "".join(lines))
     serve = [*proxy, "serve", "--config", "config.toml"]
-    gateway = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
-    while "Stop: Ctrl-C" not in (line := gateway.stdout.readline()):
+    gateway = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
+    while '"listening"' not in (line := gateway.stderr.readline()):
         assert line
     ran = [subprocess.run(command, check=False, capture_output=True, text=True) for command in commands]
     print(json.dumps([[one.returncode, one.stdout, one.stderr] for one in ran]))

@@ -21,7 +21,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import re
 import select
 import socket
 import sys
@@ -37,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.canary import Canaries
-from support.programs import forget_http_proxies
+from support.programs import forget_http_proxies, logged_url
 
 from chaos.addresses import CLOUDS_HOST, change_address, enter_namespace
 from chaos.door import Door
@@ -107,7 +106,7 @@ class Run:
             with self.log.open("wb") as log:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "proxy", "serve", "--config", str(self.config)),
-                    stdout=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.DEVNULL,
                     stderr=log,
                 )
             try:
@@ -137,12 +136,7 @@ class Run:
         await self.doors["us"].close()
 
     async def _drive(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
-        found = re.search(r"http://\S+", line)
-        assert found is not None, line
-        self.url = found[0]
-        self.heard.add(line.encode())
+        self.url = await logged_url(self.log, 10)
         ends_at = time.monotonic() + self.seconds
         connector = aiohttp.TCPConnector(limit=0, local_addr=("127.0.0.1", 0))
         async with aiohttp.ClientSession(

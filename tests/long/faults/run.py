@@ -33,7 +33,7 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).parents[3]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from support.programs import forget_http_proxies, printed_url
+from support.programs import forget_http_proxies, logged_url
 
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -170,11 +170,11 @@ async def started(folder: Path) -> AsyncIterator[Bench]:
         with log.open("wb") as lines:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", PLAIN, "serve", "--config", str(config)),
-                stdout=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
                 stderr=lines,
             )
         try:
-            url = await printed_url(process, LIMIT_S)
+            url = await logged_url(log, LIMIT_S)
             yield Bench(process, url, config, log, sandbox, Counter())
         finally:
             with contextlib.suppress(ProcessLookupError):

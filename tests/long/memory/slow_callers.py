@@ -37,6 +37,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from support.harness import KEPT, WAIT_S, RawServer, TokenServer, read_message
+from support.programs import logged_url
 
 CONTENT_BYTES = 10 << 20
 FIRST_BYTES = 60 << 10
@@ -155,18 +156,12 @@ async def running_proxy(
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "proxy", "serve", "--config", str(folder / "config.toml"), "--port", "0",
-            stdout=subprocess.PIPE, stderr=log, cwd=folder,
+            stdout=subprocess.DEVNULL, stderr=log, cwd=folder,
             env={key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")},
         )  # fmt: skip
-    assert process.stdout is not None
     try:
-        async with asyncio.timeout(4 * WAIT_S):
-            while True:
-                line = await process.stdout.readline()
-                assert line, (folder / "log").read_text()
-                if found := re.search(rb"http://127\.0\.0\.1:([0-9]+)", line):
-                    break
-        yield process.pid, int(found[1])
+        url = await logged_url(folder / "log", 4 * WAIT_S)
+        yield process.pid, int(url.rpartition(":")[2])
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -29,6 +29,10 @@ from typing import Any
 
 import aiohttp
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.programs import logged_url
+
 POLL_S = 0.5
 LIMIT_S = 120.0
 FAILURES = ("refused", "closed", "silence", "503", "500")
@@ -115,7 +119,7 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
         )
     try:
         async with aiohttp.ClientSession() as session:
-            url = await url_in(log)
+            url = await logged_url(log, 60)
             await asyncio.sleep(options.seconds)
             failed = await failed_requests(session, url)
             print(f"outage: {failed} failed requests; leases: {dict(await states(session, url))}")
@@ -154,20 +158,7 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
 
 
 def lines_of(log: Path) -> list[dict[str, Any]]:
-    """The log's lines; the summary for people is no JSON."""
-    return [json.loads(line) for line in log.read_text().splitlines() if line[:1] == "{"]
-
-
-async def url_in(log: Path) -> str:
-    """The proxy's address, which the summary for people tells."""
-
-    def found() -> re.Match[str] | None:
-        return re.search(r"listens on (http://[^\s/]+)", log.read_text())
-
-    async with asyncio.timeout(60):
-        while (url := found()) is None:
-            await asyncio.sleep(0.1)
-    return url[1]
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from support.programs import forget_http_proxies, printed_url
+from support.programs import forget_http_proxies, logged_url
 
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -48,13 +48,15 @@ async def copy_of_the_proxy(sandbox: Sandbox, folder: Path, number: int) -> Asyn
         f'client_secret = {json.dumps(project.client_secret)}\napis = ["metrics", "data-export"]\n'
     )
     config.chmod(0o600)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    log = folder / f"{number}.log"
+    with log.open("wb") as lines:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=lines,
+        )
     try:
-        yield await printed_url(process, 20)
+        yield await logged_url(log, 20)
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 40)

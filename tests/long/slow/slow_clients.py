@@ -21,13 +21,19 @@ import re
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.programs import logged_url
 
 CONNECTIONS = 300
 PATH = "/demo-eu/v1/segments?projectId=42"
@@ -81,20 +87,19 @@ class Seen:
 @contextlib.asynccontextmanager
 async def proxy() -> AsyncIterator[str]:
     """A running proxy with a simulated Contentsquare."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve", "--sandbox", "--port", "0"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        line = (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
-        found = re.search(r"http://\S+", line)
-        assert found is not None, line
-        yield found[0]
-    finally:
-        process.terminate()
-        await process.communicate()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as lines:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "proxy", "serve", "--sandbox", "--port", "0"),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=lines,
+            )
+        try:
+            yield await logged_url(log, 10)
+        finally:
+            process.terminate()
+            await process.wait()
 
 
 async def call(url: str, seen: Seen) -> None:

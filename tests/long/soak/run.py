@@ -32,7 +32,7 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from support.programs import forget_http_proxies, printed_url
+from support.programs import forget_http_proxies, logged_url
 
 ROOT = Path(__file__).resolve().parents[3]
 SILENT, READERS = 60, 6
@@ -170,11 +170,11 @@ async def run(seconds: float, folder: Path) -> int:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
             cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
             stderr=log,
         )
     try:
-        port = int((await printed_url(process, LIMIT_S)).rpartition(":")[2])
+        port = int((await logged_url(folder / "log", LIMIT_S)).rpartition(":")[2])
         tls = ssl.create_default_context(cafile=folder / "ca.pem")
         soak = Soak(process.pid, port, tls)
         work = [soak.be_silent() for _ in range(SILENT)] + [soak.read() for _ in range(READERS)]

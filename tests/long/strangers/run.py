@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.certificates import tls_files  # noqa: E402
+from support.programs import logged_url  # noqa: E402
 from support.strangers import PLACES, Address, stranger  # noqa: E402
 
 TRANSPORTS = ("tcp", "tls", "unix")
@@ -181,12 +182,13 @@ async def cell(place: str, transport: str, kind: str, loop: str) -> Row:
         authority.cert_pem.write_to_path(str(folder / "ca.pem"))
         tls_files(folder, pair)
         config = configuration(folder, server.sockets[0].getsockname()[1], transport)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", START[loop], "serve", "--config", str(config),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", START[loop], "serve", "--config", str(config),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
         try:
             return await _measure(process, folder, (place, transport, kind))
         finally:
@@ -197,10 +199,7 @@ async def cell(place: str, transport: str, kind: str, loop: str) -> Row:
 
 async def _measure(process: asyncio.subprocess.Process, folder: Path, at: tuple[str, str, str]) -> Row:
     place, transport, kind = at
-    assert process.stdout is not None
-    first = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()  # "csq-proxy ... listens on URL"
-    port = int(first.partition("://127.0.0.1:")[2].partition(",")[0])
-    rest = asyncio.create_task(process.stdout.read())
+    port = int((await logged_url(folder / "log", 20)).rpartition(":")[2])
     address: Address = folder / "socket" if transport == "unix" else ("127.0.0.1", port)
     where = str(address if transport == "unix" else port)
     ca = str(folder / "ca.pem") if transport == "tls" else None
@@ -234,7 +233,6 @@ async def _measure(process: asyncio.subprocess.Process, folder: Path, at: tuple[
     finally:
         strangers.kill()
         await strangers.wait()
-        rest.cancel()
     came_after = (await whole_flood).decode()  # empty where the flood was cut short
     took, busy = (sorted(times) for times in zip(*calls, strict=True))
     at_99 = min(len(took) - 1, int(len(took) * 0.99))
