@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         say(parser.format_help().rstrip())
         return
     try:
-        _run(options)
+        _run(options, arguments)
     except ConfigError as error:
         _fail(error.faults, 2, options.log_format)
     except ListenError as error:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     passed = take()  # first, since child processes must not inherit the sockets
     harden()  # before there is a secret to protect
     raise_descriptor_limit()
