@@ -51,6 +51,8 @@ MOST_AT_ONCE: Final = 16
 """Exports that one caller may read at once; callers without a key count as one."""
 SMALL_BYTES: Final = 8 << 20
 """Files of at most this size together are made before the answer begins, also where no length is needed."""
+HEAD_WAIT_S: Final = 5.0
+"""The longest wait for a content's length; a HEAD is then answered without one."""
 _PATH: Final = re.compile(
     rb"/-/exports/(?P<project>[^/]+(?:/[^/]+)?)/(?P<job>[A-Za-z0-9_-]{1,128})"
     rb"/latest\.(?P<suffix>(?P<format>csv|jsonl)(?P<gzip>\.gz)?)\Z"
@@ -190,7 +192,8 @@ class Exports:
         if stored is not None and stored > self._pins.spools.limit:
             return content
         if reading.wants_length or (stored is not None and stored <= SMALL_BYTES):
-            return await self._pins.made(pin, content, is_gzip=is_gzip)
+            limit_s = HEAD_WAIT_S if reading.is_head else None
+            return await self._pins.made(pin, content, is_gzip=is_gzip, limit_s=limit_s)
         return pin.spools.get(is_gzip) or content
 
     def close(self) -> None:
@@ -234,9 +237,14 @@ class _Reading:
     run: Run
 
     @property
+    def is_head(self) -> bool:
+        """Whether the caller wants the fields alone."""
+        return self.request.head.method == b"HEAD"
+
+    @property
     def wants_length(self) -> bool:
         """Whether the caller needs the content's length, or a part of the content."""
-        return self.request.head.method == b"HEAD" or self.request.field(b"range") is not None
+        return self.is_head or self.request.field(b"range") is not None
 
     async def send(self, content_of: Callable[[], Awaitable[Content]]) -> bool:
         """Answer with the content; whether the connection can be kept.
@@ -260,7 +268,7 @@ class _Reading:
             answer_fields += ((b"Content-Range", b"bytes %d-%d/%d" % (part[0], part[-1], length or 0)),)
             length = len(part)
         begin = partial(self._begin, 200 if part is None else 206, length, answer_fields)
-        if self.request.head.method == b"HEAD":
+        if self.is_head:
             return begin()
         return await _stream(self.request, begin, length, content.pieces(part))
 

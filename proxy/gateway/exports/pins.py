@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,6 +35,41 @@ class PinKey:
     run_id: str | None
 
 
+class Making:
+    """A content on its way to the disk, for all requests that wait for it."""
+
+    def __init__(self, work: Coroutine[object, object, None]) -> None:
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait
+        self._waiting = 0
+
+    async def wait(self, limit_s: float | None) -> None:
+        """Wait for the end, or for so many seconds. Raises what the work does.
+
+        The work goes on after that time. It ends where the last request that waits is given up.
+        """
+        self._waiting += 1
+        try:
+            await asyncio.wait((self._task,), timeout=limit_s)
+        except asyncio.CancelledError:
+            if self._waiting == 1:
+                self.end()
+            raise
+        finally:
+            self._waiting -= 1
+        if self._task.done():
+            self._task.result()
+
+    def end(self) -> None:
+        """Give the work up."""
+        self._task.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a further request has to begin anew."""
+        return self._task.done() or self._task.cancelling() > 0
+
+
 @dataclass(eq=False, slots=True)
 class Pin:
     """A run that is kept. ``users``: how many requests use it now. Times are the event loop's."""
@@ -46,10 +81,13 @@ class Pin:
     known: Known = field(default_factory=Known)
     spools: dict[bool, Spool | None] = field(default_factory=dict)
     """The contents that were made, by whether they are packed; None: one that has no room."""
+    making: dict[bool, Making] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def close(self) -> None:
-        """Delete the contents that were made."""
+        """Delete the contents that were made. No request uses the pin."""
+        for making in self.making.values():
+            making.end()
         for spool in self.spools.values():
             if spool is not None:
                 spool.close()
@@ -81,6 +119,8 @@ class Pins:
         finally:
             pin.users -= 1
             pin.used_at = asyncio.get_running_loop().time()
+            if not pin.users and self._pins.get(key) is not pin:  # it was dropped meanwhile
+                pin.close()
 
     async def run(self, pin: Pin, find: Callable[[], Awaitable[Run]]) -> Run:
         """The pin's run; ``find`` gets it where none is known. Requests that come meanwhile wait for it."""
@@ -92,13 +132,20 @@ class Pins:
                 pin.found_at = asyncio.get_running_loop().time()
             return pin.run
 
-    async def made(self, pin: Pin, content: Content, *, is_gzip: bool) -> Content:
-        """The content in a temporary file if there is room for it, else the content itself."""
-        async with pin.lock:
-            if is_gzip not in pin.spools:
+    async def made(
+        self, pin: Pin, content: Content, *, is_gzip: bool, limit_s: float | None = None
+    ) -> Content:
+        """The content in a temporary file; the content itself where it has no room, or isn't made in time."""
+        if is_gzip not in pin.spools:
+            making = pin.making.get(is_gzip)
+            if making is None or making.has_ended:
                 self._make_room_on_disk()
-                pin.spools[is_gzip] = await self.spools.make(content)
-            return pin.spools[is_gzip] or content
+                making = pin.making[is_gzip] = Making(self._make(pin, content, is_gzip))
+            await making.wait(limit_s)
+        return pin.spools.get(is_gzip) or content
+
+    async def _make(self, pin: Pin, content: Content, is_gzip: bool) -> None:
+        pin.spools[is_gzip] = await self.spools.make(content)
 
     def forget(self, key: PinKey, pin: Pin) -> None:
         """The pin's files can't be had any more: later requests look for a run again."""
@@ -118,7 +165,7 @@ class Pins:
         return is_unused or now - pin.found_at >= LONGEST_S
 
     def _drop(self, key: PinKey) -> None:
-        if (pin := self._pins.pop(key, None)) is not None:
+        if (pin := self._pins.pop(key, None)) is not None and not pin.users:
             pin.close()
 
     def _unused(self) -> list[PinKey]:

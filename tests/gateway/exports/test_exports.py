@@ -286,7 +286,7 @@ async def test_what_was_made_on_disk_goes_with_its_pin(monkeypatch: pytest.Monke
     monkeypatch.setattr(pins, "PINNED_S", 0.01)
     async with exporting(CSV, MORE) as run:
         await run.get()
-        kept = run.proxy.app._gateway._exports._pins
+        kept = pins_of(run)
         await until(lambda: not kept._pins and not kept.spools.used and kept._timer is None)
 
 
@@ -513,8 +513,101 @@ async def test_a_caller_that_leaves_ends_the_making(gate: asyncio.Event) -> None
         leave(writer)
         [project] = run.proxy.app.projects()
         await until(lambda: not project.running)
-        assert not run.proxy.app._gateway._exports._pins.spools.used
+        assert not pins_of(run).spools.used
         gate.set()
+
+
+PART = b"Range: bytes=1-3"
+
+
+def pins_of(run: Exporting) -> pins.Pins:
+    return run.proxy.app._gateway._exports._pins
+
+
+async def test_a_head_does_not_wait_for_all_of_a_slow_storage(
+    gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "HEAD_WAIT_S", 0.05)
+    async with exporting(CSV, MORE) as run:
+        hold(run, gate)
+        head = await run.get(method="HEAD")
+        assert (head.status, head.values(b"transfer-encoding")) == (200, [b"chunked"])
+        assert not head.values(b"content-length")
+        assert not head.values(b"accept-ranges")
+        gate.set()
+        assert (await run.get("latest.csv", PART)).body == BOTH[1:4]
+        assert len(run.storage.requests) == 4  # the work of the HEAD went on
+        again = await run.get(method="HEAD")
+        assert again.values(b"content-length") == [b"%d" % len(BOTH)]
+        assert etag(again) == etag(head)
+
+
+async def test_what_was_begun_for_a_head_ends_with_its_pin(
+    gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SWEEP_S", 0.01), ("PINNED_S", 0.01)):
+        monkeypatch.setattr(pins, name, value)
+    monkeypatch.setattr(exports, "HEAD_WAIT_S", 0.0)
+    async with exporting(CSV, MORE) as run:
+        hold(run, gate)
+        assert (await run.get(method="HEAD")).status == 200
+        await until(lambda: not busy(run) and not pins_of(run)._pins and not pins_of(run).spools.used)
+        gate.set()
+
+
+async def test_the_making_ends_with_the_last_caller_that_waits_for_it(gate: asyncio.Event) -> None:
+    async with exporting(CSV, MORE) as run:
+        hold(run, gate)
+        writers = []
+        for _ in range(2):
+            _, writer = await run.proxy.connect()
+            writer.write(run.proxy.request(b"GET /-/exports/shop/1001/latest.csv", PART))
+            writers.append(writer)
+        third = asyncio.create_task(run.get("latest.csv", PART))
+        [project] = run.proxy.app.projects()
+        await until(lambda: project.running == 3 and len(run.storage.requests) == 3)
+        leave(writers[0])
+        await until(lambda: project.running == 2)
+        assert busy(run) == 1
+        leave(writers[1])
+        third.cancel()
+        await until(lambda: not project.running and not busy(run) and not pins_of(run).spools.used)
+        gate.set()
+        assert (await run.get("latest.csv", PART)).body == BOTH[1:4]
+
+
+async def test_a_caller_that_leaves_takes_nothing_from_another(gate: asyncio.Event) -> None:
+    async with exporting(CSV, MORE) as run:
+        hold(run, gate)
+        _, writer = await run.proxy.connect()
+        writer.write(run.proxy.request(b"GET /-/exports/shop/1001/latest.csv", PART))
+        await until(lambda: len(run.storage.requests) == 3)
+        other = asyncio.create_task(run.get("latest.csv", PART))
+        [project] = run.proxy.app.projects()
+        await until(lambda: project.running == 2)
+        leave(writer)
+        await until(lambda: project.running == 1)
+        gate.set()
+        assert (await other).body == BOTH[1:4]
+        assert len(run.storage.requests) == 4
+
+
+async def test_a_run_that_is_dropped_while_it_is_read_leaves_nothing_on_disk(
+    gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with exporting(CSV, MORE) as run:
+        hold(run, gate)
+        reading = asyncio.create_task(run.get("latest.csv", PART))
+        await until(lambda: len(run.storage.requests) == 3)
+        [pin] = pins_of(run)._pins.values()
+        with monkeypatch.context() as patch:
+            patch.setattr(pins, "LONGEST_S", 0.0)
+            other = asyncio.create_task(run.get("latest.csv", PART))
+            await until(lambda: list(pins_of(run)._pins.values()) != [pin])
+        gate.set()
+        assert (await reading).body == (await other).body == BOTH[1:4]
+        await until(lambda: not pin.users and not pin.spools)
+        assert pins_of(run).spools.used == len(BOTH)
 
 
 async def test_a_slow_caller_slows_the_storage_down() -> None:
