@@ -85,8 +85,9 @@ class LocalOAuth:
         except CallerUnknown as error:
             raise type(error)(_WRONG_KEY, fields=error.fields) from None
         request.connection.admit(whole=False)
-        chosen = choose(request, prefix, members, generation, caller)
-        if kind == b"token":
+        is_for_token = kind == b"token"
+        chosen = choose(request, prefix, members, generation, caller, is_for_token=is_for_token)
+        if is_for_token:
             return _grant(request, members, chosen, key)
         return await self._describe(request, chosen.project)
 

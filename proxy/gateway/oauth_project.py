@@ -40,15 +40,21 @@ def choose(
     members: Mapping[str, object],
     generation: Generation,
     caller: Caller | None,
+    *,
+    is_for_token: bool,
 ) -> ChosenProject:
     """The project of a request for OAuth's paths.
 
     ``prefix`` is the part of the path before them. ``members`` are the content's parameters. For a caller,
-    projects that it may not use don't exist. Raises BadRequest where the request names no project or
-    several, and UnknownProject for a path, port or field that names none of the caller's.
+    projects that it may not use don't exist. The description of credentials (``is_for_token`` is false) is
+    the same for all projects of an account: the account's name alone is enough. Raises BadRequest where the
+    request names no project or several, and UnknownProject for a path, port or field that names none of the
+    caller's.
     """
     own = generation.owner(request.connection.listener, caller)
     named, number = _named(request, prefix, members, generation, caller), _number(members)
+    if named is not None and number is None and not is_for_token:
+        number = _any_number(named, generation, caller)
     if named is None and number is None:
         return ChosenProject(_default(generation, caller), "")
     name = (
@@ -130,6 +136,14 @@ def _exact(named: _Name, number: int | None, generation: Generation, caller: Cal
     if slash and number is not None and own_number != str(number):
         raise BadRequest(f"{named.place} names {named.text}, but project_id is {number}; name one of them.")
     return named.text if slash else f"{account}/{number}"
+
+
+def _any_number(named: _Name, generation: Generation, caller: Caller | None) -> int | None:
+    """The id of a project of the account, None if ``named`` is no account or no projects are configured."""
+    account = generation.settings.accounts.get(named.text)
+    if account is None or not account.projects or not _may_use(caller, named.text):
+        return None
+    return min(account.projects)
 
 
 def _by_number(number: int | None, generation: Generation, caller: Caller | None) -> str:

@@ -206,3 +206,34 @@ async def test_me_describes_the_project_that_is_named() -> None:
             assert (answer.status, members_of(answer)) == (200, {"scopes": "metrics"})
         start, lines, body = asks("/v1/oauth/me", {})
         assert members_of(await proxy.call(start, *lines, body=body))["error"] == "invalid_request"
+
+
+async def test_me_of_an_account_needs_no_project_because_the_credentials_are_the_same() -> None:
+    secret = {**SECRET, "client_id": "id-5"}
+    accounts = {**ACCOUNTS, "open": secret}
+    async with gateway(projects=PROJECTS, accounts=accounts) as proxy:
+        for target, members in (("/v1/oauth/me", {"client_id": "acme"}), ("/acme/v1/oauth/me", {})):
+            start, lines, body = asks(target, dict(members))
+            answer = await proxy.call(start, *lines, body=body)
+            assert (answer.status, members_of(answer)) == (200, {"scopes": "metrics"})
+        for target, name in ((TOKEN, "acme"), ("/v1/oauth/me", "open")):
+            start, lines, body = asks(target, {"client_id": name})
+            answer = await proxy.call(start, *lines, body=body)
+            assert answer.status == 400
+            assert f"The account {name} has many projects" in members_of(answer)["error_description"]
+
+
+async def test_me_of_an_account_that_the_caller_may_not_use_is_as_unknown_as_any_name() -> None:
+    key = "key-canary-1-long-enough"
+    callers = {"own": {"key": key, "projects": ["shop"]}}
+    async with gateway(projects=PROJECTS, accounts=ACCOUNTS, callers=callers) as proxy:
+        told = []
+        for name in ("acme", "zzzz"):
+            start, lines, body = asks("/v1/oauth/me", {"client_id": name, "client_secret": key})
+            answer = await proxy.call(start, *lines, body=body)
+            told.append((answer.status, answer.content.replace(name.encode(), b"")))
+            start, lines, body = asks(f"/{name}/v1/oauth/me", {"client_secret": key})
+            answer = await proxy.call(start, *lines, body=body)
+            told.append((answer.status, answer.content.replace(name.encode(), b"")))
+        assert told[:2] == told[2:]
+        assert {status for status, _ in told} == {400, 404}
