@@ -25,6 +25,7 @@ COMPILED = (
     "http1",
     "logs",
     "projects/measures.py",
+    "projects/recent.py",
     "projects/shared_answers.py",
     "projects/stored.py",
     "projects/usage.py",

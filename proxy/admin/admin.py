@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from proxy.admin import health, status
+from proxy.admin import requests, status
 from proxy.admin.overview import Overview
 from proxy.admin.status import Sees
 from proxy.blocking import NoThread, in_thread
@@ -80,12 +80,18 @@ class Admin:
             **dict.fromkeys(_FILES, self._page),
         }
 
-    async def answer(self, request: Request, target: bytes, sees: Sees = _everything) -> bool:
+    async def answer(
+        self, request: Request, target: bytes, sees: Sees = _everything, *, own: str | None = None
+    ) -> bool:
         """Answer a request for ``target``; whether the caller's connection can be kept.
 
-        ``sees(name)`` is whether this caller may know the project or account of that name.
+        ``sees(name)`` is whether this caller may know the project or account of that name. ``own`` is the
+        caller's name where it may see its own requests only.
         """
         path = target.partition(b"?")[0]
+        if path == requests.PATH:
+            _require(request, b"GET", b"HEAD")
+            return await requests.answer(self._overview, request, target, requests.Viewer(sees, own))
         page = self._pages.get(path)
         if page is not None:
             _require(request, b"GET", b"HEAD")
@@ -93,7 +99,7 @@ class Admin:
         if (name := _refreshed_project(target)) is not None:
             _require(request, b"POST")
             return self._refresh(request, name, sees)
-        pages = [*self._pages, QUIT] if self._overview.can_quit else [*self._pages]
+        pages = [*self._pages, requests.PATH, *([QUIT] if self._overview.can_quit else [])]
         raise NotFound(
             f"The paths here are {', '.join(p.decode() for p in pages)}, /-/refresh/PROJECT"
             " and /-/exports/PROJECT/JOB_ID/latest.csv."
@@ -137,20 +143,15 @@ class Admin:
         """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour."""
         with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
         only = None if sees is _everything else request.facts.caller
-        lines, healths = [], {}
+        lines = []
         projects = [project for project in self._overview.projects() if sees(project.name)]
         for place, project in enumerate(projects, 1):
-            its_health = healths[project.name] = health.of_project(project)
-            shown = status.of_project(self._overview, project, its_health, with_hour=with_hour, only=only)
+            shown = status.of_project(self._overview, project, with_hour=with_hour, only=only)
             lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
             if not place % SLICE:
                 await asyncio.sleep(0)
         of_process = status.of_process(
-            self._overview,
-            sees,
-            healths,
-            uptime_s=self._now() - self._started_at,
-            with_faults=sees is _everything,
+            self._overview, sees, uptime_s=self._now() - self._started_at, with_faults=sees is _everything
         )
         joined = ",\n".join(lines)
         content = f'{json.dumps(of_process)[:-1]}, "projects": {{\n{joined}\n}}}}\n'

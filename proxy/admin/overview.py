@@ -16,6 +16,7 @@ from proxy.logs import dropped_lines
 from proxy.origin import Origin
 from proxy.projects import Project
 from proxy.projects.calls import MonthlyCalls
+from proxy.projects.recent import RecentRequests
 from proxy.server.request import Listener
 
 
@@ -51,6 +52,7 @@ class Overview:
     reload: ReloadStatus = field(default_factory=ReloadStatus)
     refused: Counter[str] = field(default_factory=Counter)
     own_series: list[str] = field(default_factory=list)
+    recent: RecentRequests = field(default_factory=RecentRequests)
     page_texts: PageTexts | None = None
 
     @property

@@ -73,6 +73,7 @@ class App:
             MonthlyCalls(self._log_event),
             has_quit=quit_ is not None,
         )
+        self.overview.recent.switch(on=settings.log.requests)
         self._gateway = Gateway(self.overview, self._listeners.requests, quit_, self._log_event)
         self._generation: Generation
         self._generations: Generations
@@ -131,7 +132,6 @@ class App:
         self.overview.calls.set_quotas(self._settings.quotas)
         self._spawn(self._sweep_regularly())
         self._spawn(self._count_calls())
-        self._spawn(self._generations.slots.count_minutes())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
             load = self._load
@@ -198,6 +198,7 @@ class App:
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
             configure(new.settings.log.level, new.settings.log.format)
+            self.overview.recent.switch(on=new.settings.log.requests)
         self._expiry.look(self._ends())
         self.overview.calls.set_quotas(new.settings.quotas)
         return differences(old.settings, new.settings, self._settings)
@@ -209,6 +210,7 @@ class App:
             while any(project.running for project in leaving):
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_POLL_S)
+            await self.overview.recent.redact()
         finally:
             for project in leaving:
                 project.close()

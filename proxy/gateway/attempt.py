@@ -113,7 +113,7 @@ class Attempt:
         self._out: list[bytes] = []
         """For the caller, at the next flush."""
         self._held: HeldError | None = None
-        """A small error, which is held back together with ``_out`` until it is whole."""
+        """A small error until it is whole; meanwhile, one of 4xx is held back together with ``_out``."""
         self._starting: list[bytes] | None = None
         """The first bytes for the cloud, while they are put together."""
         self.is_over = False
@@ -133,6 +133,7 @@ class Attempt:
         body = request.body
         is_head_request = request.head.method == b"HEAD"
         request.facts.sent_at = time.perf_counter()
+        request.facts.upstream = self.lease.origin
         recorder = self._recorder
         request.connection.peer = (
             self._connection if recorder is None else recorder.on_start(self._connection)
@@ -221,7 +222,7 @@ class Attempt:
             and request.body.complete
             and (bodyless or head.content_length is not None or self._caller_chunked)
         )
-        if 400 <= head.status < 500 and not bodyless:
+        if head.status >= 400 and not bodyless:
             self._held = HeldError.of(head)
         request.status = head.status
         added = b"" if self._recorder is None else self._recorder.on_head(head)
@@ -248,7 +249,7 @@ class Attempt:
             # The rest of such an answer isn't worth a wait.
             self._connection.close()
             self._end(self._no_answer)
-        elif self._out and self._held is None:
+        elif self._out and (self._held is None or self._request.status >= 500):
             out, self._out = self._out, []
             self._request.head_sent = True
             self._request.write(out[0] if len(out) == 1 else b"".join(out))
@@ -260,10 +261,12 @@ class Attempt:
             self._end(self._no_answer)
             return
         if self._held is not None:
-            if self._held.error_code() == CONCURRENT_API_CALL:
+            code = self._held.error_code()
+            if code == CONCURRENT_API_CALL and self._request.status < 500:
                 self._request.status = self._request.answer_bytes = 0
                 self._end(Outcome.CROWDED)
                 return
+            self._request.facts.vendor_code = code
             self._held = None
         if self._recorder is not None:
             self._recorder.on_end(trailers)

@@ -51,6 +51,11 @@ class Caller:
     projects: frozenset[str] | None
     read_only: bool
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether this caller may not do all that there is."""
+        return self.read_only or self.projects is not None
+
     def may_use(self, project: str) -> bool:
         """Whether this caller may use a project (or, for ``acme/42``, its account)."""
         return self.projects is None or project in self.projects or project.partition("/")[0] in self.projects

@@ -26,6 +26,7 @@ from proxy.gateway.exports.exports import Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
 from proxy.gateway.own import OwnPaths, asks_for_page, is_own
+from proxy.gateway.recent import keep
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch
@@ -55,12 +56,13 @@ class Gateway:
         on_event: OnEvent,
     ) -> None:
         self._overview = overview
+        self._recent = overview.recent
         self._on_event = on_event
         self._wrong_keys = WrongKeys()
         oauth = LocalOAuth(lambda: self.generation)
         self._in_flight: Counter[str] = Counter()
         self._stalls = StallWatch(requests, lambda: self.generation.settings.server)
-        self._exports = Exports(self._stalls)
+        self._exports = Exports(self._stalls, overview.recent)
         self._own = OwnPaths(Admin(overview), self._exports, oauth, quit_)
 
     def close(self) -> None:
@@ -204,6 +206,8 @@ class Gateway:
                     self._in_flight[request.facts.caller] -= 1
             project.measures.count_request(exchange.api, request, took_s)
         log_request(request, took_s)
+        if self._recent.is_on:
+            keep(self._recent, request, exchange, took_s)
         # These refer to the request, and it to them: free all without the collector.
         request.exchange = None
         request.facts.refusal = None
@@ -242,7 +246,7 @@ class Gateway:
             self._overview.refused[error.code] += 1
             return
         project, api = exchange.project, exchange.api
-        project.measures.count_error(error.code, error.message, error.proxy_status)
+        project.measures.count_error(error.code, error.message)
         if error.status >= 500 and not isinstance(error, Stopping | ProxyLoop):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)

@@ -1,7 +1,7 @@
-"""A small JSON error of the cloud, held back until its ``errorCode`` is known.
+"""A small JSON error of the cloud, whose ``errorCode`` is wanted.
 
-Only this module reads an answer's content, and only of 4xx answers whose Content-Type is JSON: never of
-good answers, and never more than `LIMIT_BYTES`.
+Only this module reads an answer's content, and only of 4xx and 5xx answers whose Content-Type is JSON: never
+of good answers, and never more than `LIMIT_BYTES`.
 """
 
 from __future__ import annotations

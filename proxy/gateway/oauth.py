@@ -85,8 +85,11 @@ class LocalOAuth:
         except CallerUnknown as error:
             raise type(error)(_WRONG_KEY, fields=error.fields) from None
         request.connection.admit(whole=False)
+        if caller is not None:
+            request.facts.caller = caller.name
         is_for_token = kind == b"token"
         chosen = choose(request, prefix, members, generation, caller, is_for_token=is_for_token)
+        request.facts.project = chosen.project.name
         if is_for_token:
             return _grant(request, members, chosen, key)
         return await self._describe(request, chosen.project)
@@ -101,6 +104,7 @@ class LocalOAuth:
             raise _unavailable(error) from None
         finally:
             project.running -= 1
+        request.facts.is_relayed = True
         content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")
         coding = answer.fields.get("Content-Encoding")
         fields = () if coding is None else ((b"Content-Encoding", coding.encode("latin-1")),)

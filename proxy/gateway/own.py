@@ -88,6 +88,7 @@ class OwnPaths:
             room.release()
 
     async def _page(self, request: Request, caller: Caller | None, target: bytes) -> bool:
+        own = caller.name if caller is not None and caller.is_limited else None
         if caller is None or caller.projects is None:
-            return await self._pages.answer(request, target)
-        return await self._pages.answer(request, target, caller.may_use)
+            return await self._pages.answer(request, target, own=own)
+        return await self._pages.answer(request, target, caller.may_use, own=own)

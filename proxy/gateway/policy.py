@@ -98,7 +98,7 @@ def check_secrets(head: RequestHead, target: bytes) -> None:
 
 def check_quit(caller: Caller | None) -> None:
     """Raise Forbidden where this caller may not stop the proxy, because that affects all callers."""
-    if caller is not None and (caller.read_only or caller.projects is not None):
+    if caller is not None and caller.is_limited:
         raise Forbidden(f"The caller {caller.name} may not stop the proxy: only a caller without limits may.")
 
 

@@ -16,10 +16,11 @@ from proxy.server.request import Request
 from proxy.server.request_id import request_id, trace_id
 
 LONGEST_ROUTE: Final = 128
-_PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status"))
-_METHODS: Final = {
+_PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status", b"/-/requests"))
+METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 }
+"""Methods by their name as it is sent; others are shown as ``{other}``, because a caller may invent them."""
 # Up to four short words of letters that aren't a number in base 16.
 _WORD: Final = re.compile(rb"(?![a-f]{8,}\Z)(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
 _IN_WORDS: Final = b"abcdefghijklmnopqrstuvwxyz-"
@@ -87,7 +88,7 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
     if facts.caller is not None:
         values["caller"] = facts.caller
     if request.head.method:
-        values["method"] = _METHODS.get(request.head.method, "{other}")
+        values["method"] = METHODS.get(request.head.method, "{other}")
         values["route"] = route_of(request.head.target if exchange is None else exchange.target)
     if request.status:
         values["status"] = request.status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy.errors import ProxyError
+from proxy.origin import Origin
 
 
 class Facts:
@@ -13,12 +14,15 @@ class Facts:
         "caller",
         "cut_because",
         "error_code",
+        "is_relayed",
         "project",
         "refusal",
         "replays",
         "request_id",
         "sent_at",
         "shared",
+        "upstream",
+        "vendor_code",
         "waited_s",
     )
 
@@ -27,6 +31,8 @@ class Facts:
         """When the handler began."""
         self.sent_at = 0.0
         """When the request's head last went upstream; 0 if it never did."""
+        self.upstream: Origin | None = None
+        """Where the request last went; None if it never did."""
         self.waited_s = 0.0
         """How long the request waited for a slot."""
         self.caller: str | None = None
@@ -43,5 +49,9 @@ class Facts:
         """Why the request is refused, where that is known before the answer."""
         self.error_code: str | None = None
         """The code of the proxy's own error answer, None for any other answer."""
+        self.vendor_code: str | None = None
+        """The errorCode of Contentsquare's answer, where that is a small JSON error."""
+        self.is_relayed = False
+        """Whether an answer without an exchange holds what Contentsquare, or its storage, answered."""
         self.cut_because: str | None = None
         """Why the answer was cut after its head had gone out."""

@@ -15,10 +15,12 @@ from proxy.contentsquare import Api
 from proxy.errors import UpstreamUnreachable
 from proxy.gateway import policy, tries
 from proxy.gateway.exchange import Exchange
+from proxy.gateway.recent import keep
 from proxy.gateway.request_log import log_request
 from proxy.gateway.stalls import StallWatch
 from proxy.http1 import ResponseHead, parse_request_head, parse_response_head
 from proxy.projects import Project
+from proxy.projects.recent import RecentRequests
 from proxy.server.body import RequestBody
 from proxy.server.request import Listener, Request, WritingPeer
 from proxy.server.request_id import request_id
@@ -43,6 +45,7 @@ class OwnCalls:
         project: Project,
         upstreams: Upstreams,
         stalls: StallWatch,
+        recent: RecentRequests,
         *,
         queue_timeout_s: float,
     ) -> None:
@@ -50,6 +53,7 @@ class OwnCalls:
         self.project = project
         self._upstreams = upstreams
         self._stalls = stalls
+        self._recent = recent
         self._queue_timeout_s = queue_timeout_s
 
     async def get(self, api: Api, target: bytes) -> tuple[ResponseHead, bytes]:
@@ -86,6 +90,8 @@ class OwnCalls:
             self.project.measures.count_request(api, request, took_s)
             self._request.facts.waited_s += request.facts.waited_s
             log_request(request, took_s)
+            if self._recent.is_on:
+                keep(self._recent, request, exchange, took_s)
             request.exchange = None
         if collector.is_aborted:
             raise _unusable(f"it was cut ({request.facts.cut_because or 'its caller left'})")

@@ -43,6 +43,7 @@ from proxy.gateway.stalls import StallWatch
 from proxy.http1 import chunk, last_chunk
 from proxy.http1.ranges import NOT_MODIFIED, NotSatisfiable, asked_range, failed_precondition
 from proxy.projects import Project
+from proxy.projects.recent import RecentRequests
 from proxy.server.answer import Fields, begin_answer, write_answer
 from proxy.server.request import Request
 
@@ -115,10 +116,11 @@ class _Asked:
 
 
 class Exports:
-    """Answers these requests. ``stalls`` hears of look-ups that wait for a slot."""
+    """Answers these requests. ``stalls`` hears of look-ups that wait for a slot; ``recent`` keeps them."""
 
-    def __init__(self, stalls: StallWatch) -> None:
+    def __init__(self, stalls: StallWatch, recent: RecentRequests) -> None:
         self._stalls = stalls
+        self._recent = recent
         self._pins = Pins()
         self._rooms: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_AT_ONCE))
 
@@ -158,6 +160,7 @@ class Exports:
             project,
             generation.outward.upstreams,
             self._stalls,
+            self._recent,
             queue_timeout_s=generation.queue_timeout_s,
         )
         key = PinKey(request.facts.caller or "", project, asked.job_id, asked.run_id)
@@ -171,6 +174,7 @@ class Exports:
                     reading = _Reading(request, asked, project.name, run)
                     return await reading.send(lambda: self._content(reading, pin, storage))  # noqa: B023
                 except Relayed as answer:
+                    request.facts.is_relayed = True
                     content_type = answer.head.fields.only(b"content-type") or b"application/json"
                     return write_answer(
                         request, answer.head.status, answer.content, content_type=content_type
@@ -304,6 +308,7 @@ class _Reading:
 
     def _begin(self, status: int, length: int | None, fields: Fields) -> bool:
         """Send the answer's head; whether the connection can be kept."""
+        self.request.facts.is_relayed = True
         content_type = b"application/gzip" if self.asked.is_gzip else _TYPES[self.asked.format]
         return begin_answer(
             self.request, status, length, content_type, fields=fields, cache=b"private, no-cache"
