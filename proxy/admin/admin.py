@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from proxy.admin import requests, status
+from proxy.admin import health, requests, status
 from proxy.admin.overview import Overview
 from proxy.admin.status import Sees
 from proxy.blocking import NoThread, in_thread
@@ -143,15 +143,20 @@ class Admin:
         """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour."""
         with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
         only = None if sees is _everything else request.facts.caller
-        lines = []
+        lines, healths = [], {}
         projects = [project for project in self._overview.projects() if sees(project.name)]
         for place, project in enumerate(projects, 1):
-            shown = status.of_project(self._overview, project, with_hour=with_hour, only=only)
+            its_health = healths[project.name] = health.of_project(project)
+            shown = status.of_project(self._overview, project, its_health, with_hour=with_hour, only=only)
             lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
             if not place % SLICE:
                 await asyncio.sleep(0)
         of_process = status.of_process(
-            self._overview, sees, uptime_s=self._now() - self._started_at, with_faults=sees is _everything
+            self._overview,
+            sees,
+            healths,
+            uptime_s=self._now() - self._started_at,
+            with_faults=sees is _everything,
         )
         joined = ",\n".join(lines)
         content = f'{json.dumps(of_process)[:-1]}, "projects": {{\n{joined}\n}}}}\n'

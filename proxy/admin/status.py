@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from proxy import __version__
+from proxy.admin import health
 from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
 from proxy.config.watch import ReloadStatus
 from proxy.contentsquare import Api
 from proxy.projects import Project
 from proxy.projects.calls import Count
+from proxy.projects.health import Health
 from proxy.projects.measures import Minute
+from proxy.projects.slot_minutes import SlotMinute
 from proxy.projects.usage import Use
 from proxy.tokens import LeaseStatus
 
@@ -22,12 +26,19 @@ Sees: TypeAlias = Callable[[str], bool]
 """Whether a caller may know a project or an account, by its name."""
 
 
-def of_process(overview: Overview, sees: Sees, *, uptime_s: float, with_faults: bool) -> dict[str, object]:
-    """The part about the whole process; ``with_faults``: for callers that see all projects."""
+def of_process(
+    overview: Overview, sees: Sees, projects: Mapping[str, Health], *, uptime_s: float, with_faults: bool
+) -> dict[str, object]:
+    """The part about the whole process; ``with_faults``: for callers that see all projects.
+
+    ``projects`` has the health of each project that the caller sees.
+    """
     lag, texts = overview.loop_lag, overview.page_texts
     return {
         "version": __version__,
         "uptime_s": round(uptime_s, 1),
+        "started_at": round(time.time() - uptime_s),
+        "health": health.shown_whole(health.of_all(projects)),
         "stopping": overview.is_stopping,
         "needs_key": overview.needs_key,
         **({"start_command": texts.start} if with_faults and texts is not None else {}),
@@ -43,7 +54,7 @@ def of_process(overview: Overview, sees: Sees, *, uptime_s: float, with_faults: 
 
 
 def of_project(
-    overview: Overview, project: Project, *, with_hour: bool, only: str | None
+    overview: Overview, project: Project, its_health: Health, *, with_hour: bool, only: str | None
 ) -> dict[str, object]:
     """One project's part; ``with_hour``: also the minutes of the last hour.
 
@@ -52,6 +63,7 @@ def of_project(
     slots, measures = project.slots, project.measures
     return {
         "url": overview.project_url(project.name),
+        "health": health.shown(its_health),
         "ready": project.is_ready,
         "read_only": project.read_only,
         "missing": project.missing(),
@@ -67,6 +79,7 @@ def of_project(
             api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
             for api, keeper in project.keepers.items()
         },
+        "responses": measures.responses(),
         "sharing": _of_sharing(project),
         "usage": {
             **_of_calls(overview.calls.count(project.name)),
@@ -76,7 +89,7 @@ def of_project(
             {"at": _stamp(one.at), "code": one.code, "message": one.message}
             for one in reversed(measures.last_errors)
         ],
-        **({"hour": [_of_minute(one) for one in measures.hour()]} if with_hour else {}),
+        **({"hour": [*_of_hour(project)]} if with_hour else {}),
     }
 
 
@@ -84,13 +97,26 @@ def _stamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
-def _of_minute(one: Minute) -> dict[str, object]:
+def _of_hour(project: Project) -> Iterator[dict[str, object]]:
+    """The minutes of the last hour in which a request ended, or a slot was in use."""
+    ended = {one.at: one for one in project.measures.hour()}
+    slots = {one.at: one for one in project.slots.minutes.hour(time.time())}
+    for at in sorted({*ended, *slots}):
+        yield _of_minute(ended.get(at) or Minute(at), slots.get(at) or SlotMinute(at))
+
+
+def _of_minute(one: Minute, slots: SlotMinute) -> dict[str, object]:
     return {
         "at": one.at,
         "requests": one.requests,
         "errors": one.errors,
+        "errors_contentsquare": one.errors - one.errors_proxy,
+        "errors_proxy": one.errors_proxy,
         "p50_ms": round(one.p50_s * 1000),
         "p95_ms": round(one.p95_s * 1000),
+        "slots_in_use": slots.in_use,
+        "waiting": slots.waiting,
+        "refused": slots.refused,
     }
 
 

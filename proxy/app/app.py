@@ -132,6 +132,7 @@ class App:
         self.overview.calls.set_quotas(self._settings.quotas)
         self._spawn(self._sweep_regularly())
         self._spawn(self._count_calls())
+        self._spawn(self._generations.slots.count_minutes())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
             load = self._load

@@ -44,7 +44,7 @@ class Generations:
         self.accounts = AccountProjects()
         self._listeners = listeners
         self._calls = calls
-        self._slots = SharedSlots(limit)
+        self.slots = SharedSlots(limit)
         self.renewals = Renewals(on_event=on_event)
         self.answers = Store()
         self._spawn = spawn
@@ -57,8 +57,8 @@ class Generations:
         outward = self._outward(planned, before)
         projects, fresh = self._projects(settings, outward, before)
         leaving = [] if before is None else self._leaving(settings, outward, before, projects)
-        if vendor.max_concurrency != self._slots.limit:
-            self._slots.limit = vendor.max_concurrency
+        if vendor.max_concurrency != self.slots.limit:
+            self.slots.limit = vendor.max_concurrency
         default = settings.default_project
         generation = Generation(
             settings=settings,
@@ -151,7 +151,7 @@ class Generations:
             Grant.of(access, project_id),
             Services(
                 endpoint=outward.endpoint,
-                slots=self._slots,
+                slots=self.slots,
                 spawn=self._spawn,
                 on_event=self._on_event,
                 on_lease=lambda lease: outward.upstreams.warm(lease.origin),

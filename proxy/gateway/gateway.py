@@ -246,7 +246,7 @@ class Gateway:
             self._overview.refused[error.code] += 1
             return
         project, api = exchange.project, exchange.api
-        project.measures.count_error(error.code, error.message)
+        project.measures.count_error(error.code, error.message, error.proxy_status)
         if error.status >= 500 and not isinstance(error, Stopping | ProxyLoop):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)

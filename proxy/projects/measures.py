@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Final
 
@@ -32,6 +33,17 @@ MOST_ERRORS: Final = 20
 """How many errors are kept with their message."""
 SHARED: Final = ("hit", "collapsed")
 """The values of `Facts.shared` for a request that got the answer to another request."""
+RECENT_MINUTES: Final = 5
+"""The window of `Recent` is this one and the minutes before it, until there are `ENOUGH` answers."""
+ENOUGH: Final = 20
+"""With so many answers in the last one to two minutes, older ones tell nothing of the present state."""
+LEFT_AFTER_S: Final = 10.0
+"""A caller that leaves after so long without an answer tells of trouble; one that leaves sooner doesn't."""
+LEFT: Final = "left"
+"""In place of a status or code: the caller left after `LEFT_AFTER_S` without an answer."""
+CUT: Final = "PROXY_ANSWER_CUT"
+CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
+_STATUSES: Final = frozenset(status.value for status in HTTPStatus if status >= 400)
 
 
 class Histogram:
@@ -88,13 +100,35 @@ class ApiMeasures:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute of a project. ``at`` is its start in seconds since 1970; p50 and p95 are estimates."""
+    """One minute of a project. ``at`` is its start in seconds since 1970; p50 and p95 are estimates.
+
+    ``silent`` counts the requests that tell nothing of the project's state: they got the answer to another
+    request, or their callers left soon. ``troubles`` counts the answers of 4xx and 5xx, by Contentsquare's
+    status ("500") or the code of the proxy's error, and the callers that `LEFT`.
+    """
 
     at: int
-    requests: int
-    errors: int
-    p50_s: float
-    p95_s: float
+    requests: int = 0
+    errors: int = 0
+    errors_proxy: int = 0
+    p50_s: float = 0.0
+    p95_s: float = 0.0
+    silent: int = 0
+    troubles: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The requests that ended in the last ``minutes`` minutes, without those that are `Minute.silent`.
+
+    ``troubles`` is as in `Minute`, of all those minutes. ``good_in_a_row`` counts Contentsquare's answers
+    below 500 since the last trouble between the proxy and Contentsquare.
+    """
+
+    minutes: int = 1
+    requests: int = 0
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    good_in_a_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +138,8 @@ class OwnError:
     at: float
     code: str
     message: str
+    proxy_status: str = ""
+    """The error type of RFC 9209, section 2.3."""
 
 
 class ProjectMeasures:
@@ -123,6 +159,12 @@ class ProjectMeasures:
         self._minute = -1.0
         self._durations: list[int] = []
         self._errors = 0
+        self._errors_proxy = 0
+        self._silent = 0
+        self._troubles: Counter[str] = Counter()
+        self._good_in_a_row = 0
+        self._by_proxy = [0] * 10  # the proxy's own answers, by status class
+        self._not_theirs = [0] * 10  # the same, and answers that were cut, by the class that the APIs count
 
     def of(self, api: Api) -> ApiMeasures:
         """The counts of one API."""
@@ -145,8 +187,6 @@ class ProjectMeasures:
         if minute != self._minute:
             self._begin_minute(minute)
         self._durations[place] += 1
-        if status >= 400:
-            self._errors += 1
         facts = request.facts
         use = measures.callers.get(facts.caller)
         if use is None:
@@ -157,19 +197,80 @@ class ProjectMeasures:
         use.waited_s += facts.waited_s
         if facts.cut_because is not None:
             measures.cut += 1
-            self._errors += status < 400
-            self.count_error("PROXY_ANSWER_CUT", f"The answer was cut: {facts.cut_because}. Send it again.")
+            self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
+            self._count_own(CUT, status // 100, 5)
+        elif status >= 400:
+            if facts.error_code is None:
+                self._count_theirs(status)
+            else:
+                self._count_own(facts.error_code, status // 100, status // 100)
+        elif status:
+            self._good_in_a_row += 1
+        elif took_s >= LEFT_AFTER_S:
+            self._troubles[LEFT] += 1
+            self._good_in_a_row = 0
+        else:
+            self._silent += 1
         if facts.waited_s:
             self.slot_wait.add(facts.waited_s)
         if facts.shared is not None:
             self.shared[facts.shared] += 1
+            self._silent += 1
+            self._good_in_a_row -= 1  # it tells nothing of Contentsquare's state
         if facts.replays:
             self.replays.update(facts.replays)
 
-    def count_error(self, code: str, message: str) -> None:
+    def _count_theirs(self, status: int) -> None:
+        """Contentsquare answered with 4xx or 5xx."""
+        self._errors += 1
+        known = status in _STATUSES  # so that a strange cloud can't fill the memory
+        self._troubles[str(status) if known else f"{status // 100}xx"] += 1
+        self._good_in_a_row = 0 if status >= 500 else self._good_in_a_row + 1
+
+    def _count_own(self, code: str, counted_as: int, kind: int) -> None:
+        """The proxy itself answered with an error of class ``kind``, or cut Contentsquare's answer."""
+        self._errors += 1
+        self._errors_proxy += 1
+        self._troubles[code] += 1
+        self._by_proxy[kind] += 1
+        self._not_theirs[counted_as] += 1
+        if kind >= 5:
+            self._good_in_a_row = 0
+
+    def count_error(self, code: str, message: str, proxy_status: str = "") -> None:
         """Count an answer that was an error of the proxy's own, and keep its message."""
         self.errors[code] += 1
-        self.last_errors.append(OwnError(self._now(), code, message))
+        self.last_errors.append(OwnError(self._now(), code, message, proxy_status))
+
+    def responses(self) -> dict[str, dict[str, int]]:
+        """How many answers were Contentsquare's and how many the proxy's, each by status class ("2xx").
+
+        A shared answer is Contentsquare's. An answer that was cut is the proxy's, and a 5xx: the caller got
+        a reset in place of its end.
+        """
+        theirs = {kind: -self._not_theirs[int(kind[0])] for kind in CLASSES}
+        for measures in self.apis.values():
+            for kind, _, count in measures.answers():
+                if kind in theirs:
+                    theirs[kind] += count
+        own = {kind: self._by_proxy[int(kind[0])] for kind in CLASSES}
+        return {
+            "contentsquare": {kind: count for kind, count in theirs.items() if count},
+            "proxy": {kind: count for kind, count in own.items() if count},
+        }
+
+    def recent(self) -> Recent:
+        """The requests that ended of late: in this minute and the one before, or else in more minutes."""
+        now = self._now() // 60
+        requests, taken = 0, 0
+        troubles: Counter[str] = Counter()
+        minutes = {one.at // 60: one for one in self.hour()}
+        while taken < 2 or (taken < RECENT_MINUTES and requests < ENOUGH):
+            if (one := minutes.get(int(now) - taken)) is not None:
+                requests += one.requests - one.silent
+                troubles.update(one.troubles)
+            taken += 1
+        return Recent(taken, requests, troubles, self._good_in_a_row)
 
     def hour(self) -> list[Minute]:
         """The minutes of the last hour in which requests ended, the oldest first."""
@@ -193,9 +294,19 @@ class ProjectMeasures:
             for use in measures.callers.values():
                 use.end_minute(self._minute)
         self._past.extend(self._current())
-        self._minute, self._durations, self._errors = minute, [0] * (len(BOUNDS_S) + 1), 0
+        self._minute, self._durations = minute, [0] * (len(BOUNDS_S) + 1)
+        self._errors = self._errors_proxy = self._silent = 0
+        self._troubles = Counter()
 
     def _current(self) -> Iterator[Minute]:
         if counts := self._durations:
-            p50_s, p95_s = quantile_s(counts, 0.5), quantile_s(counts, 0.95)
-            yield Minute(int(self._minute) * 60, sum(counts), self._errors, p50_s, p95_s)
+            yield Minute(
+                at=int(self._minute) * 60,
+                requests=sum(counts),
+                errors=self._errors,
+                errors_proxy=self._errors_proxy,
+                p50_s=quantile_s(counts, 0.5),
+                p95_s=quantile_s(counts, 0.95),
+                silent=self._silent,
+                troubles=self._troubles,
+            )

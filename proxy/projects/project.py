@@ -20,7 +20,7 @@ from proxy.projects.discovery import Discovery
 from proxy.projects.grant import Grant
 from proxy.projects.leases import Leases
 from proxy.projects.measures import ProjectMeasures
-from proxy.projects.readiness import missing
+from proxy.projects.readiness import Readiness
 from proxy.projects.renewals import ProjectSecrets
 from proxy.projects.services import Services
 from proxy.projects.shared_answers import SharedAnswers
@@ -90,8 +90,8 @@ class Project:
         self._discovery = Discovery(self._me_members, services.clock, self._emit)
         self._discovering: asyncio.Task[None] | None = None
         self._discovers = from_start and grant.apis is None
-        # The APIs whose tokens are kept from the start; None: not known yet.
-        self._wanted = None if self._discovers else (grant.apis or ()) if from_start else ()
+        wanted, outage = grant.apis if from_start else (), services.endpoint.outage
+        self.readiness = Readiness(name, wanted, self._discovery, self._leases.keepers, outage)
 
     @property
     def keepers(self) -> Mapping[Api, LeaseKeeper]:
@@ -106,7 +106,7 @@ class Project:
     @property
     def apis(self) -> Sequence[Api]:
         """The APIs that are wanted from the start; without such, all that may be used. Never empty."""
-        return self._wanted or self.grant.usable_apis
+        return self.readiness.wanted or self.grant.usable_apis
 
     @property
     def credentials(self) -> Credentials:
@@ -131,14 +131,11 @@ class Project:
     @property
     def is_settled(self) -> bool:
         """Whether the first fetch of every token that is wanted from the start has ended, well or not."""
-        if self._wanted is None:
-            return self._discovery.error is not None or self._services.endpoint.outage() is not None
-        return all(api in self.keepers and self.keepers[api].is_settled for api in self._wanted)
+        return self.readiness.is_settled
 
     def missing(self) -> list[str]:
         """A line, for people, for each token that is wanted from the start and not usable now: its reason."""
-        error, outage = self._discovery.error, self._services.endpoint.outage()
-        return missing(self.name, self._wanted, self.keepers, outage, error)
+        return self.readiness.missing()
 
     # Life
 
@@ -161,7 +158,7 @@ class Project:
         self.slots, self._id_by_token = before.slots, before._id_by_token
         self.is_proven = self.is_proven or before.is_proven
         if self._discovers:
-            self._wanted = before._wanted
+            self.readiness.wanted = before.readiness.wanted
         self._leases.inherit(before._leases)
 
     def start_over(self) -> None:
@@ -212,7 +209,7 @@ class Project:
         return self._leases.make(api)
 
     def _demand(self, api: Api) -> Demand:
-        now, is_kept = self._services.clock.monotonic, lambda: api in (self._wanted or ())
+        now, is_kept = self._services.clock.monotonic, lambda: api in (self.readiness.wanted or ())
         return Demand(is_kept, lambda: self.requests[api], lambda: self.running > 0, now)
 
     async def me_answer(self) -> TokenAnswer:
@@ -250,24 +247,24 @@ class Project:
         self._id_by_token, self.slots = project_id, shared
 
     def _keep_wanted(self) -> None:
-        for api in self._wanted or ():
+        for api in self.readiness.wanted or ():
             self.keeper(api)
 
     async def _discover(self) -> None:
         """Find out which APIs are wanted; without an answer, keep those that were known before."""
         found = await self._discovery.apis()
         if found is not None:
-            self._wanted = tuple(api for api in Api if api in found and self.grant.allows(api))
-        self._wanted = self._wanted or ()
+            self.readiness.wanted = tuple(api for api in Api if api in found and self.grant.allows(api))
+        self.readiness.wanted = self.readiness.wanted or ()
         self._keep_wanted()
-        self._emit("apis_discovered", {"apis": [api.value for api in self._wanted]})
+        self._emit("apis_discovered", {"apis": [api.value for api in self.readiness.wanted]})
 
     # Events
 
     def _on_secret_changed(self) -> None:
         self._failover.start_over()
         self._leases.retry_failed()
-        if self._discovering is not None and self._discovering.done() and not self._wanted:
+        if self._discovering is not None and self._discovering.done() and not self.readiness.wanted:
             self._discovering = self._spawn(self._discover())
 
     def _on_switch(self, to: PairName, error: TokenFetchError) -> None:

@@ -25,11 +25,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Hashable
 from weakref import WeakSet, WeakValueDictionary
 
 from proxy.errors import QueueTimeout
+from proxy.projects.slot_minutes import SlotMinutes
 from proxy.projects.uploads import Uploads
 
 RETRY_AFTER_CAP_S = 120
@@ -70,6 +72,8 @@ class Slots:
         self._release_every_s: float | None = None  # smoothed, and measured only while a request waits
         self._released_at = 0.0
         self._successor: Slots | None = None
+        self.minutes = SlotMinutes()
+        """The last hour, for people."""
         self.uploads = Uploads()
         """The places for requests whose content is still coming."""
         self.limit = limit
@@ -89,6 +93,7 @@ class Slots:
         if self.waiting and not successor.waiting:
             successor._released_at = self._released_at
         successor.waiting += self.waiting
+        successor.minutes.note(successor.in_use, successor.waiting)
         self._queues.clear()
         self.in_use = self.waiting = 0
         successor._grant()
@@ -119,6 +124,7 @@ class Slots:
         if self._successor is not None:
             self._successor.note_refusal()
             return
+        self.minutes.refused += 1
         now = asyncio.get_running_loop().time()
         if self.in_use <= self._allowance:  # else an earlier refusal took this request's slot off, too
             self._shrink(now)
@@ -191,6 +197,7 @@ class Slots:
         if self.waiting or self.in_use >= self._open:
             return False
         self.in_use += 1
+        self.minutes.in_use = max(self.minutes.in_use, self.in_use)
         return True
 
     async def acquire(self, caller: Hashable, timeout_s: float, *, first: bool = False) -> None:
@@ -245,6 +252,7 @@ class Slots:
             queue.move_to_end(turn, last=False)
             self._queues.move_to_end(caller, last=False)
         self.waiting += 1
+        self.minutes.note(self.in_use, self.waiting)
         return turn
 
     def _leave(self, caller: Hashable, turn: asyncio.Future[None]) -> None:
@@ -264,6 +272,7 @@ class Slots:
             turn = self._next_turn()
             if not turn.done():  # a cancelled turn is done
                 self.in_use += 1
+                self.minutes.note(self.in_use, self.waiting)
                 turn.set_result(None)
 
     def _next_turn(self) -> asyncio.Future[None]:
@@ -286,20 +295,24 @@ class Slots:
     def _timed_out(self, timeout_s: float) -> QueueTimeout:
         if self._successor is not None:
             return self._successor._timed_out(timeout_s)  # noqa: SLF001 - the same class
-        others = f", and {self.waiting} more wait" if self.waiting else ""
-        shared = ""
-        if self._allowance < self._limit:
-            shared = f" other programs use the project too, and leave about {self._allowance} of them;"
-        return QueueTimeout(
-            f"all {self._limit} slots of this Contentsquare project were busy for {timeout_s:g} s{others};"
-            f"{shared} send fewer requests at once, or raise contentsquare.queue_timeout",
-            retry_after_s=self._retry_after_s(),
-        )
+        return _queue_timeout(self, timeout_s, self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         """Seconds until each request that waits now would have a slot, at the pace of the last releases."""
         every_s = max(self._release_every_s or 0.0, asyncio.get_running_loop().time() - self._released_at)
         return max(1, min(RETRY_AFTER_CAP_S, math.ceil(every_s * (self.waiting + 1))))
+
+
+def _queue_timeout(slots: Slots, timeout_s: float, retry_after_s: int) -> QueueTimeout:
+    others = f", and {slots.waiting} more wait" if slots.waiting else ""
+    shared = ""
+    if slots.allowance < slots.limit:
+        shared = f" other programs use the project too, and leave about {slots.allowance} of them;"
+    return QueueTimeout(
+        f"all {slots.limit} slots of this Contentsquare project were busy for {timeout_s:g} s{others};"
+        f"{shared} send fewer requests at once, or raise contentsquare.queue_timeout",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _was_granted(turn: asyncio.Future[None]) -> bool:
@@ -324,6 +337,15 @@ class SharedSlots:
         self._limit = limit
         for slots in (*self._by_id.values(), *self._without_id):
             slots.limit = limit
+
+    async def count_minutes(self) -> None:
+        """Tell all slots of the end of each minute, until cancelled."""
+        while True:
+            began_at = int(time.time() // 60) * 60
+            while time.time() // 60 * 60 == began_at:  # a sleep may end early, or its clock be put forward
+                await asyncio.sleep(max(0.01, began_at + 60 - time.time()))
+            for slots in (*self._by_id.values(), *self._without_id):
+                slots.minutes.end(began_at, slots.in_use, slots.waiting)
 
     def of(self, project_id: int | None) -> Slots:
         """The slots of one Contentsquare project; new ones if its id is not known (None)."""

@@ -157,7 +157,15 @@ async def test_status_shows_each_project_and_api() -> None:
         await proxy.call(b"GET /shop/v1/segments")
         await proxy.call(b"GET /shop/v1/unknown")
         status = said(await proxy.call(b"GET /-/status?x=y"))
-        assert set(status) >= {"version", "uptime_s", "stopping", "reload", "projects"}
+        assert set(status) >= {
+            "version",
+            "uptime_s",
+            "started_at",
+            "health",
+            "stopping",
+            "reload",
+            "projects",
+        }
         shop = status["projects"]["shop"]
         assert shop["url"] == f"http://127.0.0.1:{proxy.port}/shop"
         assert (shop["ready"], shop["read_only"]) == (True, False)
@@ -171,6 +179,14 @@ async def test_status_shows_each_project_and_api() -> None:
         assert (usage["calls"], usage["quota"], usage["callers"]) == (0, None, {})
         assert status["projects"]["ro"] == {
             "url": f"http://127.0.0.1:{proxy.port}/ro",
+            "health": {
+                "state": "working",
+                "summary": "working",
+                "side": None,
+                "reason": None,
+                "next_step": None,
+            },
+            "responses": {"contentsquare": {}, "proxy": {}},
             "ready": True,
             "read_only": True,
             "credentials": {"in_use": "first", "expires": None, "days_left": None},

@@ -138,7 +138,11 @@ async def test_the_hours_minutes_are_shown_where_they_are_asked_for() -> None:
         assert "hour" not in (await status(proxy))["projects"]["shop"]
         minutes = (await status(proxy, b"?x&hour=1"))["projects"]["shop"]["hour"]
         assert [minute["requests"] for minute in minutes if minute["requests"]] == [1]
-        assert set(minutes[0]) == {"at", "requests", "errors", "p50_ms", "p95_ms"}
+        assert set(minutes[0]) == {
+            *("at", "requests", "errors", "errors_contentsquare", "errors_proxy", "p50_ms", "p95_ms"),
+            *("slots_in_use", "waiting", "refused"),
+        }
+        assert max(minute["slots_in_use"] for minute in minutes) == 1
 
 
 async def test_an_account_project_takes_its_measures_along_when_it_goes() -> None:
