@@ -5,17 +5,13 @@ Requests for the proxy's own pages are not kept, unless they were refused.
 
 from __future__ import annotations
 
-from typing import Final
-
 from proxy.contentsquare import Api
 from proxy.gateway.exchange import Exchange
 from proxy.gateway.request_log import METHODS
+from proxy.projects.measures import CUT
 from proxy.projects.recent import RecentRequest, RecentRequests, cut_target, kept_code, kept_id, kept_target
 from proxy.server.request import Request
 from proxy.server.request_id import request_id
-
-CUT: Final = "PROXY_ANSWER_CUT"
-"""The code for an answer that was cut after its beginning."""
 
 
 def keep(recent: RecentRequests, request: Request, exchange: Exchange | None, took_s: float) -> None:
