@@ -149,7 +149,12 @@ class _Families:
         self.received = _counter("received_bytes", "Content bytes of requests from callers.", *of_api)
         self.sent = _counter("sent_bytes", "Content bytes of answers to callers.", *of_api)
         self.cut = _counter("answers_cut", "Answers that broke off before their end.", *of_api)
-        self.errors = _counter("errors", "Errors that the proxy itself answered with.", "project", "code")
+        self.responses = _counter(
+            "responses",
+            "Answers by whose they were (an answer that was cut is the proxy's), and by class of status.",
+            *("project", "source", "class"),
+        )
+        self.errors = _counter("errors", "The proxy's errors, by code.", "project", "code")
         self.replays = _counter(
             "replays", "Requests that the proxy sent to the cloud once more, by reason.", "project", "reason"
         )
@@ -197,6 +202,9 @@ class _Families:
         self.slow_callers.add_metric([name], measures.slow_callers)
         if project.expires is not None:
             self.days_left.add_metric([name], days_left(project.expires, utc_today()))
+        for source, by_class in measures.responses().items():
+            for kind, count in by_class.items():
+                self.responses.add_metric([name, source, kind], count)
         for code, count in measures.errors.items():
             self.errors.add_metric([name, code], count)
         for reason in ("token", "stale", "concurrency"):

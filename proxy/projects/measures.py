@@ -42,7 +42,8 @@ LEFT_AFTER_S: Final = 10.0
 LEFT: Final = "left"
 """In place of a status or code: the caller left after `LEFT_AFTER_S` without an answer."""
 CUT: Final = "PROXY_ANSWER_CUT"
-CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
+ERROR_CLASSES: Final = ("4xx", "5xx")
+CLASSES: Final = ("2xx", "3xx", *ERROR_CLASSES)
 _STATUSES: Final = frozenset(status.value for status in HTTPStatus if status >= 400)
 
 
@@ -245,18 +246,18 @@ class ProjectMeasures:
     def responses(self) -> dict[str, dict[str, int]]:
         """How many answers were Contentsquare's and how many the proxy's, each by status class ("2xx").
 
-        A shared answer is Contentsquare's. An answer that was cut is the proxy's, and a 5xx: the caller got
-        a reset in place of its end.
+        Of the proxy's own, 4xx and 5xx are its errors, and all that there are. A shared answer is
+        Contentsquare's. An answer that was cut is the proxy's, and a 5xx: the caller got a reset in place of
+        its end.
         """
         theirs = {kind: -self._not_theirs[int(kind[0])] for kind in CLASSES}
         for measures in self.apis.values():
             for kind, _, count in measures.answers():
                 if kind in theirs:
                     theirs[kind] += count
-        own = {kind: self._by_proxy[int(kind[0])] for kind in CLASSES}
         return {
-            "contentsquare": {kind: count for kind, count in theirs.items() if count},
-            "proxy": {kind: count for kind, count in own.items() if count},
+            "contentsquare": theirs,
+            "proxy": {kind: self._by_proxy[int(kind[0])] for kind in ERROR_CLASSES},
         }
 
     def recent(self) -> Recent:

@@ -186,7 +186,10 @@ async def test_status_shows_each_project_and_api() -> None:
                 "reason": None,
                 "next_step": None,
             },
-            "responses": {"contentsquare": {}, "proxy": {}},
+            "responses": {
+                "contentsquare": {"2xx": 0, "3xx": 0, "4xx": 0, "5xx": 0},
+                "proxy": {"4xx": 0, "5xx": 0},
+            },
             "ready": True,
             "read_only": True,
             "credentials": {"in_use": "first", "expires": None, "days_left": None},

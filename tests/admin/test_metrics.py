@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from support.requests import request
 
 from proxy.contentsquare import Api
 
-LABELS = ("project", "api", "code", "method", "reason", "cause", "le")
+LABELS = ("project", "api", "source", "class", "code", "method", "reason", "cause", "le")
+README = Path(__file__).parents[2] / "README.md"
 PROMTOOL = shutil.which("promtool")
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 CROWDED = json.dumps({"errorCode": "CONCURRENT_API_CALL"}).encode()
@@ -202,6 +205,96 @@ async def test_promtool_finds_nothing_to_complain_about() -> None:
         check=False,
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+STORM = (
+    ('csq_proxy_responses_total{project="shop", source="contentsquare", class="2xx"}', "0+540x30"),
+    ('csq_proxy_responses_total{project="shop", source="contentsquare", class="5xx"}', "0+60x30"),
+)
+STRAY = (STORM[0], (STORM[1][0], "0 0 0 0 0 1x25"))
+OURS = (STORM[0], ('csq_proxy_responses_total{project="shop", source="proxy", class="5xx"}', "0+60x30"))
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool here (Debian: prometheus)")
+@pytest.mark.parametrize(
+    ("series", "firing"),
+    [
+        (STORM, ["errors"]),
+        (OURS, ["errors"]),
+        (STRAY, []),
+        ((STORM[0], (STORM[1][0], "0+3x30")), []),  # one in 180
+        ((("csq_proxy_token_seconds_left{project='shop'}", "3000-300x30"),), ["token"]),
+        ((("csq_proxy_token_seconds_left{project='shop'}", "3000x30"),), []),
+        ((("csq_proxy_credential_days_left{project='shop'}", "13x30"),), ["credentials"]),
+        ((("csq_proxy_credential_days_left{project='shop'}", "14x30"),), []),
+    ],
+    ids=["their-storm", "our-storm", "stray", "few", "token", "good-token", "ending", "not-ending"],
+)
+async def test_the_readmes_alerts_fire_in_a_storm_and_not_for_a_stray_error(
+    series: tuple[tuple[str, str], ...], firing: list[str], tmp_path: Path
+) -> None:
+    assert PROMTOOL is not None
+    [alerts] = re.findall(
+        r"^\*\*Useful alerts\*\*.*?\n\n", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    expressions = dict(zip(("token", "credentials", "errors"), re.findall(r"`(.+?)`", alerts), strict=True))
+    waits = {"token": "5m"}
+    assert "`csq_proxy_token_seconds_left < 300` for 5 minutes" in alerts
+    rules = [
+        {"alert": name, "expr": expression, "for": waits.get(name, "0s")}
+        for name, expression in expressions.items()
+    ]
+    tests = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": [
+            {
+                "expr": "count by (alertname) (ALERTS{alertstate='firing'})",
+                "eval_time": "20m",
+                "exp_samples": [{"labels": f"{{alertname='{name}'}}", "value": 1} for name in firing],
+            }
+        ],
+    }
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "csq", "rules": rules}]}))
+    (tmp_path / "test.yml").write_text(
+        json.dumps({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [tests]})
+    )
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        [PROMTOOL, "test", "rules", "test.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+async def test_answers_are_counted_by_source_and_errors_mean_the_same_everywhere() -> None:
+    statuses = iter((200, 404, 500, 503, 204))
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_message(reader)
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % next(statuses))
+
+    projects = {"shop": {"client_id": "id-1", "client_secret": "secret-1", "read_only": True}}
+    async with gateway(script, projects=projects) as proxy:
+        for _ in range(5):
+            await proxy.call(b"GET /v1/segments")
+        assert (await proxy.call(b"POST /v1/exports")).status == 403
+        seen = await metrics(proxy)
+        shop = (await status(proxy, b"?hour=1"))["projects"]["shop"]
+    assert shop["responses"] == {
+        "contentsquare": {"2xx": 2, "3xx": 0, "4xx": 1, "5xx": 2},
+        "proxy": {"4xx": 1, "5xx": 0},
+    }
+    for source, by_class in shop["responses"].items():
+        for kind, count in by_class.items():
+            assert seen["responses_total", "shop", source, kind] == count
+    for key, count in (("errors", 4), ("errors_contentsquare", 3), ("errors_proxy", 1)):
+        assert sum(minute[key] for minute in shop["hour"]) == count
 
 
 def test_the_library_is_not_loaded_before_the_first_scrape() -> None:

@@ -11,7 +11,11 @@ from support.requests import request
 from proxy.contentsquare import Api
 from proxy.projects.measures import (
     BOUNDS_S,
+    CUT,
+    ENOUGH,
     HOUR,
+    LEFT,
+    LEFT_AFTER_S,
     MOST_ERRORS,
     Histogram,
     ProjectMeasures,
@@ -88,6 +92,75 @@ def test_a_cut_answer_is_an_error_though_its_status_was_good() -> None:
     mine.count_request(Api.METRICS, request(cut_because="the connection ended"), 0.1)
     assert (mine.of(Api.METRICS).cut, mine.hour()[0].errors) == (1, 1)
     assert mine.last_errors[0].code == "PROXY_ANSWER_CUT"
+
+
+def test_an_answer_that_was_cut_is_the_proxys_error_and_a_shared_one_is_contentsquares() -> None:
+    mine = ProjectMeasures()
+    mine.count_request(Api.METRICS, request(cut_because="the connection ended"), 0.1)
+    mine.count_request(Api.METRICS, request(shared="hit"), 0.1)
+    mine.count_request(Api.METRICS, request(0), 0.1)
+    mine.count_request(Api.METRICS, request(502, error_code="PROXY_LOOP"), 0.1)
+    mine.count_request(Api.METRICS, request(502), 0.1)
+    assert mine.responses() == {
+        "contentsquare": {"2xx": 1, "3xx": 0, "4xx": 0, "5xx": 1},
+        "proxy": {"4xx": 0, "5xx": 2},
+    }
+    [minute] = mine.hour()
+    assert (minute.errors, minute.errors_proxy) == (3, 2)
+    assert minute.troubles == {CUT: 1, "PROXY_LOOP": 1, "502": 1}
+
+
+def test_the_window_is_two_minutes_of_a_busy_project_and_five_of_another() -> None:
+    wall = Wall()
+    mine = ProjectMeasures(wall)
+    mine.count_request(Api.METRICS, request(500), 0.02)
+    wall.s += 4 * 60
+    for _ in range(ENOUGH - 2):
+        mine.count_request(Api.METRICS, request(), 0.02)
+    recent = mine.recent()
+    assert (recent.minutes, recent.requests, recent.troubles) == (5, ENOUGH - 1, {"500": 1})
+    mine.count_request(Api.METRICS, request(), 0.02)
+    mine.count_request(Api.METRICS, request(), 0.02)
+    recent = mine.recent()
+    assert (recent.minutes, recent.requests, recent.troubles) == (2, ENOUGH, {})
+    wall.s += 5 * 60
+    assert mine.recent().requests == 0
+
+
+def test_shared_answers_and_callers_that_leave_soon_tell_nothing() -> None:
+    mine = ProjectMeasures()
+    mine.count_request(Api.METRICS, request(500), 0.02)
+    for _ in range(9):
+        mine.count_request(Api.METRICS, request(shared="hit"), 0.02)
+        mine.count_request(Api.METRICS, request(0), LEFT_AFTER_S / 2)
+    recent = mine.recent()
+    assert (recent.requests, recent.troubles, recent.good_in_a_row) == (1, {"500": 1}, 0)
+    mine.count_request(Api.METRICS, request(0), LEFT_AFTER_S)
+    assert mine.recent().troubles == {"500": 1, LEFT: 1}
+
+
+def test_good_answers_in_a_row_begin_anew_at_each_trouble_and_go_on_at_a_callers_mistake() -> None:
+    mine = ProjectMeasures()
+    for status, code, row in (
+        (200, None, 1),
+        (404, None, 2),
+        (403, "PROXY_FORBIDDEN", 2),
+        (503, "PROXY_QUEUE_TIMEOUT", 0),
+        (200, None, 1),
+        (500, None, 0),
+        (304, None, 1),
+    ):
+        mine.count_request(Api.METRICS, request(status, error_code=code), 0.02)
+        assert mine.recent().good_in_a_row == row
+
+
+def test_strange_statuses_take_little_memory() -> None:
+    mine = ProjectMeasures()
+    for status in range(400, 1000):
+        mine.count_request(Api.METRICS, request(status), 0.02)
+    [minute] = mine.hour()
+    assert minute.errors == 600
+    assert len(minute.troubles) < 60
 
 
 def test_counting_a_request_costs_next_to_nothing() -> None:

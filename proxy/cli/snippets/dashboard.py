@@ -11,19 +11,27 @@ _OF = 'project=~"$project"'
 _RATE = "[$__rate_interval]"
 _SOURCE = {"type": "prometheus", "uid": "${source}"}
 
+_ERRORS = f'csq_proxy_responses_total{{{_OF}, class=~"4xx|5xx"}}'
+
 _PANELS: tuple[tuple[str, str, str, str], ...] = (
     (
-        "Requests by status",
+        "Answers by status",
         "reqps",
-        f"sum by (project, code) (rate(csq_proxy_requests_total{{{_OF}}}{_RATE}))",
-        "{{project}} {{code}}",
+        f"sum by (project, class) (rate(csq_proxy_responses_total{{{_OF}}}{_RATE}))",
+        "{{project}} {{class}}",
     ),
     (
-        "Share of answers that are errors",
+        "Errors: Contentsquare's, and the proxy's",
+        "reqps",
+        f"sum by (project, source, class) (rate({_ERRORS}{_RATE}))",
+        "{{project}} {{source}} {{class}}",
+    ),
+    (
+        "Errors, as a share of all answers",
         "percentunit",
         (
-            f'sum by (project) (rate(csq_proxy_requests_total{{{_OF}, code=~"5.."}}{_RATE}))'
-            f" / sum by (project) (rate(csq_proxy_requests_total{{{_OF}}}{_RATE}))"
+            f"sum by (project) (rate({_ERRORS}{_RATE}))"
+            f" / sum by (project) (rate(csq_proxy_responses_total{{{_OF}}}{_RATE}))"
         ),
         "{{project}}",
     ),
@@ -38,6 +46,12 @@ _PANELS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("Slots in use", "short", f"csq_proxy_slots_in_use{{{_OF}}}", "{{project}}"),
     ("Requests that wait for a slot", "short", f"csq_proxy_slots_waiting{{{_OF}}}", "{{project}}"),
+    (
+        "Refused because too many ran at once (and sent again)",
+        "reqps",
+        f'sum by (project) (rate(csq_proxy_replays_total{{{_OF}, reason="concurrency"}}{_RATE}))',
+        "{{project}}",
+    ),
     (
         "Token life left (below 0.5 h: look at the log)",
         "s",

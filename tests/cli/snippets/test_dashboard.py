@@ -27,10 +27,10 @@ async def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
         label
         for family in text_string_to_metric_families(exposed)
         for sample in family.samples
-        if sample.name == "csq_proxy_requests_total"
+        if sample.name == "csq_proxy_responses_total"
         for label in sample.labels
     }
-    assert {"project", "code"} <= labels
+    assert labels == {"project", "source", "class"}
 
 
 def fetch(settings: Settings, path: str) -> str:
