@@ -77,7 +77,7 @@ class RunReport:
         """The run's state for people; a foreign text that looks like none is not repeated."""
         if not _STATE.match(self.state):
             return "not finished"
-        return self.state if self.done is None else f"{self.state} ({self.done:g} % done)"
+        return f"{self.state} ({self.done:g} % done)" if self.done else self.state
 
 
 def payload_of(answer: object) -> object:

@@ -13,15 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.cli.console import fail, say, say_json
-from proxy.cli.download import DownloadFailed, LinkRefused, download
+from proxy.cli.download import DownloadFailed, LinkRefused, OnProgress, download
 from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
 from proxy.config.checks import name_fault
 from proxy.contentsquare import PROJECT_ID
 from proxy.errors import ConfigError
 from proxy.export_runs import NEWEST_FIRST, SEGMENT, Members, RunReport, listed, newest, payload_of, text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, TextColumn
+
+    from proxy.cli.tables import Terminal
 
 CALL_TIMEOUT_S = 330.0
 """Contentsquare may think for 300 s."""
@@ -29,6 +34,11 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
 _MOST_FAULTS = 5
 """Failed looks at a run in a row."""
+_MOST_BARS = 10
+_NARROW = 70
+"""Characters in a line; on a narrower terminal, a file has no bar but its bytes."""
+_AMOUNTS, _BAR, _BAR_AND_TIME = 28, 12, 21
+"""Characters for a file's bytes and speed (``999.9/999.9 MB 999.9 MB/s``), for its bar, for bar and time."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -78,21 +88,25 @@ def export(
         why = fault or "an account's name is followed by / and a project's number"
         raise ConfigError(f"export: {project!r} is no project's name, such as shop-fr or acme/42: {why}")
     content = _checked(job_id, job)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: the folder {out} can't be made ({error.strerror})") from None
     made = None
     try:
         if content is not None:
             made = job_id = _make(place, project, content)
         one = _Export(place, project, str(job_id))
-        with _display(as_json) as display:
-            run = _wait(one, display.say_state)
-            stored = _store(one, run, out, display.bar)
+        with _state(as_json) as say_state:
+            run = _wait(one, say_state)
+        with _bars(as_json) as bar:
+            stored = _store(one, run, out, bar)
     except (ExportFailed, Unreachable, DownloadFailed) as error:
-        fail((f"{error}{_hint(project, made)}",), 1)
+        fail((f"{error}{_hint(made) if made else ''}",), 1)
     except OSError as error:
-        fail((f"--out: {out} can't be written ({error.strerror}){_hint(project, made)}",), 1)
+        fail((f"--out: {out} can't be written ({error.strerror}){_hint(made)}",), 1)
     except KeyboardInterrupt:
-        fail((f"stopped{_hint(project, made)}",), 1)
+        fail((f"stopped{_hint(made)}",), 1)
     if as_json:
         files = [{"path": str(path), "bytes": length} for path, length in stored]
         say_json({"job_id": one.job, "run_id": run.run_id, "state": run.state, "files": files}, indent=2)
@@ -101,9 +115,11 @@ def export(
             say(f"{path}  {length:,} bytes")
 
 
-def _hint(project: str, made: str | None) -> str:
-    """The way to go on with a job that this command made."""
-    return "" if made is None else f"; the job is made, go on with: csq-proxy export {project} --id {made}"
+def _hint(made: str | None) -> str:
+    """The way to go on, perhaps with a job that this command made."""
+    if made is None:
+        return "; to go on, run the same command again"
+    return f"; job {made} is made: to go on, give --id {made} in place of --job"
 
 
 def _checked(job_id: str | None, job: Path | None) -> bytes | None:
@@ -137,14 +153,16 @@ def _make(place: RunningProxy, project: str, content: bytes) -> str:
 
 def _wait(one: _Export, say_state: Callable[[str], None]) -> RunReport:
     """Wait until the job has a run with files. Raises ExportFailed."""
-    began, pause_s, faults = time.monotonic(), FIRST_PAUSE_S, 0
+    pause_s, faults = FIRST_PAUSE_S, 0
     run: RunReport | None = None
+    has_answered = False
     while True:
         try:
             run, faults = one.newest_run() if run is None else one.run(run), 0
-        except (_Passing, Unreachable):
+            has_answered = True
+        except (_Passing, Unreachable) as error:
             faults += 1
-            if faults >= _MOST_FAULTS:
+            if faults >= _MOST_FAULTS or (isinstance(error, Unreachable) and not has_answered):
                 raise
         if run is not None and run.is_success:
             if not run.files:
@@ -154,8 +172,8 @@ def _wait(one: _Export, say_state: Callable[[str], None]) -> RunReport:
             return run
         if run is not None and run.is_failure:
             raise ExportFailed(f"job {one.job}: its run {run.run_id} ended as {run.state}")
-        state = "not started" if run is None else run.words
-        say_state(f"job {one.job}: {state}, {_clock(time.monotonic() - began)}")
+        state = "no answer" if faults else "not started" if run is None else run.words
+        say_state(f"job {one.job}: {state}")
         time.sleep(pause_s)
         pause_s = min(LONGEST_PAUSE_S, pause_s * 1.5)
 
@@ -170,7 +188,7 @@ def _called(place: RunningProxy, method: str, path: str, content: bytes | None =
     members = answer.json()
     if answer.status // 100 != 2 or members is None:
         kind = _Passing if answer.status >= 500 or answer.status == 429 else ExportFailed
-        raise kind(_fault(answer, members))
+        raise kind(f"{place.url}: {_fault(answer, members)}")
     return payload_of(members)
 
 
@@ -180,13 +198,13 @@ def _fault(answer: Answer, members: object) -> str:
 
 
 def _store(
-    one: _Export, run: RunReport, out: Path, bar: Callable[[str], Callable[[int, int | None], None]]
+    one: _Export, run: RunReport, out: Path, bar: Callable[[str], OnProgress]
 ) -> list[tuple[Path, int]]:
     """Download the run's files, each under the name ``JOB-RUN-NAME``."""
     stored: list[tuple[Path, int]] = []
     for place in range(len(run.files)):
-        path = out / f"{one.job}-{run.run_id}-{_name(run.files[place], place)}"
-        on_progress = bar(path.name)
+        name = _name(run.files[place], place)
+        path, on_progress = out / f"{one.job}-{run.run_id}-{name}", bar(name)
         try:
             length = download(_url(run.files[place]), path, on_progress)
         except LinkRefused:  # a long download of the files before: signatures end
@@ -210,43 +228,62 @@ def _name(file: Members, place: int) -> str:
     return f"{place:03d}-{plain}" if plain else f"{place:03d}"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+@contextmanager
+def _state(as_json: bool) -> Iterator[Callable[[str], None]]:
+    """A function that shows what is waited for, and the time so far."""
+    from rich.progress import SpinnerColumn, TimeElapsedColumn  # noqa: PLC0415
 
-
-class _Display(NamedTuple):
-    """``say_state`` shows a run's state; ``bar`` makes a file's bar, and returns its callback."""
-
-    say_state: Callable[[str], None]
-    bar: Callable[[str], Callable[[int, int | None], None]]
+    with _progress(as_json, SpinnerColumn("line"), _text_column(), TimeElapsedColumn()) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        yield lambda text: progress.update(task, description=text, visible=True)
 
 
 @contextmanager
-def _display(as_json: bool) -> Iterator[_Display]:
-    """Progress on standard error where that is a terminal; nothing elsewhere."""
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _bars(as_json: bool) -> Iterator[Callable[[str], OnProgress]]:
+    """A function that makes a file's bar. The bars of the last files are shown."""
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
 
+    def numbers() -> Column:
+        return Column(no_wrap=True, justify="right")
+
+    width = _terminal().width
+    amounts = (DownloadColumn(table_column=numbers()), TransferSpeedColumn(table_column=numbers()))
+    if width < _NARROW:
+        columns: tuple[ProgressColumn, ...] = (_text_column(width - _AMOUNTS), *amounts)
+    else:
+        name = _text_column(width - _AMOUNTS - _BAR_AND_TIME)
+        columns = (name, BarColumn(_BAR), *amounts, TimeRemainingColumn(table_column=numbers()))
+    with _progress(as_json, *columns) as progress:
+
+        def bar(name: str) -> OnProgress:
+            for task in progress.task_ids[: 1 - _MOST_BARS]:
+                progress.remove_task(task)
+            added = progress.add_task(name, total=None)
+            return lambda here, length: progress.update(added, completed=here, total=length)
+
+        yield bar
+
+
+def _text_column(width: int | None = None) -> TextColumn:
+    """A task's text, which is shortened where it is wider."""
+    from rich.progress import TextColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
+
+    column = Column(no_wrap=True, overflow="ellipsis", max_width=width)
+    return TextColumn("{task.description}", markup=False, table_column=column)
+
+
+def _progress(as_json: bool, *columns: ProgressColumn) -> Progress:
+    """Progress on standard error where that is a terminal, until the work ends; nothing elsewhere."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    terminal = _terminal()
+    is_shown = terminal.is_terminal and not as_json
+    return Progress(*columns, console=terminal, disable=not is_shown, transient=True)
+
+
+def _terminal() -> Terminal:
     from proxy.cli.tables import Terminal  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    terminal = Terminal(stderr=True)
-    progress = Progress(
-        *columns, TimeRemainingColumn(), console=terminal, disable=as_json or not terminal.is_terminal
-    )
-    with progress:
-        waiting = progress.add_task("", total=None, visible=False)
-
-        def bar(name: str) -> Callable[[int, int | None], None]:
-            progress.update(waiting, visible=False)
-            task = progress.add_task(name, total=None)
-            return lambda here, length: progress.update(task, completed=here, total=length)
-
-        yield _Display(lambda text: progress.update(waiting, description=text, visible=True), bar)
+    return Terminal(stderr=True)

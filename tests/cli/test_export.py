@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,9 @@ async def test_names_of_files_are_made_plain(tmp_path: Path) -> None:
         (["shop", "--id", "1", "--job", "x"], "--id"),
         (["shop", "--id", "1/../2"], "--id"),
         (["../x", "--id", "1"], "project's name"),
+        (["a" * 65, "--id", "1"], "1 to 64 of"),
+        (["acme/042", "--id", "1"], "a project's number"),
+        (["shop", "--id", "1", "--out", "bad.json"], "--out: the folder bad.json can't be made"),
         (["shop", "--job", "none.json"], "can't be read"),
         (["shop", "--job", "bad.json"], "JSON object"),
     ],
@@ -178,10 +182,53 @@ async def test_a_job_that_was_made_is_named_where_the_rest_fails(tmp_path: Path)
         url = f"http://127.0.0.1:{proxy.port}"
         shown = await run("shop", "--job", "job.json", "--url", url, cwd=tmp_path)
     assert shown.returncode == 1
-    assert "csq-proxy export shop --id 7" in shown.stderr
+    assert "job 7 is made: to go on, give --id 7 in place of --job" in shown.stderr
 
 
 async def test_a_proxy_that_does_not_run_is_told(tmp_path: Path) -> None:
     shown = await run("shop", "--id", "7", "--url", "http://127.0.0.1:1", cwd=tmp_path)
     assert shown.returncode == 1
     assert "csq-proxy serve" in shown.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe is no terminal there, whatever the variables")
+@pytest.mark.parametrize("columns", [50, 80])
+async def test_the_progress_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    cloud = Cloud({"state": "success"})
+    async with gateway(cloud) as proxy:
+        url = f"{proxy.upstream.url}/file?signature=x"
+        cloud.run = {
+            "state": "success",
+            "files": [{"name": f"{n}-{'x' * 70}", "url": url} for n in range(12)],
+        }
+        terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(columns)}
+        place = f"http://127.0.0.1:{proxy.port}"
+        shown = await run("shop", "--id", "7", "--url", place, cwd=tmp_path, **terminal)
+        quiet = await run("shop", "--id", "7", "--url", place, "--json", cwd=tmp_path, **terminal)
+    assert (shown.returncode, shown.stdout.count(" bytes\n")) == (0, 12)
+    frames = re.split(r"\x1b\[[0-9]*[AK]", shown.stderr)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", line) for frame in frames for line in frame.split("\n")]
+    assert any(line.startswith("011-") and "4/4 bytes" in line for line in lines)
+    assert not [line for line in lines if len(line) > columns]
+    assert ("━" in shown.stderr) == (columns == 80)
+    assert max(frame.count("bytes") for frame in frames) <= 10
+    assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize("state", ["success", "SUCCEEDED"])
+async def test_a_run_that_is_known_is_asked_for_alone(state: str, tmp_path: Path) -> None:
+    cloud = Cloud({"status": "running"})
+    calls: list[bytes] = []
+
+    def answered(request: Message) -> bytes:
+        calls.append(request.start_line.split(b" ")[1].partition(b"?")[0])
+        if len(calls) == 3:
+            cloud.run = {"status": state, "files": [{"url": f"{proxy.upstream.url}/file"}]}
+        return cloud.answered(request)
+
+    cloud.answer = answered
+    async with gateway(cloud) as proxy:
+        shown = await run("shop", "--id", "7", "--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    one = b"/v1/exports/7/runs/9"
+    assert calls == [b"/v1/exports/7/runs", one, one, b"/file", *calls[4:]]
