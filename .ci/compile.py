@@ -38,6 +38,7 @@ NOT_COMPILED = (
     "gateway/exports/",  # the time of these modules is little beside that of a file
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
     "gateway/outward.py",  # it is used at a start and at a reload alone
+    "logs/file.py",  # it is used once for the lines of a turn
     "server/listeners.py",  # it is used at the start alone
     "server/site.py",  # its classes derive from aiohttp's
     "server/unix_socket.py",  # it is used once a second

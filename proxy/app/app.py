@@ -198,7 +198,7 @@ class App:
         except (ConfigError, OSError):  # `_prepare` found it good, so the file is being replaced again
             self._log_event("certificate_refused", {})
         if new.settings.log != old.settings.log:
-            configure(new.settings.log.level, new.settings.log.format)
+            configure(new.settings.log.level, new.settings.log.format, new.settings.log.file)
             self.overview.recent.switch(on=new.settings.log.requests)
         self._expiry.look(self._ends())
         self.overview.calls.set_quotas(new.settings.quotas)

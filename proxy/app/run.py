@@ -102,7 +102,7 @@ async def serve(
     Raises ConfigError, ListenError, and SystemExit after a bug.
     """
     signals = signals or Signals()
-    configure(settings.log.level, settings.log.format)
+    configure(settings.log.level, settings.log.format, settings.log.file)
     app = App(settings, reload, signals.stop.set, passed)
     app.overview.page_texts = page_texts
     try:

@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -102,22 +102,39 @@ def _serve_sandbox(
     run(lambda: serve_demo(flags, passed, texts))
 
 
-def _fail(faults: Iterable[str], code: int, log_format: str | None = None) -> NoReturn:
-    """Tell why the proxy doesn't run, and exit: a line for each fault, in JSON where the log is JSON."""
-    if not _logs_json(log_format):
+def _fail(faults: Sequence[str], code: int, log_format: str | None = None) -> NoReturn:
+    """Tell why the proxy doesn't run, and exit: a line for each fault, in JSON where the log is JSON.
+
+    Where the log has a file, the faults go there and to standard error, where a service manager looks.
+    """
+    from proxy.logs import log_file  # noqa: PLC0415 - needless for most starts
+
+    is_json = _logs_json(log_format)
+    if log_file() is not None:
+        _log_faults(faults)
+        is_json = _logs_json(log_format, anew=True)
+    if not is_json:
         fail(faults, code)
+    _log_faults(faults)
+    sys.exit(code)
+
+
+def _log_faults(faults: Sequence[str]) -> None:
     from proxy.logs import get_logger  # noqa: PLC0415
 
     for fault in faults:
         get_logger("proxy").error("start_failed", fault=fault)
-    sys.exit(code)
 
 
-def _logs_json(log_format: str | None) -> bool:
-    """Whether the log is JSON. Where no configuration was read, the flag decides, or the environment."""
-    from proxy.logs import configure, is_configured, is_json  # noqa: PLC0415 - needless for most starts
+def _logs_json(log_format: str | None, *, anew: bool = False) -> bool:
+    """Whether the log is JSON.
 
-    if not is_configured():
+    Where no configuration was read (or ``anew``), it is on standard error, and the flag or the environment
+    decides.
+    """
+    from proxy.logs import configure, is_configured, is_json  # noqa: PLC0415
+
+    if anew or not is_configured():
         wanted = log_format or os.environ.get(_FORMAT, "")
         configure("info", wanted if wanted in _FORMATS else "auto")
     return is_json()

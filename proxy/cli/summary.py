@@ -59,6 +59,8 @@ def _lines(overview: Overview) -> Iterator[str]:
         yield f'Try:  {_CURL} {way} {key}"{calls[0]}"'
     if not first.is_unix:
         yield f"See:  {overview.url}/-/ in a browser: the state of each project, and text for your tools"
+    if settings.log.file is not None:
+        yield f"Log:  {settings.log.file}"
     yield from ("Stop: Ctrl-C", "")
 
 

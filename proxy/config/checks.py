@@ -124,6 +124,18 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
 
 
+def _log_file(path: Path) -> str | None:
+    """The fault of ``log.file``: lines could not go there, or other users could put a file in its place."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}; make it first"
+    place = path if path.exists() else path.parent
+    if place is path and not path.is_file():
+        return f"{path} is not a file; name one, or leave it out: the log then goes to standard error"
+    if not os.access(place, os.W_OK):
+        return f"can't write {place}; name a file in a folder of your own"
+    return _file_fault(place, is_private=False)
+
+
 def _allowed_hosts(settings: Settings) -> Iterator[Fault]:
     """A name over plain http: there, browsers send the GETs of any web page without a field that says so."""
     if settings.callers or settings.server.tls_cert:
@@ -145,6 +157,8 @@ def _files(settings: Settings) -> Iterator[Fault]:
         ("server", "tls_key", settings.server.tls_key),
         ("contentsquare", "ca_file", settings.contentsquare.ca_file),
     )
+    if settings.log.file is not None and (fault := _log_file(settings.log.file)):
+        yield Fault(("log", "file"), fault)
     for section, key, path in files:
         if path is not None and not os.access(path, os.R_OK):
             yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))

@@ -195,6 +195,11 @@ class LogSettings(Table):
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
     requests: bool = True
+    """``format`` "auto" is text on a terminal and JSON lines elsewhere. ``file`` None: standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
+    file: FilePath = None
 
 
 class ContentsquareSettings(Table):

@@ -10,6 +10,7 @@ from proxy.logs.setup import (
     is_json,
     is_on_terminal,
     is_terminal,
+    log_file,
     log_soon,
     redactor,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "is_json",
     "is_on_terminal",
     "is_terminal",
+    "log_file",
     "log_soon",
     "redactor",
 ]

@@ -20,11 +20,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import orjson
 
 from proxy.foreign import shown
+from proxy.logs.file import LogFile
 from proxy.logs.redact import Redactor
 from proxy.logs.sink import Sink
 
@@ -85,15 +87,22 @@ class _SinkHandler(logging.Handler):
 _handler = _SinkHandler()
 
 
-def configure(level: str, format: str, stream: IO[str] | None = None) -> None:  # noqa: A002 - the setting's name
+def configure(
+    level: str,
+    format: str,  # noqa: A002 - the setting's name
+    out: IO[str] | Path | None = None,
+) -> None:
     """Set up logging for the whole process, also a second time.
 
     ``level`` and ``format`` are those of the ``[log]`` table; ``format`` "auto" is text on a terminal and
-    JSON lines elsewhere. ``stream`` None is standard error.
+    JSON lines elsewhere. ``out`` is a stream, or the path of a file (see `LogFile`); None is standard error.
     """
     global _level, _renderers  # noqa: PLW0603 - a process has one log
-    _sink.stream = sys.stderr if stream is None else stream
-    on_terminal = is_terminal(_sink.stream)
+    if not isinstance(out, Path):
+        _sink.stream = sys.stderr if out is None else out
+    elif log_file() != out:
+        _sink.stream = LogFile(out)
+    on_terminal = is_on_terminal()
     as_text = format == "text" or (format == "auto" and on_terminal)
     _level = logging.getLevelNamesMapping()[level.upper()]
     _renderers = _text_renderers(colors=on_terminal and _wants_colors()) if as_text else [_render_json]
@@ -155,9 +164,14 @@ def is_json() -> bool:
     return _renderers == [_render_json]
 
 
+def log_file() -> Path | None:
+    """The file that lines go to; None: they go to a stream."""
+    return _sink.stream.path if isinstance(_sink.stream, LogFile) else None
+
+
 def is_on_terminal() -> bool:
-    """Whether the log's lines go to a terminal."""
-    return is_terminal(_sink.stream)
+    """Whether lines go to a terminal."""
+    return not isinstance(_sink.stream, LogFile) and is_terminal(_sink.stream)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -1,4 +1,4 @@
-"""Writes log lines to one stream, which can neither stop nor delay the program.
+"""Writes log lines to one stream or file, which can neither stop nor delay the program.
 
 Hides batches (the lines of one turn of the event loop are one write), streams that fail, and readers that
 don't read: on POSIX a write that would block waits, and the bytes that wait are limited. Every line goes
@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any, cast
+
+from proxy.logs.file import LogFile
 
 MOST_LINES = 256
 """The most lines that wait for the end of the event loop's turn."""
@@ -55,28 +57,33 @@ class Sink:
         self._is_cut = False  # the rest of the line is lost
         self._due_in: asyncio.AbstractEventLoop | None = None
         self._retried_in: asyncio.AbstractEventLoop | None = None
-        self._stream: IO[str] | None = None
+        self._stream: IO[str] | LogFile | None = None
         self._raw: Any = None
         self._terminal: io.FileIO | None = None
         self._poll: select.poll | None = None
         atexit.register(self.flush, EXIT_WAIT_S)
 
     @property
-    def stream(self) -> IO[str] | None:
-        """The stream for the lines; None (pythonw has no standard error): each line is dropped."""
+    def stream(self) -> IO[str] | LogFile | None:
+        """The stream or file for the lines; None (pythonw has no standard error): each line is dropped."""
         return self._stream
 
     @stream.setter
-    def stream(self, stream: IO[str] | None) -> None:
+    def stream(self, stream: IO[str] | LogFile | None) -> None:
         with self._lock:
             self.flush()
             if stream is not self._stream:
                 self._drop_unwritten()
                 self._is_cut, self._told = False, self.dropped
+                if isinstance(self._stream, LogFile):
+                    self._stream.close()
             self._stream = stream
-            binary = getattr(stream, "buffer", None)
-            # Without Python's buffers: a line that failed would stay there, and appear later in pieces.
-            self._raw = getattr(binary, "raw", binary)
+            if isinstance(stream, LogFile):
+                self._raw = stream
+            else:
+                binary = getattr(stream, "buffer", None)
+                # Without Python's buffers: a line that failed would stay there, and appear later in pieces.
+                self._raw = getattr(binary, "raw", binary)
             if self._terminal is not None:
                 self._terminal.close()
             self._terminal = _terminal_of(self._raw)

@@ -21,6 +21,7 @@ IN_CONTAINER = {
     "server.tls_cert": "give its path here, and mount the file; the app and the probes must then speak TLS",
     "server.tls_key": "give its path here, and mount the file",
     "contentsquare.ca_file": "give its path here, and mount the file",
+    "log.file": "left out: the platform collects the log from standard error",
 }
 """The comment in place of a key, in a container that shares its app's loopback."""
 UNDER_SYSTEMD = {
@@ -29,6 +30,7 @@ UNDER_SYSTEMD = {
     "server.tls_cert": "give its path here, or hand it over by LoadCredential",
     "server.tls_key": "give its path here, or hand it over by LoadCredential",
     "contentsquare.ca_file": "give its path here, or hand it over by LoadCredential",
+    "log.file": "left out: the journal has the log",
 }
 """The same for a service of systemd's."""
 _OTHER_PATH = "give its path here"
