@@ -189,17 +189,13 @@ class ServerSettings(Table):
 class LogSettings(Table):
     """The log's level and format. ``format`` "auto" is text on a terminal and JSON lines elsewhere.
 
-    ``requests``: whether the last requests are kept in memory.
+    ``file`` None is standard error. ``requests``: whether the last requests are kept in memory.
     """
 
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
-    requests: bool = True
-    """``format`` "auto" is text on a terminal and JSON lines elsewhere. ``file`` None: standard error."""
-
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
-    format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = "auto"
     file: FilePath = None
+    requests: bool = True
 
 
 class ContentsquareSettings(Table):
