@@ -56,7 +56,9 @@ def choose(
     if named is not None and number is None and not is_for_token:
         number = _any_number(named, generation, caller)
     if named is None and number is None:
-        return ChosenProject(_default(generation, caller), "")
+        project = _unnamed(generation, caller)
+        is_default = project.name == generation.settings.default_project
+        return ChosenProject(project, "" if is_default else f"/{project.name}")
     name = (
         _by_number(number, generation, caller) if named is None else _exact(named, number, generation, caller)
     )
@@ -132,7 +134,10 @@ def _exact(named: _Name, number: int | None, generation: Generation, caller: Cal
     if account not in generation.settings.accounts or not _may_use(caller, account):
         return named.text
     if not slash and number is None:
-        raise BadRequest(f"The account {account} has many projects: send project_id, the number of one.")
+        raise BadRequest(
+            f"The account {account} has many projects: send the number of one as project_id,"
+            f" or {account}/NUMBER as client_id."
+        )
     if slash and number is not None and own_number != str(number):
         raise BadRequest(f"{named.place} names {named.text}, but project_id is {number}; name one of them.")
     return named.text if slash else f"{account}/{number}"
@@ -176,13 +181,15 @@ def _check_number(project: Project, number: int | None) -> None:
         )
 
 
-def _default(generation: Generation, caller: Caller | None) -> Project:
+def _unnamed(generation: Generation, caller: Caller | None) -> Project:
+    """The default project, or the only one that the caller may use. Raises BadRequest."""
     name = generation.settings.default_project
-    if name is None or not _may_use(caller, name):
-        raise BadRequest(
-            f"The request names no project, and none is the default. {_choices(generation, caller)}"
-        )
-    return generation.projects[name]
+    if name is not None and _may_use(caller, name):
+        return generation.projects[name]
+    usable = list(_usable(generation, caller))
+    if len(usable) == 1 and not any(_may_use(caller, account) for account in generation.settings.accounts):
+        return usable[0]
+    raise BadRequest(f"The request names no project, and none is the default. {_choices(generation, caller)}")
 
 
 def _usable(generation: Generation, caller: Caller | None) -> Iterator[Project]:

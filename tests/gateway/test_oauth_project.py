@@ -236,4 +236,23 @@ async def test_me_of_an_account_that_the_caller_may_not_use_is_as_unknown_as_any
             answer = await proxy.call(start, *lines, body=body)
             told.append((answer.status, answer.content.replace(name.encode(), b"")))
         assert told[:2] == told[2:]
-        assert {status for status, _ in told} == {400, 404}
+        assert [status for status, _ in told[:2]] == [200, 404]
+
+
+@pytest.mark.parametrize("default", [False, True])
+async def test_a_request_that_names_no_project_gets_the_only_one_of_its_key(default: bool) -> None:
+    keys = {name: f"key-canary-{name}-long-enough" for name in ("one", "two", "account", "both")}
+    may = {"one": ["other"], "two": ["shop", "other"], "account": ["acme"], "both": ["other", "acme"]}
+    callers = {name: {"key": keys[name], "projects": projects} for name, projects in may.items()}
+    projects = {**PROJECTS, "shop": {**PROJECTS["shop"], "default": default}}
+    async with gateway(projects=projects, accounts=ACCOUNTS, callers=callers) as proxy:
+        for name, key in keys.items():
+            start, lines, body = asks(TOKEN, {"client_secret": key})
+            answer = members_of(await proxy.call(start, *lines, body=body))
+            if name == "one":
+                assert answer["access_token"] == f"csq-proxy.other.{key}"
+                assert answer["endpoint"].endswith("/other")
+            elif name == "two" and default:
+                assert answer["access_token"] == f"csq-proxy.shop.{key}"
+            else:
+                assert answer["error"] == "invalid_request"
