@@ -84,11 +84,16 @@ def say_json(value: object, *, indent: int | None = None) -> None:
     say(text.replace("\x7f", "\\u007f"))  # json leaves this one control character as it is
 
 
+def note(text: str) -> None:
+    """Print a line beside the output, on standard error."""
+    try:
+        print(f"csq-proxy: {shown(text)}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+    except OSError:  # no reader is left; of a failure, the exit code tells
+        sys.stderr = None
+
+
 def fail(faults: Iterable[str], code: int) -> NoReturn:
     """Print a line for each fault on standard error, and exit with ``code``."""
-    try:
-        for fault in faults:
-            print(f"csq-proxy: {shown(fault)}", file=sys.stderr)  # noqa: T201 - the command's own output
-    except OSError:  # no reader is left, and the exit code tells the failure
-        sys.stderr = None
+    for fault in faults:
+        note(fault)
     sys.exit(code)

@@ -214,6 +214,35 @@ def show_status(
     show(find(config, url, key_file), as_json=as_json, watch=watch)
 
 
+@cli.command("requests")
+def show_requests(
+    *,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="Of this project; of ACCOUNT/42; or -, for those that reached none.",
+            autocompletion=_projects,
+        ),
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="STATUS", help="With this status: 500, 5xx, or errors.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with those that come, until Ctrl-C.")
+    ] = False,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show the last requests that the running proxy has answered."""
+    from proxy.cli.requests import show  # noqa: PLC0415
+    from proxy.cli.running_proxy import find  # noqa: PLC0415
+
+    show(find(config, url, key_file), project=project, status=status, follow=follow, as_json=as_json)
+
+
 @cli.command()
 def export(
     project: Annotated[str, typer.Argument(help="A project, or ACCOUNT/42.", autocompletion=_projects)],

@@ -12,10 +12,11 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from proxy.config.environment import KEY
 from proxy.config.files import READABLE, read
@@ -104,6 +105,22 @@ class RunningProxy(NamedTuple):
         if not isinstance(status, dict) or "projects" not in status:
             raise self.stranger()
         return status
+
+    def requests(self, parameters: Mapping[str, str | None]) -> dict[str, Any]:
+        """The answer of ``/-/requests`` with these parameters (None: not given).
+
+        Raises `Unreachable`, and ConfigError where the proxy finds a parameter wrong.
+        """
+        given = {name: value for name, value in parameters.items() if value is not None}
+        answer = self.call("GET", f"/-/requests?{urlencode(given)}")
+        found = answer.json()
+        if answer.status in (400, 404) and isinstance(found, dict) and "errorMessage" in found:
+            raise ConfigError(f"{self.url}: {found['errorMessage']}")
+        if answer.status != 200:
+            raise Unreachable(self._refused(answer.status))
+        if not (isinstance(found, dict) and isinstance(found.get("requests"), list) and "next" in found):
+            raise self.stranger()
+        return found
 
     def call(
         self, method: str, path: str, content: bytes | None = None, *, timeout_s: float = TIMEOUT_S
