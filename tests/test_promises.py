@@ -123,6 +123,11 @@ ELSEWHERE = {
             "app/test_reload::test_a_changed_configuration_file_is_noticed",
             "app/test_reload::test_a_renewed_certificate_is_shown_to_new_connections",
         ),
+        "the last 200 requests of each project, without query and content": (
+            "projects/test_recent::test_the_last_ones_of_each_project_are_kept_whatever_the_others_do",
+            "gateway/test_recent::test_an_answer_of_contentsquares_with_all_that_is_known",
+            "gateway/test_recent::test_no_secret_is_shown_wherever_a_caller_puts_it",
+        ),
     },
     ".github/SECURITY.md": {
         "a right key doesn't wait for them": (
@@ -141,6 +146,10 @@ ELSEWHERE = {
         " own projects": (
             "gateway/test_callers::test_a_caller_is_told_of_its_own_projects_alone",
             "gateway/test_callers::test_a_project_of_others_is_answered_like_one_that_does_not_exist",
+        ),
+        "`/-/requests` only its own requests there": (
+            "admin/test_requests::test_callers_with_limits_see_their_own_requests_only",
+            "admin/test_requests::test_a_caller_with_limits_learns_nothing_of_others",
         ),
         "also in other case, escaped up to three times, or where only a lenient server reads it so": (
             "gateway/test_policy::test_no_spelling_of_projectid_in_the_query_crosses_to_another_project",
