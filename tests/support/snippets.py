@@ -160,6 +160,14 @@ def has_package(name: str) -> bool:
     return subprocess.run([TOOLS_PYTHON, "-c", look], timeout=WAIT_S, check=False).returncode == 0
 
 
+@functools.cache
+def has_r_package(name: str) -> bool:
+    if shutil.which("Rscript") is None:
+        return False
+    look = f"quit(status = !requireNamespace('{name}', quietly = TRUE))"
+    return subprocess.run(["Rscript", "-e", look], timeout=WAIT_S, check=False).returncode == 0
+
+
 def needs_package(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not has_package(name), reason=f"no {name} in $DATA_TOOLS_PYTHON here")
 

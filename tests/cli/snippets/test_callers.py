@@ -27,6 +27,24 @@ def test_a_project_has_its_own_url(project: str | None, url: str) -> None:
     assert url in text("curl", FULL, project)
 
 
+@pytest.mark.parametrize(
+    ("project", "url"),
+    [
+        (None, "http://csq-proxy:9000/-/exports/shop-fr"),
+        ("own", "http://localhost:9001/-/exports/own"),
+        ("acme", "http://csq-proxy:9000/-/exports/acme/43"),
+        ("acme/44", "http://csq-proxy:9000/-/exports/acme/44"),
+    ],
+)
+@pytest.mark.parametrize("what", ["export", "duckdb", "pandas", "polars", "r", "calc", "wget"])
+def test_an_export_has_one_url_beside_a_project_and_an_account(
+    what: str, project: str | None, url: str
+) -> None:
+    shown = text(what, FULL, project)
+    found = re.findall(r"http[^\s\"']*/-/exports/[^\s\"']*", shown)
+    assert {one.partition("?")[0] for one in found} == {f"{url}/JOB_ID/latest.csv"}
+
+
 def test_a_project_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="there are shop-fr, own, acme"):
         text("curl", FULL, "shop")

@@ -14,6 +14,7 @@ from support.snippets import (
     TOOLS_PYTHON,
     executed,
     finished_export,
+    has_r_package,
     needs,
     needs_package,
     served,
@@ -25,6 +26,8 @@ from proxy.config.settings import Settings
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the tools have no loop
 ROWS = 3
+SURVEYS = 47
+"""The number of the sandbox's surveys."""
 
 DUCKDB = """
 import os, sys, duckdb, duckdb_extension_httpfs
@@ -102,6 +105,22 @@ async def test_a_table_of_python_has_the_export_s_rows(what: str, with_callers: 
             tmp_path, TOOLS_PYTHON, "it.py", file="it.py", content=shown, NO_PROXY="other"
         )
     assert printed.splitlines()[-1] == f"shape ({ROWS}, 2)"
+
+
+@pytest.mark.skipif(not has_r_package("jsonlite"), reason="no R with jsonlite here")
+@with_and_without_callers
+async def test_r_has_the_export_s_rows_and_each_page_of_the_surveys(
+    with_callers: bool, tmp_path: Path
+) -> None:
+    async with served(with_callers) as settings:
+        shown, _ = await with_job("r", settings)
+        shown = shown.replace("limit=100", "limit=20").replace(
+            "# for", 'cat("rows", nrow(table), "\\n")\nfor'
+        )
+        printed = await executed(tmp_path, "Rscript", "it.R", file="it.R", content=shown)
+    table, _, surveys = printed.partition(f"rows {ROWS} \n")
+    assert "session_id" in table
+    assert len(set(surveys.splitlines())) == len(surveys.splitlines()) == SURVEYS
 
 
 @needs_package("duckdb")
