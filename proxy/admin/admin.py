@@ -39,7 +39,10 @@ PAGE = PREFIX
 _FILES = {
     PAGE: ("index.html", b"text/html; charset=utf-8"),
     b"/-/page.css": ("page.css", b"text/css; charset=utf-8"),
-    b"/-/page.js": ("page.js", b"text/javascript; charset=utf-8"),
+    **{
+        PREFIX + name.encode(): (name, b"text/javascript; charset=utf-8")
+        for name in ("page.js", "dom.js", "project.js", "charts.js", "requests.js")
+    },
 }
 PAGE_FILES = frozenset(_FILES)
 _PAGE_FIELDS = (
@@ -99,7 +102,8 @@ class Admin:
         if (name := _refreshed_project(target)) is not None:
             _require(request, b"POST")
             return self._refresh(request, name, sees)
-        pages = [*self._pages, requests.PATH, *([QUIT] if self._overview.can_quit else [])]
+        pages = [page for page in self._pages if page == PAGE or page not in _FILES]
+        pages += [requests.PATH, *([QUIT] if self._overview.can_quit else [])]
         raise NotFound(
             f"The paths here are {', '.join(p.decode() for p in pages)}, /-/refresh/PROJECT"
             " and /-/exports/PROJECT/JOB_ID/latest.csv."
@@ -140,14 +144,21 @@ class Admin:
         return await send_answer(request, 200, _file(name), content_type=content_type, fields=_PAGE_FIELDS)
 
     async def _status(self, request: Request, target: bytes, sees: Sees) -> bool:
-        """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour."""
-        with_hour = b"hour=1" in target.partition(b"?")[2].split(b"&")
+        """JSON with one line for each project; with ``?hour=1`` also the minutes of the last hour.
+
+        ``?detail=NAME``, which may be repeated: only these projects come whole, and with their hour.
+        """
+        query = parse_qs(target.decode("latin-1").partition("?")[2], keep_blank_values=True)
+        detailed, with_hour = query.get("detail"), "detail" in query or "1" in query.get("hour", ())
         only = None if sees is _everything else request.facts.caller
         lines, healths = [], {}
         projects = [project for project in self._overview.projects() if sees(project.name)]
         for place, project in enumerate(projects, 1):
             its_health = healths[project.name] = health.of_project(project)
-            shown = status.of_project(self._overview, project, its_health, with_hour=with_hour, only=only)
+            if detailed is None or project.name in detailed:
+                shown = status.of_project(self._overview, project, its_health, with_hour=with_hour, only=only)
+            else:
+                shown = status.of_project_in_short(self._overview, project, its_health)
             lines.append(f"{json.dumps(project.name)}: {json.dumps(shown)}")
             if not place % SLICE:
                 await asyncio.sleep(0)

@@ -7,18 +7,16 @@ import contextlib
 import functools
 import math
 import os
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
+from support.chromium import browser
 from support.harness import WAIT_S, Gateway, RawServer, TokenServer, Upstream, free_port, gateway
+from support.page import CONFIG, drawn, needs_chromium, opened, page, text_of
 from support.snippets import executed
 
+from proxy.admin.admin import PAGE_FILES
 from proxy.app.app import App
 from proxy.config.load import load
 from proxy.config.settings import DEFAULT_PORT, Settings
@@ -28,9 +26,6 @@ from proxy.sandbox import Sandbox, SandboxOptions
 pytestmark = pytest.mark.asyncio(
     loop_factories=["asyncio"]
 )  # the page can't tell one event loop from another, and browsers are slow
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
-)
 PROJECTS = {
     "shop": {"client_id": "id-1", "client_secret": "canary-secret-5f1c", "apis": ["metrics", "surveys"]},
     "ro": {"client_id": "id-2", "client_secret": "canary-secret-5f1c", "apis": [], "read_only": True},
@@ -38,34 +33,26 @@ PROJECTS = {
 CALLERS = {"powerbi": {"key": "canary-key-0123456789abcdef"}}
 VISITS = b"GET /%b/v1/metrics/site/visits?startDate=2026-01-01&endDate=2026-01-07&period=daily"
 SLOW = b"GET /%b/v1/x-sandbox/slow?seconds=30"
+CHOOSE = """
+    const tool = document.querySelector('[data-is=tool]');
+    tool.value = given[0];
+    tool.dispatchEvent(new Event('change'));
+    document.querySelector('[data-copies=snippet]').click();
+    await new Promise((done) => setTimeout(done, 50));
+    return navigator.clipboard.readText();
+"""
 TEXT = "return document.querySelector('main').innerText"
 
 
-@asynccontextmanager
-async def page(proxy: Gateway, user: str = "") -> AsyncIterator[Browser]:
-    """The page once it is drawn; at the end its console must hold no error and no refused content."""
-    async with browser() as chromium:
-        await chromium.open(f"http://{user}127.0.0.1:{proxy.port}/-/")
-        await until(chromium, "document.querySelectorAll('article').length > 0")
-        yield chromium
-        complaints = await chromium.complaints()
-        # The console also reports the 401 after which a browser asks for the key.
-        assert not [text for text in complaints if "401" not in text or not user], complaints
-
-
-async def until(chromium: Browser, condition: str) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not await chromium.run(f"return !!({condition})"):
-            await asyncio.sleep(0.02)
-
-
-async def text_of(chromium: Browser, selector: str) -> Any:
-    return await chromium.run("return document.querySelector(given[0]).innerText", selector)
+def snippet(proxy: Gateway, tool: str) -> str:
+    overview = proxy.app.overview
+    assert overview.page_texts is not None
+    return overview.page_texts.tools(overview.settings_in_use, "shop")[tool].rstrip("\n")
 
 
 async def test_the_page_has_a_strict_policy_and_brings_nothing_from_elsewhere() -> None:
     async with gateway() as proxy:
-        for target in (b"/-/", b"/-/page.css", b"/-/page.js"):
+        for target in PAGE_FILES:
             answer = await proxy.call(b"GET " + target)
             assert answer.status == 200
             assert answer.values(b"content-security-policy")[0].startswith(
@@ -83,8 +70,9 @@ async def test_the_page_has_a_strict_policy_and_brings_nothing_from_elsewhere() 
 async def test_it_shows_each_project_and_no_secret() -> None:
     async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
         text = await chromium.run(TEXT)
-        for shown in (f"http://127.0.0.1:{proxy.port}/shop", "0 of 10", "read-only", "surveys", "60 min"):
+        for shown in (f"http://127.0.0.1:{proxy.port}/shop", "0 of 10", "read-only", "all 2 fresh", "60 min"):
             assert shown in text
+        assert "surveys" not in text  # the tokens are one line unless something is wrong
         everything = await chromium.run("return document.documentElement.outerHTML")
         for hidden in ("canary", "id-1", "token-1"):
             assert hidden not in everything
@@ -94,12 +82,12 @@ async def test_it_shows_each_project_and_no_secret() -> None:
 async def test_it_follows_what_happens_without_a_reload_and_leaves_the_focus_where_it_is() -> None:
     async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
         await chromium.run("window.kept = 1; document.querySelector('[data-copies=url]').focus()")
-        assert "1 request and 0 errors" not in await chromium.run(TEXT)
+        assert "1 request, no errors" not in await chromium.run(TEXT)
         await proxy.call(b"GET /shop/v1/segments")
-        await until(chromium, "document.querySelector('main').innerText.includes('1 request and 0 errors')")
+        await drawn(chromium, "document.querySelector('main').innerText.includes('1 request, no errors')")
         label = "return document.querySelector('[data-is=requests-chart]').getAttribute('aria-label')"
         assert await chromium.run(label) == (
-            "Requests per minute: 1 request and 0 errors in the last hour, at most 1 in a minute"
+            "Requests per minute: 1 request, no errors in the last hour, at most 1 in a minute"
         )
         assert await chromium.run("return [window.kept, document.activeElement.dataset.copies]") == [1, "url"]
 
@@ -113,14 +101,14 @@ async def test_it_says_which_token_fails_and_what_to_do() -> None:
         lease = keeper.current()
         assert lease is not None
         keeper.reject(lease)
-        await until(chromium, "document.querySelector('article .pill').textContent === 'no token'")
+        await drawn(chromium, "document.querySelector('article .pill').textContent.startsWith('no token')")
         assert (await proxy.call(b"GET /shop/v1/segments")).error_code == "PROXY_TOKEN_UNAVAILABLE"
-        await until(chromium, "document.querySelector('.errors li')")
+        await drawn(chromium, "document.querySelector('.errors li')")
         text = await chromium.run(TEXT)
         assert "credentials refused" in text
         assert "PROXY_TOKEN_UNAVAILABLE" in text
         assert "ask your Contentsquare administrator" in text
-        assert await text_of(chromium, "#news") == "shop: no token"  # what a screen reader says
+        assert (await text_of(chromium, "#news")).startswith("degraded: ")  # what a screen reader says
 
 
 @needs_chromium
@@ -130,22 +118,24 @@ async def test_what_it_gives_to_copy_is_copied(tmp_path: Path) -> None:
         await chromium.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite"])
         await chromium.devtools("Emulation.setFocusEmulationEnabled", enabled=True)
         await chromium.run("document.querySelector('[data-copies=url]').click()")
-        await until(chromium, "document.querySelector('[data-copies=url]').innerText.startsWith('Copied')")
+        await drawn(chromium, "document.querySelector('[data-copies=url]').innerText.startsWith('Copied')")
         url = f"http://127.0.0.1:{proxy.port}/shop"
         assert await chromium.run("return navigator.clipboard.readText()") == url
-        choose = """
-            const tool = document.querySelector('[data-is=tool]');
-            tool.value = given[0];
-            tool.dispatchEvent(new Event('change'));
-            document.querySelector('[data-copies=snippet]').click();
-            await new Promise((done) => setTimeout(done, 50));
-            return navigator.clipboard.readText();
-        """
-        assert await chromium.run(choose, "curl") == f'curl --noproxy "*" "{url}/v1/segments"'
-        assert f'Web.Contents("{url}"' in await chromium.run(choose, "Power BI / Power Query")
-        script = await chromium.run(choose, "Python")
-        printed = await executed(tmp_path, sys.executable, "it.py", file="it.py", content=script)
-    assert printed == "[]\n"
+        await chromium.run("document.querySelector('[data-is=use]').open = true")
+        await drawn(chromium, "document.querySelector('[data-is=tool]').length")
+        assert await chromium.run(CHOOSE, "curl") == snippet(proxy, "curl")
+        for tool, part in (
+            ("powerbi", f'Web.Contents("{url}"'),
+            ("export", "/-/exports/shop/JOB_ID/latest.csv"),
+        ):
+            assert part in await chromium.run(CHOOSE, tool)
+        script = await chromium.run(CHOOSE, "python")
+        assert script == snippet(proxy, "python")
+        first = await text_of(chromium, "[data-is=first-call]")
+        assert first in await chromium.run(CHOOSE, "curl")
+        assert len(first.splitlines()) == 1
+        printed = await executed(tmp_path, "sh", "it.sh", file="it.sh", content=first)
+        assert printed == "[]"
 
 
 @needs_chromium
@@ -154,9 +144,11 @@ async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_sn
         assert (await proxy.call(b"GET /-/")).status == 401
         async with page(proxy, "anybody:canary-key-0123456789abcdef@") as chromium:
             await proxy.call(b"GET /shop/v1/segments", b"X-API-Key: canary-key-0123456789abcdef")
-            await until(chromium, "document.querySelector('main').innerText.includes('1 request and')")
-            snippet = await chromium.run("return document.querySelector('[data-is=snippet]').textContent")
-            assert '-H "X-API-Key: YOUR-KEY"' in snippet
+            await drawn(chromium, "document.querySelector('main').innerText.includes('1 request, ')")
+            await chromium.run("document.querySelector('[data-is=use]').open = true")
+            await drawn(
+                chromium, "document.querySelector('[data-is=snippet]').textContent.includes('$CSQ_KEY')"
+            )
             assert "canary" not in await chromium.run("return document.documentElement.outerHTML")
 
 
@@ -168,21 +160,25 @@ async def test_it_says_how_many_slow_callers_were_cut_off_and_why() -> None:
         shop.measures.count_error("PROXY_ANSWER_CUT", "The answer was cut: its caller took too little.")
         async with page(proxy) as chromium:
             waiting = "document.querySelector('[data-is=waiting]').textContent"
-            await until(chromium, f"{waiting} === 'none; 2 slow callers cut off'")
-            assert "its caller took too little" in await chromium.run(
-                "return document.querySelector('[data-is=errors]').textContent"
-            )
+            await drawn(chromium, f"{waiting} === 'none waiting; 2 slow callers cut off'")
+            await proxy.call(b"GET /shop/v1/segments")
+            errors = "document.querySelector('[data-is=error-rows]').innerText"
+            await drawn(chromium, f"{errors}.includes('its caller took too little')")
 
 
 @needs_chromium
-async def test_it_says_when_the_proxy_is_gone() -> None:
+async def test_it_says_when_the_proxy_is_gone_and_how_to_start_it() -> None:
     # Not an ephemeral port: another test could get it while the page still sends requests to it.
     server = {"port": free_port(), "drain_timeout": 1}
     async with browser() as chromium:
         async with gateway(server=server) as proxy:
-            await chromium.open(f"http://127.0.0.1:{proxy.port}/-/")
-            await until(chromium, "document.querySelector('#live').textContent === 'live'")
-        await until(chromium, "document.querySelector('#live').textContent.startsWith('no answer')")
+            await opened(chromium, proxy)
+            assert await text_of(chromium, "#live") == "live"
+            assert "csq-proxy serve" not in await text_of(chromium, "#banner")
+        await drawn(chromium, "document.querySelector('#live').textContent === 'not live'")
+        banner = await text_of(chromium, "#banner")
+        assert "csq-proxy does not answer" in banner
+        assert f"csq-proxy serve --config '{CONFIG}'" in banner
 
 
 @needs_chromium
@@ -191,7 +187,8 @@ async def test_it_fits_a_phone_and_its_parts_have_names(tmp_path: Path) -> None:
         const label = (node) => node.labels?.[0]?.textContent || node.getAttribute('aria-label');
         const name = (node) => label(node) || node.textContent;
         const all = [...document.querySelectorAll('button, select, input, svg, a')];
-        return all.filter((node) => !name(node).trim()).map((node) => node.outerHTML);
+        const shown = all.filter((node) => node.getClientRects().length);
+        return shown.filter((node) => !name(node).trim()).map((node) => node.outerHTML);
     """
     async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
         assert await chromium.run(names) == []
@@ -214,11 +211,11 @@ async def test_a_picture_of_it_is_made(tmp_path: Path) -> None:
             await _fill_hour(proxy, minutes)
             async with page(proxy) as chromium:
                 in_flight = [asyncio.create_task(proxy.call(SLOW % b"demo-eu")) for _ in range(3)]
-                await until(
+                await drawn(
                     chromium, "document.querySelector('[data-is=slots]').innerText.startsWith('3 of')"
                 )
                 await chromium.run("document.querySelector('article + article > details').open = false")
-                await chromium.screenshot(picture, width=1200, height=0)
+                await chromium.screenshot(picture, width=1200, height=1150)
                 for call in in_flight:
                     call.cancel()
                 await asyncio.wait(in_flight)

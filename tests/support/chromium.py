@@ -18,6 +18,15 @@ from support.harness import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
+AXE = next(
+    (
+        file
+        for folder in os.environ.get("NODE_PATH", "").split(os.pathsep)
+        if folder and (file := Path(folder) / "axe-core" / "axe.min.js").is_file()
+    ),
+    None,
+)
+"""Deque's axe, which finds what keeps people with a screen reader or a keyboard out of a page."""
 START_S = 30.0
 SCRIPT_S = 20.0
 FLAGS = (
@@ -33,6 +42,13 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP *.test 127.0.0.1",
 )
+
+
+_VIOLATIONS = """
+    const { violations } = await window.axe.run(document, { resultTypes: ['violations'] });
+    const told = ({ target, html }) => `${target}: ${html.slice(0, 200)}`;
+    return violations.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 5).map(told).join('; ')}`);
+"""
 
 
 class Browser:
@@ -69,6 +85,14 @@ class Browser:
         """The console's messages since the last call: errors, refused content, error statuses."""
         lines = await _call(self._session, "POST", f"{self._url}/se/log", {"type": "browser"})
         return [line["message"] for line in lines]
+
+    async def axe(self) -> list[str]:
+        """The violations that axe finds in the page, each with the nodes in question; `AXE` must be there."""
+        assert AXE is not None
+        # By the tools' way: the page's own policy allows no foreign script.
+        await self.devtools("Runtime.evaluate", expression=await asyncio.to_thread(AXE.read_text))
+        found: list[str] = await self.run(_VIOLATIONS)
+        return found
 
     async def screenshot(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
         """The page as a PNG in a window of this size; ``height`` 0: the height of the page."""
