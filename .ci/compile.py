@@ -39,6 +39,7 @@ NOT_COMPILED = (
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
     "gateway/outward.py",  # it is used at a start and at a reload alone
     "logs/file.py",  # it is used once for the lines of a turn
+    "logs/terminal.py",  # a person reads these lines
     "server/listeners.py",  # it is used at the start alone
     "server/site.py",  # its classes derive from aiohttp's
     "server/unix_socket.py",  # it is used once a second

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator
+from datetime import datetime
 
 from proxy import __version__
 from proxy.admin.overview import Overview
@@ -64,16 +66,27 @@ def _lines(overview: Overview) -> Iterator[str]:
     yield from ("Stop: Ctrl-C", "")
 
 
-def _tokens(project: Project) -> list[str]:
-    """A line about the tokens, and one for each that isn't there; or one that says why none is kept."""
-    lines, ends = [], []
+def _tokens(project: Project) -> Iterator[str]:
+    """A line about the tokens that are there, and for each reason why others aren't, or why none is kept."""
+    ends: list[datetime] = []
+    without: dict[str, list[str]] = {}
     for api, keeper in project.keepers.items():
         status = keeper.status()
         if status.expires_at is not None:
             ends.append(status.expires_at.astimezone())
         else:
-            lines.append(f"    {api.value}: {status.last_error or 'the token is being fetched'}")
+            without.setdefault(status.last_error or "the token is being fetched", []).append(api.value)
     if ends:
         until = " to ".join(dict.fromkeys(f"{end:%H:%M}" for end in (min(ends), max(ends))))
-        lines.insert(0, f"    {len(ends)} {'API' if len(ends) == 1 else 'APIs'}, tokens until {until}")
-    return lines or [f"    {why}" for why in project.missing()] or ["    tokens are fetched on first use"]
+        yield f"    {len(ends)} {'API' if len(ends) == 1 else 'APIs'}, tokens until {until}"
+    for reason, apis in without.items():
+        yield from _folded(f"{', '.join(apis)}: {reason}")
+    if not project.keepers:
+        for why in project.missing() or ["tokens are fetched on first use"]:
+            yield from _folded(why)
+
+
+def _folded(sentence: str) -> list[str]:
+    return textwrap.wrap(
+        shown(sentence), 100, initial_indent=" " * 4, subsequent_indent=" " * 6, break_on_hyphens=False
+    )

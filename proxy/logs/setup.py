@@ -29,6 +29,7 @@ from proxy.foreign import shown
 from proxy.logs.file import LogFile
 from proxy.logs.redact import Redactor
 from proxy.logs.sink import Sink
+from proxy.logs.terminal import ShortLines, is_routine
 
 # structlog imports rich where it is installed, to draw tracebacks that this program doesn't draw. That takes
 # 4 MiB and 50 ms of each start, so `import rich` fails meanwhile: None in `sys.modules` means "not found".
@@ -105,9 +106,14 @@ def configure(
     on_terminal = is_on_terminal()
     as_text = format == "text" or (format == "auto" and on_terminal)
     _level = logging.getLevelNamesMapping()[level.upper()]
-    _renderers = _text_renderers(colors=on_terminal and _wants_colors()) if as_text else [_render_json]
+    if as_text:
+        _renderers = [ShortLines(_stream(), _clean, colors=_wants_colors())] if on_terminal else [*_text()]
+    else:
+        _renderers = [_render_json]
     start: list[Processor] = [add_logger_name, add_log_level, _add_time]
     end: list[Processor] = [structlog.processors.format_exc_info, _put_first_keys_first, *_renderers]
+    if as_text and on_terminal and _level > logging.DEBUG:
+        start.append(_drop_routine)
     structlog.configure(
         processors=[*start, *end],
         wrapper_class=structlog.make_filtering_bound_logger(_level),
@@ -164,6 +170,10 @@ def is_json() -> bool:
     return _renderers == [_render_json]
 
 
+def _stream() -> IO[str] | None:
+    return None if isinstance(_sink.stream, LogFile) else _sink.stream
+
+
 def log_file() -> Path | None:
     """The file that lines go to; None: they go to a stream."""
     return _sink.stream.path if isinstance(_sink.stream, LogFile) else None
@@ -171,7 +181,7 @@ def log_file() -> Path | None:
 
 def is_on_terminal() -> bool:
     """Whether lines go to a terminal."""
-    return not isinstance(_sink.stream, LogFile) and is_terminal(_sink.stream)
+    return is_terminal(_stream())
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -187,12 +197,23 @@ def _wants_colors() -> bool:
     return sys.platform != "win32" and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _text_renderers(*, colors: bool) -> list[Processor]:
+def _text() -> tuple[Processor, ...]:
     # The plain traceback: rich's shows local variables, and so secrets.
     renderer = structlog.dev.ConsoleRenderer(
-        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+        colors=False, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return [_write_time, _escape_controls, renderer]
+    return _write_time, _escape_controls, renderer
+
+
+def _drop_routine(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if is_routine(event):
+        raise structlog.DropEvent
+    return event
+
+
+def _clean(text: str, keep: str) -> str:
+    """The text without secrets, and with control characters (but for those to ``keep``) escaped."""
+    return shown(redactor.redact(text), keep=keep)
 
 
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -211,7 +232,7 @@ def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> 
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             # Redacted before it is escaped: the renderer may escape it once more.
-            event[key] = shown(redactor.redact(value), keep="\n\t" if key in _LONG_KEYS else "")
+            event[key] = _clean(value, "\n\t" if key in _LONG_KEYS else "")
     return event
 
 
