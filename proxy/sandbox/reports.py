@@ -66,8 +66,9 @@ class Report:
         return cls.named(project, f"{kind}-{number}-{int(when.timestamp())}")
 
     def in_list(self) -> dict[str, object]:
-        """The report as lists of reports show it."""
-        return {"id": self.id, **self._addresses(), "summary": self.summary(), "timings": self.timings()}
+        """The report as lists of reports show it: clients read its figures in ``summary``, or beside it."""
+        summary = self.summary()
+        return {"id": self.id, **self._addresses(), **summary, "summary": summary, "timings": self.timings()}
 
     def whole(self, *, metrics_only: bool, ids_for_tips: bool) -> dict[str, object]:
         """The report itself; without tips, categories and technologies where ``metrics_only``."""

@@ -38,6 +38,7 @@ async def test_a_monitorings_reports_come_with_their_averages(caller: Caller) ->
     for name in ("score", "loadTime", "weight", "requests"):
         mean = sum(report["summary"][name] for report in reports) / 8
         assert averages[f"average{name[0].upper()}{name[1:]}"] == pytest.approx(mean)
+        assert all(report[name] == report["summary"][name] for report in reports)
     assert set(averages["averageTimings"]) == set(reports[0]["timings"])
     days = await caller.post(path, wanted | {"lastDays": 30, "limit": 0, "error": False})
     assert len(days["monitoringData"]) == 120
