@@ -17,6 +17,7 @@ from proxy.origin import Origin
 from proxy.projects import Project
 from proxy.projects.calls import MonthlyCalls
 from proxy.projects.recent import RecentRequests
+from proxy.projects.saving import Saving
 from proxy.server.request import Listener
 
 
@@ -46,7 +47,7 @@ class Overview:
     listeners: Sequence[Listener]
     projects: Callable[[], Iterable[Project]]
     loop_lag: LoopLag
-    calls: MonthlyCalls
+    saving: Saving
     has_quit: bool = False
     is_stopping: bool = False
     reload: ReloadStatus = field(default_factory=ReloadStatus)
@@ -54,6 +55,11 @@ class Overview:
     own_series: list[str] = field(default_factory=list)
     recent: RecentRequests = field(default_factory=RecentRequests)
     page_texts: PageTexts | None = None
+
+    @property
+    def calls(self) -> MonthlyCalls:
+        """The calls of this month."""
+        return self.saving.calls
 
     @property
     def log_lines_dropped(self) -> int:

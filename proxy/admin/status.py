@@ -18,6 +18,7 @@ from proxy.projects import Project
 from proxy.projects.calls import Count
 from proxy.projects.health import Health
 from proxy.projects.measures import Minute
+from proxy.projects.saving import Saving
 from proxy.projects.slot_minutes import SlotMinute
 from proxy.projects.usage import Use
 from proxy.tokens import LeaseStatus
@@ -50,6 +51,7 @@ def of_process(
         "account_usage": {
             name: _of_calls(overview.calls.count(name)) for name in overview.accounts if sees(name)
         },
+        "counts": _of_counts(overview.saving, with_faults=with_faults),
     }
 
 
@@ -142,6 +144,12 @@ def _of_calls(count: Count) -> dict[str, object]:
         "since_at": _stamp(count.since),
         "notice": count.notice,
     }
+
+
+def _of_counts(saving: Saving, *, with_faults: bool) -> dict[str, object] | None:
+    if saving.file is None:
+        return None
+    return {"kept": saving.is_kept, **({"error": saving.error} if with_faults else {})}  # it may name a path
 
 
 def _of_callers(used: Mapping[str, Mapping[Api, tuple[Use, Use]]]) -> dict[str, object]:

@@ -30,7 +30,9 @@ from proxy.gateway.outward import Outward, Plan, plan
 from proxy.logs import EventLog, configure, get_logger
 from proxy.process import descriptor_limit
 from proxy.projects import Project
-from proxy.projects.calls import LOOK_S, MonthlyCalls
+from proxy.projects.calls import MonthlyCalls
+from proxy.projects.calls_file import CallsFile
+from proxy.projects.saving import Saving
 from proxy.server.listeners import Listeners
 from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import Listener
@@ -70,7 +72,7 @@ class App:
             self._listeners.all,
             self.projects,
             LoopLag(self._on_slow_loop),
-            MonthlyCalls(self._log_event),
+            self._saving(settings.server.state_dir),
             has_quit=quit_ is not None,
         )
         self.overview.recent.switch(on=settings.log.requests)
@@ -78,6 +80,10 @@ class App:
         self._generation: Generation
         self._generations: Generations
         self._old_outwards: list[Outward] = []  # of each old generation that still has requests
+
+    def _saving(self, folder: Path | None) -> Saving:
+        calls = MonthlyCalls(self._log_event)
+        return Saving(calls, None if folder is None else CallsFile(folder), self._log_event)
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -119,7 +125,7 @@ class App:
     def _begin(self, first: Plan) -> None:
         self._generations = Generations(
             self.listeners,
-            self.overview.calls,
+            self.overview.saving.calls,
             limit=self._settings.contentsquare.max_concurrency,
             spawn=self._spawn,
             on_event=self._log_event,
@@ -129,9 +135,9 @@ class App:
         self._warn_of_environment()
         if files := unchecked(self._settings.files):
             self._log_event("files_unchecked", {"files": [str(file) for file in files], "why": UNCHECKED})
-        self.overview.calls.set_quotas(self._settings.quotas)
+        self.overview.saving.calls.set_quotas(self._settings.quotas)
         self._spawn(self._sweep_regularly())
-        self._spawn(self._count_calls())
+        self._spawn(self.overview.saving.run())
         self._spawn(self._generations.slots.count_minutes())
         self._spawn(self.overview.loop_lag.run())
         if self._load is not None:
@@ -160,6 +166,7 @@ class App:
         if hasattr(self, "_generation"):
             for project in self.projects():
                 project.close()
+            await self.overview.saving.close()
             self._generation.unredact()
             self._generations.renewals.close()
             self._gateway.close()
@@ -201,7 +208,7 @@ class App:
             configure(new.settings.log.level, new.settings.log.format, new.settings.log.file)
             self.overview.recent.switch(on=new.settings.log.requests)
         self._expiry.look(self._ends())
-        self.overview.calls.set_quotas(new.settings.quotas)
+        self.overview.saving.calls.set_quotas(new.settings.quotas)
         return differences(old.settings, new.settings, self._settings)
 
     async def _close_when_unused(self, old: Generation, leaving: Sequence[Project]) -> None:
@@ -229,11 +236,6 @@ class App:
             self._events.sweep()
             if gone := self._generations.accounts.sweep():
                 self._log.info("idle_projects_dropped", projects=gone)
-
-    async def _count_calls(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            self.overview.calls.look()
 
     def _ends(self) -> Iterator[tuple[str, date]]:
         settings = self._generation.settings

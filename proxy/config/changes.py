@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from proxy.config.settings import Credentials, Settings
 
-_NEED_RESTART = ("host", "port", "tcp", "unix_socket")
+_NEED_RESTART = ("host", "port", "tcp", "unix_socket", "state_dir")
 _NO_CHANGE_OF_A_PROJECT = frozenset(
     ("client_secret_file", "client_secret_command", "default", "expires", "port", "quota")
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from proxy.config.files import PRIVATE, READABLE
 from proxy.config.messages import Fault, KeyPath, did_you_mean
 from proxy.config.secrets import absence, exposure
-from proxy.config.trust import fault_of
+from proxy.config.trust import fault_of, folder_fault
 from proxy.contentsquare import Api
 from proxy.origin import Origin, is_loopback
 
@@ -42,6 +43,7 @@ def check(settings: Settings) -> Iterator[Fault]:
     yield from _ports(settings)
     yield from _listeners(settings)
     yield from _files(settings)
+    yield from _state_dir(settings.server.state_dir)
     for name, project in settings.projects.items():
         yield from _project(("projects", name), project)
     for name, account in settings.accounts.items():
@@ -164,6 +166,21 @@ def _files(settings: Settings) -> Iterator[Fault]:
             yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))
         elif path is not None and (fault := _file_fault(path, is_private=key == "tls_key")):
             yield Fault((section, key), fault)
+
+
+def _state_dir(folder: Path | None) -> Iterator[Fault]:
+    if folder is None:
+        return
+    try:
+        fault = folder_fault(folder)
+    except FileNotFoundError:
+        fault = f"there is no folder {folder}; make it first: mkdir -m 700 {shlex.quote(str(folder))}"
+    except NotADirectoryError:
+        fault = f"{folder} is no folder; name one that only you can write to"
+    except OSError as error:
+        fault = f"can't look at {folder}: {error.strerror}"
+    if fault is not None:
+        yield Fault(("server", "state_dir"), fault)
 
 
 def _file_fault(path: Path, *, is_private: bool) -> str | None:

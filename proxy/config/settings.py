@@ -171,6 +171,8 @@ class ServerSettings(Table):
 
     While requests wait for a project's slots, a caller must take ``min_rate`` bytes/s of an answer that lies
     ready, over ``min_rate_after`` seconds, or the answer is cut; 0 turns this off.
+
+    ``state_dir`` is the folder for the counts of calls; None: they last as long as the process.
     """
 
     host: Annotated[str, AfterValidator(_listen_host)] = "localhost"
@@ -184,6 +186,7 @@ class ServerSettings(Table):
     min_rate: Annotated[int, Field(ge=0, le=2**30), BeforeValidator(_no_bool)] = 16_384
     min_rate_after: Seconds = 30.0
     allow_quit: bool = False
+    state_dir: FilePath = None
 
 
 class LogSettings(Table):

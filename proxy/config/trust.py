@@ -64,6 +64,16 @@ def fault_of(path: Path, advice: str) -> str | None:
     return _fault(path, None, advice)
 
 
+def folder_fault(folder: Path) -> str | None:
+    """The fault of a folder for files of ours, None for a good one; a sticky one is none. Raises OSError."""
+    mode = folder.stat().st_mode
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if sys.platform != "win32" and mode & stat.S_ISVTX and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others can write to {folder} (mode {stat.S_IMODE(mode):04o}); make a folder in it for this"
+    return _fault(folder, None, "go-w")
+
+
 def unchecked(paths: tuple[Path, ...]) -> list[Path]:
     """The files about which the system doesn't tell who may write to them (Windows: no access list)."""
     if sys.platform == "win32":

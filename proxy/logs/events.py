@@ -29,6 +29,7 @@ _REPEATED = frozenset(
         "accept_failed",
         "api_discovery_failed",
         "certificate_refused",
+        "counts_not_saved",
         "loop_detected",
         "request_failed",
         "request_failed_by_bug",
@@ -40,6 +41,7 @@ _REPEATED = frozenset(
     )
 )
 _WARNINGS = _REPEATED | {
+    "counts_damaged",
     "credentials_expire",
     "credentials_switched",
     "event_loop_was_slow",
@@ -54,7 +56,11 @@ _WARNINGS = _REPEATED | {
 _ERRORS = frozenset(("request_failed_by_bug",))
 _SAME = ("lease", "project", "api", "cause", "source")
 """Failures of one event are equal if these values are; in an outage, those of all leases with one cause."""
-_ENDS = {"token_fetched": "token_fetch_failed", "apis_discovered": "api_discovery_failed"}
+_ENDS = {
+    "apis_discovered": "api_discovery_failed",
+    "counts_saved": "counts_not_saved",
+    "token_fetched": "token_fetch_failed",
+}
 """Events that end a failure of the same lease or project."""
 
 

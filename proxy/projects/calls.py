@@ -10,33 +10,18 @@ wrong for a while changes no other month's counts. A quota refuses nothing.
 
 from __future__ import annotations
 
-import calendar
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from proxy.logs import OnEvent
+from proxy.projects.months import Month, Months, difference, forget_old, month_of, start_of, total
 from proxy.projects.usage import Calls
 
 STEPS: Final = (100, 80)
 """The percentages of a quota at which a warning is due, once each."""
-MOST_MONTHS: Final = 3
-"""Months that are kept: clocks go wrong, and come back."""
-LOOK_S: Final = 1.0
-"""Seconds between two looks at the calls and the clock."""
-
-
-@dataclass(slots=True)
-class Month:
-    """The calls of a month by the name of the project, and for an account in all.
-
-    ``since`` is when their count began, in seconds since 1970. ``warned`` has the steps that were told.
-    """
-
-    since: float
-    calls: dict[str, int] = field(default_factory=dict)
-    warned: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +40,7 @@ class Count:
     @property
     def step(self) -> int:
         """The highest of `STEPS` that is reached, else 0."""
-        return 0 if self.quota is None else _step(self.calls, self.quota)
+        return _step(self.calls, self.quota)
 
     @property
     def notice(self) -> str | None:
@@ -82,9 +67,13 @@ class MonthlyCalls:
         self._new: list[Calls] = []
         self._quotas: Mapping[str, int] = {}
         self._started_at = wall_clock()
-        self._months: dict[str, Month] = {}
+        self._months: Months = {}
+        self._saved: Months = {}
         self._name = ""
-        self._turn_to(month_of(self._started_at))
+        self._begins, self._ends = math.inf, -math.inf
+        self.is_changed = True
+        """Whether a count changed since `unsaved` was called."""
+        self._turn()
 
     def of(self, name: str) -> Calls:
         """A counter for the project of that name."""
@@ -100,23 +89,22 @@ class MonthlyCalls:
         """The calls of a project or an account in this month."""
         self.look()
         month = self._months[self._name]
-        is_whole = month.since <= start_of(self._name)
+        is_whole = month.since <= self._begins
         return Count(self._name, month.calls.get(name, 0), self._quotas.get(name), month.since, is_whole)
 
     def look(self) -> None:
         """Add the new calls to the month, and turn to the next one when it has come."""
         if self._new:
-            names = self._take()
-            self._warn(names)
-        name = month_of(self._now())
-        if name != self._name:
-            self._turn_to(name)
+            self._warn(self._take())
+        if not self._begins <= self._now() < self._ends:
+            self._turn()
 
     def _take(self) -> set[str]:
         """Add the new calls; returns the names whose counts changed."""
         calls = self._months[self._name].calls
         new, names = self._new.copy(), set()
         self._new.clear()
+        self.is_changed = True
         for one in new:
             count = one.take()
             for name in {one.name, one.name.partition("/")[0]}:
@@ -124,38 +112,56 @@ class MonthlyCalls:
                 names.add(name)
         return names
 
-    def _turn_to(self, name: str) -> None:
-        since = max(self._started_at, start_of(name))
-        month = self._months.pop(name, None) or Month(since)
-        self._months[name], self._name = month, name  # the last one
-        for old in [*self._months][:-MOST_MONTHS]:
-            del self._months[old]
+    def _turn(self) -> None:
+        now = self._now()
+        self._name = name = month_of(now)
+        self._begins = start_of(name)
+        self._ends = start_of(month_of(self._begins + 32 * 86_400))
+        self._keep_month()
 
-    def _warn(self, names: Mapping[str, int] | set[str]) -> None:
+    def _keep_month(self) -> None:
+        """Have this month among the months, as the last one."""
+        new = Month(max(self._started_at, self._begins))
+        self._months[self._name] = self._months.pop(self._name, new)
+        forget_old(self._months)
+        self.is_changed = True
+
+    def _warn(self, names: Iterable[str]) -> None:
         month = self._months[self._name]
         for name in names:
-            quota = self._quotas.get(name)
-            step = 0 if quota is None else _step(month.calls.get(name, 0), quota)
-            warned = month.warned.get(name, 0)
+            quota, calls = self._quotas.get(name), month.calls.get(name, 0)
+            step, warned = _step(calls, quota), month.warned.get(name, 0)
             if step != warned:  # less than before: the quota was raised
                 month.warned[name] = step
+                self.is_changed = True
             if step > warned:
                 self._on_event(
                     "quota_reached" if step == STEPS[0] else "quota_nearly_reached",
-                    {"name": name, "month": self._name, "calls": month.calls[name], "quota": quota},
+                    {"name": name, "month": self._name, "calls": calls, "quota": quota},
                 )
 
+    # What is saved
 
-def _step(calls: int, quota: int) -> int:
-    return next((step for step in STEPS if 100 * calls >= step * quota), 0)
+    @property
+    def saved(self) -> Months:
+        """The counts as they were saved last; nobody may change them."""
+        return self._saved
+
+    def unsaved(self) -> Months:
+        """What changed since the counts were saved."""
+        self.look()
+        self.is_changed = False
+        return difference(self._months, self._saved)
+
+    def on_saved(self, changes: Months, saved: Months) -> None:
+        """The ``changes`` are in ``saved``, which may have the calls of other processes, too."""
+        self.look()
+        rest = difference(difference(self._months, self._saved), changes)
+        self._saved, self._months = saved, total(saved, rest)
+        if self._name not in saved:
+            self._keep_month()
+        self._warn(self._quotas)
 
 
-def month_of(at: float) -> str:
-    """The month in UTC of a time in seconds since 1970, such as "2026-11"."""
-    return time.strftime("%Y-%m", time.gmtime(at))
-
-
-def start_of(month: str) -> float:
-    """The first second of a month."""
-    year, _, number = month.partition("-")
-    return calendar.timegm((int(year), int(number), 1, 0, 0, 0))
+def _step(calls: int, quota: int | None) -> int:
+    return 0 if quota is None else next((step for step in STEPS if 100 * calls >= step * quota), 0)

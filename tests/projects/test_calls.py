@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.projects.calls import MonthlyCalls, month_of, start_of
+from proxy.projects.calls import MonthlyCalls
+from proxy.projects.months import month_of
 
 
 def at(year: int, month: int, day: int = 1, time: str = "00:00:00") -> float:
@@ -105,12 +106,6 @@ def test_any_clock_leaves_a_bounded_number_of_months(times: list[float]) -> None
     assert month == month_of(counted.s)
     assert calls >= 1
     assert len(counted.calls._months) <= 3
-
-
-@given(st.floats(0, 4e9))
-def test_a_time_is_in_the_month_that_it_names(now: float) -> None:
-    assert start_of(month_of(now)) <= now
-    assert now < start_of(month_of(start_of(month_of(now)) + 32 * 86_400))
 
 
 def test_the_count_says_when_it_began() -> None:
