@@ -48,7 +48,7 @@ async def exposition(overview: Overview, sees: Sees) -> bytes:
     for project in overview.projects():
         if sees(project.name):
             (projects if "/" not in project.name or project.name in own else others).append(project)
-    _add(texts, (*_of_process(overview), *PROCESS_COLLECTOR.collect()))
+    _add(texts, (*_of_process(overview), *PROCESS_COLLECTOR.collect(), *await _of_months(overview, sees)))
     for start in range(0, len(projects), SLICE):
         _add(texts, _of_projects(projects[start : start + SLICE]))
         await asyncio.sleep(0)
@@ -76,6 +76,21 @@ async def _sums(projects: list[Project]) -> Iterable[Metric]:
             await asyncio.sleep(0)
     families.sum_up()
     return [one for one in vars(families).values() if one not in (families.days_left, families.seconds_left)]
+
+
+async def _of_months(overview: Overview, sees: Sees) -> Iterable[Metric]:
+    """The calls of this month and the quotas, of projects and of accounts in all."""
+    month = _gauge("calls_this_month", "Calls of this month (UTC), of a project or an account.", "project")
+    quota = _gauge("calls_quota", "The quota of calls a month, as configured.", "project")
+    names = [name for name in (*overview.settings.projects, *overview.accounts) if sees(name)]
+    for place, name in enumerate(names, 1):
+        count = overview.calls.count(name)
+        month.add_metric([name], count.calls)
+        if count.quota is not None:
+            quota.add_metric([name], count.quota)
+        if not place % MOST_OF_ACCOUNTS:
+            await asyncio.sleep(0)
+    return month, quota
 
 
 class _OneFamily(Collector):
@@ -155,6 +170,7 @@ class _Families:
             *("project", "source", "class"),
         )
         self.errors = _counter("errors", "The proxy's errors, by code.", "project", "code")
+        self.calls = _counter("calls", "Requests sent to Contentsquare, also those sent again.", "project")
         self.replays = _counter(
             "replays", "Requests that the proxy sent to the cloud once more, by reason.", "project", "reason"
         )
@@ -200,6 +216,7 @@ class _Families:
         self.allowance.add_metric([name], slots.allowance)
         self.waiting.add_metric([name], slots.waiting)
         self.slow_callers.add_metric([name], measures.slow_callers)
+        self.calls.add_metric([name], project.calls.made)
         if project.expires is not None:
             self.days_left.add_metric([name], days_left(project.expires, utc_today()))
         for source, by_class in measures.responses().items():

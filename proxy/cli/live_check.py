@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import math
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ Result = Literal["ok", "warning", "failed"]
 
 _NEXT_STEP = {
     "key": f"Take a random key of at least {SHORTEST_ANYWHERE} characters.",
+    "state": "Give the folder to the user that the proxy runs as, or the counts end with the process.",
     "files": "Keep the file in a folder that only you can change.",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
@@ -134,6 +136,13 @@ def short_keys(settings: Settings) -> Iterator[Finding]:
                 f"the key of the caller {name} has {length} bytes: it is easier to guess, and a program that"
             )
             yield _finding("key", "warning", f"{detail} puts it into a path would send it to Contentsquare")
+
+
+def unwritable_state(settings: Settings) -> Iterator[Finding]:
+    """A warning where the counts of calls can't be saved; the proxy would start without that."""
+    folder = settings.server.state_dir
+    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+        yield _finding("state", "warning", f"this user can't write to server.state_dir ({folder})")
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
-from support.harness import Gateway, Message, Upstream, gateway
+from support.harness import Gateway, Message, Upstream, gateway, settings_for, until
 
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 SECRET = "canary-secret-5f1c"
@@ -104,6 +107,59 @@ async def test_an_accounts_calls_are_those_of_all_its_projects() -> None:
     of_account = seen["account_usage"]["acme"]
     assert (of_account["calls"], of_account["quota"], of_account["month"]) == (2, 2, month)
     assert of_account["notice"].startswith(f"2 of 2 calls of {month} are used (100 %)")
+
+
+async def test_metrics_have_the_calls_and_the_quotas() -> None:
+    project = {"client_id": "id", "client_secret": SECRET, "apis": ["metrics"], "quota": 5}
+    async with gateway(projects={"shop": project}, accounts=ACCOUNTS, callers=CALLERS) as proxy:
+        for path in (b"/shop", b"/shop", b"/acme/42"):
+            await proxy.call(b"GET " + path + b"/v1/segments", OPS)
+        seen = (await proxy.call(b"GET /-/metrics", OPS)).content.decode().splitlines()
+        limited = (await proxy.call(b"GET /-/metrics", BI)).content.decode().splitlines()
+    shop = [
+        'csq_proxy_calls_total{project="shop"} 2.0',
+        'csq_proxy_calls_this_month{project="shop"} 2.0',
+        'csq_proxy_calls_quota{project="shop"} 5.0',
+    ]
+    acme = [
+        'csq_proxy_calls_total{project="acme/42"} 1.0',
+        'csq_proxy_calls_this_month{project="acme"} 1.0',
+        'csq_proxy_calls_quota{project="acme"} 2.0',
+    ]
+    assert {line for line in seen if line.startswith("csq_proxy_calls")} == {*shop, *acme}
+    assert {line for line in limited if line.startswith("csq_proxy_calls")} == {*shop}
+
+
+async def test_the_status_says_whether_counts_are_kept(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    async with gateway(server={"port": 0, "state_dir": str(state)}, callers=CALLERS) as proxy:
+        saving = proxy.app.overview.saving
+        await until(lambda: saving.is_kept)
+        assert (await status(proxy, OPS))["counts"] == {"kept": True, "error": None}
+        assert (await status(proxy, BI))["counts"] == {"kept": True}
+        await proxy.call(b"GET /shop/v1/segments", OPS)
+        await asyncio.to_thread(shutil.rmtree, state)
+        saving.begin()
+        await until(lambda: not saving.is_kept)
+        told = (await status(proxy, OPS))["counts"]
+        assert told["error"].startswith("the counts of calls can't be saved")
+        assert (await usage(proxy, OPS))["calls"] == 1
+    async with gateway() as proxy:
+        assert (await status(proxy))["counts"] is None
+
+
+async def test_a_reload_keeps_the_counts_and_takes_new_quotas() -> None:
+    async with gateway() as proxy:
+        await proxy.call(b"GET /shop/v1/segments")
+        shop = {"client_id": "id-9", "client_secret": "other", "apis": ["metrics"], "quota": 1}
+        auth_url = proxy.app.overview.settings.contentsquare.auth_url
+        settings = settings_for(auth_url, proxy.upstream.url, projects={"shop": shop})
+        apply = await asyncio.to_thread(proxy.app._prepare, settings)
+        apply()
+        used = await usage(proxy)
+    assert (used["calls"], used["quota"], used["callers"]["-"]["metrics"]["requests"]) == (1, 1, 1)
+    assert used["notice"] is not None
 
 
 async def test_without_a_state_folder_the_count_is_since_the_start() -> None:

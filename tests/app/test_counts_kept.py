@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import Running, get, run, started, write
+from support.commands import Running, get, started, write
 from support.harness import RawServer, TokenServer, Upstream, until
 
 from proxy.projects.calls_file import NAME
@@ -136,34 +135,3 @@ async def test_a_folder_that_is_lost_while_it_runs_is_told_and_stops_nothing(pla
     [told] = [line for line in map(json.loads, logged.splitlines()) if line["event"] == "counts_not_saved"]
     assert told["level"] == "warning"
     assert "No such file" in told["error"]
-
-
-def faults(folder: Path) -> tuple[int, str]:
-    text = """
-    [server]
-    state_dir = "state"
-    [projects.shop]
-    client_id = "id-1"
-    client_secret = "canary-secret"
-    """
-    write(folder / "config.toml", text)
-    made: subprocess.CompletedProcess[str] = run("check", environ={**os.environ}, cwd=folder)
-    return made.returncode, " ".join((made.stdout + made.stderr).split())
-
-
-@POSIX
-def test_check_names_a_bad_folder(tmp_path: Path) -> None:
-    code, told = faults(tmp_path)
-    assert code == 2
-    assert f"server.state_dir: there is no folder {tmp_path}/state; make it first: mkdir" in told
-    state = write(tmp_path / "state", "")
-    code, told = faults(tmp_path)
-    assert (code, "state is no folder" in told) == (2, True)
-    state.unlink()
-    state.mkdir()
-    for mode in (0o777, 0o1777):
-        state.chmod(mode)
-        code, told = faults(tmp_path)
-        assert (code, "others can" in told) == (2, True)
-    state.chmod(0o700)
-    assert faults(tmp_path)[0] == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from support.configurations import CANARY, SHOP, Writer, faults_of, project
 
@@ -66,6 +69,32 @@ def test_a_unix_socket_needs_a_folder_and_a_short_path(write: Writer) -> None:
         (fault,) = faults_of(write(f"[server]\nunix_socket = '{socket}'\n{SHOP}"))
         assert fault.startswith("server.unix_socket: ")
         assert words in fault or "Windows" in fault
+
+
+def test_the_folder_for_counts_must_be_there_and_be_a_folder(write: Writer, tmp_path: Path) -> None:
+    config = f"[server]\nstate_dir = 'state'\n{SHOP}"
+    [fault] = faults_of(write(config))
+    assert fault.startswith(
+        f"server.state_dir: there is no folder {tmp_path / 'state'}; make it first: mkdir"
+    )
+    state = write("", "state")
+    [fault] = faults_of(write(config))
+    assert fault == f"server.state_dir: {state} is no folder; name one that only you can write to"
+    state.unlink()
+    state.mkdir(0o700)
+    assert load(write(config), environ={}).server.state_dir == state
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_folder_for_counts_that_others_can_write_to_is_refused(
+    mode: int, write: Writer, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(mode)
+    [fault] = faults_of(write(f"[server]\nstate_dir = 'state'\n{SHOP}"))
+    assert fault.startswith("server.state_dir: others can ")
 
 
 @pytest.mark.parametrize(

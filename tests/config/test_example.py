@@ -34,7 +34,7 @@ def uncommented() -> str:
     return re.sub(r"^#(?=[a-z\[])", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-def test_the_example_loads_with_everything_uncommented(write: Writer) -> None:
+def test_the_example_loads_with_everything_uncommented(write: Writer, tmp_path: Path) -> None:
     text = uncommented()
     for number in range(text.count('"..."')):
         text = text.replace('"..."', f'"real-{number}"', 1)
@@ -44,6 +44,7 @@ def test_the_example_loads_with_everything_uncommented(write: Writer) -> None:
     )
     for name in ("cert.pem", "key.pem", "company-ca.pem", "shop-us.secret", "powerbi.key"):
         write("content", name)
+    (tmp_path / "state").mkdir(0o700)
     if sys.platform == "win32":
         text = text.replace("unix_socket =", "#unix_socket =")
     else:
