@@ -46,7 +46,7 @@ def _kubernetes(settings: Settings) -> dict[str, str]:
     names = portable.secret_names(settings)
     return {
         "config_mounted": portable.config(
-            settings, f"{_CONTAINER_SECRETS}/csq-proxy", portable.IN_CONTAINER, indent=4
+            settings, f"{_CONTAINER_SECRETS}/csq-proxy", portable.IN_POD, indent=4
         ),
         "caller_secret": next((portable.secret_name("callers", name) for name in settings.callers), ""),
         "kubectl_secrets": " ".join(f"--from-file={name}=FILE" for name in names),

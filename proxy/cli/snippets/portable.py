@@ -24,6 +24,13 @@ IN_CONTAINER = {
     "log.file": "left out: the platform collects the log from standard error",
 }
 """The comment in place of a key, in a container that shares its app's loopback."""
+STATE_DIR = "/var/lib/csq-proxy"
+"""The folder for counts there: a volume in Compose, and ``StateDirectory=csq-proxy`` under systemd."""
+IN_POD = {
+    **IN_CONTAINER,
+    "server.state_dir": "left out, as volumes are open to groups; Prometheus keeps csq_proxy_calls_total",
+}
+"""The same for Kubernetes."""
 UNDER_SYSTEMD = {
     "server.host": "left out, for this computer alone; give the address here, once TLS is there",
     "server.unix_socket": "give its path here, in a RuntimeDirectory=, or take csq-proxy.socket below",
@@ -40,7 +47,7 @@ _WHERE_SECRETS_WERE = ("client_secret_file", "client_secret_command", "key_file"
 def config(settings: Settings, secrets: str, notes: Mapping[str, str], *, indent: int) -> str:
     """TOML, with each secret in a file of the folder ``secrets``, every line ``indent`` spaces in.
 
-    ``notes`` is `IN_CONTAINER` or `UNDER_SYSTEMD`.
+    ``notes`` is `IN_CONTAINER`, `IN_POD` or `UNDER_SYSTEMD`.
     """
     lines = []
     for section in ("server", "log", "contentsquare"):
@@ -95,7 +102,9 @@ def _lines(title: str, table: Table, notes: Mapping[str, str]) -> Iterator[str]:
             continue
         if name in _WHERE_SECRETS_WERE:
             continue
-        if key in notes or isinstance(value, Path):
+        if key == "server.state_dir" and key not in notes:
+            yield f"{name} = {json.dumps(STATE_DIR)}"
+        elif key in notes or isinstance(value, Path):
             yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
         else:
             yield f"{name} = {_written(value)}"

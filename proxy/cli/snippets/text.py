@@ -1,7 +1,8 @@
 """Ready text for callers and operators, filled in from the configuration; never with a secret.
 
 Hides the templates, one file for each text. ``<<name>>`` in a template stands for a value. A line that
-begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without.
+begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without,
+and a line with ``<<:state>>`` for those with a folder for counts.
 Pure, apart from reading templates; must not know the command line.
 """
 
@@ -85,8 +86,12 @@ def for_callers(settings: Settings) -> tuple[str, ...]:
 
 
 def _fill(name: str, settings: Settings, values: Mapping[str, str]) -> str:
-    condition = "<<:key>>" if settings.callers else "<<:open>>"
+    conditions = ["<<:key>>" if settings.callers else "<<:open>>"]
+    if settings.server.state_dir is not None:
+        conditions.append("<<:state>>")
     template = resources.files(__package__).joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
-    lines = [line.removeprefix(condition) for line in template.splitlines()]
+    lines = template.splitlines()
+    for condition in conditions:
+        lines = [line.removeprefix(condition) for line in lines]
     text = "\n".join(line for line in lines if not line.startswith("<<:"))
     return _PLACE.sub(lambda place: values[place[1]], text) + "\n"

@@ -48,6 +48,26 @@ def test_what_cannot_be_carried_over_is_told_in_its_place(what: str, tmp_path: P
     assert "# server." not in text(what, settings_of())
 
 
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd"])
+def test_the_folder_for_counts_is_the_platforms(what: str, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    shown, without = text(what, settings_of(server={"state_dir": str(state)})), text(what, settings_of())
+    assert str(tmp_path) not in shown
+    assert "/var/lib/csq-proxy" not in without
+    assert "StateDirectory" not in without
+    if what == "kubernetes":
+        assert "# server.state_dir: left out, " in shown
+        return
+    assert 'state_dir = "/var/lib/csq-proxy"' in shown
+    if what == "systemd":
+        assert "\nDynamicUser=yes\nStateDirectory=csq-proxy\nStateDirectoryMode=0700\n" in shown
+    else:
+        compose = yaml.safe_load(shown)
+        assert compose["services"]["csq-proxy"]["volumes"] == ["csq-proxy-state:/var/lib/csq-proxy"]
+        assert compose["volumes"] == {"csq-proxy-state": None}
+
+
 def test_no_two_secrets_share_a_file() -> None:
     standby = {"client_id": "id-2", "client_secret": "canary-2"}
     settings = settings_of(
