@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
+import itertools
 import json
 import socket
 import struct
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
-from support.harness import WAIT_S, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
+from support.harness import WAIT_S, Gateway, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
 from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 
+from proxy.contentsquare import Api
 from proxy.gateway import entrance
 from proxy.gateway.exports import exports, pins
 from proxy.logs.setup import configure
@@ -654,10 +658,10 @@ async def test_a_download_outlives_a_reload(gate: asyncio.Event) -> None:
         assert (await run.get()).content == CSV
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip"])
-@pytest.mark.parametrize(("kind", "suffix"), [("CSV", "csv"), ("JSONL", "jsonl")])
-async def test_an_export_of_the_sandbox_is_read(kind: str, suffix: str, compression: str) -> None:
-    async with Sandbox(SandboxOptions(export_duration_s=0.0)) as sandbox:
+@contextlib.asynccontextmanager
+async def before_sandbox(duration_s: float = 0.0, **more: object) -> AsyncIterator[tuple[Gateway, bytes]]:
+    """A proxy before the sandbox, and the path of a new job's files there, without the name's end."""
+    async with Sandbox(SandboxOptions(export_duration_s=duration_s)) as sandbox:
         project = sandbox.projects["demo-eu"]
         vendor = {
             "auth_url": sandbox.auth_url,
@@ -668,26 +672,44 @@ async def test_an_export_of_the_sandbox_is_read(kind: str, suffix: str, compress
         async with gateway(contentsquare=vendor, projects={"shop": shop}) as proxy:
             job = {
                 "name": "all",
-                "format": kind,
+                "format": "CSV",
                 "scope": "sessions",
                 "frequency": {"value": "daily"},
                 "fields": [{"fieldName": "session_id"}, {"fieldName": "country_code"}],
                 "deviceLabel": "all",
                 "rows": 500,
-                "compression": compression,
+                **more,
             }
             content = json.dumps(job).encode()
             length = b"Content-Length: %d" % len(content)
             made = await proxy.call(b"POST /v1/exports", length, body=content)
-            path = f"/-/exports/shop/{json.loads(made.content)['payload']['jobId']}/latest.{suffix}".encode()
-            plain = await proxy.call(b"GET " + path)
-            assert plain.status == 200
-            assert plain.content.count(b"\n") == 500 + (kind == "CSV")
-            assert gzip.decompress((await proxy.call(b"GET %b.gz" % path)).content) == plain.content
-            head = await proxy.call(b"HEAD " + path)
-            assert head.values(b"content-length") == [b"%d" % len(plain.content)]
-            part = await proxy.call(b"GET " + path, b"Range: bytes=10-19")
-            assert (part.status, part.body) == (206, plain.content[10:20])
+            yield proxy, f"/-/exports/shop/{json.loads(made.content)['payload']['jobId']}/latest.".encode()
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize(("kind", "suffix"), [("CSV", b"csv"), ("JSONL", b"jsonl")])
+async def test_an_export_of_the_sandbox_is_read(kind: str, suffix: bytes, compression: str) -> None:
+    async with before_sandbox(format=kind, compression=compression) as (proxy, start):
+        path = start + suffix
+        plain = await proxy.call(b"GET " + path)
+        assert plain.status == 200
+        assert plain.content.count(b"\n") == 500 + (kind == "CSV")
+        assert gzip.decompress((await proxy.call(b"GET %b.gz" % path)).content) == plain.content
+        head = await proxy.call(b"HEAD " + path)
+        assert head.values(b"content-length") == [b"%d" % len(plain.content)]
+        part = await proxy.call(b"GET " + path, b"Range: bytes=10-19")
+        assert (part.status, part.body) == (206, plain.content[10:20])
+
+
+async def test_a_poll_of_the_sandbox_takes_one_call() -> None:
+    async with before_sandbox(1e6) as (proxy, path):
+        [project] = proxy.app.projects()
+        counts = [project.requests[Api.DATA_EXPORT]]
+        for _ in range(4):
+            answer = await proxy.call(b"GET %bcsv" % path)
+            assert (answer.status, answer.error_code) == (404, "PROXY_EXPORT_NOT_READY")
+            counts.append(project.requests[Api.DATA_EXPORT])
+        assert [after - before for before, after in itertools.pairwise(counts)] == [2, 1, 1, 1]
 
 
 async def test_a_stop_takes_no_new_ones(gate: asyncio.Event) -> None:
