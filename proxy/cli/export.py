@@ -20,7 +20,7 @@ from proxy.cli.download import DownloadFailed, LinkRefused, OnProgress, download
 from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
 from proxy.config.checks import name_fault
 from proxy.contentsquare import PROJECT_ID
-from proxy.errors import ConfigError
+from proxy.errors import CallerUnknown, ConfigError
 from proxy.export_runs import NEWEST_FIRST, SEGMENT, Members, RunReport, listed, newest, payload_of, text
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def _called(place: RunningProxy, method: str, path: str, content: bytes | None =
     """The payload of Contentsquare's answer. Raises ExportFailed."""
     answer = place.call(method, path, content, timeout_s=CALL_TIMEOUT_S)
     members = answer.json()
+    if isinstance(members, dict) and members.get("errorCode") == CallerUnknown.code:
+        raise place.refused(answer.status)
     if answer.status // 100 != 2 or members is None:
         kind = _Passing if answer.status >= 500 or answer.status == 429 else ExportFailed
         raise kind(f"{place.url}: {_fault(answer, members)}")

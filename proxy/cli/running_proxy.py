@@ -100,7 +100,7 @@ class RunningProxy(NamedTuple):
         """The answer of ``/-/status``. Raises `Unreachable`."""
         answer = self.call("GET", "/-/status")
         if answer.status != 200:
-            raise Unreachable(self._refused(answer.status))
+            raise self.refused(answer.status)
         status = answer.json()
         if not isinstance(status, dict) or "projects" not in status:
             raise self.stranger()
@@ -117,7 +117,7 @@ class RunningProxy(NamedTuple):
         if answer.status in (400, 404) and isinstance(found, dict) and "errorMessage" in found:
             raise ConfigError(f"{self.url}: {found['errorMessage']}")
         if answer.status != 200:
-            raise Unreachable(self._refused(answer.status))
+            raise self.refused(answer.status)
         if not (isinstance(found, dict) and isinstance(found.get("requests"), list) and "next" in found):
             raise self.stranger()
         return found
@@ -172,16 +172,17 @@ class RunningProxy(NamedTuple):
                 ) from None
         return context
 
-    def _refused(self, code: int) -> str:
+    def refused(self, code: int) -> Unreachable:
+        """The error for an answer of the proxy's own, with another status than 200."""
         if code == 401:
             problem = "this key is not a caller's" if self.key else "a caller's key is needed"
-            return f"{self.url}: {problem}; give --key-file, or set {KEY}"
+            return Unreachable(f"{self.url}: {problem}; give --key-file, or set {KEY}")
         hint = ""
         if code == 421:
             hint = "; give a --url with a host name in server.allowed_hosts"
         elif code == 404 or code // 100 == 3:
             hint = "; is it a csq-proxy?"
-        return f"{self.url}: answered {code}{hint}"
+        return Unreachable(f"{self.url}: answered {code}{hint}")
 
     def _silent(self, error: OSError) -> str:
         reason = getattr(error, "reason", error)

@@ -232,3 +232,14 @@ async def test_a_run_that_is_known_is_asked_for_alone(state: str, tmp_path: Path
     assert (shown.returncode, shown.stderr) == (0, "")
     one = b"/v1/exports/7/runs/9"
     assert calls == [b"/v1/exports/7/runs", one, one, b"/file", *calls[4:]]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("", "a caller's key is needed"), ("wrong-key-12345", "not a caller's")]
+)
+async def test_a_key_that_is_missing_or_wrong_is_told_at_once(key: str, said: str, tmp_path: Path) -> None:
+    async with gateway(Cloud(None), callers={"bi": {"key": "caller-key-12345"}}) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        shown = await run("shop", "--id", "7", "--url", url, cwd=tmp_path, CSQ_PROXY_KEY=key)
+    assert shown.returncode == 1
+    assert f"{said}; give --key-file" in shown.stderr
