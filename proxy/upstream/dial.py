@@ -52,7 +52,7 @@ class Dialer:
         self._resolver = resolver or NameResolver()
         self._address_fault = address_fault
 
-    async def dial(self, origin: Origin, protocol: asyncio.Protocol) -> None:
+    async def dial(self, origin: Origin, protocol: asyncio.BaseProtocol) -> None:
         """Connect ``protocol`` to ``origin``.
 
         Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
@@ -106,7 +106,7 @@ class Dialer:
     async def _start(
         self,
         origin: Origin,
-        protocol: asyncio.Protocol,
+        protocol: asyncio.BaseProtocol,
         stream: socket.socket | asyncio.Transport,
         deadline: float,
     ) -> None:
@@ -133,7 +133,9 @@ class Dialer:
             problem = f"TLS with {origin.authority} failed: the connection was closed"
             raise ConnectFailed(problem, proxy_status="tls_protocol_error") from None
 
-    async def _start_on_socket(self, origin: Origin, protocol: asyncio.Protocol, sock: socket.socket) -> None:
+    async def _start_on_socket(
+        self, origin: Origin, protocol: asyncio.BaseProtocol, sock: socket.socket
+    ) -> None:
         await asyncio.get_running_loop().create_connection(
             lambda: protocol,
             sock=sock,
@@ -142,7 +144,7 @@ class Dialer:
         )
 
     async def _start_on_tunnel(
-        self, origin: Origin, protocol: asyncio.Protocol, tunnel: asyncio.Transport
+        self, origin: Origin, protocol: asyncio.BaseProtocol, tunnel: asyncio.Transport
     ) -> None:
         if not origin.is_tls:
             tunnel.set_protocol(protocol)

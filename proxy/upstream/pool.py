@@ -17,6 +17,8 @@ from proxy.origin import Origin
 from proxy.upstream.connection import CloudConnection, Owner
 from proxy.upstream.dial import Dialer
 
+READ_BYTES: Final = 256 * 1024
+"""Bytes that are read of a connection at once, at most."""
 KEEP_ALIVE_S = 50.0
 """An idle connection is closed after this time: less than the 60 s of common load balancers."""
 SURE_REUSE_S: Final = 5.0
@@ -51,6 +53,7 @@ class Pool(Owner):
     ) -> None:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self._dialer = dialer
         self._on_idle_lost = on_idle_lost
         self._idle: deque[CloudConnection] = deque()

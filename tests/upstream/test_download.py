@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
 
 import pytest
-from support.clouds import closing, pool_of
+import trustme
+from support.clouds import closing, dialer, pool_of
 from support.harness import WAIT_S, Message, RawServer, Upstream, read_message, until
 
 from proxy.errors import ConnectFailed, ConnectionLost
 from proxy.upstream import download
 from proxy.upstream.download import Download
 from proxy.upstream.pool import Pool
+from proxy.upstream.tls import tls_context
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -20,11 +24,16 @@ def answer(content: bytes) -> bytes:
     return b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
 
 
-async def fetched(pool: Pool) -> bytes:
+def content_of(target: bytes) -> bytes:
+    """The content that this target alone has."""
+    return random.Random(target).randbytes(3_000_000)
+
+
+async def fetched(pool: Pool, request: bytes = GET) -> bytes:
     one, content = Download(pool), b""
     try:
         async with asyncio.timeout(WAIT_S):
-            head = await one.open(GET)
+            head = await one.open(request)
             assert head.status == 200
             while piece := await one.read():
                 content += piece
@@ -39,6 +48,30 @@ async def test_a_connection_carries_one_download_after_the_other() -> None:
         for _ in range(3):
             assert await fetched(pool) == b"x" * 100_000
         assert server.connections == 1
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_downloads_that_run_at_once_do_not_mix(is_tls: bool) -> None:
+    """The connections of a pool read into the same memory."""
+    ca, tls = trustme.CA(), None
+    trusting = tls_context()
+    ca.configure_trust(trusting)
+    if is_tls:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert("localhost").configure_cert(tls)
+
+    async def cloud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = (await read_message(reader)).start_line.split(b" ")[1]
+        writer.write(answer(content_of(target)))
+        await writer.drain()
+
+    targets = [b"/%d" % number for number in range(6)]
+    async with RawServer(cloud, tls=tls) as server:
+        url = f"https://localhost:{server.port}" if is_tls else server.url
+        async with closing(pool_of(url, dialer(trusting))) as pool:
+            requests = [GET.replace(b"/", target, 1) for target in targets]
+            contents = await asyncio.gather(*(fetched(pool, request) for request in requests))
+    assert contents == [content_of(target) for target in targets]
 
 
 async def test_a_slow_reader_stops_the_reading() -> None:

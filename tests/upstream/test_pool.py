@@ -202,7 +202,7 @@ async def test_a_pool_is_not_forgotten_while_a_connection_to_it_is_on_its_way() 
     connected = asyncio.Event()
 
     class SlowDialer(Dialer):
-        async def dial(self, origin: Origin, connection: asyncio.Protocol) -> None:
+        async def dial(self, origin: Origin, connection: asyncio.BaseProtocol) -> None:
             await connected.wait()
 
     upstreams = Upstreams(
