@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.processes import cpu_s, free_port
 from support.harness import RawServer, TokenServer
-from support.programs import forget_http_proxies, printed_url
+from support.programs import forget_http_proxies, logged_url
 from support.storage import SIGNATURE, ExportCloud
 
 LIMIT_S = 60.0
@@ -126,14 +126,16 @@ async def programs(folder: Path, size: int, *, tls: bool) -> AsyncIterator[Progr
             f'[contentsquare]\nauth_url = "{auth.url}"\nallowed_endpoints = ["{api.url[7:]}"]\n'
             f'allowed_downloads = ["{host}"]\n' + (f'ca_file = "{folder}/ca.pem"\n' if tls else "")
         )
-        proxy = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        stack.push_async_callback(proxy.communicate)
+        log = folder / "proxy.log"
+        with log.open("wb") as errors:
+            proxy = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        stack.push_async_callback(proxy.wait)
         stack.callback(proxy.terminate)
-        url = await printed_url(proxy, LIMIT_S)
+        url = await logged_url(log, LIMIT_S)
         through = f"{url}/-/exports/shop/1001/latest.csv?csq_key={KEY}"
         yield Programs(nginx.pid, proxy.pid, f"{storage}{FILE}{SIGNATURE}", through)
 
