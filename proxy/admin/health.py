@@ -43,6 +43,7 @@ def of_project(project: Project) -> Health:
             limit=slots.limit,
             refused=sum(one.refused for one in slots.minutes.hour(now) if one.at > since),
             days_left=None if project.expires is None else days_left(project.expires, utc_today()),
+            expires=project.expires,
             on_standby=project.credentials_in_use == "standby",
         )
     )

@@ -206,12 +206,15 @@ def show_status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it again every 2 seconds, until Ctrl-C.")
     ] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="End with 0 also where a project can't work.")
+    ] = False,
 ) -> None:
-    """Show the state of the running proxy."""
+    """Show the state of the running proxy, trouble first; ends with 1 where a project can't work."""
     from proxy.cli.running_proxy import find  # noqa: PLC0415
     from proxy.cli.status import show  # noqa: PLC0415
 
-    show(find(config, url, key_file), as_json=as_json, watch=watch)
+    show(find(config, url, key_file), as_json=as_json, watch=watch, exit_zero=exit_zero)
 
 
 @cli.command("requests")

@@ -96,9 +96,9 @@ class RunningProxy(NamedTuple):
     cert: Path | None
     key: str | None
 
-    def status(self) -> dict[str, Any]:
-        """The answer of ``/-/status``. Raises `Unreachable`."""
-        answer = self.call("GET", "/-/status")
+    def status(self, *, with_hour: bool = False) -> dict[str, Any]:
+        """The answer of ``/-/status``, perhaps with the minutes of the last hour. Raises `Unreachable`."""
+        answer = self.call("GET", "/-/status?hour=1" if with_hour else "/-/status")
         if answer.status != 200:
             raise self.refused(answer.status)
         status = answer.json()
@@ -274,6 +274,7 @@ def _key(key_file: Path | None) -> str | None:
 
 
 def _base_url(url: str) -> str:
+    url = url.partition("/-/")[0]  # people copy the address of the page
     if not url.startswith(("http://", "https://")):
         raise ConfigError("--url: must begin with http://, https:// or unix:, as http://127.0.0.1:8277")
     try:

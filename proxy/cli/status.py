@@ -19,20 +19,32 @@ EVERY_S = 2.0
 """The time between two requests with ``--watch``."""
 MOST_ERRORS = 3
 """The most errors that are shown for each project."""
-_COLORS = {
-    "fresh": "green",
-    "stale": "yellow",
-    "fetching": "yellow",
-    "idle": "green",
-    "failing": "red",
-    "refused": "red",
+MOST_TROUBLES = 10
+"""Projects in trouble that are shown in detail; the table below has all."""
+FEW_PROJECTS = 3
+"""The last errors of so many projects are shown although they work."""
+TROUBLE_DAYS = 14
+"""With so few days left or fewer, the health itself tells of credentials that end."""
+_COLORS = {"working": "green", "waiting": "yellow", "degraded": "yellow", "failing": "bold red"}
+"""By state, the worst one last."""
+_SIDES = {
+    "caller": "your program",
+    "proxy": "csq-proxy, on this computer",
+    "contentsquare": "Contentsquare",
+    "network": "the network",
 }
+_UNKNOWN = {"state": "unknown", "summary": "it tells no health: restart it after an update"}
+_NARROW, _WIDE = 64, 100
+"""Characters in a line. A narrow terminal shows fewer columns, a wide one all."""
 
 
-def show(place: RunningProxy, *, as_json: bool, watch: bool) -> None:
-    """Print the status once, or every `EVERY_S` seconds until Ctrl-C. Exits with 1 where there is none."""
+def show(place: RunningProxy, *, as_json: bool, watch: bool, exit_zero: bool = False) -> None:
+    """Print the status once, or every `EVERY_S` seconds until Ctrl-C.
+
+    Exits with 1 where there is none, and, unless ``exit_zero``, where a project is failing.
+    """
     try:
-        status = place.status()
+        status = place.status(with_hour=as_json)
         if as_json:
             _print_json(place, status, watch=watch)
         else:
@@ -41,6 +53,14 @@ def show(place: RunningProxy, *, as_json: bool, watch: bool) -> None:
         fail((str(error),), 1)
     except KeyboardInterrupt:  # how `--watch` ends
         return
+    if not (watch or exit_zero) and _is_failing(status):
+        raise SystemExit(1)
+
+
+def _is_failing(status: dict[str, Any]) -> bool:
+    """Whether a project can't work."""
+    projects = status["projects"].values() if isinstance(status["projects"], dict) else ()
+    return any(isinstance(one, dict) and _health(one)["state"] == "failing" for one in projects)
 
 
 def _print_json(place: RunningProxy, status: dict[str, Any], *, watch: bool) -> None:
@@ -50,7 +70,7 @@ def _print_json(place: RunningProxy, status: dict[str, Any], *, watch: bool) -> 
     say_json(status)
     while sys.stdout is not None:  # None: the reader has closed the pipe
         time.sleep(EVERY_S)
-        say_json(place.status())
+        say_json(place.status(with_hour=True))
 
 
 def _print_table(place: RunningProxy, status: dict[str, Any], *, watch: bool) -> None:
@@ -59,35 +79,35 @@ def _print_table(place: RunningProxy, status: dict[str, Any], *, watch: bool) ->
     from proxy.cli.tables import Terminal  # noqa: PLC0415
 
     terminal = Terminal()
-    shown = _table_of(place, status)
+    shown = _table_of(place, status, terminal.width)
     if not watch:
         terminal.print(shown)
     elif not terminal.is_terminal:
         terminal.print(shown)
         while sys.stdout is not None:  # None: the reader has closed the pipe
             time.sleep(EVERY_S)
-            terminal.print(_table_now(place))
+            terminal.print(_table_now(place, terminal.width))
     else:
         with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
             while True:
                 live.update(shown, refresh=True)
                 time.sleep(EVERY_S)
-                shown = _table_now(place)
+                shown = _table_now(place, terminal.width)
 
 
-def _table_now(place: RunningProxy) -> RenderableType:
+def _table_now(place: RunningProxy, width: int) -> RenderableType:
     from rich.text import Text  # noqa: PLC0415
 
     try:
-        return _table_of(place, place.status())
+        return _table_of(place, place.status(), width)
     except Unreachable as error:
         return Text(str(error), "red")
 
 
-def _table_of(place: RunningProxy, status: dict[str, Any]) -> RenderableType:
-    """The status for people. Raises `Unreachable` if it isn't what a csq-proxy sends."""
+def _table_of(place: RunningProxy, status: dict[str, Any], width: int) -> RenderableType:
+    """The status for people, in lines of ``width`` characters. Raises `Unreachable` if it isn't ours."""
     try:
-        return _drawn(place, _lines_shown(status))
+        return _drawn(place, _lines_shown(status), width)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise place.stranger() from None
 
@@ -103,35 +123,105 @@ def _lines_shown(value: Any) -> Any:
     return value
 
 
-def _drawn(place: RunningProxy, status: dict[str, Any]) -> RenderableType:
+def _health(value: dict[str, Any]) -> dict[str, Any]:
+    """The health of a project or of the whole; an older proxy doesn't tell one."""
+    health: dict[str, Any] = value.get("health") or _UNKNOWN
+    return health
+
+
+def _severity(project: tuple[str, dict[str, Any]]) -> int:
+    states = [*_COLORS]
+    state = _health(project[1])["state"]
+    return -states.index(state) if state in states else 1
+
+
+def _drawn(place: RunningProxy, status: dict[str, Any], width: int) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    stopping, whole = ", stopping" if status["stopping"] else "", _health(status)
+    title = f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
+    projects = sorted(status["projects"].items(), key=_severity)
+    return Group(
+        Text(title),
+        Text(f"{whole['state']}: {whole['summary']}", _COLORS.get(whole["state"], "")),
+        *_troubles(whole, projects),
+        _table_of_projects(projects, width),
+        *_notes(status, projects),
+    )
+
+
+def _troubles(whole: dict[str, Any], projects: list[tuple[str, dict[str, Any]]]) -> Iterator[RenderableType]:
+    """The three answers (why, whose trouble, what now) of each project in trouble, the worst first."""
+    if whole.get("reason") and whole.get("project") is None:
+        yield _trouble("csq-proxy", whole)
+    troubled = [(name, _health(one)) for name, one in projects if _health(one).get("reason")]
+    for name, health in troubled[:MOST_TROUBLES]:
+        yield _trouble(name, health)
+
+
+def _trouble(name: str, health: dict[str, Any]) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1))
+    side = _SIDES.get(health["side"], "-")
+    for label, text in (("why", health["reason"]), ("whose", side), ("next", health["next_step"])):
+        grid.add_row(Text(f"  {label}:", "dim"), Text(text or "-"))
+    return Group(Text(), Text(f"{name} {health['state']}: {health['summary']}", _color(health)), grid)
+
+
+def _color(health: dict[str, Any]) -> str:
+    return _COLORS.get(health["state"], "")
+
+
+def _table_of_projects(projects: list[tuple[str, dict[str, Any]]], width: int) -> RenderableType:
     from rich.table import Column  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     from proxy.cli.tables import table  # noqa: PLC0415
 
-    stopping = ", stopping" if status["stopping"] else ""
-    title = Text(
-        f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
-    )
-    cloud = Column("cloud", overflow="ellipsis")  # so that each API stays on one line
-    drawn = table("project", "slots", "API", "token", "left", "requests", cloud)
-    for name, project in status["projects"].items():
-        for number, row in enumerate(_rows(project)):
-            drawn.add_row(*([Text(name, "bold"), _slots(project)] if not number else ["", ""]), *row)
-    return Group(title, drawn, *_notes(status))
+    columns: list[Column | str] = ["project", "health", "slots"]
+    if width >= _NARROW:
+        columns += [Column("requests", justify="right"), Column("errors", justify="right"), "tokens"]
+    if width >= _WIDE:
+        columns.append(Column("cloud", overflow="ellipsis", no_wrap=True))
+    drawn = table(*columns)
+    for name, project in projects:
+        health = _health(project)
+        row = [Text(name, "bold"), Text(health["state"], _color(health)), _slots(project)]
+        row += [Text(str(_requests(project))), Text(str(_errors(project))), Text(_tokens(project))]
+        row.append(Text(_clouds(project)))
+        drawn.add_row(*row[: len(columns)])
+    return drawn
 
 
-def _rows(project: dict[str, Any]) -> Iterator[list[Text]]:
-    from rich.text import Text  # noqa: PLC0415
+def _requests(project: dict[str, Any]) -> int:
+    return sum(api["requests"] for api in project["apis"].values())
 
-    for name, api in project["apis"].items():
-        left = _duration(api["seconds_left"]) if api["usable"] else "-"
-        cloud = (api["endpoint"] or "-").partition("://")[2] or "-"
-        state = Text(api["state"], _COLORS.get(api["state"], ""))
-        yield [Text(name), state, Text(left), Text(str(api["requests"])), Text(cloud)]
-    if not project["apis"]:
-        yield [Text("on first use", "dim"), *[Text("")] * 4]
+
+def _errors(project: dict[str, Any]) -> int:
+    """Contentsquare's and the proxy's."""
+    sources = project.get("responses", {}).values()
+    return sum(by_class[kind] for by_class in sources for kind in ("4xx", "5xx"))
+
+
+def _tokens(project: dict[str, Any]) -> str:
+    """In a few words if all tokens have the same state, else each of them."""
+    apis = project["apis"]
+    states = {api["state"] for api in apis.values()}
+    if not states:
+        return "on first use"
+    if len(states) > 1:
+        return ", ".join(f"{name} {api['state']}" for name, api in apis.items())
+    left = [api["seconds_left"] for api in apis.values() if api["usable"]]
+    return states.pop() + (f", {_duration(min(left))} left" if left else "")
+
+
+def _clouds(project: dict[str, Any]) -> str:
+    hosts = {(api["endpoint"] or "").partition("://")[2] for api in project["apis"].values()}
+    return ", ".join(sorted(hosts - {""})) or "-"
 
 
 def _slots(project: dict[str, Any]) -> Text:
@@ -143,23 +233,21 @@ def _slots(project: dict[str, Any]) -> Text:
     return Text(f"{slots['in_use']}/{slots['limit']}{shared}{waiting}", "yellow" if waiting else "")
 
 
-def _notes(status: dict[str, Any]) -> Iterator[Text]:
-    """The problems, one line for each."""
+def _notes(status: dict[str, Any], projects: list[tuple[str, dict[str, Any]]]) -> Iterator[Text]:
+    """Further problems, one line for each."""
     from rich.text import Text  # noqa: PLC0415
 
     for fault in status["reload"]["last_faults"]:
         yield Text(f"the changed configuration has an error: {fault}", "red")
     if dropped := status["log_lines_dropped"]:
         yield Text(f"log lines that couldn't be written: {dropped}", "yellow")
-    for name, project in status["projects"].items():
-        for why in project["missing"]:
-            yield Text(f"missing: {why}", "red")
+    for name, project in projects:
         credentials = project["credentials"]
-        if credentials["days_left"] is not None and credentials["days_left"] <= 30:
-            end = "ended" if credentials["days_left"] < 0 else "end"
-            yield Text(f"{name}: credentials {end} on {credentials['expires']}: renew them", "yellow")
-        for error in project["last_errors"][:MOST_ERRORS]:
-            yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
+        if credentials["days_left"] is not None and TROUBLE_DAYS < credentials["days_left"] <= 30:
+            yield Text(f"{name}: credentials end on {credentials['expires']}: renew them", "yellow")
+        if len(projects) <= FEW_PROJECTS or _health(project)["state"] != "working":
+            for error in project["last_errors"][:MOST_ERRORS]:
+                yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
 
 
 def _duration(seconds: float) -> str:

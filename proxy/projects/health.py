@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Final, Literal
 
 from proxy.errors import TokenFetchError
@@ -97,6 +98,7 @@ class Evidence:
     limit: int = 10
     refused: int = 0
     days_left: int | None = None
+    expires: date | None = None
     on_standby: bool = False
 
 
@@ -262,8 +264,10 @@ def _failure(state: State, failures: Mapping[str, int], total: int, evidence: Ev
     code = max(failures, key=lambda one: failures[one])
     start = f"{failed} of {_requests(total, evidence.recent)} failed"
     if code not in _FAILURES:
-        each = ", ".join(f"{n} with {one}" for one, n in failures.items() if one not in _FAILURES)
-        reason = f"{start}: Contentsquare answered {each}."
+        reason = f"Contentsquare answered {failed} of {_requests(total, evidence.recent)} with {code}."
+        if len(failures) > 1:
+            each = ", ".join(f"{n} with {one}" for one, n in failures.items() if one not in _FAILURES)
+            reason = f"{start}: Contentsquare answered {each}."
         return Health(state, "errors of Contentsquare", "contentsquare", reason, _SUPPORT)
     summary, side, why, step = _FAILURES[code]
     last = evidence.last_errors.get(code)
@@ -341,14 +345,12 @@ def _slots(evidence: Evidence) -> Iterator[Health]:
 def _credentials(evidence: Evidence) -> Iterator[Health]:
     left = evidence.days_left
     if left is not None and left <= END_DAYS:
-        when = (
-            "have ended" if left < 0 else "end today" if not left else f"end in {left} day{'s'[: left > 1]}"
-        )
+        when = "ended" if left < 0 else "end today" if not left else f"end in {left} day{'s'[: left > 1]}"
         yield Health(
             "degraded",
             f"credentials {when}",
             "proxy",
-            f"The credentials {when}.",
+            f"The credentials {when}, on {evidence.expires}." if left else f"The credentials {when}.",
             "Make new credentials in Contentsquare's console, and put them into the configuration.",
         )
     if evidence.on_standby:

@@ -44,7 +44,8 @@ LEFT: Final = "left"
 CUT: Final = "PROXY_ANSWER_CUT"
 ERROR_CLASSES: Final = ("4xx", "5xx")
 CLASSES: Final = ("2xx", "3xx", *ERROR_CLASSES)
-_STATUSES: Final = frozenset(status.value for status in HTTPStatus if status >= 400)
+_STATUSES: Final = {status.value: str(status.value) for status in HTTPStatus if status >= 400}
+"""The names of statuses as troubles. Others are counted together: a strange cloud can't fill the memory."""
 
 
 class Histogram:
@@ -224,8 +225,7 @@ class ProjectMeasures:
     def _count_theirs(self, status: int) -> None:
         """Contentsquare answered with 4xx or 5xx."""
         self._errors += 1
-        known = status in _STATUSES  # so that a strange cloud can't fill the memory
-        self._troubles[str(status) if known else f"{status // 100}xx"] += 1
+        self._troubles[_STATUSES.get(status) or f"{status // 100}xx"] += 1
         self._good_in_a_row = 0 if status >= 500 else self._good_in_a_row + 1
 
     def _count_own(self, code: str, counted_as: int, kind: int) -> None:

@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 import trustme
 from support.certificates import CASES, openssl_verifies
-from support.harness import WAIT_S, RawServer, Upstream, free_port, gateway, read_message
+from support.harness import (
+    WAIT_S,
+    Message,
+    RawServer,
+    TokenServer,
+    Upstream,
+    free_port,
+    gateway,
+    read_message,
+    until,
+)
 
 from proxy.cli.running_proxy import RunningProxy, Unreachable, find
 from proxy.config import load as configuration
@@ -52,20 +62,97 @@ async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
         )
         shown = await run("--url", f"http://127.0.0.1:{proxy.port}/", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
-    for text in ("shop", "0/10", "metrics", "fresh", "60 min", proxy.upstream.url.partition("://")[2]):
+    for text in ("shop", "0/10", "degraded", "fresh, 60 min", proxy.upstream.url.partition("://")[2]):
         assert text in shown.stdout
-    assert "shop: credentials ended on 2020-01-01: renew them" in shown.stdout
+    assert "The credentials ended, on 2020-01-01." in shown.stdout
     assert "PROXY_QUEUE_TIMEOUT: all slots [b]were[/] busy" in shown.stdout
 
 
-@pytest.mark.parametrize(("days", "word"), [(-1, "ended"), (0, "end"), (30, "end")])
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [
+        (-1, "The credentials ended, on {}."),
+        (0, "The credentials end today."),
+        (14, "The credentials end in 14 days, on {}."),
+        (15, "shop: credentials end on {}: renew them"),
+        (30, "shop: credentials end on {}: renew them"),
+    ],
+)
 async def test_credentials_that_end_soon_are_told_from_those_that_have_ended(
-    days: int, word: str, tmp_path: Path
+    days: int, words: str, tmp_path: Path
 ) -> None:
     on = str(utc_today() + dt.timedelta(days=days))
     async with gateway(projects={"shop": {**PROJECTS["shop"], "expires": on}}) as proxy:
         shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
-    assert f"shop: credentials {word} on {on}: renew them" in shown.stdout
+    assert words.format(on) in shown.stdout
+
+
+def project(number: int) -> dict[str, object]:
+    return {
+        "client_id": f"id-{number}",
+        "client_secret": "secret-1",
+        "project_id": number,
+        "apis": ["metrics", "surveys"],
+    }
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "120"])
+async def test_broken_projects_come_first_with_the_three_answers(columns: str, tmp_path: Path) -> None:
+    def answer(message: Message) -> bytes:
+        broken = b"projectId=7" in message.start_line
+        return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % (500 if broken else 200)
+
+    many = {f"shop-{number:02}": project(number) for number in range(1, 13)}
+    async with gateway(Upstream(answer), projects=many) as proxy:
+        await until(lambda: all(one.is_ready for one in proxy.app.projects()))
+        for _ in range(3):
+            await proxy.call(b"GET /shop-07/v1/segments?projectId=7")
+            await proxy.call(b"GET /shop-01/v1/segments?projectId=1")
+        url = ("--url", f"http://127.0.0.1:{proxy.port}/-/?a=b#shop-07")
+        shown = await run(*url, cwd=tmp_path, COLUMNS=columns)
+        told = json.loads((await run(*url, "--json", cwd=tmp_path)).stdout)
+        calm = await run(*url, "--exit-zero", cwd=tmp_path)
+    assert (shown.returncode, calm.returncode, shown.stderr) == (1, 0, "")
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    said = " ".join(shown.stdout.split())
+    assert " failing: 1 of 13 projects: errors of Contentsquare shop-07 " in said
+    assert (
+        "shop-07 failing: errors of Contentsquare"
+        " why: Contentsquare answered 3 of 3 requests in the last 5 minutes with 500."
+        " whose: Contentsquare next: Wait;" in said
+    )
+    rows = [line.split()[0] for line in lines if "0/10" in line]
+    assert rows == ["shop-07", "shop", *sorted(set(many) - {"shop-07"})]
+    assert told["health"]["project"] == "shop-07"
+    assert all("hour" in one for one in told["projects"].values())
+
+
+async def test_the_exit_code_is_1_only_where_a_project_cannot_work(tmp_path: Path) -> None:
+    async with gateway(token=TokenServer(status=401), projects=PROJECTS) as proxy:
+        url = ("--url", f"http://127.0.0.1:{proxy.port}")
+        for arguments, code in (((), 1), (("--json",), 1), (("--json", "--exit-zero"), 0)):
+            assert (await run(*url, *arguments, cwd=tmp_path)).returncode == code
+        shown = await run(*url, cwd=tmp_path)
+    assert "failing: no token" in shown.stdout
+    assert "next:  Correct the credentials in the proxy's configuration" in shown.stdout
+
+
+async def test_a_proxy_of_before_that_tells_no_health_is_shown(tmp_path: Path) -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        status = json.loads((await proxy.call(b"GET /-/status")).content)
+    for one in (status, *status["projects"].values()):
+        del one["health"]
+    body = json.dumps(status).encode()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with RawServer(script) as server:
+        shown = await run("--url", server.url, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "unknown" in shown.stdout
 
 
 async def test_it_finds_the_proxy_by_the_configuration_without_reading_a_secret(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 
 import pytest
 
@@ -10,6 +11,7 @@ from proxy.errors import TokenFetchError
 from proxy.projects.health import Evidence, Token, health_of
 from proxy.projects.measures import CUT, ENOUGH, LEFT, OwnError, Recent
 
+END = date(2027, 1, 31)
 DOWN = "No answer from Contentsquare (host): the connection was refused. Try again; `csq-proxy` helps."
 
 
@@ -85,7 +87,7 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
         (
             "degraded",
             "contentsquare",
-            "5 of 100 requests in the last 2 minutes failed: Contentsquare answered",
+            "5 of 100 requests in the last 2 minutes failed: Contentsquare answered 4 with 500, 1 with 503",
         ),
     ),
     "the cloud answers 500": (
@@ -154,7 +156,7 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
     "one of two failed": (Evidence(recent=answers(2, 0, _500=1)), ("working", None, "")),
     "three in a row failed": (
         Evidence(recent=answers(5, 0, _500=3)),
-        ("failing", "contentsquare", "3 of 5 requests in the last 5 minutes"),
+        ("failing", "contentsquare", "Contentsquare answered 3 of 5 requests in the last 5 minutes with 500"),
     ),
     "one good answer after a trouble": (
         Evidence(recent=answers(9, 1, _500=8)),
@@ -201,11 +203,17 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
         ("failing", "contentsquare", "100 of 100"),
     ),
     # Credentials
-    "credentials end in 30 days": (Evidence(days_left=30), ("working", None, "")),
-    "credentials end in 14 days": (Evidence(days_left=14), ("degraded", "proxy", "end in 14 days")),
-    "credentials end tomorrow": (Evidence(days_left=1), ("degraded", "proxy", "end in 1 day\\.")),
-    "credentials end today": (Evidence(days_left=0), ("degraded", "proxy", "end today")),
-    "credentials have ended": (Evidence(days_left=-3), ("degraded", "proxy", "have ended")),
+    "credentials end in 30 days": (Evidence(days_left=30, expires=END), ("working", None, "")),
+    "credentials end in 14 days": (
+        Evidence(days_left=14, expires=END),
+        ("degraded", "proxy", "end in 14 days, on 2027-01-31"),
+    ),
+    "credentials end tomorrow": (Evidence(days_left=1, expires=END), ("degraded", "proxy", "in 1 day,")),
+    "credentials end today": (Evidence(days_left=0, expires=END), ("degraded", "proxy", "end today")),
+    "credentials have ended": (
+        Evidence(days_left=-3, expires=END),
+        ("degraded", "proxy", "The credentials ended, on 2027-01-31"),
+    ),
     "the standby credentials are in use": (Evidence(on_standby=True), ("degraded", "proxy", "standby")),
 }
 
