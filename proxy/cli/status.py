@@ -210,7 +210,7 @@ def _errors(project: dict[str, Any]) -> int:
 def _tokens(project: dict[str, Any]) -> str:
     """In a few words if all tokens have the same state, else each of them."""
     apis = project["apis"]
-    states = {api["state"] for api in apis.values()}
+    states = {str(api["state"]) for api in apis.values()}
     if not states:
         return "on first use"
     if len(states) > 1:
