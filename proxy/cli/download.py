@@ -43,6 +43,10 @@ class DownloadFailed(Exception):
     """The file isn't here; the message is one line for people."""
 
 
+class DownloadBroken(DownloadFailed):
+    """A part of the file may be here, and a later call goes on with it."""
+
+
 class LinkRefused(DownloadFailed):
     """The storage refuses the signed URL: its time is over, or the file is gone."""
 
@@ -75,7 +79,7 @@ def download(url: str, path: Path, on_progress: OnProgress, *, pause_s: float = 
             here = sum(part.stat().st_size for part in _parts(path))
             tries, before = (tries + 1, before) if here <= before else (1, here)
             if tries >= MOST_TRIES:
-                raise DownloadFailed(f"{_host(url)}: {broken}; run the same command again to go on") from None
+                raise DownloadBroken(f"{_host(url)}: {broken}") from None
         time.sleep(pause_s * 2 ** (tries - 1))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.cli.console import fail, say, say_json
-from proxy.cli.download import DownloadFailed, LinkRefused, OnProgress, download
+from proxy.cli.download import DownloadBroken, DownloadFailed, LinkRefused, OnProgress, download
 from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
 from proxy.config.checks import name_fault
 from proxy.contentsquare import PROJECT_ID
@@ -102,7 +102,8 @@ def export(
         with _bars(as_json) as bar:
             stored = _store(one, run, out, bar)
     except (ExportFailed, Unreachable, DownloadFailed) as error:
-        fail((f"{error}{_hint(made) if made else ''}",), 1)
+        hint = _hint(made) if made or isinstance(error, DownloadBroken) else ""
+        fail((f"{error}{hint}",), 1)
     except OSError as error:
         fail((f"--out: {out} can't be written ({error.strerror}){_hint(made)}",), 1)
     except KeyboardInterrupt:
