@@ -160,7 +160,8 @@ def _members(one: RecentRequest) -> Iterator[tuple[str, object]]:
     yield "bytes_out", one.bytes_out
     if one.replays:
         yield "replayed", list(one.replays)
-    yield "request_id", kept_id(one.request_id)
+    if one.request_id is not None:
+        yield "request_id", kept_id(one.request_id)
 
 
 def _ms(duration_s: float) -> float:

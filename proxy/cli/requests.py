@@ -154,7 +154,7 @@ def _details(one: dict[str, Any]) -> Iterator[str]:
         yield f"sent again: {', '.join(map(str, one['replayed']))}"
     if "caller" in one:
         yield f"caller {one['caller']}"
-    if _is_error(one):
+    if _is_error(one) and "request_id" in one:
         yield f"id {one['request_id']}"
 
 

@@ -11,7 +11,7 @@ from proxy.gateway.request_log import METHODS
 from proxy.projects.measures import CUT
 from proxy.projects.recent import RecentRequest, RecentRequests, cut_target, kept_code, kept_id, kept_target
 from proxy.server.request import Request
-from proxy.server.request_id import request_id
+from proxy.server.request_id import sent_id
 
 
 def keep(recent: RecentRequests, request: Request, exchange: Exchange | None, took_s: float) -> None:
@@ -36,6 +36,8 @@ def keep(recent: RecentRequests, request: Request, exchange: Exchange | None, to
         error = None if facts.vendor_code is None else kept_code(facts.vendor_code)
         if facts.cut_because is not None:  # the caller got a reset in place of the answer's end
             source, error = "proxy", CUT
+    # Where there is no log, an id of the proxy's may be in no answer, either: then none is made.
+    number = sent_id(request) if facts.request_id is None else facts.request_id
     is_checked = exchange is not None and exchange.is_counted
     recent.add(
         RecentRequest(
@@ -55,6 +57,6 @@ def keep(recent: RecentRequests, request: Request, exchange: Exchange | None, to
             bytes_in=request.body.received,
             bytes_out=request.answer_bytes,
             replays=facts.replays,
-            request_id=request_id(request) if is_checked else kept_id(request_id(request)),
+            request_id=number if is_checked or number is None else kept_id(number),
         )
     )

@@ -82,7 +82,7 @@ class RecentRequest:
         bytes_in: int,
         bytes_out: int,
         replays: tuple[str, ...],
-        request_id: str,
+        request_id: str | None,
     ) -> None:
         self.id = 0
         self.at = 0.0
@@ -176,7 +176,8 @@ class RecentRequests:
     async def redact(self) -> None:
         """Remove the secrets that the log hides now; the log is about to forget some of them."""
         for place, one in enumerate(self.after(0)):
-            one.target, one.request_id = kept_target(one.target), kept_id(one.request_id)
+            one.target = kept_target(one.target)
+            one.request_id = None if one.request_id is None else kept_id(one.request_id)
             if not place % SLICE:
                 await asyncio.sleep(0)
 

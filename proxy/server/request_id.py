@@ -29,12 +29,14 @@ def request_id(request: Request) -> str:
     """The caller's id if it is valid, else an id of the proxy's, unique over restarts; made once."""
     facts = request.facts
     if facts.request_id is None:
-        given = request.head.fields.only(b"x-request-id")
-        if given is not None and _is_sane(given):
-            facts.request_id = given.decode("ascii")
-        else:
-            facts.request_id = f"{_process}-{next(_numbers)}"
+        facts.request_id = sent_id(request) or f"{_process}-{next(_numbers)}"
     return facts.request_id
+
+
+def sent_id(request: Request) -> str | None:
+    """The caller's id; None where it sent no valid one."""
+    given = request.head.fields.only(b"x-request-id")
+    return given.decode("ascii") if given is not None and _is_sane(given) else None
 
 
 def _is_sane(value: bytes) -> bool:

@@ -57,7 +57,7 @@ def one(project: str | None, number: int = 0, **values: Any) -> RecentRequest:
     return RecentRequest(**{**given_values, **values})
 
 
-def ids(kept: list[RecentRequest]) -> list[str]:
+def ids(kept: list[RecentRequest]) -> list[str | None]:
     return [each.request_id for each in kept]
 
 
