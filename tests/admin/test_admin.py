@@ -31,7 +31,7 @@ PROJECTS = {
     "shop": {"client_id": "id-1", "client_secret": SECRET, "apis": ["metrics", "surveys"], "project_id": 42},
     "ro": {"client_id": "canary-id-77", "client_secret": SECRET, "apis": [], "read_only": True},
 }
-PAGES = [b"/-/healthy", b"/-/ready", b"/-/status", b"/-/metrics", b"/-/"]
+PAGES = [b"/-/healthy", b"/-/ready", b"/-/status", b"/-/metrics", b"/-/requests", b"/-/"]
 
 
 @pytest.fixture

@@ -168,6 +168,8 @@ async def test_a_caller_with_limits_learns_nothing_of_others() -> None:
 async def test_web_pages_of_others_and_callers_without_a_key_are_refused() -> None:
     async with gateway(projects=PROJECTS, callers=SOME) as proxy:
         assert (await proxy.call(b"GET /-/requests")).status == 401
+        in_query = b"?csq_key=the-key-of-the-boss&status=errors"
+        assert len((await page(proxy, in_query.decode()))["requests"]) == 1
         evil = await proxy.call(b"GET /-/requests", key("boss"), b"Origin: https://evil.example")
         assert (evil.status, evil.error_code) == (403, "PROXY_ORIGIN_REFUSED")
         site = await proxy.call(b"GET /-/requests", key("boss"), b"Sec-Fetch-Site: cross-site")

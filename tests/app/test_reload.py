@@ -812,6 +812,29 @@ async def test_a_bad_file_changes_nothing_and_is_told_counted_and_shown(
         assert len(running.token.requests) == 1
 
 
+async def test_the_list_of_requests_is_switched_without_a_restart_and_outlives_a_reload(
+    tmp_path: Path,
+) -> None:
+    async def routes() -> list[str]:
+        page = await running.call(b"GET /-/requests", b"X-API-Key: key-of-all")
+        return [one["route"] for one in json.loads(page.body)["requests"]]
+
+    secret, key = "hunter-22", b"X-API-Key: key-of-all"  # a secret of an ordinary word is forwarded
+    shop = {**ONE, "client_secret": secret}
+    async with rig(tmp_path, projects={"shop": shop}, callers={"all": {"key": "key-of-all"}}) as running:
+        await running.call(b"GET /shop/v1/" + secret.encode(), key)
+        await running.call(b"GET /shop/v1/a", key)
+        await running.change(projects={"shop": {**ONE, "client_secret": "the-second-secret"}})
+        await until(lambda: redactor.redact(secret) == secret)  # the log has forgotten it
+        assert await routes() == ["/shop/v1/[redacted]", "/shop/v1/a"]
+        await running.change(log={"requests": False})
+        await running.call(b"GET /shop/v1/b", key)
+        assert await routes() == []
+        await running.change(log={"requests": True})
+        await running.call(b"GET /shop/v1/c", key)
+        assert await routes() == ["/shop/v1/c"]
+
+
 async def test_what_is_wrong_with_the_file_is_told_to_callers_without_limits_alone(tmp_path: Path) -> None:
     callers = {"all": {"key": "key-of-all"}, "one": {"key": "key-of-one", "projects": ["shop"]}}
     async with rig(tmp_path, callers=callers) as running:

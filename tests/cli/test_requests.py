@@ -89,8 +89,9 @@ async def test_a_line_for_each_request_and_the_newest_last(tmp_path: Path) -> No
         assert "PROXY_UNKNOWN_PROJECT" in third
         chosen = await run("--url", url, "--project", "b", "--status", "5xx", "--json", cwd=tmp_path)
         assert [one["route"] for one in json.loads(chosen.stdout)["requests"]] == ["/v1/x"]
-        east = await run("--url", url, cwd=tmp_path, TZ="XXX-05:30")
-        assert first.partition(" 204")[0] not in east.stdout  # local time
+        if sys.platform != "win32":
+            east = await run("--url", url, cwd=tmp_path, TZ="XXX-05:30")
+            assert first.partition(" 204")[0] not in east.stdout  # local time
 
 
 async def test_a_wrong_option_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

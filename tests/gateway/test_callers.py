@@ -233,7 +233,7 @@ async def test_a_key_that_a_caller_sent_in_a_wrong_place_is_shown_to_no_other_ca
             (b"GET /v1/x", b"X-CSQ-Project: " + key),
         ):
             assert (await proxy.call(start, line, b"X-API-Key: " + key)).status >= 400
-        for target in (b"/-/status?hour=1", b"/-/metrics", b"/-/ready", b"/-/"):
+        for target in (b"/-/status?hour=1", b"/-/metrics", b"/-/ready", b"/-/requests", b"/-/"):
             shown = await proxy.call(b"GET " + target, b"X-API-Key: key-of-the-other-caller")
             assert key not in shown.head + shown.content
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from support.harness import OK, Gateway, Message, TokenServer, Upstream, close, gateway, read_message, until
+from support.storage import exporting
 
 from proxy.projects.recent import MOST_OF_ONE
 
@@ -209,6 +210,22 @@ async def test_oauth_and_its_placeholder_are_kept_without_content() -> None:
             (None, None, "/shop/v1/oauth/token", 401, "proxy"),
         ]
         assert token.encode() not in page.body
+
+
+async def test_an_export_and_its_calls_are_kept_under_one_id() -> None:
+    async with exporting(b"a,b\n1,2\n") as run:
+        assert (await run.get()).status == 200
+        await run.proxy.call(b"GET /-/exports/shop/7/latest.csv", b"X-Request-Id: mine")
+        await run.proxy.call(b"GET /-/exports/nope/7/latest.csv")
+        shown = await listed(run.proxy)
+        assert {one["source"] for one in shown if one["status"] == 200} == {"contentsquare"}
+        assert [one["route"] for one in shown if one["request_id"] == shown[0]["request_id"]][-1].startswith(
+            "/-/exports/shop/"
+        )
+        mine = [(one["route"], one["project"], one["status"]) for one in shown if one["request_id"] == "mine"]
+        assert mine == [("/v1/exports/7", "shop", 404), ("/-/exports/shop/7/latest.csv", "shop", 404)]
+        assert "project" not in shown[-1]
+        assert "X-Amz" not in json.dumps(shown)
 
 
 async def test_no_secret_is_shown_wherever_a_caller_puts_it() -> None:

@@ -238,7 +238,7 @@ async def bad_day(seen: Session, endpoint: Endpoint, token_url: str) -> None:
     failed = len(re.findall("token_fetch_failed|token_failed|_failed", err.read_text()))
     await seen.call("GET /v1/refused")
     await appears("_failed", err, times=failed + 1)
-    for page in ("/-/status", "/-/ready", "/-/", "/-/metrics", "/-/nothing"):
+    for page in ("/-/status", "/-/ready", "/-/", "/-/metrics", "/-/requests", "/-/nothing"):
         await seen.call(f"GET {page}")
 
 
