@@ -18,7 +18,7 @@ from proxy.app import notify
 from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
-from proxy.logs import configure, log_soon
+from proxy.logs import configure, log_ignored_exceptions, log_soon
 from proxy.process import ignore_signals, leave_if_asked, terminal_is_gone
 from proxy.server.passed_sockets import PassedSocket
 
@@ -103,6 +103,7 @@ async def serve(
     """
     signals = signals or Signals()
     configure(settings.log.level, settings.log.format, settings.log.file)
+    log_ignored_exceptions()
     app = App(settings, reload, signals.stop.set, passed)
     app.overview.page_texts = page_texts
     try:

@@ -11,6 +11,7 @@ from proxy.logs.setup import (
     is_on_terminal,
     is_terminal,
     log_file,
+    log_ignored_exceptions,
     log_soon,
     redactor,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "is_on_terminal",
     "is_terminal",
     "log_file",
+    "log_ignored_exceptions",
     "log_soon",
     "redactor",
 ]

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,8 +82,10 @@ class _SinkHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001 - a record with wrong arguments must not stop the program
-            line = f"unprintable log record of {record.name}: {record.msg!r}"
-        _sink.write(line)
+            values = {"message": repr(record.msg), "fault": "its arguments are wrong"}
+            log_soon(record.name, record.levelname.lower(), "library_logged", values)
+        else:
+            _sink.write(line)
 
 
 _handler = _SinkHandler()
@@ -121,9 +124,10 @@ def configure(
         logger_factory=_NamedSink,
         cache_logger_on_first_use=False,  # loggers follow a later `configure`
     )
+    foreign = [*start, _name_foreign]
     _handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=start, processors=[ProcessorFormatter.remove_processors_meta, *end]
+            foreign_pre_chain=foreign, processors=[ProcessorFormatter.remove_processors_meta, *end]
         )
     )
     root = logging.getLogger()
@@ -131,6 +135,20 @@ def configure(
     if _handler not in root.handlers:
         root.addHandler(_handler)
     logging.captureWarnings(True)
+
+
+def log_ignored_exceptions() -> None:
+    """Log what Python would print on standard error: exceptions of threads and of destructors."""
+
+    def log(error: BaseException | None, where: object) -> None:
+        get_logger("proxy").error("exception_ignored", where=repr(where), exc_info=error)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            log(args.exc_value, args.thread)
+
+    threading.excepthook = of_thread
+    sys.unraisablehook = lambda args: log(args.exc_value, args.object)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -214,6 +232,13 @@ def _drop_routine(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 def _clean(text: str, keep: str) -> str:
     """The text without secrets, and with control characters (but for those to ``keep``) escaped."""
     return shown(redactor.redact(text), keep=keep)
+
+
+def _name_foreign(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Give the records of libraries and Python's warnings one name; the text is their ``message``."""
+    event["message"] = event["event"]
+    event["event"] = "library_logged"
+    return event
 
 
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

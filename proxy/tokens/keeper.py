@@ -43,7 +43,7 @@ class LeaseKeeper:
     and events. ``inherited`` is a lease of an earlier keeper, which is used until the first fetch
     succeeds. ``outage`` returns the outage of the token endpoint that holds fetches back, or None.
     ``on_event`` is called with past-tense events and their values (never a token): ``token_fetched``,
-    ``token_endpoint_changed``, ``token_fetch_failed``, ``token_rejected``, ``clock_jumped``.
+    ``base_url_changed``, ``token_fetch_failed``, ``token_rejected``, ``clock_jumped``.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class LeaseKeeper:
         )
         if before is not None and before.origin != lease.origin:
             self._schedule.moved()
-            self._emit("token_endpoint_changed", endpoint=str(lease.origin), before=str(before.origin))
+            self._emit("base_url_changed", endpoint=str(lease.origin), before=str(before.origin))
 
     def _store(self, lease: Lease) -> None:
         self._lease = lease

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import io
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support.harness import WAIT_S, TokenServer, Upstream, gateway
 
+import proxy
+from proxy.logs import events
 from proxy.logs.events import INTERVALS_S, MOST_KINDS, QUIET_S, EventLog
 from proxy.logs.setup import configure
 
@@ -196,3 +201,69 @@ async def test_a_token_endpoint_that_fails_is_one_warning_until_it_recovers(
     told = [line for line in lines if line["event"].startswith("token_fetch")]
     assert [line["event"] for line in told] == ["token_fetch_failed", "token_fetched"]
     assert told[1]["after_failures"] >= 4
+
+
+# ---- README's table
+
+PACKAGE = Path(proxy.__file__).parent
+WRITERS = {"_emit", "_log_event", "_on_event", "on_event", "log_soon"}
+LEVELS = {"debug", "info", "warning", "error", "critical"}
+NAMED_ELSEWHERE = {
+    ("logs/events.py", "event"),  # this one and the next two pass an event on
+    ("projects/project.py", "event"),
+    ("tokens/keeper.py", "event"),
+    ("gateway/request_log.py", "_event(request)"),
+}
+"""Names of events that aren't constants where they are logged."""
+
+
+def names_in(expression: ast.expr) -> set[str]:
+    """The constants that an expression can be; none where it is no constant."""
+    if isinstance(expression, ast.IfExp):
+        return names_in(expression.body) | names_in(expression.orelse)
+    return {str(expression.value)} if isinstance(expression, ast.Constant) else set()
+
+
+def names_in_the_code() -> set[str]:
+    names, elsewhere = {"library_logged"}, set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE).as_posix()
+        if file.startswith("sandbox/"):
+            continue  # it logs as a library does
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (file, node.name) == (
+                "gateway/request_log.py",
+                "_event",
+            ):
+                returns = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+                names |= {name for value in returns if value is not None for name in names_in(value)}
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            called, _, writer = ast.unparse(node.func).rpartition(".")
+            if writer not in WRITERS and not (writer in LEVELS and "log" in called.lower()):
+                continue
+            event = node.args[2 if writer == "log_soon" else 0]
+            found = names_in(event)
+            names |= found
+            if not found:
+                elsewhere.add((file, ast.unparse(event)))
+    assert elsewhere == NAMED_ELSEWHERE
+    return names | {"failure_ceased"}
+
+
+def names_in_the_table() -> list[str]:
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    table = readme.partition("\n| `event` | about |\n")[2].partition("\n\n")[0]
+    return [name for row in table.splitlines()[1:] for name in re.findall("`(.+?)`", row.split("|")[1])]
+
+
+def test_readme_lists_every_event_once() -> None:
+    names = names_in_the_table()
+    assert len(names) == len(set(names))
+    assert set(names) == names_in_the_code()
+    assert all(re.fullmatch("[a-z0-9]+(_[a-z0-9]+)*", name) for name in names)
+
+
+def test_events_with_a_level_or_a_count_are_logged_somewhere() -> None:
+    known = events._WARNINGS | events._ERRORS | events._REPEATED | events._FREQUENT | {*events._ENDS}
+    assert known <= names_in_the_code()

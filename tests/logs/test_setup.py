@@ -216,7 +216,12 @@ def test_the_standard_library_s_records_look_like_ours() -> None:
     (line,) = logged(lambda _: logging.getLogger("aiohttp.server").warning("%s is %d", "x", 3)).splitlines()
     event = json.loads(line)
     assert event.pop("timestamp")
-    assert event == {"level": "warning", "logger": "aiohttp.server", "event": "x is 3"}
+    assert event == {
+        "level": "warning",
+        "logger": "aiohttp.server",
+        "event": "library_logged",
+        "message": "x is 3",
+    }
 
 
 def test_a_record_with_wrong_arguments_is_still_one_line(
@@ -225,9 +230,35 @@ def test_a_record_with_wrong_arguments_is_still_one_line(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own raise
     message = f"{registered} %d"
     text = logged(lambda _: logging.getLogger("aiohttp").error(message, "x"))
-    assert len(text.splitlines()) == 1
-    assert "aiohttp" in text
-    assert registered not in text
+    event = json.loads(text)
+    assert (event["event"], event["logger"], event["level"]) == ("library_logged", "aiohttp", "error")
+    assert event["message"] == "'[redacted] %d'"
+
+
+def test_exceptions_that_nobody_can_catch_are_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    class Fails:
+        def __del__(self) -> None:
+            raise ZeroDivisionError("of a destructor")
+
+    def fail() -> None:
+        raise ZeroDivisionError("of a thread")
+
+    def write(_: object) -> None:
+        log.log_ignored_exceptions()
+        Fails()
+        gc.collect()
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    of_destructor, of_thread = (json.loads(line) for line in logged(write).splitlines())
+    assert {of_destructor["event"], of_thread["event"]} == {"exception_ignored"}
+    assert "ZeroDivisionError: of a destructor" in of_destructor["exception"]
+    assert "ZeroDivisionError: of a thread" in of_thread["exception"]
+    assert "Fails.__del__" in of_destructor["where"]
 
 
 def test_warnings_become_log_lines() -> None:
@@ -240,7 +271,7 @@ def test_warnings_become_log_lines() -> None:
 
     event = json.loads(logged(warn))
     assert (event["logger"], event["level"]) == ("py.warnings", "warning")
-    assert "too old" in event["event"]
+    assert "too old" in event["message"]
 
 
 async def test_a_lost_task_s_exception_is_a_log_line(registered: str) -> None:
@@ -605,7 +636,8 @@ async def test_lines_that_are_logged_soon_are_written_together_and_in_their_orde
     log.log_soon("proxy.test", "info", "third", {"status": 200})
     logger.info("fourth")
     logging.getLogger("aiohttp").error("fifth")
-    assert [line["event"] for line in lines(stream)] == ["first", "second", "third", "fourth", "fifth"]
+    texts = [line.get("message", line["event"]) for line in lines(stream)]
+    assert texts == ["first", "second", "third", "fourth", "fifth"]
 
 
 @pytest.mark.parametrize("rendering", ["json", "text", "terminal"])

@@ -164,7 +164,7 @@ async def test_token_and_endpoint_change_together(
     lease = keeper.current()
     assert lease is not None
     assert (lease.access_token, lease.origin) == ("token-2", US)
-    changes = [values for event, values in events if event == "token_endpoint_changed"]
+    changes = [values for event, values in events if event == "base_url_changed"]
     assert changes == [{"lease": "shop-fr/metrics", "endpoint": str(US), "before": str(EU)}]
 
 
