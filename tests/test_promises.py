@@ -26,8 +26,9 @@ SECURITY_CHAPTER = {
         "whole/test_threats::test_other_containers_and_machines_cannot_be_let_in_without_callers",
         "server/test_passed_sockets::test_a_socket_that_others_can_reach_needs_callers",
     ),
-    "With `[callers]`, each request needs a key (bearer token, Basic password, `X-API-Key` or `?csq_key=`).": (
+    "With `[callers]`, each request needs a key (bearer token, Basic password, `X-API-Key` or `?csq_key=`), but a browser that opens `/` is led to `/-/`.": (
         "gateway/test_callers::test_a_key_is_accepted_and_does_not_reach_the_cloud",
+        "gateway/test_own::test_a_browser_that_opens_the_root_is_led_to_the_page",
         "gateway/test_callers::test_without_a_known_key_the_answer_is_401_and_asks_for_basic",
     ),
     "A caller can be limited to projects and to reading.": (

@@ -215,7 +215,7 @@ async def test_a_picture_of_it_is_made(tmp_path: Path) -> None:
                     chromium, "document.querySelector('[data-is=slots]').innerText.startsWith('3 of')"
                 )
                 await chromium.run("document.querySelector('article + article > details').open = false")
-                await chromium.screenshot(picture, width=1200, height=1150)
+                await chromium.screenshot(picture, width=1200, height=980)
                 for call in in_flight:
                     call.cancel()
                 await asyncio.wait(in_flight)
@@ -249,5 +249,7 @@ async def _fill_hour(proxy: Gateway, minutes: int) -> None:
             project.measures._now = functools.partial(now, minutes - 1 - minute)
             count = round((9 if name == "demo-eu" else 5) * (1.2 + math.sin(minute / 7)))
             await asyncio.gather(*(proxy.call(VISITS % name.encode()) for _ in range(count)))
+            project.slots.minutes.end(int(now(minutes - 1 - minute) // 60) * 60, 0, 0)
+    proxy.app._gateway._own._pages._started_at -= 60 * minutes
     with contextlib.suppress(ConnectionResetError, asyncio.IncompleteReadError):
         await proxy.call(b"GET /demo-eu/v1/x-sandbox/truncated?size=900&sent=5")

@@ -169,3 +169,11 @@ async def test_who_types_the_address_himself_is_let_in() -> None:
         assert [request.start_line for request in stage.upstream.requests][:1] == [
             b"GET /v1/segments HTTP/1.1"
         ]
+
+
+async def test_a_browser_that_opens_the_root_shows_the_page() -> None:
+    async with scene() as stage:
+        await stage.browser.open(f"http://127.0.0.1:{stage.proxy.port}")
+        assert await stage.browser.run("return location.pathname") == "/-/"
+        assert await stage.browser.run("return document.querySelector('h1').innerText") == "csq-proxy"
+        assert not stage.upstream.requests

@@ -2,7 +2,7 @@
 
 import { SVG, attribute, clock, count, list, make, milliseconds, number, set } from './dom.js';
 
-const LEAST = 5, MOST = 60;
+const LEAST = 10, MOST = 60;
 
 export class Hour {
   // The charts within the parts `at` of a card. The axis begins with the proxy's start, or an hour ago.

@@ -30,6 +30,11 @@ export function list(node, rows, build) {
   node.replaceChildren(...rows.map(build));
 }
 
+export function prose(node, text) {
+  // Commands stand between backticks in the proxy's messages.
+  list(node, text.split('`'), (part, place) => (place % 2 ? make('code', part) : document.createTextNode(part)));
+}
+
 export function pill(node, text, kind) {
   set(node, text);
   attribute(node, 'class', `pill ${kind}`);

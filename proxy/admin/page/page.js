@@ -2,7 +2,7 @@
 // trouble and what to do about it come first, then the projects, those in trouble before the others.
 
 import {
-  $, SIDES, STATES, attribute, copy, count, duration, errors, errorsText, get, list, make, moment, number, pill, say, set, show,
+  $, SIDES, STATES, attribute, copy, count, duration, errors, errorsText, get, list, make, moment, number, pill, prose, say, set, show,
 } from './dom.js';
 import { Card, rateText, reach } from './project.js';
 import { Requests } from './requests.js';
@@ -18,9 +18,9 @@ function banner({ state, title, side = '', reason = '', next = '', command = '',
   attribute($('banner'), 'class', `banner ${kind}`);
   pill($('banner-state'), word, kind);
   set($('banner-title'), title);
-  for (const [name, value] of Object.entries({ side, reason, next, command })) {
+  for (const [name, value] of Object.entries({ side, reason: reason || '', next: next || '', command })) {
     show($(`banner-${name}`).closest('[data-row]'), Boolean(value));
-    set($(`banner-${name}`), value);
+    (name === 'command' ? set : prose)($(`banner-${name}`), value);
   }
   show($('banner-show'), Boolean(project));
   set($('banner-show'), `Show ${project}`);

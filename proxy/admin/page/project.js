@@ -2,7 +2,7 @@
 
 import { Hour } from './charts.js';
 import {
-  $, SIDES, STATES, attribute, bytes, copy, count, duration, errors, errorsText, get, list, make, moment, number, parts, pill, say, set, show,
+  $, SIDES, STATES, attribute, bytes, copy, count, duration, errors, errorsText, get, list, make, moment, number, parts, pill, prose, say, set, show,
 } from './dom.js';
 import { Requests } from './requests.js';
 
@@ -52,11 +52,11 @@ export class Card {
     show(at['read-only'], project.read_only);
     const waiting = slots.waiting ? `, ${slots.waiting} waiting` : '';
     set(at.brief, `${rateText(this.rate)}, ${slots.in_use} of ${slots.limit} slots${waiting}`);
-    show(at.trouble, Boolean(health.reason));
+    show(at.trouble, Boolean(health.reason) && Object.keys(status.projects).length > 1); // else the banner says it all
     set(at['trouble-side'], SIDES[health.side] ? `${SIDES[health.side]}: ` : '');
-    set(at['trouble-why'], health.reason || '');
+    prose(at['trouble-why'], health.reason || '');
     show(at.advice, Boolean(health.next_step) && status.health.project !== this.name); // the banner has it
-    set(at['advice-text'], health.next_step || '');
+    prose(at['advice-text'], health.next_step || '');
     if (!this.isOpen || !project.apis) return;
     if (!at.url) this.fill();
     this.updateBody(project, status);

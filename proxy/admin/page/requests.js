@@ -186,7 +186,7 @@ function troubleOf({ source, status, error }, lastErrors) {
     return { side: 'Contentsquare', next: 'Contentsquare failed. Send the request again later; if it goes on, give Contentsquare the time and the request id.' };
   }
   const known = lastErrors.find(({ code }) => code === error);
-  const side = error === 'PROXY_TOKEN_REFUSED' ? 'the credentials' : /_(UPSTREAM|LOOP|TOKEN)/.test(error) ? 'the way to Contentsquare'
+  const side = error === 'PROXY_TOKEN_REFUSED' ? 'the credentials' : /_(UPSTREAM|LOOP|TOKEN)/.test(error) ? 'Contentsquare, or the network on the way'
     : status < 500 || /_QUEUE_/.test(error) ? 'your program' : 'csq-proxy';
   return { side, next: known ? known.message : 'The answer\'s errorMessage says what to do.' };
 }
