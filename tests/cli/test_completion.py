@@ -77,7 +77,8 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
         return offered(*words, shell=shell, cwd=tmp_path)
 
     assert set(tab("s")) == {"serve", "status", "snippets", "sandbox"}
-    assert tab("serve", "--") == ["--config", "--sandbox", "--host", "--port", "--help"]
+    options = ["--config", "--sandbox", "--host", "--port", "--log-level", "--log-format", "--help"]
+    assert tab("serve", "--") == options
     assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
     assert tab("snippets", "shop-f") == ["shop-fr"]
     assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
