@@ -100,17 +100,18 @@ class MonthlyCalls:
             self._turn()
 
     def _take(self) -> set[str]:
-        """Add the new calls; returns the names whose counts changed."""
-        calls = self._months[self._name].calls
-        new, names = self._new.copy(), set()
+        """Add the new calls; returns the names with quotas whose counts changed."""
+        calls, changed = self._months[self._name].calls, set()
+        for one in self._new:
+            count = one.take()
+            project, slash, _ = one.name.partition("/")
+            for name in (one.name, project) if slash else (project,):
+                calls[name] = calls.get(name, 0) + count
+                if name in self._quotas:
+                    changed.add(name)
         self._new.clear()
         self.is_changed = True
-        for one in new:
-            count = one.take()
-            for name in {one.name, one.name.partition("/")[0]}:
-                calls[name] = calls.get(name, 0) + count
-                names.add(name)
-        return names
+        return changed
 
     def _turn(self) -> None:
         now = self._now()
