@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.commands import Running, get, started, write
-from support.harness import RawServer, TokenServer, Upstream, until
+from support.harness import WAIT_S, RawServer, TokenServer, Upstream, until
 
 from proxy.projects.calls_file import NAME
 
@@ -54,8 +54,8 @@ class Place:
     def in_file(self) -> int:
         """The calls in the file."""
         with contextlib.suppress(FileNotFoundError):
-            [month] = json.loads((self.state / NAME).read_text())["months"].values()
-            return int(month["calls"].get("shop", 0))
+            months = json.loads((self.state / NAME).read_text())["months"]
+            return sum(month["calls"].get("shop", 0) for month in months.values())
         return 0
 
 
@@ -81,8 +81,9 @@ async def status_of(url: str) -> dict[str, Any]:
 
 async def kept(url: str) -> dict[str, Any]:
     """The status, once the file was read."""
-    while not (status := await status_of(url))["counts"]["kept"]:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(WAIT_S):
+        while not (status := await status_of(url))["counts"]["kept"]:
+            await asyncio.sleep(0.01)
     return status
 
 

@@ -20,7 +20,7 @@ import trustme
 from support.commands import run, write
 from support.harness import RawServer, free_port, read_message
 
-from proxy.cli.live_check import Finding, examine, expiries, short_keys
+from proxy.cli.live_check import Finding, examine, expiries, short_keys, unwritable_state
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.sandbox import Sandbox, SandboxOptions
@@ -317,6 +317,18 @@ def test_a_short_key_is_a_warning() -> None:
     [finding] = short_keys(settings)
     assert (finding.check, finding.result) == ("key", "warning")
     assert "of the caller bi has 15 bytes" in finding.message
+
+
+def test_a_folder_for_counts_that_this_user_cannot_write_to_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    settings = settings_of({**told_values("http://127.0.0.1:1"), "server": {"state_dir": str(tmp_path)}})
+    assert [*unwritable_state(settings)] == []
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    [finding] = unwritable_state(settings)
+    assert (finding.check, finding.result) == ("state", "warning")
+    assert str(tmp_path) in finding.message
 
 
 def test_credentials_that_are_about_to_expire_are_a_warning_and_expired_ones_have_failed() -> None:

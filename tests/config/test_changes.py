@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from proxy.config.changes import Changes, differences
+from pathlib import Path
+
+from proxy.config.changes import Changes, differences, is_same
 from proxy.config.load import load
 from proxy.config.settings import Settings
 
@@ -28,3 +30,14 @@ def test_differences_name_keys_and_never_values() -> None:
     )
     assert differences(new, old, old).removed == ("projects.more", "callers.tool")
     assert differences(new, new, old).needs_restart == ("projects.more.port",)
+
+
+def test_a_quota_changes_no_token_and_the_folder_for_counts_needs_a_restart(tmp_path: Path) -> None:
+    def settings(server: object, **more: object) -> Settings:
+        return load(None, {"server": server, "projects": {"shop": {**ONE, **more}}}, {}, search=False)
+
+    tmp_path.chmod(0o700)
+    old, new = settings({}), settings({"state_dir": str(tmp_path)}, quota=15_000)
+    assert is_same(old.projects["shop"], new.projects["shop"])
+    assert new.quotas == {"shop": 15_000}
+    assert differences(old, new, old).needs_restart == ("server.state_dir",)

@@ -732,6 +732,8 @@ async def test_the_calls_to_contentsquare_are_counted_and_the_stream_is_logged()
             answers for measures in project.measures.apis.values() for answers in measures.answers()
         ]
         assert (kind, how, count) == ("2xx", "read", 3)
+        assert project.calls.made == 3
+        assert [*project.measures.usage()] == ["analyst"]
         await until(lambda: "/-/exports/" in stream.getvalue())
         lines = [json.loads(line) for line in stream.getvalue().splitlines() if "route" in line]
         line = lines[-1]
