@@ -124,6 +124,14 @@ ELSEWHERE = {
             "app/test_reload::test_a_changed_configuration_file_is_noticed",
             "app/test_reload::test_a_renewed_certificate_is_shown_to_new_connections",
         ),
+        "It warns at 80 and 100 % of a `quota` of calls a month (UTC)": (
+            "projects/test_calls::test_a_quota_warns_once_at_80_and_once_at_100_percent_of_each_month",
+            "projects/test_calls::test_a_month_ends_in_utc_and_the_next_begins_at_zero",
+        ),
+        "with `server.state_dir` their counts outlast a restart": (
+            "app/test_counts_kept::test_the_calls_of_a_killed_proxy_and_of_a_stopped_one_are_counted_after_it",
+            "projects/test_calls_file::test_a_process_that_is_killed_leaves_a_whole_file_and_no_lock",
+        ),
         "the last 200 requests of each project, without query and content": (
             "projects/test_recent::test_the_last_ones_of_each_project_are_kept_whatever_the_others_do",
             "gateway/test_recent::test_an_answer_of_contentsquares_with_all_that_is_known",

@@ -177,6 +177,25 @@ async def test_a_disk_that_hangs_delays_the_stop_a_little_only(
     await until(lambda: kept.saving.is_kept)
 
 
+async def test_a_disk_that_hangs_is_told_once_and_loses_nothing(folder: Path) -> None:
+    kept = Kept(folder)
+    await kept.save()
+    kept.make(1)
+    kept.disk.go_on.clear()
+    for kept.s in range(200):
+        kept.saving.look()
+        kept.make(1)
+    assert kept.names() == ["counts_not_saved"]
+    assert (kept.saving.is_kept, "no answer of the disk" in (kept.saving.error or "")) == (False, True)
+    kept.disk.go_on.set()
+    await until(lambda: kept.saving.is_kept)
+    await kept.save()
+    assert (kept.names(), kept.count()) == (["counts_not_saved", "counts_saved"], 201)
+    other = Kept(folder)
+    await other.save()
+    assert other.count() == 201
+
+
 async def test_warnings_are_once_a_month_also_after_a_restart(folder: Path) -> None:
     first = Kept(folder, shop=10)
     await first.save()
