@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from proxy.admin.overview import Overview
 from proxy.config.expiry import days_left, utc_today
 from proxy.projects import Project
-from proxy.projects.health import SEVERITY, Evidence, Health, Token, health_of, worst
+from proxy.projects.health import MISTAKES, SEVERITY, Evidence, Health, Token, health_of, worst
 from proxy.projects.measures import RECENT_MINUTES
 
 
@@ -47,6 +48,30 @@ def of_project(project: Project) -> Health:
             on_standby=project.credentials_in_use == "standby",
         )
     )
+
+
+def of_process(overview: Overview) -> Iterator[Health]:
+    """The troubles of the proxy as a whole; they name projects, and are for callers that see all."""
+    if faults := overview.reload.last_faults:
+        yield Health(
+            "degraded",
+            "changed configuration refused",
+            "proxy",
+            f"The changed configuration has an error, so the one before stays in use: {faults[0]}.",
+            "Correct the configuration; `csq-proxy check` names each fault.",
+        )
+    refused = overview.refusals.recent()
+    reached = sum(project.measures.recent().requests for project in overview.projects())
+    if refused.total() >= MISTAKES and refused.total() >= reached:
+        [(code, _)] = refused.most_common(1)
+        yield Health(
+            "degraded",
+            "requests refused",
+            "caller",
+            f"{refused.total()} requests in the last {RECENT_MINUTES} minutes were refused before they"
+            f" reached a project, most with {code}.",
+            f"Correct the calling program: README says what to do about {code}.",
+        )
 
 
 def of_all(projects: Mapping[str, Health], *others: Health) -> Whole:

@@ -145,7 +145,7 @@ def _of_process(overview: Overview) -> Iterator[Metric]:
     refused = _counter(
         "requests_refused", "Requests that were refused before they reached a project.", "code"
     )
-    for code, count in overview.refused.items():
+    for code, count in overview.refusals.all.items():
         refused.add_metric([code], count)
     yield refused
 

@@ -5,11 +5,11 @@ The application makes one `Overview` and keeps it up to date; the gateway counts
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.admin.loop_lag import LoopLag
+from proxy.admin.refusals import Refusals
 from proxy.config.settings import Settings
 from proxy.config.watch import ReloadStatus
 from proxy.logs import dropped_lines
@@ -37,8 +37,8 @@ class PageTexts:
 class Overview:
     """The state of the proxy. ``settings`` are those of the running generation.
 
-    ``projects`` gives all projects, with those of accounts that are in use. ``refused`` counts the errors of
-    requests that reached no project, by code. ``own_series``: the accounts' projects that the
+    ``projects`` gives all projects, with those of accounts that are in use. ``refusals`` counts the errors
+    of requests that reached no project, by code. ``own_series``: the accounts' projects that the
     metrics show one by one, by name. ``has_quit``: the application can be told to end.
     ``page_texts`` is None where no command line started the proxy.
     """
@@ -51,7 +51,7 @@ class Overview:
     has_quit: bool = False
     is_stopping: bool = False
     reload: ReloadStatus = field(default_factory=ReloadStatus)
-    refused: Counter[str] = field(default_factory=Counter)
+    refusals: Refusals = field(default_factory=Refusals)
     own_series: list[str] = field(default_factory=list)
     recent: RecentRequests = field(default_factory=RecentRequests)
     page_texts: PageTexts | None = None

@@ -39,14 +39,16 @@ def of_process(
         "version": __version__,
         "uptime_s": round(uptime_s, 1),
         "started_at": round(time.time() - uptime_s),
-        "health": health.shown_whole(health.of_all(projects)),
+        "health": health.shown_whole(
+            health.of_all(projects, *(health.of_process(overview) if with_faults else ()))
+        ),
         "stopping": overview.is_stopping,
         "needs_key": overview.needs_key,
         **({"start_command": texts.start} if with_faults and texts is not None else {}),
         "reload": _of_reload(overview.reload, with_faults=with_faults),
         "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},
         "log_lines_dropped": overview.log_lines_dropped,
-        "requests_refused": dict(overview.refused),
+        "requests_refused": dict(overview.refusals.all),
         "accounts": {name: overview.project_url(name) for name in overview.accounts if sees(name)},
         "account_usage": {
             name: _of_calls(overview.calls.count(name)) for name in overview.accounts if sees(name)

@@ -243,7 +243,7 @@ class Gateway:
         if isinstance(error, ProxyLoop):
             self._on_event("loop_detected", {"error": error.message})
         if exchange is None:
-            self._overview.refused[error.code] += 1
+            self._overview.refusals.add(error.code)
             return
         project, api = exchange.project, exchange.api
         project.measures.count_error(error.code, error.message, error.proxy_status)

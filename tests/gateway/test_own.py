@@ -111,7 +111,7 @@ async def test_a_caller_that_never_reads_has_few_answers_under_way(
             for _ in range(COUNT):
                 await unread(proxy, stack, BAD)
             await until(
-                lambda: proxy.app.overview.refused["PROXY_QUEUE_TIMEOUT"] == COUNT - own.MOST_UNDER_WAY
+                lambda: proxy.app.overview.refusals.all["PROXY_QUEUE_TIMEOUT"] == COUNT - own.MOST_UNDER_WAY
             )
             assert len(long_metrics) == own.MOST_UNDER_WAY
             assert written(proxy) < own.MOST_UNDER_WAY * 4 * answer.PIECE

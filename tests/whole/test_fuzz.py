@@ -671,7 +671,7 @@ async def test_a_caller_that_sends_nonsense_and_leaves_at_once_is_no_error_of_ou
         with socket.create_connection(("127.0.0.1", place.proxy.port)) as caller:
             caller.sendall(b"NONSENSE\r\n\r\n")
         async with asyncio.timeout(WAIT_S):
-            while not place.proxy.app.overview.refused:
+            while not place.proxy.app.overview.refusals.all:
                 await asyncio.sleep(0)
         await settle()
         place.check()
