@@ -238,8 +238,8 @@ async def bad_day(seen: Session, endpoint: Endpoint, token_url: str) -> None:
     failed = len(re.findall("token_fetch_failed|token_failed|_failed", err.read_text()))
     await seen.call("GET /v1/refused")
     await appears("_failed", err, times=failed + 1)
-    for page in ("/-/status", "/-/ready", "/-/", "/-/metrics", "/-/requests", "/-/nothing"):
-        await seen.call(f"GET {page}")
+    for page in ("status", "ready", "", "metrics", "requests", "snippets?project=shop", "nothing"):
+        await seen.call(f"GET /-/{page}")
 
 
 async def test_a_bad_day_leaves_no_secret_in_logs_errors_tracebacks_answers_status_or_argv(

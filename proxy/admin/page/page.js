@@ -190,6 +190,6 @@ function draw(status) {
 document.addEventListener('visibilitychange', poll);
 $('filter').addEventListener('input', filter);
 $('unrouted').addEventListener('toggle', poll);
-$('banner-show').addEventListener('click', ({ target }) => showProject(target.dataset.project));
-$('banner-copy').addEventListener('click', ({ target }) => copy(target, $('banner-command').textContent));
+$('banner-show').addEventListener('click', () => showProject($('banner-show').dataset.project));
+$('banner-copy').addEventListener('click', () => copy($('banner-copy'), $('banner-command').textContent));
 poll();

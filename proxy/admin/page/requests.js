@@ -90,7 +90,7 @@ export class Requests {
     const box = make('div'), facts = make('dl', '', 'details');
     for (const [name, value] of this.factsOf(request)) {
       if (value === undefined || value === '') continue;
-      const pair = make('div');
+      const pair = make('div', '', value.length > 60 ? 'broad' : '');
       pair.append(make('dt', name), make('dd', value));
       facts.append(pair);
     }
@@ -192,6 +192,7 @@ function troubleOf({ source, status, error }, lastErrors) {
 }
 
 function quoted(word) {
-  // For a POSIX shell: in single quotes nothing is special. PowerShell takes these too.
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+  // Double quotes, which cmd.exe knows too, unless a POSIX shell or PowerShell would change the text in them.
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  return /["$`\\!]/.test(word) ? `'${word.replaceAll("'", "'\\''")}'` : `"${word}"`;
 }
