@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from support.documents import events_in_readme
 from support.harness import WAIT_S, TokenServer, Upstream, gateway
 
 import proxy
@@ -251,14 +252,8 @@ def names_in_the_code() -> set[str]:
     return names | {"failure_ceased"}
 
 
-def names_in_the_table() -> list[str]:
-    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
-    table = readme.partition("\n| `event` | about |\n")[2].partition("\n\n")[0]
-    return [name for row in table.splitlines()[1:] for name in re.findall("`(.+?)`", row.split("|")[1])]
-
-
 def test_readme_lists_every_event_once() -> None:
-    names = names_in_the_table()
+    names = events_in_readme()
     assert len(names) == len(set(names))
     assert set(names) == names_in_the_code()
     assert all(re.fullmatch("[a-z0-9]+(_[a-z0-9]+)*", name) for name in names)
