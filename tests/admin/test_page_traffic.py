@@ -100,7 +100,9 @@ async def test_recent_requests_are_filtered_looked_at_and_copied_without_a_key()
         await chromium.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite"])
         await chromium.devtools("Emulation.setFocusEmulationEnabled", enabled=True)
         await proxy.call(b"GET /shop/v1/segments?secret=canary", key)
-        await proxy.call(b"POST /shop/v1/<img%20src=x>/'$(id)", key, b"Content-Length: 0")
+        await proxy.call(
+            b"POST /shop/v1/<img%20src=x>/'$(id)", key, b"X-Request-Id: of-mine", b"Content-Length: 0"
+        )
         await drawn(chromium, f"{ROWS}.length === 2")
         newest, oldest = await chromium.run(f"return {ROWS}")
         for part in ("GET /shop/v1/segments?...", "200", "Contentsquare", "powerbi"):
@@ -112,7 +114,7 @@ async def test_recent_requests_are_filtered_looked_at_and_copied_without_a_key()
         assert await chromium.run(f"return {ROWS}") == [newest]
         await chromium.run("document.querySelector('tr:not([hidden]) .route').click()")
         details = await text_of(chromium, "tr.detail")
-        for part in ("Contentsquare failed", "Answered by", "Request id"):
+        for part in ("Contentsquare failed", "Answered by", "of-mine"):
             assert part in details
         await chromium.run("document.querySelector('tr.detail button').click()")
         await drawn(chromium, "document.querySelector('tr.detail button').innerText === 'Copied'")

@@ -176,14 +176,14 @@ const kindOf = (request) => (!isError(request) ? 'fine' : request.status < 500 &
 const answerOf = ({ status }) => (status ? String(status) : 'the caller left');
 const clockOf = (at) => new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' });
 
-function troubleOf({ source, status, error }, lastErrors) {
+function troubleOf({ source, status, error, request_id: id }, lastErrors) {
   if (source === 'contentsquare') {
     if (status === 429) return { side: 'your program', next: 'Too many requests for Contentsquare: send fewer at a time.' };
     if (status === 401 || status === 403) {
       return { side: 'the credentials', next: 'Contentsquare refuses these credentials for this call: ask your Contentsquare administrator for the rights.' };
     }
     if (status < 500) return { side: 'your program', next: 'Contentsquare refuses the request: compare its path and its parameters with Contentsquare\'s documentation.' };
-    return { side: 'Contentsquare', next: 'Contentsquare failed. Send the request again later; if it goes on, give Contentsquare the time and the request id.' };
+    return { side: 'Contentsquare', next: `Contentsquare failed. Send the request again later; if it goes on, tell Contentsquare's support the time${id ? ' and the request id' : ''}.` };
   }
   const known = lastErrors.find(({ code }) => code === error);
   const side = error === 'PROXY_TOKEN_REFUSED' ? 'the credentials' : /_(UPSTREAM|LOOP|TOKEN)/.test(error) ? 'Contentsquare, or the network on the way'
