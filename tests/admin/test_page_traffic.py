@@ -131,9 +131,13 @@ async def test_a_request_that_reached_no_project_is_found_too() -> None:
         await proxy.call(b"TRACE /v1/segments")
         await drawn(chromium, "!document.querySelector('#unrouted').hidden")
         assert "PROXY_METHOD_REFUSED 1" in await text_of(chromium, "#refused")
-        await chromium.run("document.querySelector('#unrouted').open = true")
         rows = "document.querySelector('#unrouted [data-is=request-rows]')"
+        assert not await chromium.run(f"return {rows}")
+        for _ in range(20):  # now they are the worst trouble
+            await proxy.call(b"TRACE /v1/segments")
         await drawn(chromium, f"{rows}?.innerText.includes('TRACE /v1/segments')")
+        assert "requests refused" in await text_of(chromium, "#banner")
+        assert "your program" in await text_of(chromium, "#banner")
 
 
 @needs_chromium

@@ -9,7 +9,7 @@ import { Requests } from './requests.js';
 
 const POLL_MS = 2000, MANY = 10;
 const cards = new Map();
-let before = null, unrouted = null, lastAt = null, timer = 0, isPolling = false, isHurried = false, isFirst = true;
+let before = null, unrouted = null, lastAt = null, timer = 0, isPolling = false, isHurried = false, isFirst = true, isNoneTold = false;
 
 // The banner
 
@@ -65,7 +65,8 @@ function general(status) {
   set($('about'), `${status.version}, up ${duration(status.uptime_s)}`);
   pill($('live'), status.stopping ? 'stopping' : 'live', status.stopping ? 'warn' : 'good');
   const found = [], faults = status.reload.last_faults;
-  if (faults.length) found.push(['bad', `The changed configuration has errors, so the proxy still uses the one before: ${faults.join('; ')}`]);
+  const isTold = faults.length === 1 && status.health.reason?.startsWith('The changed configuration'); // the banner has it
+  if (faults.length && !isTold) found.push(['bad', `The changed configuration has errors, so the proxy still uses the one before: ${faults.join('; ')}`]);
   if (status.log_lines_dropped) found.push(['warn', `${count(status.log_lines_dropped, 'log line')} couldn't be written: check the disk, or the program that reads the log.`]);
   if (status.event_loop_lag_s.max > 0.5) found.push(['warn', `In the last two minutes the proxy stood still for ${status.event_loop_lag_s.max.toFixed(1)} s: this computer is very busy.`]);
   for (const used of Object.values(status.account_usage)) if (used.notice) found.push([used.calls >= used.quota ? 'bad' : 'warn', used.notice]);
@@ -74,6 +75,12 @@ function general(status) {
   const refused = Object.entries(status.requests_refused).sort((one, other) => other[1] - one[1]);
   show($('unrouted'), refused.length > 0);
   set($('refused'), refused.map(([code, times]) => `${code} ${number(times)}`).join(', '));
+  if (!isNoneTold && status.health.side === 'caller' && !status.health.project && refused.length) {
+    // The trouble is these requests: they come first, and open, once.
+    isNoneTold = true;
+    $('projects').before($('unrouted'));
+    $('unrouted').open = true;
+  }
   if ($('unrouted').open) {
     unrouted ??= new Requests($('unrouted-requests'), '-');
     unrouted.update(status);
