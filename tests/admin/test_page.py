@@ -153,6 +153,15 @@ async def test_where_callers_are_defined_the_browser_asks_for_the_key_and_the_sn
 
 
 @needs_chromium
+async def test_the_texts_for_tools_name_the_address_by_which_the_browser_came() -> None:
+    async with gateway(projects=PROJECTS) as proxy, page(proxy) as chromium:
+        await chromium.open(f"http://localhost:{proxy.port}/-/")
+        first = "document.querySelector('[data-is=first-call]')?.textContent"
+        await drawn(chromium, f"{first}?.includes('//localhost:{proxy.port}/')")
+        assert "127.0.0.1" not in await chromium.run(f"return {first}")
+
+
+@needs_chromium
 async def test_it_says_how_many_slow_callers_were_cut_off_and_why() -> None:
     async with gateway(projects=PROJECTS) as proxy:
         [shop] = [project for project in proxy.app.projects() if project.name == "shop"]

@@ -113,7 +113,8 @@ export class Card {
     this.isLoading = true;
     try {
       const { origin, tools } = await get(`/-/snippets?project=${encodeURIComponent(this.name)}`);
-      this.tools = tools.map(({ tool, text }) => [tool, text.replaceAll(origin, location.origin).trimEnd()]);
+      const own = new RegExp(`${origin.replace(/[^\w]/g, '\\$&')}(?!\\d)`, 'g'); // :80 isn't the beginning of :8080
+      this.tools = tools.map(({ tool, text }) => [tool, text.replace(own, () => location.origin).trimEnd()]);
       this.at.tool.replaceChildren(...this.tools.map(([tool]) => make('option', tool)));
       set(this.at['first-call'], this.tools[0][1].split('\n\n')[0]);
       this.choose();
