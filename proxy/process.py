@@ -11,9 +11,19 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 _PR_SET_DUMPABLE = 4
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+"""The signals that ask for a stop."""
+if sys.platform == "win32":
+    STOP_SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break
+CONSOLE_GRACE_S = 4.0
+"""How long Windows lets a process work on whose console is closed, or whose user logs off: 5 s at least."""
+_CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
+_console_handlers: list[object] = []
+"""Windows keeps no reference to them."""
 
 
 def fill_standard_streams() -> None:
@@ -99,7 +109,7 @@ def leave_on_signals() -> None:
     exception within some imports. So it only notes the stop; `leave_if_asked` and `interruptibly` obey it.
     SIGUSR1 and SIGUSR2, which would end the process, are ignored from now on.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _start.on_signal)
     if sys.platform != "win32":
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -147,7 +157,32 @@ def ignore_signals() -> None:
 
     A second signal is usual: from a wrapper that passes a terminal's Ctrl-C on, or by SendSIGHUP= of systemd.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def on_console_end(stop: Callable[[], object]) -> None:
+    """Call ``stop``, in another thread, when the console is closed, at logoff and shutdown (Windows alone).
+
+    Windows ends the process as soon as such an event's handler returns. So the handler never does, and the
+    process has the time until Windows ends it, see `CONSOLE_GRACE_S`. A process with user32.dll, which
+    OpenSSL needs, hears of logoff and shutdown only as a service (Microsoft's "HandlerRoutine callback
+    function").
+    """
+    if sys.platform != "win32":
+        return
+    import ctypes  # noqa: PLC0415 - only where it is used
+    from ctypes import wintypes  # noqa: PLC0415
+
+    @ctypes.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)
+    def handle(event: int) -> bool:
+        if event not in _CONSOLE_ENDS:
+            return False
+        stop()
+        while True:
+            time.sleep(CONSOLE_GRACE_S)
+
+    _console_handlers.append(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handle, True)

@@ -54,7 +54,8 @@ def environ(tmp_path: Path) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("CSQ_", "CONTENTSQUARE_"))
     }
-    return {**kept, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "COLUMNS": "120", "NO_PROXY": "*"}
+    home = dict.fromkeys(("HOME", "USERPROFILE", "APPDATA"), str(tmp_path))
+    return {**kept, **home, "COLUMNS": "120", "NO_PROXY": "*"}
 
 
 @pytest.fixture

@@ -19,7 +19,14 @@ from proxy.app.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import configure, log_ignored_exceptions, log_soon
-from proxy.process import ignore_signals, leave_if_asked, terminal_is_gone
+from proxy.process import (
+    CONSOLE_GRACE_S,
+    STOP_SIGNALS,
+    ignore_signals,
+    leave_if_asked,
+    on_console_end,
+    terminal_is_gone,
+)
 from proxy.server.passed_sockets import PassedSocket
 
 SUMMARY_WAIT_S = 3.0
@@ -46,13 +53,13 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     finally:
         # Otherwise the loop, as it closes, would give the signals back their default meaning.
         if sys.platform != "win32":
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (*STOP_SIGNALS, signal.SIGHUP):
                 asyncio.get_running_loop().remove_signal_handler(number)
         ignore_signals()
 
 
 class Signals:
-    """SIGINT and SIGTERM: the first signal asks for a stop, the second for a stop without a drain.
+    """SIGINT, SIGTERM, on Windows Ctrl-Break: the first signal asks for a stop, the second for one without a drain.
 
     SIGHUP asks for a stop if the terminal is gone that the process was started on, else it calls ``reload``.
     Must be made within `run`. Raises SystemExit where a signal came earlier.
@@ -63,14 +70,20 @@ class Signals:
         self.kill = asyncio.Event()
         self.reload: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             try:
                 self._loop.add_signal_handler(number, self._on_signal)
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._on_signal))
         if sys.platform != "win32":
             self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        on_console_end(lambda: self._loop.call_soon_threadsafe(self.on_console_end))
         leave_if_asked()
+
+    def on_console_end(self) -> None:
+        """Stop, and stop without a drain before Windows ends the process."""
+        self.stop.set()
+        self._loop.call_later(CONSOLE_GRACE_S, self.kill.set)
 
     def _on_signal(self) -> None:
         (self.kill if self.stop.is_set() else self.stop).set()

@@ -6,6 +6,7 @@ Hides the prompts. Must not know the file that is made of the answers (`proxy.co
 from __future__ import annotations
 
 import re
+import sys
 
 import typer
 
@@ -59,7 +60,7 @@ def _name(question: str) -> str:
 
 def _text(question: str, *, hidden: bool = False) -> str:
     while True:
-        answer = str(typer.prompt(question, hide_input=hidden))
+        answer = str(typer.prompt(question, hide_input=hidden and _can_hide()))
         if _NO_TEXT.search(answer):
             say("That isn't text in this terminal's encoding.")
             continue
@@ -67,6 +68,11 @@ def _text(question: str, *, hidden: bool = False) -> str:
             return value_of(answer)
         except ValueError as wrong:
             say(f"The answer {wrong}.")
+
+
+def _can_hide() -> bool:
+    """On Windows, Python reads a hidden answer from the console, even where the others come from a pipe."""
+    return sys.platform != "win32" or sys.stdin.isatty()
 
 
 def _number(question: str) -> int | None:

@@ -43,9 +43,18 @@ def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path 
     """
     if (named := named_config_file(explicit, environ)) is not None:
         return named
+    places = (working_folder() / "config.toml", *user_files(environ), SYSTEM_FILE)
+    return next((place for place in places if _is_file(place)), None)
+
+
+def user_files(environ: Mapping[str, str]) -> list[Path]:
+    """The places of the user's own configuration, the first one first; Windows has one of its own before."""
+    roaming = environ.get("APPDATA") if sys.platform == "win32" else None
     home = _home(environ)
-    places = [working_folder() / "config.toml", home and home / ".config/csq-proxy/config.toml", SYSTEM_FILE]
-    return next((place for place in places if place is not None and _is_file(place)), None)
+    return [
+        *([Path(roaming) / "csq-proxy/config.toml"] if roaming else ()),
+        *([home / ".config/csq-proxy/config.toml"] if home else ()),
+    ]
 
 
 def absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:

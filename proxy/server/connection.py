@@ -178,7 +178,12 @@ class CallerConnection(CallerSocket):
             self._watch.start()
 
     def eof_received(self) -> bool:
-        """The caller has sent its last byte; complete requests are still answered (RFC 9112, section 9.6)."""
+        """The caller has sent its last byte; complete requests are still answered (RFC 9112, section 9.6).
+
+        Windows' event loop calls it a second time where reading was held back meanwhile.
+        """
+        if self.is_half_closed:
+            return True
         if self._parser.in_body:
             if not self._queue:  # the content of the current request will never be complete
                 return False

@@ -4,7 +4,7 @@ The event loop reports a caller that leaves only while the loop reads from the c
 read after the caller's FIN, and while the caller's bytes are held back. Then this module looks from time to
 time:
 
-- A reset connection has an error pending on its socket.
+- A reset connection has an error pending on its socket; on Windows, a read says it.
 - A FIN says only that the caller sends no more. The caller may have left, or wait for its answer (RFC 9112,
   section 9.6). The caller gets the answer if its head comes in time.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from typing import Protocol
 
 from proxy.server.request import Request
@@ -25,6 +26,8 @@ PATIENCE_S = 10.0
 """How long a request may wait for its answer's head after the caller's FIN."""
 HURRIED_PATIENCE_S = 1.0
 """The same, while other requests wait for this one to end."""
+READ_TELLS = sys.platform == "win32"
+"""Whether a socket that was reset tells so only to a read. There, the unread bytes are gone after a reset."""
 
 
 class Watched(Protocol):
@@ -94,6 +97,10 @@ class DepartureWatch:
 
 def _is_reset(sock: socket.socket) -> bool:
     try:
+        if READ_TELLS:
+            sock.recv(1, socket.MSG_PEEK)
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    except BlockingIOError:
+        return False
     except OSError:
         return True

@@ -39,6 +39,8 @@ leave their descriptors to tokens and clouds. asyncio's own server waits as long
 UNSENT_BYTES: Final = 128 * 1024
 """The most bytes that the kernel holds for a slow caller, beside those on their way to the caller. Without
 this limit, the kernel would hold megabytes for each caller."""
+_NETNAME_DELETED: Final = 64
+"""Windows' word for a connection that its caller reset before it was accepted."""
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
@@ -205,7 +207,8 @@ class CallerSite(BaseSite):
             except ConnectionError:  # the caller has left already
                 continue
             except OSError as exc:
-                await self._on_accept_failed(exc)
+                if getattr(exc, "winerror", None) != _NETNAME_DELETED:
+                    await self._on_accept_failed(exc)
                 continue
             if _NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
                 with contextlib.suppress(OSError):

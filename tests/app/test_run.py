@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import shlex
@@ -16,6 +17,9 @@ import pytest
 from support.commands import STARTUP_S, get, needs_signals, started
 from support.harness import WAIT_S
 from support.terminal import in_terminal
+
+from proxy.app.run import Signals
+from proxy.process import STOP_SIGNALS
 
 pytestmark = needs_signals
 
@@ -51,6 +55,24 @@ def test_a_terminal_that_closes_is_a_clean_stop(environ: dict[str, str], config:
         assert caller.getresponse().status == 400  # without credentials: the request was answered
         caller.close()
         assert terminal.process.wait(STARTUP_S) == 0
+
+
+async def test_a_console_that_closes_is_a_stop_and_soon_one_without_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # as on Windows
+    monkeypatch.setattr("proxy.app.run.CONSOLE_GRACE_S", 0.01)
+    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
+    try:
+        signals = Signals()
+        signals.on_console_end()
+        assert (signals.stop.is_set(), signals.kill.is_set()) == (True, False)
+        async with asyncio.timeout(WAIT_S):
+            await signals.kill.wait()
+    finally:
+        for number, handler in before:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, handler)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
 
 
 def until_running(base: str) -> None:

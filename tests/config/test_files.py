@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch
     assert find_config_file(None, home | {"CSQ_PROXY_CONFIG": "~/x.toml"}) == tmp_path / "home/x.toml"
     assert find_config_file(Path("y.toml"), home | {"CSQ_PROXY_CONFIG": "x"}) == tmp_path / "cwd/y.toml"
     assert load(None, ONE_PROJECT, home, search=False).source is None
+
+
+def test_windows_has_a_place_for_a_user_s_programs_before_that_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.chdir(tmp_path)
+    home = {"USERPROFILE": str(tmp_path / "home"), "APPDATA": str(tmp_path / "roaming")}
+    for name in ("home/.config/csq-proxy/config.toml", "roaming/csq-proxy/config.toml", "config.toml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert find_config_file(None, home) == path
 
 
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:

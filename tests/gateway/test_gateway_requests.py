@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
-import struct
 
 import pytest
+from support.cuts import reset
 from support.harness import (
     KEPT,
     OK,
@@ -23,6 +22,7 @@ from support.harness import (
     read_message,
     until,
 )
+from support.windows import reset_behind_unread_bytes
 
 from proxy.server import connection as server
 from proxy.server import departure, parser
@@ -957,6 +957,7 @@ async def test_a_caller_that_leaves_frees_its_slot(way: str, monkeypatch: pytest
                 await asyncio.sleep(0.005)
 
 
+@reset_behind_unread_bytes
 async def test_a_reset_while_an_upload_is_held_back_is_noticed() -> None:
     started, gone = asyncio.Event(), asyncio.Event()
 
@@ -974,9 +975,7 @@ async def test_a_reset_while_an_upload_is_held_back_is_noticed() -> None:
         async with asyncio.timeout(WAIT_S):
             while not connection.is_reading_held:
                 await asyncio.sleep(0.002)
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+        reset(writer)
         async with asyncio.timeout(WAIT_S):
             while slots.in_use:
                 await asyncio.sleep(0.005)

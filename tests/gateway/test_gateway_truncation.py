@@ -28,6 +28,7 @@ from support.harness import (
     read_message,
     turns,
 )
+from support.windows import reset_behind_unread_bytes
 
 HEAD = b"HTTP/1.1 200 OK\r\nX: 1\r\n"
 LENGTH = HEAD + b"Content-Length: 10\r\n\r\n"
@@ -140,6 +141,7 @@ async def test_a_cut_answer_takes_only_itself_down(version: bytes) -> None:
         assert b"two" not in await received_until_reset(reader)
 
 
+@reset_behind_unread_bytes
 async def test_a_cut_answer_to_a_slow_reader_is_not_ended_cleanly() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_message(reader)

@@ -1,4 +1,8 @@
-"""Windows' event loop, imitated: it hands over a bytearray, and shuts a socket down before it closes it."""
+"""Windows' event loop, imitated.
+
+It hands over a bytearray, tells of a FIN twice where reading was held back, and shuts a socket down before it
+closes the socket.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ import pytest
 from support.clouds import closing, dialer, exchange, pool_of
 from support.cuts import cut, received_until_reset
 from support.harness import OK, WAIT_S, RawServer, Upstream, gateway, read_message
+
+from proxy.server.departure import _is_reset
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\nT: r\r\n\r\n"
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -34,6 +40,8 @@ def _read_as_bytearray(self: Any) -> None:
         self._protocol.data_received(bytearray(data))
     else:
         self._read_ready__on_eof()
+        if not self._closing:
+            self._loop.call_soon(self._protocol.eof_received)
 
 
 def _end_by_shutdown(self: Any, exc: BaseException | None) -> None:
@@ -103,5 +111,61 @@ def test_a_cut_answer_ends_in_a_reset_though_aborting_shuts_down_first(run: Run,
             writer.write(b"GET /x HTTP/1.0\r\nHost: " + proxy.host + b"\r\n\r\n")
             async with asyncio.timeout(WAIT_S):
                 assert b"\r\n\r\n" in await received_until_reset(reader)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [(BlockingIOError(), False), (b"x", False), (ConnectionResetError(), True), (b"", False)],
+)
+def test_while_reading_is_held_back_only_a_read_tells_of_a_reset(
+    said: OSError | bytes, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sock(socket.socket):
+        def recv(self, size: int, flags: int = 0, /) -> bytes:
+            assert (size, flags) == (1, socket.MSG_PEEK)
+            if isinstance(said, OSError):
+                raise said
+            return said
+
+    monkeypatch.setattr("proxy.server.departure.READ_TELLS", True)
+    with Sock() as sock:
+        assert _is_reset(sock) is ends
+
+
+@pytest.mark.parametrize(("winerror", "count"), [(64, 0), (10024, 1)])
+async def test_a_caller_that_left_before_its_acceptance_is_no_failure(
+    winerror: int, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = OSError(22, "left")
+    error.winerror = winerror  # type: ignore[attr-defined,unused-ignore]
+    async with gateway(Upstream(OK)) as proxy:
+        loop = asyncio.get_running_loop()
+        accept = loop.sock_accept
+        failures = [error]
+
+        async def failing(sock: socket.socket) -> object:
+            if failures:
+                raise failures.pop()
+            return await accept(sock)
+
+        monkeypatch.setattr("proxy.server.site.RETRY_S", 0.0)
+        monkeypatch.setattr(type(loop), "sock_accept", lambda _, sock: failing(sock))
+        for _ in range(3):
+            assert (await proxy.call(b"GET /x")).content == b"ok"
+    assert not failures
+    assert capsys.readouterr().out.count("accept_failed") == count
+
+
+def test_a_fin_that_is_told_twice_ends_no_whole_request(run: Run) -> None:
+    async def scenario() -> None:
+        async with gateway(Upstream(OK)) as proxy:
+            reader, writer = await proxy.connect()
+            cut_one = proxy.request(b"POST /cut", b"Content-Length: 9", body=b"hel")
+            writer.write(proxy.request(b"GET /x") * 8 + cut_one)
+            writer.write_eof()
+            assert [(await read_message(reader)).body for _ in range(8)] == [b"ok"] * 8
+            assert await reader.read() == b""
 
     run(scenario())

@@ -113,10 +113,11 @@ def started(
     cwd: Path,
     code: str | None = None,
     descriptors: Sequence[int] = (),
+    flags: int = 0,
 ) -> Iterator[Running]:
     """A command (or ``code``, which calls it), killed at the end if it still runs.
 
-    It inherits the ``descriptors``.
+    It inherits the ``descriptors``; the ``flags`` are Windows' alone.
     """
     process = subprocess.Popen(
         [sys.executable, *(["-m", "proxy"] if code is None else ["-c", code]), *arguments],
@@ -127,6 +128,7 @@ def started(
         env=environ,
         cwd=cwd,
         pass_fds=descriptors,
+        creationflags=flags,
     )
     watchdog = threading.Timer(STARTUP_S, process.kill)  # ends every wait for output
     watchdog.start()

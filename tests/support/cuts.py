@@ -13,8 +13,11 @@ from support.harness import WAIT_S, Script, read_message
 def reset(writer: asyncio.StreamWriter) -> None:
     """Close with RST."""
     linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+    if sys.platform == "win32":  # its event loop would shut the socket down first, so that a FIN goes out
+        sock._sock.close()
 
 
 def cut(part: bytes, ending: str) -> Script:
