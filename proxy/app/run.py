@@ -59,7 +59,7 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Signals:
-    """SIGINT, SIGTERM, on Windows Ctrl-Break: the first signal asks for a stop, the second for one without a drain.
+    """SIGINT, SIGTERM, on Windows Ctrl-Break: the first signal asks for a stop, the second skips the drain.
 
     SIGHUP asks for a stop if the terminal is gone that the process was started on, else it calls ``reload``.
     Must be made within `run`. Raises SystemExit where a signal came earlier.
