@@ -140,4 +140,4 @@ def _percent(path: Path | str) -> str:
 
 def _windows(python: str) -> dict[str, str]:
     windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", python)
-    return {"windows_python": escape(python), "windows_pythonw": escape(windowless)}
+    return {"windows_pythonw": escape(windowless)}

@@ -28,8 +28,11 @@ from support.snippets import (
     with_and_without_callers,
 )
 
+from proxy.config.acl import fault_in
 from proxy.config.load import load
 from proxy.config.settings import Settings
+
+TASK = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
 
 
 @pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd"])
@@ -224,8 +227,8 @@ def test_a_path_with_spaces_and_signs_survives() -> None:
     python = "/opt/my 100% & python"
     assert 'ExecStart="/opt/my 100%% & python" -m proxy serve' in text("systemd", FULL, python=python)
     windows = text("windows", FULL, python=r"C:\R & D\python.exe")
-    service = ET.fromstring(windows[windows.index("<service>") :])
-    assert service.findtext("executable") == r"C:\R & D\python.exe"
+    task = ET.fromstring(windows.split("</Task>")[0] + "</Task>")
+    assert task.findtext(f"{TASK}Actions/{TASK}Exec/{TASK}Command") == r"C:\R & D\pythonw.exe"
 
 
 def test_the_windows_snippet_is_two_files_of_xml() -> None:
@@ -233,6 +236,25 @@ def test_the_windows_snippet_is_two_files_of_xml() -> None:
     task, service = (
         ET.fromstring(part) for part in (shown.split("</Task>")[0] + "</Task>", shown.split("</Task>")[1])
     )
-    space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
-    assert task.findtext(f"{space}Actions/{space}Exec/{space}Command") == r"C:\venv\Scripts\pythonw.exe"
+    assert task.findtext(f"{TASK}Actions/{TASK}Exec/{TASK}Command") == r"C:\venv\Scripts\pythonw.exe"
     assert service.findtext("id") == "csq-proxy"
+
+
+def test_the_windows_service_has_all_in_places_of_the_computer() -> None:
+    shown = text("windows", settings_of(), python=r"C:\Users\ann\venv\Scripts\python.exe").split("</Task>")[1]
+    assert "ann" not in shown
+    service = ET.fromstring(shown)
+    assert service.findtext("executable") == r"%ProgramFiles%\csq-proxy\Scripts\python.exe"
+    assert r'--config "%ProgramData%\csq-proxy\config.toml"' in (service.findtext("arguments") or "")
+    log = {one.get("name"): one.get("value") for one in service.iter("env")}
+    assert log == {"CSQ_PROXY_LOG__FILE": r"%ProgramData%\csq-proxy\csq-proxy.log"}
+    accounts = "*S-1-5-32-544:(OI)(CI)F", "*S-1-5-18:(OI)(CI)F", "*S-1-5-19:(OI)(CI)M"
+    assert " ".join(f'"{one}"' for one in accounts) in shown
+
+
+def test_the_access_list_that_the_windows_service_s_folder_gets_is_good() -> None:
+    for given, is_folder in (
+        ("PAI(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;OICI;0x1301bf;;;LS)", True),
+        ("(A;;0x1301bf;;;LS)", False),
+    ):
+        assert fault_in(f"O:BAD:{given}", frozenset(("LS",)), is_folder=is_folder) is None
