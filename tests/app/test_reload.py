@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +80,14 @@ def replace(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.touch(mode=0o600)
     new.write_text(text)
-    new.replace(path)
+    ends = time.monotonic() + WAIT_S
+    while True:
+        try:
+            new.replace(path)
+        except PermissionError:  # Windows, while the proxy reads the file
+            assert time.monotonic() < ends
+        else:
+            return
 
 
 def write(path: Path, text: str) -> None:

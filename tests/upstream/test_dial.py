@@ -11,6 +11,7 @@ import pytest
 from support.clouds import closing, dialer, exchange, pool_of, refusal, silent
 from support.descriptors import none_left
 from support.harness import RawServer, Upstream, free_port
+from support.windows import verifies_certificates
 
 from proxy.upstream.tls import tls_context
 
@@ -74,6 +75,7 @@ async def test_a_server_whose_authority_is_in_ca_file_is_trusted(
     assert len(upstream.requests) == 2
 
 
+@verifies_certificates
 async def test_an_unknown_authority_is_refused_and_the_message_names_ca_file(
     server_side: ssl.SSLContext,
 ) -> None:
@@ -85,6 +87,7 @@ async def test_an_unknown_authority_is_refused_and_the_message_names_ca_file(
     assert not upstream.requests
 
 
+@verifies_certificates
 async def test_a_certificate_for_another_name_is_refused(server_side: ssl.SSLContext, ca_file: Path) -> None:
     upstream = Upstream()
     async with RawServer(upstream, tls=server_side) as server:
