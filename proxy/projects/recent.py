@@ -135,7 +135,7 @@ class RecentRequests:
     @property
     def projects(self) -> list[str]:
         """The names of the projects with requests."""
-        return list(self._by_project)
+        return [name for name in self._by_project if not name.endswith("/")]
 
     @property
     def last_id(self) -> int:
@@ -154,22 +154,27 @@ class RecentRequests:
             self._of_none.append(one)
             return
         known = self._by_project.get(one.project)
-        (self._new_list(one.project) if known is None else known).append(one)
+        (self._list_for(one, one.project) if known is None else known).append(one)
 
     def after(self, since: int, project: str | None = None) -> list[RecentRequest]:
         """The requests with a higher id, the oldest first: of all projects and of none, or of one project.
 
         ``project`` "" is for those that reached none.
         """
-        lists = [self._of_none, *self._by_project.values()]
-        if project is not None:
-            lists = [self._by_project.get(project, deque()) if project else self._of_none]
+        if project is None:
+            lists = [self._of_none, *self._by_project.values()]
+        elif project:
+            names = (project, _of_account(project))
+            lists = [self._by_project[name] for name in names if name in self._by_project]
+        else:
+            lists = [self._of_none]
         found: list[RecentRequest] = []
         for kept in lists:
             for one in reversed(kept):
                 if one.id <= since:
                     break
-                found.append(one)
+                if not project or one.project == project:
+                    found.append(one)
         found.sort(key=_id_of)
         return found
 
@@ -181,7 +186,16 @@ class RecentRequests:
             if not place % SLICE:
                 await asyncio.sleep(0)
 
-    def _new_list(self, project: str) -> deque[RecentRequest]:
+    def _list_for(self, one: RecentRequest, project: str) -> deque[RecentRequest]:
+        """The list for a request of a project that has none.
+
+        A caller can invent an id of an account's project: until a request of the project was sent, for
+        which it needs a token, its requests are in one list with all such.
+        """
+        if one.upstream is None and "/" in project:
+            project = _of_account(project)
+            if (known := self._by_project.get(project)) is not None:
+                return known
         if len(self._by_project) >= MOST_LISTS:
             del self._by_project[min(self._by_project, key=self._last_of)]
         most = min(MOST_OF_ONE, MOST_OF_ALL // (len(self._by_project) + 1))
@@ -193,6 +207,11 @@ class RecentRequests:
 
     def _last_of(self, project: str) -> int:
         return self._by_project[project][-1].id
+
+
+def _of_account(project: str) -> str:
+    """The name of the list for ids that may be invented; no project has such a name."""
+    return f"{project.partition('/')[0]}/"
 
 
 def _id_of(one: RecentRequest) -> int:

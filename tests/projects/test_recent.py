@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.logs import redactor
+from proxy.origin import Origin
 from proxy.projects import recent
 from proxy.projects.recent import (
     LONGEST_TARGET,
@@ -100,7 +101,7 @@ def test_ids_grow_though_the_clock_goes_back_and_over_a_restart() -> None:
 
 def test_with_many_projects_fewer_of_each_are_kept() -> None:
     kept = RecentRequests()
-    names = [f"acme/{number}" for number in range(1000)]
+    names = [f"shop-{number}" for number in range(1000)]
     for name in names:
         for number in range(MOST_OF_ONE):
             kept.add(one(name, number))
@@ -110,16 +111,34 @@ def test_with_many_projects_fewer_of_each_are_kept() -> None:
     assert ids(kept.after(0, names[0]))[-1] == f"r-{MOST_OF_ONE - 1}"
 
 
-def test_the_longest_idle_project_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_idle_project_goes_first() -> None:
     kept = RecentRequests()
     most = recent.MOST_LISTS
     for number in range(most):
-        kept.add(one(f"acme/{number}"))
-    kept.add(one("acme/0"))
-    kept.add(one("acme/new"))
+        kept.add(one(f"shop-{number}"))
+    kept.add(one("shop-0"))
+    kept.add(one("shop-new"))
     assert len(kept.projects) == most
-    assert "acme/1" not in kept.projects
-    assert {"acme/0", "acme/2", "acme/new"} <= set(kept.projects)
+    assert "shop-1" not in kept.projects
+    assert {"shop-0", "shop-2", "shop-new"} <= set(kept.projects)
+
+
+def test_invented_ids_of_an_account_push_out_nothing() -> None:
+    kept = RecentRequests()
+    cloud = Origin("https", "api.example", 443)
+    for number in range(MOST_OF_ONE):
+        kept.add(one("shop", number))
+        kept.add(one("acme/1", number, upstream=cloud))
+    for number in range(2 * recent.MOST_LISTS):
+        kept.add(one(f"acme/{number + 2}", number, status=503, source="proxy"))
+    assert len(kept.after(0, "shop")) == len(kept.after(0, "acme/1")) == MOST_OF_ONE
+    assert len(kept.after(0)) == 3 * MOST_OF_ONE
+    last = 2 * recent.MOST_LISTS + 1
+    assert ids(kept.after(0, f"acme/{last}")) == [f"r-{last - 2}"]
+    assert kept.after(0, "acme/2") == []
+    assert kept.projects == ["shop", "acme/1"]
+    kept.add(one(f"acme/{last}", 0, upstream=cloud))  # it has a token now
+    assert ids(kept.after(0, f"acme/{last}")) == [f"r-{last - 2}", "r-0"]
 
 
 def test_switched_off_all_is_forgotten() -> None:
@@ -143,7 +162,7 @@ def test_the_largest_requests_of_all_projects_take_less_than_64_mib() -> None:
             # Made new for each, as those of a request are.
             kept.add(
                 one(
-                    f"acme/{number // MOST_OF_ONE}",
+                    f"shop-{number // MOST_OF_ONE}",
                     target=cut_target(path),
                     error=kept_code("E" * 1000 + str(number)),
                     request_id="i" * 120 + str(number),
