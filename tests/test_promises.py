@@ -72,7 +72,8 @@ SECURITY_CHAPTER = {
         "gateway/test_callers::test_a_key_that_a_caller_sent_in_a_wrong_place_is_shown_to_no_other_caller",
     ),
     "A configuration, secret, key or CA file that others can change is refused; so is a secret of yours that"
-    " they can read (not on Windows, nor in a memory file system, where the platform chose the mode).": (
+    " they can read (not in a memory file system, where the platform chose the mode).": (
+        "config/test_acl::test_a_secret_is_exposed_where_others_can_read_its_file",
         "config/test_trust::test_a_file_that_others_can_write_to_is_refused_with_the_chmod",
         "config/test_trust::test_what_belongs_to_another_user_is_refused_with_the_chown",
         "config/test_trust::test_no_command_uses_a_configuration_that_others_can_write_to",

@@ -1,4 +1,4 @@
-"""The users that may change a file on Windows: its owner and its access list, as SDDL, in every language.
+"""The users that may change or read a file on Windows: its owner and access list, as SDDL, in every language.
 
 Must not know which files matter. Sources: Microsoft's "Security Descriptor String Format", "ACE Strings" and
 "SID Strings"; winnt.h.
@@ -29,21 +29,31 @@ _ALIASES = {"S-1-5-18": "SY", "S-1-5-19": "LS", "S-1-5-20": "NS"}
 _RIGHTS = {
     "GA": 0x10000000,
     "GW": 0x40000000,
+    "GR": 0x80000000,
     "SD": 0x00010000,
     "WD": 0x00040000,
     "WO": 0x00080000,
     "FA": 0x001F01FF,
     "FW": 0x00120116,
+    "FR": 0x00120089,
+    "KR": 0x00020019,
+    "CC": 0x00000001,
     "KA": 0x000F003F,
     "DC": 0x00000002,
     "LC": 0x00000004,
     "DT": 0x00000040,
 }
-"""The abbreviations of rights by which something can be changed (KA, DC, LC and DT by their numbers)."""
+"""The abbreviations of rights by which something can be changed or read (KA to DT by their numbers)."""
 _TO_FILE = 0x500D0006
 """The rights to change a file: generic, to delete it, its access list, its owner, its data."""
 _TO_FOLDER = 0x100D0040
 """The rights to replace what is in a folder; adding to the folder is no such right."""
+_TO_READ = 0x90000001
+"""The rights to read a file's data: generic, and its own."""
+_NO_OTHER_USER = frozenset(("LS", "NS", "AC"))
+"""The accounts of services, which an administrator lets read, and all app packages."""
+_PACKAGES = "S-1-15-"
+"""How the SIDs of app packages and their capabilities begin: of a user's programs, which run as that user."""
 _ENTRY = re.compile(r"\(([^()]*)")  # an entry with a condition has parentheses within it
 _PARTS = re.compile(
     r"(?:O:(?P<owner>[-0-9A-Z]+?))?(?:G:[-0-9A-Z]+?)?(?:D:(?P<list>[A-Z_]*?(?:\(.*\))?))?(?:S:.*)?\Z"
@@ -58,13 +68,22 @@ def fault_in(sddl: str, ours: frozenset[str], *, is_folder: bool) -> str | None:
     trusted = _TRUSTED | ours
     if parts["owner"] is not None and parts["owner"] not in trusted:
         return f"it belongs to another user ({parts['owner']})"
-    for sid in _writers(parts["list"] or "", _TO_FOLDER if is_folder else _TO_FILE):
+    for sid in _having(parts["list"] or "", _TO_FOLDER if is_folder else _TO_FILE):
         if sid not in trusted:
             return f"others ({sid}) can change it"
     return None
 
 
-def _writers(entries: str, rights: int) -> Iterator[str]:
+def exposure_in(sddl: str, ours: frozenset[str]) -> str | None:
+    """The users, beside ``ours``, that a security descriptor lets read a file; None: nobody."""
+    parts = _PARTS.match(sddl)
+    for sid in _having((parts and parts["list"]) or "", _TO_READ):
+        if sid not in _TRUSTED | _NO_OTHER_USER | ours and not sid.startswith(_PACKAGES):
+            return f"others ({sid}) can read it"
+    return None
+
+
+def _having(entries: str, rights: int) -> Iterator[str]:
     """The SIDs that entries of the list give one of these rights."""
     for entry in _ENTRY.findall(entries):
         kind, flags, given, _, _, sid = [*entry.split(";"), *[""] * 5][:6]
@@ -159,8 +178,7 @@ if sys.platform == "win32":
 
     def fault_of(path: Path) -> str | None:
         """Why the file isn't to be trusted; None for a good one, and for one without an access list."""
-        sid = own_sid()
-        ours = frozenset((sid, _ALIASES.get(sid, sid)))
+        ours = _ours()
         for place in dict.fromkeys((path, path.resolve(), *path.parents, *path.resolve().parents)):
             is_folder = place.is_dir()
             said = sddl(place)
@@ -168,8 +186,21 @@ if sys.platform == "win32":
             if fault is not None and is_folder:
                 return f"{place}: {fault}; use a file in your own user folder"
             if fault is not None:
-                return f'{place}: {fault}; run: icacls "{place}" /inheritance:r /grant:r "%USERNAME%:F"'
+                return _with_command(place, fault)
         return None
+
+    def exposure_of(path: Path) -> str | None:
+        """Why a file with a secret isn't private; None for a private one, or where there is no access list."""
+        said = sddl(path)
+        fault = None if said is None else exposure_in(said, _ours())
+        return None if fault is None else _with_command(path, fault)
+
+    def _ours() -> frozenset[str]:
+        sid = own_sid()
+        return frozenset((sid, _ALIASES.get(sid, sid)))
+
+    def _with_command(place: Path, fault: str) -> str:
+        return f'{place}: {fault}; run: icacls "{place}" /inheritance:r /grant:r "%USERNAME%:F"'
 
     def is_known(path: Path) -> bool:
         """Whether the file has an access list that can be read."""

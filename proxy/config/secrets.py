@@ -28,6 +28,9 @@ from proxy.config.pasted import value_of
 from proxy.config.trust import Untrusted
 from proxy.secret import Secret
 
+if sys.platform == "win32":
+    from proxy.config import acl
+
 AT_ONCE = 8
 """The most sources that are read side by side."""
 COMMAND_TIMEOUT_S = 10.0
@@ -231,11 +234,11 @@ def exposure(path: Path, status: os.stat_result | None = None) -> str | None:
     """The fault of a file with a secret that other users can read or change; None for a private file.
 
     ``status`` is that of the file as it was read, None: the present one. A file on a memory file system or in
-    a volume of Kubernetes passes: the platform chose its mode. So does anything but a regular file, and every
-    file on Windows, whose access lists no mode shows. The group may read a file that isn't ours: we do so.
+    a volume of Kubernetes passes: the platform chose its mode. So does anything but a regular file. The group
+    may read a file that isn't ours: we do so.
     """
     if sys.platform == "win32":
-        return None
+        return acl.exposure_of(path)
     status = status or path.stat()
     mode = stat.S_IMODE(status.st_mode)
     exposed = 0o066 if status.st_uid == os.geteuid() else 0o026

@@ -58,6 +58,24 @@ def test_a_folder_is_bad_where_others_can_replace_what_is_in_it(sddl: str, is_go
     assert (acl.fault_in(sddl, frozenset((ME,)), is_folder=True) is None) is is_good
 
 
+@pytest.mark.parametrize(
+    ("sddl", "said"),
+    [
+        (PRIVATE, None),
+        (f"O:{ME}D:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;0x1301bf;;;LS)", None),  # a service's folder
+        (f"O:{ME}D:(A;ID;0x1200a9;;;BU)(A;;FA;;;{ME})", "others (BU) can read it"),  # below ProgramData
+        (f"O:{ME}D:(A;;FR;;;WD)", "others (WD) can read it"),
+        (f"O:{ME}D:(A;;GR;;;{OTHER})", f"others ({OTHER}) can read it"),
+        (f"O:{ME}D:(A;;CC;;;AU)", "others (AU) can read it"),
+        (f"O:{ME}D:(A;OICIIO;FA;;;BU)(D;;FA;;;WD)", None),
+        (f"O:{ME}D:(A;;FX;;;BU)", None),
+        (f"O:{ME}D:(A;;0x1200a9;;;AC)(A;OICI;0x1200a9;;;S-1-15-3-65536-1888954469)", None),  # its own apps
+    ],
+)
+def test_a_secret_is_exposed_where_others_can_read_its_file(sddl: str, said: str | None) -> None:
+    assert acl.exposure_in(sddl, frozenset((ME,))) == said
+
+
 def test_everywhere_else_the_modes_tell(tmp_path: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("Windows has access lists")
