@@ -190,7 +190,7 @@ if sys.platform == "win32":
         return None
 
     def exposure_of(path: Path) -> str | None:
-        """Why a file with a secret isn't private; None for a private one, or where there is no access list."""
+        """Why a file with a secret is not private; None for a private one, or without an access list."""
         said = sddl(path)
         fault = None if said is None else exposure_in(said, _ours())
         return None if fault is None else _with_command(path, fault)
