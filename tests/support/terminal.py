@@ -1,4 +1,4 @@
-"""Programs on a terminal. POSIX only."""
+"""Programs on a terminal. On Windows, which has no pseudo-terminals, their tests are skipped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from support.commands import STARTUP_S
+
+if sys.platform != "win32":
+    import termios
 
 COLUMNS = 100
 CONTROL = re.compile(r"\x1b\[[0-9;]*m|\r(?=\n)")
@@ -31,6 +34,8 @@ class InTerminal:
     """A program whose standard streams are a terminal. `close` is what closing the window does."""
 
     def __init__(self, how: str, *program: str, environ: dict[str, str], cwd: Path) -> None:
+        if sys.platform == "win32":
+            pytest.skip("Windows has no pseudo-terminals")
         self._master, slave = os.openpty()
         termios.tcsetwinsize(slave, (24, COLUMNS))
         self.process = subprocess.Popen(
