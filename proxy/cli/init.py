@@ -72,7 +72,7 @@ def _text(question: str, *, hidden: bool = False) -> str:
 
 def _can_hide() -> bool:
     """On Windows, Python reads a hidden answer from the console, even where the others come from a pipe."""
-    return sys.platform != "win32" or sys.stdin.isatty()
+    return sys.platform != "win32" or sys.stdin is not sys.__stdin__ or sys.stdin.isatty()
 
 
 def _number(question: str) -> int | None:
