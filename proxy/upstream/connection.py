@@ -117,8 +117,8 @@ class CloudConnection(asyncio.BufferedProtocol):
         if sock is None or sock.fileno() < 0:
             return None
         if not hasattr(select, "poll"):  # Windows
-            fileno = sock.fileno()
-            return lambda _: select.select([fileno], [], [], 0)[0]
+            fileno, transport = sock.fileno(), self._transport
+            return lambda _: _has_read(transport) or bool(select.select([fileno], [], [], 0)[0])
         poller = select.poll()
         poller.register(sock.fileno(), select.POLLIN)
         return poller.poll
@@ -308,6 +308,19 @@ class CloudConnection(asyncio.BufferedProtocol):
         self.close()
         if sink is not None:
             sink.on_failure(error)
+
+
+def _has_read(transport: object) -> bool:
+    """Whether Windows' event loop has read bytes or EOF that it has not handed over; by its private names.
+
+    There, a read is always under way, so that the socket itself never has bytes to read.
+    """
+    plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
+    read = getattr(plain, "_read_fut", None)
+    if read is None:
+        return False
+    overlapped = getattr(read, "_ov", None)
+    return read.done() or (overlapped is not None and not overlapped.pending)
 
 
 def _loss(exc: BaseException | None) -> ConnectionLost:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from support.cuts import cut, received_until_reset
 from support.harness import OK, WAIT_S, RawServer, Upstream, gateway, read_message
 
 from proxy.server.departure import _is_reset
+from proxy.upstream.connection import _has_read
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\nT: r\r\n\r\n"
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -172,3 +175,38 @@ def test_a_fin_that_is_told_twice_ends_no_whole_request(run: Run) -> None:
             assert await reader.read() == b""
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("done", "pending", "expected"), [(False, True, False), (False, False, True), (True, None, True)]
+)
+def test_what_the_loop_has_read_already_counts_as_unread(
+    done: bool, pending: bool | None, expected: bool
+) -> None:
+    read = SimpleNamespace(
+        done=lambda: done, _ov=None if pending is None else SimpleNamespace(pending=pending)
+    )
+    plain = SimpleNamespace(_read_fut=read)
+    assert _has_read(plain) is expected
+    assert _has_read(SimpleNamespace(_ssl_protocol=SimpleNamespace(_transport=plain))) is expected
+    assert _has_read(SimpleNamespace(_read_fut=None)) is False
+
+
+async def test_bytes_that_came_before_the_request_are_seen_without_a_turn_of_the_loop() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        writer.write(OK)
+        servers.put_nowait(writer)
+        await reader.read()
+
+    servers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    async with RawServer(script) as server, closing(pool_of(server.url)) as pool:
+        connection = await pool.connect()
+        assert (await exchange(connection)).content == b"ok"
+        assert not connection.has_unread_input()
+        peer = servers.get_nowait().get_extra_info("socket")
+        with socket.fromfd(peer.fileno(), peer.family, peer.type) as copy:
+            copy.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        ends = time.monotonic() + WAIT_S
+        while not connection.has_unread_input():
+            assert time.monotonic() < ends
