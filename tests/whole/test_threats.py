@@ -7,6 +7,7 @@ canary); here the whole proxy meets each threat.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -27,6 +28,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import Running, started
 from support.harness import (
     OK,
     WAIT_S,
@@ -424,27 +426,24 @@ apis = ["metrics"]
 """
 
 
-def serving(folder: Path, **environ: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def serving(folder: Path, **environ: str) -> Iterator[Running]:
     """The program, with a secret in a file, once it serves."""
     (folder / "config.toml").write_text(SERVE)
     (folder / "secret").touch(mode=0o600)
     (folder / "secret").write_text("canary-of-the-secret-file")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CSQ_", "CONTENTSQ"))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "config.toml")],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**kept, **environ},
-    )
-    assert process.stderr is not None
-    assert any('"listening"' in line for line in process.stderr)
-    return process
+    with started(
+        "serve", "--config", str(folder / "config.toml"), environ={**kept, **environ}, cwd=folder
+    ) as proxy:
+        proxy.listening()
+        yield proxy
 
 
 @linux_only
 def test_secrets_are_in_neither_argv_nor_environ_and_a_crash_leaves_no_core(tmp_path: Path) -> None:
-    process = serving(tmp_path)
-    try:
+    with serving(tmp_path) as proxy:
+        process = proxy.process
         proc = Path(f"/proc/{process.pid}")
         assert "canary" not in (proc / "cmdline").read_text() + (proc / "environ").read_text(errors="replace")
         assert re.search(r"Max core file size +0 +0 ", (proc / "limits").read_text())
@@ -454,9 +453,6 @@ def test_secrets_are_in_neither_argv_nor_environ_and_a_crash_leaves_no_core(tmp_
         assert os.WIFSIGNALED(status)
         assert not os.WCOREDUMP(status)
         process.returncode = -signal.SIGSEGV
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_no_flag_takes_a_secret(tmp_path: Path) -> None:
@@ -471,15 +467,17 @@ def test_no_flag_takes_a_secret(tmp_path: Path) -> None:
 
 @unix_only
 def test_a_secret_in_the_environment_is_warned_of_once_by_the_variables_name(tmp_path: Path) -> None:
-    process = serving(tmp_path, CSQ_PROXY_CALLERS__BI__KEY="canary-of-the-environment")
-    process.terminate()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0
-    [event] = [line for line in map(json.loads, err.splitlines()) if line["event"] == "secret_in_environment"]
+    with serving(tmp_path, CSQ_PROXY_CALLERS__BI__KEY="canary-of-the-environment") as proxy:
+        proxy.process.terminate()
+        code, logged = proxy.end()
+    assert code == 0
+    [event] = [
+        line for line in map(json.loads, logged.splitlines()) if line["event"] == "secret_in_environment"
+    ]
     assert event["level"] == "warning"
     assert event["variables"] == ["CSQ_PROXY_CALLERS__BI__KEY"]
     assert "client_secret_file" in event["better"]
-    assert "canary" not in out + err
+    assert "canary" not in logged + proxy.printed
 
 
 # The network on the way
