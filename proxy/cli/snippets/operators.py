@@ -55,9 +55,9 @@ def _kubernetes(settings: Settings) -> dict[str, str]:
 
 def _compose(settings: Settings) -> dict[str, str]:
     names = portable.secret_names(settings)
-    config = portable.config(settings, _CONTAINER_SECRETS, portable.IN_CONTAINER, indent=6)
+    config = portable.config(settings, _CONTAINER_SECRETS, portable.IN_CONTAINER, indent=0)
     return {
-        "config_compose": config.replace("$", "$$"),  # else it would be a variable
+        "compose_config": _comment(config),
         "compose_secret_names": "\n".join(f"      - {name}" for name in names),
         "compose_secrets": "\n".join(f"  {name}:\n    file: ./secrets/{name}" for name in names),
     }
@@ -88,10 +88,14 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
         "sockets": "\n\n".join(sockets),
         "command": f"{_quoted(python)} -m proxy",
-        "systemd_config": "\n".join(f"#   {line}".rstrip() for line in config.splitlines()),
+        "systemd_config": _comment(config),
         "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
         "protect_home": "yes" if _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2]) else "read-only",
     }
+
+
+def _comment(config: str) -> str:
+    return "\n".join(f"#   {line}".rstrip() for line in config.splitlines())
 
 
 def _socket_unit(unit: str, name: str, settings: Settings, port: int, path: Path | None = None) -> str:

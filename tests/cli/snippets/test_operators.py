@@ -109,8 +109,15 @@ def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Pa
     assert service["network_mode"] == "service:my-app"
     assert service["secrets"] == list(compose["secrets"])
     assert service["configs"][0]["source"] in compose["configs"]
-    content = compose["configs"]["csq-proxy"]["content"].replace("$$", "$")
-    assert_same(mounted(tmp_path, content, "/run/secrets"))
+    # `up` of Compose 2.40 refuses `content:` for a read-only container; `config` doesn't.
+    assert service["read_only"]
+    assert compose["configs"] == {"csq-proxy": {"file": "./config.toml"}}
+    assert_same(mounted(tmp_path, commented(text("compose", FULL)), "/run/secrets"))
+
+
+def commented(shown: str) -> str:
+    """The configuration that stands in a text's comment."""
+    return "\n".join(line.removeprefix("#   ") for line in shown.splitlines() if line.startswith("#   "))
 
 
 @pytest.mark.skipif(
@@ -120,6 +127,7 @@ def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Pa
 )
 def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text(text("compose", FULL))
+    (tmp_path / "config.toml").write_text(commented(text("compose", FULL)))
     ended = subprocess.run(
         ["docker", "compose", "config", "--quiet"],
         cwd=tmp_path,
@@ -167,8 +175,7 @@ def test_the_hosts_snippet_fits_the_schemas_and_has_every_name(names: list[str],
 
 def test_the_systemd_snippet_has_the_configuration_in_its_comment(tmp_path: Path) -> None:
     unit = text("systemd", FULL)
-    config = "\n".join(line.removeprefix("#   ") for line in unit.splitlines() if line.startswith("#   "))
-    assert_same(mounted(tmp_path, config, "${CREDENTIALS_DIRECTORY}"))
+    assert_same(mounted(tmp_path, commented(unit), "${CREDENTIALS_DIRECTORY}"))
     assert unit.count("LoadCredential=") == 5
 
 

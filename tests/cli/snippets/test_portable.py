@@ -83,7 +83,7 @@ def test_no_two_secrets_share_a_file() -> None:
     kubernetes, compose, systemd = (text(what, settings) for what in ("kubernetes", "compose", "systemd"))
     files = yaml.safe_load(compose)["services"]["csq-proxy"]["secrets"]
     assert len({*files}) == len(files) == 10
-    assert len(re.findall(r"^  \S+:\n    file: ", compose, re.MULTILINE)) == 10
+    assert len(re.findall(r"^  \S+:\n    file: ./secrets/", compose, re.MULTILINE)) == 10
     assert re.findall(r"--from-file=(\S+)=FILE", kubernetes) == files
     assert re.findall(r"^LoadCredential=(.+):/etc/csq-proxy/\1$", systemd, re.MULTILINE) == files
     for shown in (kubernetes, compose, systemd):
