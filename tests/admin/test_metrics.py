@@ -223,12 +223,23 @@ OURS = (STORM[0], ('csq_proxy_responses_total{project="shop", source="proxy", cl
         (OURS, ["errors"]),
         (STRAY, []),
         ((STORM[0], (STORM[1][0], "0+3x30")), []),  # one in 180
-        ((("csq_proxy_token_seconds_left{project='shop'}", "3000-300x30"),), ["token"]),
-        ((("csq_proxy_token_seconds_left{project='shop'}", "3000x30"),), []),
+        ((("csq_proxy_token_seconds_left{project='shop'}", "1499x30"),), ["token"]),
+        ((("csq_proxy_token_seconds_left{project='shop'}", "0x30"),), ["token"]),
+        ((("csq_proxy_token_seconds_left{project='shop'}", "1500x30"),), []),
+        # One low value between two looks: the next token came.
+        ((("csq_proxy_token_seconds_left{project='shop'}", "1600x18 1400 1400 3600x10"),), []),
         ((("csq_proxy_credential_days_left{project='shop'}", "13x30"),), ["credentials"]),
         ((("csq_proxy_credential_days_left{project='shop'}", "14x30"),), []),
+        ((("up{job='csq-proxy'}", "1x10 0x20"),), ["down"]),
+        ((("up{job='csq-proxy'}", "1x18 0 0 1x10"),), []),  # a restart
+        ((("up{job='another'}", "0x30"),), []),
+        ((("csq_proxy_reloads_refused_total", "0x10 1x20"),), ["reload"]),
+        ((("csq_proxy_reloads_refused_total", "0x2 1x28"),), []),  # more than 15 minutes ago
     ],
-    ids=["their-storm", "our-storm", "stray", "few", "token", "good-token", "ending", "not-ending"],
+    ids=[
+        *("their-storm", "our-storm", "stray", "few", "token", "no-token", "good-token", "low-for-a-minute"),
+        *("ending", "not-ending", "down", "restart", "another-down", "refused-reload", "old-reload"),
+    ],
 )
 async def test_the_readmes_alerts_fire_in_a_storm_and_not_for_a_stray_error(
     series: tuple[tuple[str, str], ...], firing: list[str], tmp_path: Path
@@ -237,9 +248,10 @@ async def test_the_readmes_alerts_fire_in_a_storm_and_not_for_a_stray_error(
     [alerts] = re.findall(
         r"^\*\*Useful alerts\*\*.*?\n\n", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
-    expressions = dict(zip(("token", "credentials", "errors"), re.findall(r"`(.+?)`", alerts), strict=True))
-    waits = {"token": "5m"}
-    assert "`csq_proxy_token_seconds_left < 300` for 5 minutes" in alerts
+    names = ("token", "credentials", "down", "reload", "errors")
+    expressions = dict(zip(names, re.findall(r"`(.+?)`", alerts), strict=True))
+    waits = {"token": "2m", "down": "2m"}
+    assert {name for name in names if f"`{expressions[name]}` for 2 minutes" in alerts} == waits.keys()
     rules = [
         {"alert": name, "expr": expression, "for": waits.get(name, "0s")}
         for name, expression in expressions.items()
