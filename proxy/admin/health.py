@@ -61,8 +61,7 @@ def of_process(overview: Overview) -> Iterator[Health]:
             "Correct the configuration; `csq-proxy check` names each fault.",
         )
     refused = overview.refusals.recent()
-    reached = sum(project.measures.recent().requests for project in overview.projects())
-    if refused.total() >= MISTAKES and refused.total() >= reached:
+    if refused.total() >= MISTAKES and refused.total() >= _reached(overview):
         [(code, _)] = refused.most_common(1)
         yield Health(
             "degraded",
@@ -72,6 +71,11 @@ def of_process(overview: Overview) -> Iterator[Health]:
             f" reached a project, most with {code}.",
             f"Correct the calling program: README says what to do about {code}.",
         )
+
+
+def _reached(overview: Overview) -> int:
+    """The requests that reached a project of late."""
+    return sum(project.measures.recent().requests for project in overview.projects())
 
 
 def of_all(projects: Mapping[str, Health], *others: Health) -> Whole:

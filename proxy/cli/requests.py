@@ -140,7 +140,7 @@ def text_of(one: dict[str, Any]) -> str:
 
 
 def _details(one: dict[str, Any]) -> Iterator[str]:
-    """What is unusual about the request, and what helps to find it in a log."""
+    """The unusual facts about the request, and its id, by which a log can be searched."""
     project, route = one.get("project"), one.get("route", "")
     if project is not None and not route.startswith((f"/{project}/", f"/-/exports/{project}/")):
         yield f"project {project}"

@@ -1,6 +1,6 @@
 """Logging: `setup` configures it, `redact` hides secrets, `sink` writes, `events` counts repeats."""
 
-from proxy.logs.events import EventLog, OnEvent
+from proxy.logs.events import EventLog, OnEvent, ignore_event
 from proxy.logs.setup import (
     configure,
     dropped_lines,
@@ -22,6 +22,7 @@ __all__ = [
     "configure",
     "dropped_lines",
     "get_logger",
+    "ignore_event",
     "is_configured",
     "is_enabled_for",
     "is_json",

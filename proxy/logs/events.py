@@ -15,6 +15,11 @@ from typing import Any, Protocol
 OnEvent = Callable[[str, Mapping[str, object]], None]
 """A function that takes an event's name (past-tense snake_case) and its values."""
 
+
+def ignore_event(_event: str, _values: Mapping[str, object]) -> None:
+    """An `OnEvent` that does nothing."""
+
+
 INTERVALS_S = (60.0, 300.0, 900.0, 3600.0)
 """Seconds between two lines about equal failures: first, second, ... The last one repeats."""
 QUIET_S = 900.0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.logs import OnEvent
+from proxy.logs import OnEvent, ignore_event
 from proxy.projects.months import Month, Months, difference, forget_old, month_of, start_of, total
 from proxy.projects.usage import Calls
 
@@ -52,15 +52,11 @@ class Count:
         return f"{used}; the proxy refuses none, but Contentsquare may" if self.step == STEPS[0] else used
 
 
-def _ignore_event(event: str, values: Mapping[str, object]) -> None:
-    pass
-
-
 class MonthlyCalls:
     """The counts of all projects. ``on_event`` gets ``quota_nearly_reached`` and ``quota_reached``."""
 
     def __init__(
-        self, on_event: OnEvent = _ignore_event, *, wall_clock: Callable[[], float] = time.time
+        self, on_event: OnEvent = ignore_event, *, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._on_event = on_event
         self._now = wall_clock
@@ -141,7 +137,7 @@ class MonthlyCalls:
                     {"name": name, "month": self._name, "calls": calls, "quota": quota},
                 )
 
-    # What is saved
+    # Saved counts
 
     @property
     def saved(self) -> Months:

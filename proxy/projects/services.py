@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
+from proxy.logs import OnEvent, ignore_event
 from proxy.projects.calls import MonthlyCalls
 from proxy.projects.renewals import Renewals
 from proxy.projects.slots import SharedSlots
@@ -13,10 +14,6 @@ from proxy.tokens import SYSTEM_CLOCK, Clock, Lease, TokenEndpoint
 
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 """Starts a background task."""
-
-
-def _ignore_event(event: str, values: Mapping[str, object]) -> None:
-    pass
 
 
 def _ignore_lease(lease: Lease) -> None:
@@ -34,7 +31,7 @@ class Services:
     endpoint: TokenEndpoint
     slots: SharedSlots
     spawn: Spawn
-    on_event: Callable[[str, Mapping[str, object]], None] = _ignore_event
+    on_event: OnEvent = ignore_event
     on_lease: Callable[[Lease], None] = _ignore_lease
     clock: Clock = SYSTEM_CLOCK
     renewals: Renewals = field(default_factory=Renewals)

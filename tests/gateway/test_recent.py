@@ -1,4 +1,4 @@
-"""What is kept of a request, for each kind of end, and what never is."""
+"""The facts that are kept of a request, for each kind of end, and those that never are."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ NGINX_TLS = " ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem"
 
 
 class Download(NamedTuple):
-    """One download: bytes a second, and the CPU seconds that each program took for it."""
+    """A download: bytes a second, and the CPU seconds that each program took for it."""
 
     rate: float
     curl_s: float
