@@ -148,7 +148,10 @@ def log_ignored_exceptions() -> None:
             log(args.exc_value, args.thread)
 
     threading.excepthook = of_thread
-    sys.unraisablehook = lambda args: log(args.exc_value, args.object)
+    # Since Python 3.14, the message alone names a destructor or a generator, and the object is None.
+    sys.unraisablehook = lambda args: log(
+        args.exc_value, args.err_msg if args.object is None else args.object
+    )
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
