@@ -1,7 +1,7 @@
 # Two stages: the first builds and installs the wheel, the second contains only the result.
 # The container runs as a user without rights, and works on a read-only root file system. It writes no file,
 # unless server.state_dir names a volume for the counts of calls.
-ARG PYTHON=3.13
+ARG PYTHON=3.14
 
 FROM python:${PYTHON}-slim AS build
 # 0 builds a wheel without compiled modules: the proxy is slower, and the build needs no compiler from Debian.
