@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.config.files import PRIVATE, READABLE
 from proxy.config.messages import Fault, KeyPath, did_you_mean
 from proxy.config.secrets import absence, exposure
-from proxy.config.trust import fault_of, folder_fault
+from proxy.config.trust import PRIVATE, READABLE, fault_of, folder_fault
 from proxy.contentsquare import Api
 from proxy.origin import Origin, is_loopback
 

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 from proxy.blocking import NoThread, within
 from proxy.config.environment import CONFIG
-from proxy.config.trust import Replaced, Untrusted, refuse_untrusted
+from proxy.config.trust import PRIVATE, Replaced, Untrusted, refuse_untrusted
 from proxy.errors import ConfigError
 
 READ_TIMEOUT_S = 10.0
 """How long a file may take: a named pipe without a writer never ends, and a network drive may hang."""
-PRIVATE, READABLE = "600", "go-w"
-"""The words for chmod that mend a file with secrets, and a file that others may read."""
 _MOST_TRIES = 3
 """How often a file is opened that is replaced at that moment, as editors and Kubernetes do."""
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")

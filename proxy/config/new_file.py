@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.config.files import READABLE
-from proxy.config.trust import fault_of
+from proxy.config.trust import READABLE, fault_of
 from proxy.errors import ConfigError
 
 

@@ -25,11 +25,13 @@ from typing import BinaryIO
 from proxy.blocking import NoThread
 from proxy.config.files import read
 from proxy.config.pasted import value_of
-from proxy.config.trust import Untrusted
+from proxy.config.trust import PRIVATE, Untrusted
 from proxy.secret import Secret
 
 if sys.platform == "win32":
     from proxy.config import acl
+else:
+    from proxy.config.trust import chmod_for
 
 AT_ONCE = 8
 """The most sources that are read side by side."""
@@ -235,16 +237,24 @@ def exposure(path: Path, status: os.stat_result | None = None) -> str | None:
 
     ``status`` is that of the file as it was read, None: the present one. A file on a memory file system or in
     a volume of Kubernetes passes: the platform chose its mode. So does anything but a regular file. The group
-    may read a file that isn't ours: we do so.
+    may read a file that isn't ours: we do so. A group of this process may read root's file.
     """
     if sys.platform == "win32":
         return acl.exposure_of(path)
     status = status or path.stat()
     mode = stat.S_IMODE(status.st_mode)
-    exposed = 0o066 if status.st_uid == os.geteuid() else 0o026
+    exposed = 0o026 if _is_shared_with_us(status) else 0o066
     if not stat.S_ISREG(status.st_mode) or not mode & exposed or _is_mounted(path, status.st_dev):
         return None
-    return f"others can read or change {path} (mode {mode:04o}); run: chmod 600 {shlex.quote(str(path))}"
+    advice = chmod_for(PRIVATE, status)
+    return f"others can read or change {path} (mode {mode:04o}); run: chmod {advice} {shlex.quote(str(path))}"
+
+
+def _is_shared_with_us(status: os.stat_result) -> bool:
+    """Whether the file's group is the way by which its owner lets this process read it. POSIX."""
+    if status.st_uid != os.geteuid():
+        return True
+    return status.st_uid == 0 and status.st_gid in {os.getegid(), *os.getgroups()}
 
 
 def _is_mounted(path: Path, device: int) -> bool:

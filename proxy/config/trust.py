@@ -31,6 +31,10 @@ else:
     import grp
     import pwd
 
+PRIVATE, READABLE = "600", "go-w"
+"""The words for chmod that mend a file with secrets, and a file that others may read."""
+_SHARED = "g-w,o-rwx"
+"""`PRIVATE` for a file of another owner: we read it by its group, which ``chmod 600`` would shut out."""
 UNCHECKED = "this system doesn't tell who may change the file"
 _MOST_LINKS = 40
 _OWN_DESCRIPTOR = re.compile(r"/(?:dev|proc/[^/]+(?:/task/[^/]+)?)/fd/\d+\Z")
@@ -87,6 +91,10 @@ if sys.platform == "win32":
         return acl.fault_of(path)
 
 else:
+
+    def chmod_for(advice: str, status: os.stat_result) -> str:
+        """The words for chmod that mend this file, and let this process still read it."""
+        return _SHARED if advice == PRIVATE and status.st_uid != os.geteuid() else advice
 
     def _fault(path: Path, descriptor: int | None, advice: str) -> str | None:
         place, status = path, None
@@ -153,7 +161,8 @@ else:
             return fault
         if _is_writable(opened, status) and not _is_read_only(opened):
             mode = stat.S_IMODE(status.st_mode)
-            return f"others can change {path} (mode {mode:04o}); run: chmod {advice} {shlex.quote(str(path))}"
+            words = chmod_for(advice, status)
+            return f"others can change {path} (mode {mode:04o}); run: chmod {words} {shlex.quote(str(path))}"
         return None
 
     def _owner_fault(place: Path, status: os.stat_result, mounted: int | Path) -> str | None:

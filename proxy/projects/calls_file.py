@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from proxy.config.files import PRIVATE
-from proxy.config.trust import Untrusted, folder_fault, refuse_untrusted
+from proxy.config.trust import PRIVATE, Untrusted, folder_fault, refuse_untrusted
 from proxy.projects.months import Month, Months, start_of, total
 
 if sys.platform == "win32":

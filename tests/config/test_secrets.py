@@ -8,6 +8,7 @@ import pickle
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.configurations import CANARY, SHOP, Writer, faults_of, posix_only
+from support.configurations import CANARY, SHOP, Writer, faults_of, give_to_a_foreign_group, posix_only
 
 from proxy.config import files, secrets
 from proxy.config.load import load
@@ -158,7 +159,7 @@ def test_a_command_that_fails_is_a_fault_without_its_output(
 @posix_only
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o666])
 def test_a_file_that_others_can_read_must_not_hold_a_secret(mode: int, write: Writer) -> None:
-    path = write(SHOP, mode=mode)
+    path = give_to_a_foreign_group(write(SHOP, mode=mode))
     (fault,) = faults_of(path)
     assert f"(mode {mode:04o}); run: chmod 600 {path}" in fault
     standby = "standby = {client_id = 'b', client_secret = 'c'}"
@@ -170,7 +171,7 @@ def test_a_file_that_others_can_read_must_not_hold_a_secret(mode: int, write: Wr
 @posix_only
 def test_a_secret_file_that_others_can_read_is_refused(write: Writer) -> None:
     path = write('[projects.shop]\nclient_id = "id"\nclient_secret_file = "s s"\n', mode=0o644)
-    write(CANARY, "s s", mode=0o640)
+    give_to_a_foreign_group(write(CANARY, "s s", mode=0o640))
     (fault,) = faults_of(path)
     assert fault.startswith("projects.shop.client_secret_file: others can read or change ")
     assert fault.endswith(f"run: chmod 600 '{write.folder}/s s'")
@@ -178,12 +179,61 @@ def test_a_secret_file_that_others_can_read_is_refused(write: Writer) -> None:
     assert load(path, environ={}).default_project == "shop"
 
 
+ME, MINE, OTHER = 1000, 2000, 3000
+"""A user, its group, and another user or group."""
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("process", "owned_by", "mode", "advice"),
+    [
+        (ME, (0, MINE), 0o440, None),  # root's, for the group of the process
+        (ME, (0, MINE), 0o640, None),
+        (0, (0, 0), 0o440, None),  # the process is root
+        (0, (0, MINE), 0o440, None),
+        (0, (0, OTHER), 0o440, "600"),
+        (ME, (ME, MINE), 0o440, "600"),  # a group of ours may hold every user, as staff on macOS
+        (ME, (0, MINE), 0o444, "g-w,o-rwx"),  # 600 would shut us out
+        (ME, (0, MINE), 0o460, "g-w,o-rwx"),
+        (0, (0, 0), 0o460, "600"),
+        (0, (0, 0), 0o444, "600"),
+        (ME, (ME, MINE), 0o604, "600"),
+    ],
+)
+def test_root_s_secret_for_the_group_of_the_process_is_accepted(
+    process: int, owned_by: tuple[int, int], mode: int, advice: str | None, write: Writer
+) -> None:
+    path = write(CANARY, "secret")
+    _, inode, device, links, _, _, *rest = path.stat()
+    status = os.stat_result((stat.S_IFREG | mode, inode, device, links, *owned_by, *rest))
+    with pytest.MonkeyPatch.context() as patch:  # pytest itself asks for the user
+        patch.setattr(os, "geteuid", lambda: process)
+        patch.setattr(os, "getegid", lambda: process)
+        patch.setattr(os, "getgroups", lambda: [MINE])
+        fault = secrets.exposure(path, status)
+    said = f"others can read or change {path} (mode {mode:04o}); run: chmod {advice} {path}"
+    assert fault == (said if advice else None)
+
+
+@posix_only
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root makes root's files")
+@pytest.mark.parametrize("what", ["client_secret_file", "the configuration"])
+def test_root_reads_a_secret_of_its_own_group(what: str, write: Writer) -> None:
+    held, config = write(CANARY, "s"), write(SHOP)
+    if what == "client_secret_file":
+        config = write("[projects.shop]\nclient_id = 'id'\nclient_secret_file = 's'\n")
+    path = held if what == "client_secret_file" else config
+    os.chown(path, 0, os.getegid())
+    path.chmod(0o440)
+    assert load(config, environ={}).projects["shop"].client_secret.get_secret_value() == CANARY
+
+
 @posix_only
 def test_a_listener_s_private_key_that_others_can_read_is_refused(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("certificate", "cert.pem", mode=0o644)
-    key = write("key", "key.pem", mode=0o640)
+    key = give_to_a_foreign_group(write("key", "key.pem", mode=0o640))
     path = write('[server]\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n' + SHOP)
     assert faults_of(path) == [
         f"server.tls_key: others can read or change {key} (mode 0640); run: chmod 600 {key}"

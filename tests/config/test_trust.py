@@ -298,6 +298,17 @@ def test_the_container_s_user_reads_kubernetes_files_of_root_by_its_group(open_f
 
 
 @only_root
+def test_the_advice_for_root_s_file_still_lets_us_read_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config.parent / FILES["client_secret_file"]
+    path.chmod(0o662)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    with pytest.raises(OSError, match=r"others can change .* run: chmod g-w,o-rwx "):
+        files.read(path)
+
+
+@only_root
 def test_the_compose_file_s_secrets_and_configuration_pass(open_folder: Path) -> None:
     """The configuration is root's, mode 0444; each secret is of the container's user, mode 0600."""
     (open_folder / "run/secrets").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,13 @@ ONE_PROJECT = {"projects": {"shop": {"client_id": "id", "client_secret": CANARY}
 
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+
+
+def give_to_a_foreign_group(path: Path) -> Path:
+    """Give root's file a group that this process isn't in, as an ordinary user's other group would be."""
+    if sys.platform != "win32" and os.geteuid() == 0:
+        os.chown(path, -1, 54_321)
+    return path
 
 
 class Writer:

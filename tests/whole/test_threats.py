@@ -29,6 +29,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import Running, started
+from support.configurations import give_to_a_foreign_group
 from support.harness import (
     OK,
     WAIT_S,
@@ -408,6 +409,7 @@ def test_a_configuration_or_secret_file_that_others_can_read_or_change_is_refuse
         text = "client_secret_file = 'secret'" if exposed is secret else "client_secret = 'in-the-file'"
         config.write_text(f"[projects.shop]\nclient_id = 'id'\n{text}\n")
         for path in (secret, config):
+            give_to_a_foreign_group(path)
             path.chmod(mode if path is exposed else 0o600)
         if mode & 0o066:
             with pytest.raises(ConfigError, match="chmod 600"):
