@@ -1,10 +1,16 @@
-"""The values for the texts by which operators run the proxy, such as Kubernetes and systemd. Pure."""
+"""The values for the texts by which operators run the proxy, such as Kubernetes and systemd.
+
+Pure, but for a look at the folders of the Python that a unit would run.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+import stat
+import sys
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
@@ -88,10 +94,33 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
         "sockets": "\n\n".join(sockets),
         "command": f"{_quoted(python)} -m proxy",
+        "python": _quoted(python),
+        "closed_folder": _closed_folder(python),
         "systemd_config": _comment(config),
         "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
-        "protect_home": "yes" if _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2]) else "read-only",
+        "protect_home": "read-only" if any(map(_is_hidden, (python, os.path.realpath(python)))) else "yes",
     }
+
+
+def _is_hidden(python: str) -> bool:
+    return not _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2])
+
+
+def _closed_folder(python: str) -> str:
+    """Lines on a folder of Python that the unit's user can't pass, such as a home folder; else empty."""
+    path = Path(python)
+    for folder in (*reversed(path.parents), *reversed(path.resolve().parents)):
+        try:
+            mode = stat.S_IMODE(folder.stat().st_mode)
+        except OSError:
+            continue
+        if sys.platform != "win32" and not mode & stat.S_IXOTH:
+            return (
+                "\n# This unit would fail with status=203/EXEC: its user can't pass the folder"
+                f" {folder} (mode {mode:04o}) to\n# {python}. Install csq-proxy where every user may run it, as by\n"
+                "# python3 -m venv /opt/csq-proxy, and print this text with the csq-proxy of that place."
+            )
+    return ""
 
 
 def _comment(config: str) -> str:

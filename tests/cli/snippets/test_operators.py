@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tomllib
@@ -208,6 +210,38 @@ def test_systemd_accepts_the_units(settings: Settings, tmp_path: Path) -> None:
     )
     complaints = [line for line in ended.stderr.splitlines() if "csq-proxy" in line]
     assert (ended.returncode, complaints) == (0, [])
+
+
+def test_a_reload_refuses_what_is_no_toml_and_a_new_secret_needs_a_restart(tmp_path: Path) -> None:
+    unit = text("systemd", FULL)
+    before, kill = re.findall(r"^ExecReload=(.+)$", unit, re.MULTILINE)
+    assert kill == "/bin/kill -HUP $MAINPID"
+    config = tmp_path / "config.toml"
+    command = [config if word.endswith(".toml") else word for word in shlex.split(before)]
+    for content, code in (("\ufeff[server]\nport = 1\n", 0), ("[server\n", 1)):
+        config.write_text(content, encoding="utf-8")
+        ended = subprocess.run(command, capture_output=True, timeout=WAIT_S, check=False)
+        assert ended.returncode == code
+    assert "\n# A new secret: systemctl restart csq-proxy. systemd copies" in unit
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+def test_the_unit_says_which_folder_its_user_cannot_pass(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "python").touch()
+    (tmp_path / "linked").symlink_to(home / "python")
+    for mode in (0o700, 0o750):
+        home.chmod(mode)
+        for python in (home / "python", tmp_path / "linked"):
+            unit = text("systemd", FULL, python=str(python))
+            found = re.search(r"status=203/EXEC: its user can't pass the folder (\S+) \(mode (\d+)\)", unit)
+            assert found is not None
+            closed = Path(found[1])
+            assert closed in (home / "python").parents
+            assert stat.S_IMODE(closed.stat().st_mode) == int(found[2], 8)
+    for python in ("/usr/bin/env", "/nowhere/python"):
+        assert "203/EXEC" not in text("systemd", FULL, python=python)
 
 
 def test_every_port_has_a_socket_unit_that_names_its_project(tmp_path: Path) -> None:
