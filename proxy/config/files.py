@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -41,8 +42,29 @@ def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path 
     """
     if (named := named_config_file(explicit, environ)) is not None:
         return named
-    places = (working_folder() / "config.toml", *user_files(environ), SYSTEM_FILE)
-    return next((place for place in places if _is_file(place)), None)
+    return _usual_file(environ)[0]
+
+
+def passed_over(explicit: Path | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The usual places before the configuration file where something else is, each with the reason."""
+    return () if named_config_file(explicit, environ) is not None else _usual_file(environ)[1]
+
+
+def _usual_file(environ: Mapping[str, str]) -> tuple[Path | None, tuple[str, ...]]:
+    """The first file in the usual places, and the places before it where something else is."""
+    others: list[str] = []
+    for place in (working_folder() / "config.toml", *user_files(environ), SYSTEM_FILE):
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # nothing is there
+            continue
+        except OSError as error:
+            others.append(f"{place} (can't look at it: {error.strerror})")
+            continue
+        if stat.S_ISREG(mode):
+            return place, tuple(others)
+        others.append(f"{place} ({'a directory' if stat.S_ISDIR(mode) else 'not a regular file'})")
+    return None, tuple(others)
 
 
 def user_files(environ: Mapping[str, str]) -> list[Path]:
@@ -161,10 +183,3 @@ def _syntax_fault(path: Path, text: str, message: str) -> str:
 def _home(environ: Mapping[str, str]) -> Path | None:
     home = environ.get("USERPROFILE" if sys.platform == "win32" else "HOME")
     return Path(home) if home else None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False

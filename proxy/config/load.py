@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from proxy.config import checks, environment, secrets
-from proxy.config.files import absolute, find_config_file, read_table, read_toml, working_folder
+from proxy.config.files import absolute, find_config_file, passed_over, read_table, read_toml, working_folder
 from proxy.config.keys import ANY_NAME, Leaf, Schema, schema
 from proxy.config.messages import Fault, KeyPath, dotted, explain
 from proxy.config.settings import ServerSettings, Settings
@@ -54,9 +54,11 @@ def load(
     settings = loading.settings(path)
     loading.faults.extend(loading.line(fault) for fault in checks.check(settings) if loading.stands(fault))
     if not loading.faults and not (settings.projects or settings.accounts):
+        others = passed_over(config_file, environ) if search else ()
         loading.faults.append(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
             'or "csq-proxy serve --sandbox" to try it without credentials'
+            + (f"; passed over: {', '.join(others)}" if others else "")
         )
     if loading.faults:
         raise ConfigError(*loading.faults)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from support.configurations import CANARY, ONE_PROJECT, SHOP, Writer, faults_of, posix_only
 
-from proxy.config.files import SYSTEM_FILE, find_config_file
+from proxy.config.files import SYSTEM_FILE, find_config_file, passed_over
 from proxy.config.load import load
 from proxy.errors import ConfigError
 
@@ -39,6 +41,38 @@ def test_windows_has_a_place_for_a_user_s_programs_before_that_of_others(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         assert find_config_file(None, home) == path
+
+
+def test_a_place_that_was_passed_over_is_named_with_the_reason(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etc, user = tmp_path / "etc.toml", tmp_path / "home/.config/csq-proxy/config.toml"
+    monkeypatch.setattr("proxy.config.files.SYSTEM_FILE", etc)
+    (tmp_path / "cwd/config.toml").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")
+    home = {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
+    look, is_closed = Path.stat, True
+
+    def stat(path: Path, **more: bool) -> os.stat_result:
+        if path == user and is_closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    others = (
+        f"{tmp_path / 'cwd/config.toml'} (a directory)",
+        f"{user} (can't look at it: Permission denied)",
+    )
+    assert passed_over(None, home) == others
+    with pytest.raises(ConfigError) as caught:
+        load(environ=home)
+    [fault] = caught.value.faults
+    assert fault.endswith(f"; passed over: {', '.join(others)}")
+    write(SHOP, "etc.toml")
+    assert (find_config_file(None, home), passed_over(None, home)) == (etc, others)
+    is_closed = False
+    assert passed_over(None, home) == others[:1]
+    assert passed_over(etc, home) == passed_over(None, home | {"CSQ_PROXY_CONFIG": str(etc)}) == ()
 
 
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
