@@ -20,6 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from proxy import __version__
+from proxy.cli import config_show
 from proxy.cli import serve as start
 from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
@@ -77,6 +78,9 @@ def main() -> NoReturn:
     except typer.Abort:  # Ctrl-C at a question
         fail(("Aborted!",), 1)
     sys.exit(code or 0)
+
+
+cli.add_typer(config_show.app, name="config")
 
 
 def _number(kind: type[int | float], low: float, high: float = math.inf) -> Callable[[str], float]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,6 +48,27 @@ def load(
 
     Raises ConfigError with all faults.
     """
+    return _load(config_file, overrides, environ, search=search)[0]
+
+
+def load_with_origins(
+    config_file: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Settings, Callable[[tuple[str, ...]], str]]:
+    """As `load`, with a function that tells where a key's value came from. Raises ConfigError.
+
+    The function gives ``flag``, the name of an environment variable, ``file``, or ``default``.
+    """
+    settings, loading = _load(config_file, overrides, environ, search=True)
+    return settings, loading.origin
+
+
+def _load(
+    config_file: Path | None,
+    overrides: Mapping[str, Any] | None,
+    environ: Mapping[str, str] | None,
+    *,
+    search: bool,
+) -> tuple[Settings, _Loading]:
     environ = os.environ if environ is None else environ
     path = find_config_file(config_file, environ) if search or config_file else None
     loading = _read_all(path, overrides or {}, environ)
@@ -62,7 +83,7 @@ def load(
         )
     if loading.faults:
         raise ConfigError(*loading.faults)
-    return settings
+    return settings, loading
 
 
 def load_listener(config_file: Path | None, environ: Mapping[str, str]) -> ServerSettings:
@@ -161,6 +182,14 @@ class _Loading:
                         self.faults.append(self.line(fault))
                     self._repair(key, is_missing=error["type"] == "missing")
         raise ConfigError(*self.faults)
+
+    def origin(self, path: tuple[str, ...]) -> str:
+        """The place that gave a key's value, as in `load_with_origins`."""
+        if _get(self._overrides, path) is not None:
+            return "flag"
+        if _get(self._env, path) is not None:
+            return self._names[path]
+        return "file" if _get(self._file, path) is not None else "default"
 
     def _secret_variables(self) -> Iterator[str]:
         """The variables that hold a secret which is used."""

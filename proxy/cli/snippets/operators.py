@@ -118,7 +118,7 @@ def _closed_folder(python: str) -> str:
             return (
                 "\n# This unit would fail with status=203/EXEC: its user can't pass the folder"
                 f" {folder} (mode {mode:04o}) to\n# {python}. Install csq-proxy where every user may run it,"
-                " as by\n# python3 -m venv /opt/csq-proxy, and print this text with the csq-proxy of that place."
+                " as by\n# python3 -m venv /opt/csq-proxy, and print this text with the csq-proxy there."
             )
     return ""
 

@@ -107,13 +107,13 @@ def _lines(title: str, table: Table, notes: Mapping[str, str]) -> Iterator[str]:
         elif key in notes or isinstance(value, Path):
             yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
         else:
-            yield f"{name} = {_written(value)}"
+            yield f"{name} = {written(value)}"
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """A value in TOML, whose strings, numbers, booleans and lists are JSON's."""
     if isinstance(value, enum.Enum):
-        return _written(value.value)
+        return written(value.value)
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(written, value))}]"
     return str(value) if isinstance(value, dt.date) else json.dumps(value, ensure_ascii=False)

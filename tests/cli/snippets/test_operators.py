@@ -240,8 +240,8 @@ def test_the_unit_says_which_folder_its_user_cannot_pass(tmp_path: Path) -> None
             closed = Path(found[1])
             assert closed in (home / "python").parents
             assert stat.S_IMODE(closed.stat().st_mode) == int(found[2], 8)
-    for python in ("/usr/bin/env", "/nowhere/python"):
-        assert "203/EXEC" not in text("systemd", FULL, python=python)
+    for open_to_all in ("/usr/bin/env", "/nowhere/python"):
+        assert "203/EXEC" not in text("systemd", FULL, python=open_to_all)
 
 
 def test_every_port_has_a_socket_unit_that_names_its_project(tmp_path: Path) -> None:
