@@ -79,6 +79,7 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     assert set(tab("s")) == {"serve", "status", "snippets", "sandbox"}
     options = ["--config", "--sandbox", "--host", "--port", "--log-level", "--log-format", "--help"]
     assert tab("serve", "--") == options
+    assert tab("config", "") == ["show"]
     assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
     assert tab("snippets", "shop-f") == ["shop-fr"]
     assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
