@@ -156,9 +156,10 @@ def check(
     live: Annotated[
         bool, typer.Option("--live", help="Ask Contentsquare, too: network, credentials, each API.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 also on a warning.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Check the configuration and show its meaning; the exit code is 0 only if all is well."""
+    """Check the configuration and show its meaning; ends with 1 where something failed."""
     from proxy.cli import check as report  # noqa: PLC0415
     from proxy.config.load import load  # noqa: PLC0415
 
@@ -174,7 +175,7 @@ def check(
         report.show_settings(settings)
     findings = report.findings(settings, live=live)
     results = {finding.result for finding in findings}
-    good = results <= {"ok"}  # a warning makes it 1: 0 means that all is well
+    good = results <= ({"ok"} if strict else {"ok", "warning"})
     if as_json:
         checks = [asdict(finding) for finding in findings]
         say_json({"ok": good, **report.described(settings), "checks": checks}, indent=2)

@@ -540,7 +540,9 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert "canary" not in ended.stdout + ended.stderr
 
 
-async def test_a_warning_is_counted_and_not_called_well(environ: dict[str, str], tmp_path: Path) -> None:
+async def test_a_warning_is_counted_not_called_well_and_ends_with_1_if_strict(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
     told = Told(date=time.time() - 172_800)
     async with RawServer(told) as server:
         told.good["endpoint"] = server.url
@@ -565,10 +567,11 @@ client_secret = "canary-1"
             return ended.returncode, ended.stdout, {one["result"] for one in status["checks"]}
 
         code, shown, results = await check("--live")
-        assert (code, results) == (1, {"ok", "warning"})
+        assert (code, results) == (0, {"ok", "warning"})
         assert "\n1 warning.\nTo run it: " in shown
+        assert (await check("--live", "--strict"))[::2] == (1, {"ok", "warning"})
         code, shown, results = await check("--live", expires=tomorrow)
-        assert (code, results) == (1, {"ok", "warning"})
+        assert (code, results) == (0, {"ok", "warning"})
         assert "\n2 warnings.\nTo run it: " in shown
         code, shown, results = await check("--live", expires=date(2020, 1, 1))
         assert (code, results) == (1, {"ok", "warning", "failed"})
@@ -577,5 +580,7 @@ client_secret = "canary-1"
         assert (code, results) == (1, {"failed"})
         assert "expired on 2020-01-01" in shown
         assert "1 failed.\n" in shown
-        assert (await check(expires=tomorrow))[::2] == (1, {"warning"})
+        assert (await check(expires=tomorrow))[::2] == (0, {"warning"})
+        assert (await check("--strict", expires=tomorrow))[::2] == (1, {"warning"})
+        assert (await check("--strict", expires=date(2999, 1, 1)))[::2] == (0, {"ok"})
         assert (await check(expires=date(2999, 1, 1)))[::2] == (0, {"ok"})
