@@ -20,15 +20,14 @@ COPY --from=build /opt/csq-proxy /opt/csq-proxy
 ENV PATH=/opt/csq-proxy/bin:$PATH PYTHONUNBUFFERED=1
 # The base image has no bytecode of the standard library, and the container can write none later. With the
 # bytecode that this import leaves, a start takes less than half of the time, and a health check a quarter.
-RUN python -c "import encodings.idna, http.client, proxy.admin.metrics, proxy.app.run, proxy.cli.main, proxy.config.load"
+RUN python -c "import encodings.idna, proxy.admin.metrics, proxy.app.run, proxy.cli.health, proxy.cli.main, proxy.config.load"
 ENV PYTHONDONTWRITEBYTECODE=1
 # A volume that is mounted here begins with this owner and mode: for server.state_dir, where counts are to last.
 RUN install -d -o 65532 -g 65532 -m 700 /var/lib/csq-proxy
 USER 65532:65532
 EXPOSE 8277
-# Any answer below 500 means alive; where callers are defined, the answer is a 401.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
-  CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8277, timeout=2); c.request('GET', '/-/healthy'); raise SystemExit(c.getresponse().status >= 500)"]
+# Asks where the configuration says that the proxy listens. A 401, where callers are defined, means alive.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["csq-proxy", "health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["csq-proxy"]
 CMD ["serve"]

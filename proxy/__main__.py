@@ -22,8 +22,12 @@ def main() -> NoReturn:
             from proxy.cli import serve  # noqa: PLC0415
 
             serve.main(sys.argv[2:])
+        elif sys.argv[1:2] == ["health"]:
+            from proxy.cli import health  # noqa: PLC0415
+
+            health.main(sys.argv[2:])
         else:
-            from proxy.cli import main as cli  # noqa: PLC0415 - not for `serve`, which does without Typer
+            from proxy.cli import main as cli  # noqa: PLC0415 - the two above do without Typer
 
             cli.main()
     except ConfigError as exc:

@@ -7,12 +7,14 @@ exit.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import threading
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -63,6 +65,8 @@ def _too_long(limit_s: float) -> TimeoutError:
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     """The result or the exception of ``work``, run in a thread of its own; `NoThread` if none starts."""
+    import asyncio  # noqa: PLC0415 - not for `csq-proxy health`, which does without
+
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 

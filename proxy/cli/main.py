@@ -32,6 +32,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 # Typer must not check the file: `proxy.config` says more about a fault, and in one line.
@@ -147,6 +148,19 @@ def serve(
 ) -> None:
     """Hand over to `proxy.cli.serve`, which reads the arguments. The options here are for completion."""
     start.main(sys.argv[sys.argv.index("serve") + 1 :])
+
+
+@cli.command(help="End with 0 if the proxy on this computer answers, else with 1; for probes.")
+def health(
+    *,
+    config: ConfigOption = None,  # noqa: ARG001
+    ready: Annotated[bool, typer.Option("--ready")] = False,  # noqa: ARG001
+    key_file: KeyFileOption = None,  # noqa: ARG001
+) -> None:
+    """Hand over to `proxy.cli.health`, which reads the arguments. The options here are for completion."""
+    from proxy.cli import health as probe  # noqa: PLC0415
+
+    probe.main(sys.argv[sys.argv.index("health") + 1 :])
 
 
 @cli.command()

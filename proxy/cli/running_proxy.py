@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from proxy.config.environment import KEY
 from proxy.config.files import read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
 from proxy.config.settings import LOCALHOST, ServerSettings
 from proxy.config.trust import READABLE, Untrusted
+from proxy.config.variables import KEY
 from proxy.errors import ConfigError
 from proxy.origin import Origin, bracketed, is_loopback
 from proxy.server.request import UNIX

@@ -173,7 +173,7 @@ def _parser() -> _Parser:
         help_ = f"The log's {name}: {', '.join(words)}. [default: {default}]"
         flag, metavar = f"--log-{name}", name.upper()
         parser.add_argument(flag, type=str.lower, choices=words, metavar=metavar, help=help_)
-    parser.add_argument("--help", action="store_true", help="Show this message and exit.")
+    parser.add_argument("-h", "--help", action="store_true", help="Show this message and exit.")
     return parser
 
 

@@ -1,5 +1,4 @@
-"""The settings' types. `load` reads a configuration, `checks` compares its keys, `watch` reloads it."""
+"""The settings' types. `load` reads a configuration, `checks` compares its keys, `watch` reloads it.
 
-from proxy.config.settings import Access, Credentials, Settings
-
-__all__ = ["Access", "Credentials", "Settings"]
+`files`, `trust` and `variables` load no library: ``csq-proxy health`` needs them alone.
+"""

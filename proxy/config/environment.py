@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from proxy.config.keys import ANY_NAME, Leaf, Schema
+from proxy.config.variables import CONFIG, KEY, PREFIX
 
-PREFIX = "CSQ_PROXY_"
-CONFIG = "CSQ_PROXY_CONFIG"
-KEY = "CSQ_PROXY_KEY"
-"""A caller's key, for ``csq-proxy status``. The variable is no setting."""
 SIDECAR = {
     "CONTENTSQUARE_CLIENT_ID": "client_id",
     "CONTENTSQUARE_CLIENT_SECRET": "client_secret",

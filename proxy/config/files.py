@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.blocking import NoThread, within
-from proxy.config.environment import CONFIG
 from proxy.config.trust import PRIVATE, Replaced, Untrusted, refuse_untrusted
+from proxy.config.variables import CONFIG
 from proxy.errors import ConfigError
 
 READ_TIMEOUT_S = 10.0

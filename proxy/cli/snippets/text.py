@@ -2,7 +2,7 @@
 
 Hides the templates, one file for each text. ``<<name>>`` in a template stands for a value. A line that
 begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without,
-and a line with ``<<:state>>`` for those with a folder for counts.
+a line with ``<<:state>>`` for those with a folder for counts, and a line with ``<<:tcp>>`` for those with ports.
 Pure, apart from reading templates; must not know the command line.
 """
 
@@ -89,6 +89,8 @@ def _fill(name: str, settings: Settings, values: Mapping[str, str]) -> str:
     conditions = ["<<:key>>" if settings.callers else "<<:open>>"]
     if settings.server.state_dir is not None:
         conditions.append("<<:state>>")
+    if settings.server.tcp:
+        conditions.append("<<:tcp>>")
     template = resources.files(__package__).joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
     lines = template.splitlines()
     for condition in conditions:

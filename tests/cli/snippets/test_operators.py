@@ -83,15 +83,11 @@ def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tm
     [sidecar] = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
     asked = {
-        probe: sidecar[probe]["exec"]["command"][-1]
+        probe: "--ready" in sidecar[probe]["exec"]["command"]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     }
     # The app starts while Contentsquare is away.
-    assert asked == {
-        "startupProbe": "/-/healthy",
-        "readinessProbe": "/-/ready",
-        "livenessProbe": "/-/healthy",
-    }
+    assert asked == {"startupProbe": False, "readinessProbe": True, "livenessProbe": False}
     secret = next(volume["secret"] for volume in pod["volumes"] if "secret" in volume)
     assert secret["defaultMode"] == 0o400
     names = re.findall(r"--from-file=(\S+)=FILE", text("kubernetes", FULL))
@@ -101,17 +97,28 @@ def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tm
 @with_and_without_callers
 async def test_the_probes_of_the_kubernetes_snippet_work(with_callers: bool, tmp_path: Path) -> None:
     async with served(with_callers) as settings:
-        _, deployment = yaml.safe_load_all(text("kubernetes", settings))
+        config_map, deployment = yaml.safe_load_all(text("kubernetes", settings))
+        write(tmp_path / "config.toml", config_map["data"]["config.toml"])
         [sidecar] = deployment["spec"]["template"]["spec"]["initContainers"]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            command = sidecar[probe]["exec"]["command"]
-            assert command[:2] == ["python", "-c"]
-            # Without a key they would get a 401, which says nothing of tokens.
-            assert ('"X-API-Key": key' in command[2]) is with_callers
-            script = command[2].replace("/run/secrets/csq-proxy/", "./")
+            program, *arguments = sidecar[probe]["exec"]["command"]
+            assert (program, arguments[0]) == ("csq-proxy", "health")
+            # Without a key, readiness would get a 401, which says nothing of tokens.
+            has_key = any(argument.startswith("--key-file=") for argument in arguments)
+            assert has_key is (with_callers and probe == "readinessProbe")
+            there = [
+                argument.replace("/run/secrets/csq-proxy/", "./").replace("/etc/csq-proxy/", "./")
+                for argument in arguments
+            ]
             await executed(
-                tmp_path, sys.executable, "-c", script, *command[3:], file="caller_bi", content=f"{KEY}\n"
+                tmp_path, sys.executable, "-m", "proxy", *there, file="caller_bi", content=f"{KEY}\n"
             )
+
+
+def test_systemd_asks_the_proxy_once_at_its_start_where_its_own_user_can() -> None:
+    asks = "\nExecStartPost=/x/python -m proxy health --config /etc/csq-proxy/config.toml\n"
+    assert asks in text("systemd", FULL, python="/x/python")
+    assert "ExecStartPost" not in text("systemd", settings_of(server={"tcp": False}))  # root's socket
 
 
 def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Path) -> None:

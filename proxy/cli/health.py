@@ -1,0 +1,189 @@
+"""``csq-proxy health``: whether the configured proxy answers, for probes that run every few seconds.
+
+Reads where the proxy listens by tomllib and the environment alone. Imports no library, since these would take
+most of a probe's time; reads no secret but the caller's key, and runs no command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from proxy.cli.console import fail, note, say
+from proxy.config.files import READABLE, absolute, find_config_file, read, read_toml, working_folder
+from proxy.config.variables import KEY, PREFIX
+from proxy.errors import ConfigError
+
+PURPOSE = "End with 0 if the proxy on this computer answers, else with 1; for probes."
+TIMEOUT_S = 2.0
+"""The bound of each wait for the proxy; the image's HEALTHCHECK is ended after 3 s."""
+DEFAULTS: Mapping[str, object] = {
+    "host": "localhost",
+    "port": 8277,
+    "tcp": True,
+    "unix_socket": None,
+    "tls_cert": None,
+}
+"""The keys of ``[server]`` that tell where the proxy listens, and the defaults of `proxy.config.settings`."""
+_REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
+_TRUE = ("true", "1", "on", "yes", "t", "y")
+_FALSE = ("false", "0", "off", "no", "f", "n")
+
+
+class Listener(NamedTuple):
+    """Where the proxy listens: the Unix socket if ``tcp`` is false, else the host and the port."""
+
+    host: str
+    port: int
+    unix_socket: Path | None
+    tls_cert: Path | None
+
+    @property
+    def name(self) -> str:
+        """The listener as a person knows it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"unix:{self.unix_socket}" if self.unix_socket else f"{host}:{self.port}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail((f"{message}. See: {self.prog} --help",), 2)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exit with 1 if the proxy doesn't answer as wanted. Raises ConfigError, OutputLost, SystemExit."""
+    parser = _Parser("csq-proxy health", description=PURPOSE, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration file (TOML).")
+    parser.add_argument("--ready", action="store_true", help="Ask for fresh tokens, too, as /-/ready does.")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="A file with a caller's key: with --ready, where callers are defined.",
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="Show this message and exit.")
+    options = parser.parse_args(arguments)
+    if options.help:
+        say(parser.format_help().rstrip())
+        return
+    listener = find_listener(options.config, os.environ)
+    if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
+        fail((f"{listener.name}: {fault}",), 1)
+
+
+def find_listener(config: Path | None, environ: Mapping[str, str]) -> Listener:
+    """The listener: from variables, else from the file, else the default.
+
+    A file that can't be read is told and passed over: the proxy that runs has refused it as well, and a probe
+    must not end a proxy that works. Raises ConfigError if another user could have written it, and where the
+    listener can't be known.
+    """
+    path = find_config_file(config, environ)
+    faults: list[str] = []
+    server = read_toml(path, faults).get("server") if path else None
+    for fault in faults:
+        note(fault)
+    given: dict[str, Any] = {**DEFAULTS, **(server if isinstance(server, dict) else {})}
+    bases = dict.fromkeys(DEFAULTS, path.parent if path else working_folder())
+    for name, value in environ.items():
+        key = name.lower().removeprefix(f"{PREFIX.lower()}server__")
+        if name.startswith(PREFIX) and key in DEFAULTS and value:
+            given[key], bases[key] = value, working_folder()
+    return _listener(given, bases, environ)
+
+
+def _listener(given: Mapping[str, Any], bases: Mapping[str, Path], environ: Mapping[str, str]) -> Listener:
+    host, port, tcp = (str(given[key]).strip().lower() for key in ("host", "port", "tcp"))
+    host = host.removeprefix("[").removesuffix("]")
+    paths = {
+        key: absolute(str(given[key]), bases[key], environ) if given[key] else None
+        for key in ("unix_socket", "tls_cert")
+    }
+    if tcp not in (*_TRUE, *_FALSE):
+        raise ConfigError("server.tcp: must be true or false")
+    if tcp in _FALSE:
+        if paths["unix_socket"] is None:
+            raise ConfigError(
+                "server.tcp: false, and server.unix_socket isn't set, so nobody knows where to ask"
+            )
+        return Listener("localhost", 0, **paths)
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
+        raise ConfigError(
+            "server.port: must be a whole number from 1 to 65535 to be asked at; 0 is any free port"
+        )
+    return Listener(_REACHED_BY.get(host, host), int(port), None, paths["tls_cert"])
+
+
+def _key(file: Path | None) -> str:
+    """The caller's key, "" where there is none. Raises ConfigError."""
+    if file is None:
+        return os.environ.get(KEY, "").strip()
+    try:
+        key = read(file).data.decode("ascii").strip()
+    except OSError as error:
+        raise ConfigError(f"--key-file: can't read {file}: {error.strerror}") from None
+    except ValueError:
+        key = ""
+    if not key.isprintable() or not key:
+        raise ConfigError(f"--key-file: {file} must hold a key, which is one line of ASCII")
+    return key
+
+
+def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
+    """What is wrong with the proxy's answer; None where all is well. Raises ConfigError."""
+    connection = http.client.HTTPConnection(listener.host, listener.port or None, timeout=TIMEOUT_S)
+    try:
+        connection.sock = _connected(listener, trusted_only=bool(key))
+        connection.request(
+            "GET", "/-/ready" if is_ready else "/-/healthy", headers={"X-API-Key": key} if key else {}
+        )
+        status = connection.getresponse().status
+    except ssl.SSLError as error:
+        return f"no TLS that server.tls_cert fits ({error.reason or error})"
+    except OSError as error:
+        return f"can't be reached ({error.strerror or error})"
+    except http.client.HTTPException:
+        return "a program other than csq-proxy answers there"
+    finally:
+        connection.close()
+    if not is_ready:
+        return None if status < 500 else f"answered {status}"  # 401, where callers are defined, means alive
+    if status == 401:
+        return f"a caller's key is needed to know; give --key-file, or set {KEY}"
+    return None if status == 200 else f"answered {status}: not ready"
+
+
+def _connected(listener: Listener, *, trusted_only: bool) -> socket.socket:
+    """A connection to the listener; with ``trusted_only`` its certificate must be the configured one."""
+    if listener.unix_socket is None:
+        sock = socket.create_connection((listener.host, listener.port), TIMEOUT_S)
+    else:
+        sock = socket.socket(socket.AF_UNIX)
+    try:
+        if listener.unix_socket is not None:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(str(listener.unix_socket))
+        return sock if listener.tls_cert is None else _tls(listener.tls_cert, trusted_only).wrap_socket(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _tls(cert: Path, trusted_only: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the certificate has the names that callers use, not the address
+    context.verify_mode = ssl.CERT_NONE  # an answer is all that counts, and nothing secret is sent
+    if trusted_only:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        try:
+            context.load_verify_locations(cadata=read(cert, advice=READABLE).data.decode("ascii", "ignore"))
+        except (OSError, ValueError):
+            raise ConfigError(f"server.tls_cert: {cert} can't be read as PEM certificates") from None
+    return context
