@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -44,6 +45,11 @@ def of_process(
         ),
         "stopping": overview.is_stopping,
         "needs_key": overview.needs_key,
+        **(
+            {"pid": os.getpid(), "drain_timeout_s": overview.settings.server.drain_timeout}
+            if with_faults
+            else {}
+        ),
         **({"start_command": texts.start} if with_faults and texts is not None else {}),
         "reload": _of_reload(overview.reload, with_faults=with_faults),
         "event_loop_lag_s": {"last": round(lag.last_s, 4), "max": round(lag.max_s, 4)},

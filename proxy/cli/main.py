@@ -236,6 +236,32 @@ def show_status(
     show(find(config, url, key_file), as_json=as_json, watch=watch, exit_zero=exit_zero)
 
 
+@cli.command("wait")
+def wait_until_ready(
+    *,
+    timeout: Annotated[
+        float, typer.Option(parser=_number(float, 0), metavar="S", help="Seconds to wait at most.")
+    ] = 60.0,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Wait until the running proxy is ready: it has each token that is wanted from the start."""
+    from proxy.cli.running_proxy import find  # noqa: PLC0415
+    from proxy.cli.wait import wait  # noqa: PLC0415
+
+    wait(find(config, url, key_file), timeout)
+
+
+@cli.command("stop")
+def stop_proxy(*, config: ConfigOption = None, url: UrlOption = None, key_file: KeyFileOption = None) -> None:
+    """Stop the running proxy, and wait until its requests are answered and it has ended."""
+    from proxy.cli.running_proxy import find  # noqa: PLC0415
+    from proxy.cli.stop import stop  # noqa: PLC0415
+
+    stop(find(config, url, key_file))
+
+
 @cli.command("requests")
 def show_requests(
     *,

@@ -76,7 +76,7 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     def tab(*words: str) -> list[str]:
         return offered(*words, shell=shell, cwd=tmp_path)
 
-    assert set(tab("s")) == {"serve", "status", "snippets", "sandbox"}
+    assert set(tab("s")) == {"serve", "status", "stop", "snippets", "sandbox"}
     options = ["--config", "--sandbox", "--host", "--port", "--log-level", "--log-format", "--help"]
     assert tab("serve", "--") == options
     assert tab("config", "") == ["show"]

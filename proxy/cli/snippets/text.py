@@ -2,7 +2,7 @@
 
 Hides the templates, one file for each text. ``<<name>>`` in a template stands for a value. A line that
 begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without,
-a line with ``<<:state>>`` for those with a folder for counts, and a line with ``<<:tcp>>`` for those with ports.
+a line with ``<<:state>>`` for those with a folder for counts, and one with ``<<:tcp>>`` for those with ports.
 Pure, apart from reading templates; must not know the command line.
 """
 

@@ -1,0 +1,144 @@
+"""``csq-proxy stop``: ends the running proxy as its configuration allows, and waits for its end.
+
+A signal is sent only to a process that holds the proxy's listening socket: a process id alone, which any
+program can tell, may be another process's. Linux alone tells who holds a socket, and of a TCP socket only
+root, since the proxy shuts its /proc entries (`proxy.process.harden`).
+Sources: proc(5), unix(7) (SO_PEERCRED: the process that called listen), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from proxy.cli.console import fail, say
+from proxy.cli.running_proxy import TIMEOUT_S, RunningProxy, Unreachable
+from proxy.server.request import UNIX
+
+GRACE_S = 5.0
+"""How long the end may take in addition to ``drain_timeout``."""
+EVERY_S = 0.1
+_DRAIN_TIMEOUT_S = 30.0
+"""For a proxy that doesn't tell its own."""
+_LISTENS = "0A"
+_WAYS = (
+    "it can't be stopped from here: set server.allow_quit = true, press Ctrl-C where it runs,"
+    " or use its service manager, as systemctl stop csq-proxy"
+)
+
+
+def stop(place: RunningProxy) -> None:
+    """Stop the proxy and wait for its end; exits with 1 where it can't be stopped, or doesn't end in time."""
+    try:
+        status = place.status()
+        with _held_by(place, status.get("pid")) as process:
+            answer = place.call("POST", "/-/quit")
+            if answer.status == 403:
+                told = answer.json()
+                fail((f"{place.url}: {told['errorMessage'] if isinstance(told, dict) else 'refused'}",), 1)
+            if answer.status != 202:
+                if process is None:
+                    fail((f"{place.url}: {_WAYS}",), 1)
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+            drain_timeout_s = float(status.get("drain_timeout_s", _DRAIN_TIMEOUT_S))
+            limit_s = drain_timeout_s + GRACE_S
+            if not _has_ended(place, process, limit_s):
+                fail((f"{place.url}: has not ended within {limit_s:g} s",), 1)
+    except Unreachable as error:
+        fail((str(error),), 1)
+    except OSError as error:  # of the signal
+        fail((f"{place.url}: {_WAYS} ({error.strerror})",), 1)
+    say("Stopped.")
+
+
+def _has_ended(place: RunningProxy, process: int | None, limit_s: float) -> bool:
+    """Whether the process ends in time; of an unknown one, whether it answers no more."""
+    if process is not None:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return bool(poll.poll(limit_s * 1000))
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            place.call("GET", "/-/healthy", timeout_s=TIMEOUT_S)
+        except Unreachable:
+            return True
+        time.sleep(EVERY_S)
+    return False
+
+
+@contextlib.contextmanager
+def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
+    """A descriptor for the process ``pid``, if it is ours and holds the proxy's socket; else None."""
+    descriptor = None
+    if sys.platform == "linux" and isinstance(pid, int) and not isinstance(pid, bool) and pid > 1:
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(pid)  # first: later the number may be another process's
+    try:
+        holds = False
+        if descriptor is not None:
+            with contextlib.suppress(OSError, ValueError):
+                holds = _is_ours(pid) and _holds(place.url, pid)
+        yield descriptor if holds else None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether the process runs as our user, by its real and effective id. Raises OSError."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ids = next((line.split()[1:3] for line in lines if line.startswith("Uid:")), [])
+    return ids == [str(os.getuid())] * 2
+
+
+def _holds(url: str, pid: int) -> bool:
+    """Whether the process holds the socket that listens at the URL, on this computer. Raises OSError."""
+    if url.startswith(UNIX):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(url.removeprefix(UNIX))
+            holder, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return bool(holder == pid)
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    with socket.create_connection((parts.hostname or "", port), TIMEOUT_S) as sock:
+        there, here = (ipaddress.ip_address(name[0]) for name in (sock.getpeername(), sock.getsockname()))
+    if not there.is_loopback and there != here:
+        return False
+    wanted = _listening(there, port)
+    held = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.add(str(one.readlink()))
+    return bool(wanted) and wanted <= held
+
+
+def _listening(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> set[str]:
+    """The sockets that listen at the address, else those at every address, as links in /proc name them."""
+    exact, every = set(), set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(f"/proc/self/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                place, _, number = fields[1].partition(":")
+                if fields[3] != _LISTENS or int(number, 16) != port:
+                    continue
+                words = struct.iter_unpack("!I", bytes.fromhex(place))
+                found = ipaddress.ip_address(b"".join(struct.pack("=I", word) for (word,) in words))
+                if found == address:
+                    exact.add(f"socket:[{fields[9]}]")
+                elif found.is_unspecified:
+                    every.add(f"socket:[{fields[9]}]")
+    return exact or every

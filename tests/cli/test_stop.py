@@ -1,0 +1,118 @@
+"""``csq-proxy stop`` against running proxies, and against programs that tell a wrong process id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import CONFIG, run, started, write
+from support.harness import RawServer, Upstream, gateway
+
+from proxy.cli.running_proxy import RunningProxy
+from proxy.cli.stop import _held_by
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells who holds a socket")
+as_root = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="root alone sees who holds a TCP socket"
+)
+KEY = "a-key-of-16-bytes-or-more"
+
+
+def config(folder: Path, server: str) -> str:
+    return str(write(folder / "config.toml", CONFIG.replace("port = 0", server)))
+
+
+def test_where_quit_is_allowed_it_is_asked_for(environ: dict[str, str], tmp_path: Path) -> None:
+    file = config(tmp_path, "port = 0\nallow_quit = true")
+    with started("serve", "--config", file, environ=environ, cwd=tmp_path) as proxy:
+        url = proxy.url()
+        ended = run("stop", "--url", url, environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "Stopped.\n", "")
+        assert proxy.end()[0] == 0
+    ended = run("stop", "--url", url, environ=environ, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "can't be reached" in ended.stderr
+
+
+@as_root
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_process_that_holds_the_port_gets_sigterm(
+    host: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    file = config(tmp_path, f'port = 0\nhost = "{host}"')
+    variables = {**environ, "CSQ_PROXY_CALLERS__BI__KEY": KEY, "CSQ_PROXY_KEY": KEY}
+    with started("serve", "--config", file, environ=variables, cwd=tmp_path) as proxy:
+        url = f"http://127.0.0.1:{proxy.url().rpartition(':')[2]}"
+        ended = run("stop", "--url", url, environ=variables, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "Stopped.\n", "")
+        assert proxy.end()[0] == 0
+
+
+@on_linux
+def test_a_process_that_holds_the_unix_socket_gets_sigterm(environ: dict[str, str], tmp_path: Path) -> None:
+    file = config(tmp_path, f'tcp = false\nunix_socket = "{tmp_path / "s"}"')
+    with started("serve", "--config", file, environ=environ, cwd=tmp_path) as proxy:
+        proxy.url()
+        ended = run("stop", "--config", file, environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "Stopped.\n", "")
+        assert proxy.end()[0] == 0
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_process_that_does_not_hold_the_port_gets_no_signal(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    status = json.dumps({"projects": {}, "pid": other.pid}).encode()
+    answers = {
+        b"GET": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(status), status),
+        b"POS": b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    }
+    try:
+        async with RawServer(Upstream(lambda seen: answers[bytes(seen.start[:3])])) as server:
+            ended = await asyncio.to_thread(run, "stop", "--url", server.url, environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        for way in ("server.allow_quit", "Ctrl-C", "service manager"):
+            assert way in ended.stderr
+        assert other.poll() is None
+        other.communicate(b"\n", timeout=60)
+        assert other.returncode == 0  # its own end
+    finally:
+        other.kill()
+
+
+@on_linux
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_without_a_look_at_the_socket_no_process_is_taken_for_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    def held(pid: object) -> bool:
+        with _held_by(place, pid) as process:
+            return process is not None
+
+    async with gateway() as proxy:
+        place = RunningProxy(f"http://127.0.0.1:{proxy.port}", None, None)
+        assert await asyncio.to_thread(held, os.getpid())
+        for pid in (os.getppid(), 1, 0, -1, None, True, "1", 2**22):
+            assert not await asyncio.to_thread(held, pid)
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        assert not await asyncio.to_thread(held, os.getpid())
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_caller_with_limits_cannot_stop_it(environ: dict[str, str], tmp_path: Path) -> None:
+    callers = {"bi": {"key": KEY, "read_only": True}}
+    async with gateway(server={"allow_quit": True}, callers=callers) as proxy:
+        url, given = f"http://127.0.0.1:{proxy.port}", {**environ, "CSQ_PROXY_KEY": KEY}
+        ended = await asyncio.to_thread(run, "stop", "--url", url, environ=given, cwd=tmp_path)
+        assert ended.returncode == 1
+        assert "The caller bi may not stop the proxy" in ended.stderr
+        assert (await proxy.call(b"GET /-/healthy", b"X-API-Key: " + KEY.encode())).status == 200

@@ -1,0 +1,54 @@
+"""``csq-proxy wait`` against proxies that become ready, don't, or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from support.commands import run
+from support.harness import RawServer, Upstream, free_port, gateway
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
+
+
+def answer(status: int) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
+
+
+async def wait(url: str, timeout_s: str, environ: dict[str, str], cwd: Path) -> tuple[int, str]:
+    ended = await asyncio.to_thread(
+        run, "wait", "--url", url, "--timeout", timeout_s, environ=environ, cwd=cwd
+    )
+    return ended.returncode, ended.stderr
+
+
+async def test_it_ends_when_the_proxy_is_ready(environ: dict[str, str], tmp_path: Path) -> None:
+    async with gateway() as proxy:
+        assert await wait(f"http://127.0.0.1:{proxy.port}", "60", environ, tmp_path) == (0, "")
+
+
+async def test_it_waits_for_a_proxy_without_tokens(environ: dict[str, str], tmp_path: Path) -> None:
+    answers = iter((503, 503, 200))
+    async with RawServer(Upstream(lambda _: answer(next(answers)))) as server:
+        assert await wait(server.url, "60", environ, tmp_path) == (0, "")
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "timeout_s", "says"),
+    [(503, "0", "not ready"), (401, "60", "a caller's key is needed"), (404, "60", "is it a csq-proxy?")],
+)
+async def test_it_ends_with_1_after_the_time_and_at_once_where_waiting_is_no_use(
+    status: int, timeout_s: str, says: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    async with RawServer(Upstream(lambda _: answer(status))) as server:
+        code, errors = await wait(server.url, timeout_s, environ, tmp_path)
+    assert code == 1
+    assert says in errors
+
+
+async def test_a_proxy_that_never_comes_is_told(environ: dict[str, str], tmp_path: Path) -> None:
+    code, errors = await wait(f"http://127.0.0.1:{free_port()}", "0", environ, tmp_path)
+    assert code == 1
+    assert "can't be reached" in errors
