@@ -82,7 +82,8 @@ def _has_ended(place: RunningProxy, process: int | None, limit_s: float) -> bool
 def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
     """A descriptor for the process ``pid``, if it is ours and holds the proxy's socket; else None."""
     descriptor = None
-    if sys.platform == "linux" and isinstance(pid, int) and not isinstance(pid, bool) and pid > 1:
+    can_look = sys.platform == "linux" and hasattr(os, "pidfd_open")  # Python may be built without it
+    if can_look and isinstance(pid, int) and not isinstance(pid, bool) and pid > 1:
         with contextlib.suppress(OSError):
             descriptor = os.pidfd_open(pid)  # first: later the number may be another process's
     try:

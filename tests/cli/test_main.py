@@ -709,3 +709,14 @@ def test_what_a_configuration_says_moves_no_cursor(
     for line in (shown.stdout + shown.stderr).splitlines():
         assert line.isprintable(), line
         assert not line.startswith("forged")
+
+
+@pytest.mark.parametrize(
+    "name", ["", *(one.name or one.callback.__name__ for one in cli.registered_commands if one.callback)]
+)
+def test_each_command_has_a_short_option_for_help(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*([name] if name else []), "-h"]
+    monkeypatch.setattr(sys, "argv", ["csq-proxy", *arguments])
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert "usage:" in result.output.lower()
