@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from proxy.cli.console import fail, note, say
-from proxy.config.files import READABLE, absolute, find_config_file, read, read_toml, working_folder
+from proxy.config.files import absolute, find_config_file, read, read_toml, working_folder
+from proxy.config.trust import READABLE
 from proxy.config.variables import KEY, PREFIX
 from proxy.errors import ConfigError
 
