@@ -54,7 +54,7 @@ class Origin(NamedTuple):
         if port == 0 or parts.netloc.endswith(":"):
             raise ValueError("must have a port between 1 and 65535")
         origin = cls(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
-        if url.rstrip("/").lower() not in (str(origin), f"{origin.scheme}://{origin._host_port()}"):
+        if url.rstrip("/").lower() not in (str(origin), f"{origin.scheme}://{origin.host_port}"):
             raise ValueError("must be a plain base URL")
         return origin
 
@@ -76,9 +76,11 @@ class Origin(NamedTuple):
     @property
     def authority(self) -> str:
         """The value for the ``Host`` field: the port only where it isn't the scheme's default."""
-        return bracketed(self.host) if self.port == _DEFAULT_PORTS[self.scheme] else self._host_port()
+        return bracketed(self.host) if self.port == _DEFAULT_PORTS[self.scheme] else self.host_port
 
-    def _host_port(self) -> str:
+    @property
+    def host_port(self) -> str:
+        """The host with its port, also the scheme's default."""
         return f"{bracketed(self.host)}:{self.port}"
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ The application makes one `Overview` and keeps it up to date; the gateway counts
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +58,11 @@ class Overview:
     page_texts: PageTexts | None = None
 
     @property
+    def host(self) -> str:
+        """The name of this computer, container or pod: the state is of the one process here."""
+        return socket.gethostname()
+
+    @property
     def calls(self) -> MonthlyCalls:
         """The calls of this month."""
         return self.saving.calls
@@ -92,6 +98,8 @@ class Overview:
 
     def project_url(self, name: str) -> str:
         """The URL by which callers address a project or an account."""
+        if public_url := self.settings.server.public_url:
+            return f"{public_url}/{name}"
         for listener in self.listeners:
             if listener.project == name:
                 return listener.url

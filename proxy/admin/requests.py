@@ -111,7 +111,7 @@ async def answer(overview: Overview, request: Request, target: bytes, viewer: Vi
         if not place % (SLICE // 5):
             await asyncio.sleep(0)
     # The last id that is shown, not the last one there is: it would tell of others' requests.
-    head: dict[str, object] = {"next": found[-1].id if found else since}
+    head: dict[str, object] = {"host": overview.host, "next": found[-1].id if found else since}
     if not recent.is_on:
         head["off"] = OFF
     joined = ",\n".join(lines)

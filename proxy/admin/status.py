@@ -38,6 +38,8 @@ def of_process(
     lag, texts = overview.loop_lag, overview.page_texts
     return {
         "version": __version__,
+        "host": overview.host,
+        "public_url": overview.settings.server.public_url,
         "uptime_s": round(uptime_s, 1),
         "started_at": round(time.time() - uptime_s),
         "health": health.shown_whole(

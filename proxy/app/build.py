@@ -73,7 +73,7 @@ class Generations:
             ),
             callers=Callers(settings.callers),
             guards=tuple(
-                Guard(listener.port, (*_own_address(listener), *settings.server.allowed_hosts))
+                Guard(listener.port, (*_own_address(listener), *settings.server.host_values))
                 for listener in self._listeners
             ),
             owners=tuple(

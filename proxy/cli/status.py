@@ -140,7 +140,8 @@ def _drawn(place: RunningProxy, status: dict[str, Any], width: int) -> Renderabl
     from rich.text import Text  # noqa: PLC0415
 
     stopping, whole = ", stopping" if status["stopping"] else "", _health(status)
-    title = f"csq-proxy {status['version']} at {place.url}, up {_duration(status['uptime_s'])}{stopping}"
+    where = f"on {status['host']} at {place.url}" if "host" in status else f"at {place.url}"
+    title = f"csq-proxy {status['version']} {where}, up {_duration(status['uptime_s'])}{stopping}"
     projects = sorted(status["projects"].items(), key=_severity)
     return Group(
         Text(title),

@@ -57,7 +57,8 @@ def _lines(overview: Overview) -> Iterator[str]:
     yield ""
     if calls:
         key = '-H "X-API-Key: YOUR-KEY" ' if settings.callers else ""
-        way = f"--unix-socket {shlex.quote(first.path)}" if first.is_unix else '--noproxy "*"'
+        is_socket = first.is_unix and not settings.server.public_url
+        way = f"--unix-socket {shlex.quote(first.path)}" if is_socket else '--noproxy "*"'
         yield f'Try:  {_CURL} {way} {key}"{calls[0]}"'
     if not first.is_unix:
         yield f"See:  {overview.url}/-/ in a browser: the state of each project, and text for your tools"

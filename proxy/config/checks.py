@@ -141,10 +141,17 @@ def _allowed_hosts(settings: Settings) -> Iterator[Fault]:
     """A name over plain http: there, browsers send the GETs of any web page without a field that says so."""
     if settings.callers or settings.server.tls_cert:
         return
-    for index, host in enumerate(settings.server.allowed_hosts):
-        if not Origin.parse(f"http://{host}").is_loopback:
+    server = settings.server
+    urls: list[tuple[KeyPath, str]] = [
+        (("server", "allowed_hosts", index), f"http://{host}")
+        for index, host in enumerate(server.allowed_hosts)
+    ]
+    if server.public_url:
+        urls.append((("server", "public_url"), server.public_url))
+    for path, url in urls:
+        if not Origin.parse(url).is_loopback:
             yield Fault(
-                ("server", "allowed_hosts", index),
+                path,
                 "any web page that knows this name can send requests to it over plain http; define [callers]"
                 " with a key for each, or set server.tls_cert and server.tls_key",
                 (("callers",), ("server", "tls_cert"), ("server", "tls_key")),

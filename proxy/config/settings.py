@@ -120,6 +120,10 @@ def _auth_url(value: str) -> str:
     return str(origin)
 
 
+def _public_url(value: str) -> str:
+    return value and str(Origin.parse(value))
+
+
 def _duration(value: object) -> int:
     """The seconds of a duration, a whole number with a unit or without one; 0 for an empty text."""
     match = _DURATION.match(value.strip()) if isinstance(value, str) else None
@@ -173,6 +177,8 @@ class ServerSettings(Table):
     ready, over ``min_rate_after`` seconds, or the answer is cut; 0 turns this off.
 
     ``state_dir`` is the folder for the counts of calls; None: they last as long as the process.
+
+    ``public_url`` is the origin of a server in front of the proxy, by which callers reach it; empty: none.
     """
 
     host: Annotated[str, AfterValidator(_listen_host)] = "localhost"
@@ -180,6 +186,7 @@ class ServerSettings(Table):
     tcp: bool = True
     unix_socket: FilePath = None
     allowed_hosts: tuple[Annotated[str, AfterValidator(_host_value)], ...] = ()
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
     tls_cert: FilePath = None
     tls_key: FilePath = None
     drain_timeout: Seconds = 30.0
@@ -187,6 +194,14 @@ class ServerSettings(Table):
     min_rate_after: Seconds = 30.0
     allow_quit: bool = False
     state_dir: FilePath = None
+
+    @property
+    def host_values(self) -> tuple[str, ...]:
+        """The values of Host that are accepted beside loopback names."""
+        if not self.public_url:
+            return self.allowed_hosts
+        origin = Origin.parse(self.public_url)
+        return (*self.allowed_hosts, origin.authority, origin.host_port)
 
 
 class LogSettings(Table):

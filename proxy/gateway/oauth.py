@@ -31,7 +31,7 @@ from proxy.errors import (
 from proxy.gateway.callers import client_id_of_basic, sent_keys
 from proxy.gateway.generation import Generation
 from proxy.gateway.guard import authority_of
-from proxy.gateway.oauth_project import ChosenProject, choose, number_of
+from proxy.gateway.oauth_project import choose, number_of
 from proxy.gateway.placeholder import placeholder
 from proxy.projects import Project
 from proxy.server.answer import send_answer, write_error, write_json
@@ -91,7 +91,9 @@ class LocalOAuth:
         chosen = choose(request, prefix, members, generation, caller, is_for_token=is_for_token)
         request.facts.project = chosen.project.name
         if is_for_token:
-            return _grant(request, members, chosen, key)
+            public = generation.settings.server.public_url
+            endpoint = f"{public}/{chosen.project.name}" if public else _base(request) + chosen.prefix
+            return _grant(members, chosen.project, key, endpoint, request)
         return await self._describe(request, chosen.project)
 
     async def _describe(self, request: Request, project: Project) -> bool:
@@ -132,9 +134,10 @@ def refuse(request: Request, error: ProxyError) -> bool:
     return write_error(request, error, members=members, fields=_NO_CACHE)
 
 
-def _grant(request: Request, members: Mapping[str, object], chosen: ChosenProject, key: str | None) -> bool:
-    """The placeholder that answers a token request. Raises `ProxyError`."""
-    project = chosen.project
+def _grant(
+    members: Mapping[str, object], project: Project, key: str | None, endpoint: str, request: Request
+) -> bool:
+    """Answer a token request with a placeholder. Raises `ProxyError`."""
     if members.get("grant_type") != GRANT_TYPE:
         raise _Refused("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
     integration_id, configured = number_of(members, "integration_id"), project.grant.integration_id
@@ -146,7 +149,7 @@ def _grant(request: Request, members: Mapping[str, object], chosen: ChosenProjec
         "token_type": "bearer",
         "expires_in": TOKEN_LIFETIME_S,
         "scope": _scope(members.get("scope"), project),
-        "endpoint": _base(request) + chosen.prefix,
+        "endpoint": endpoint,
     }
     if project.contentsquare_id is not None:
         answer["project_id"] = project.contentsquare_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import socket
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.harness import (
     RawServer,
     TokenServer,
     Upstream,
+    free_port,
     gateway,
     read_message,
     settings_for,
@@ -152,6 +154,22 @@ async def test_while_stopping_it_is_alive_and_not_ready() -> None:
         await asyncio.wait_for(draining, WAIT_S)
 
 
+async def test_status_names_the_computer_and_the_public_url() -> None:
+    server = {"public_url": "http://localhost:9"}
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "canary-2"}}
+    async with gateway(
+        projects={**PROJECTS, "own": {**PROJECTS["shop"], "port": free_port()}},
+        server=server,
+        accounts=accounts,
+    ) as proxy:
+        status = said(await proxy.call(b"GET /-/status"))
+        assert status["host"] == socket.gethostname()
+        assert status["public_url"] == "http://localhost:9"
+        assert status["accounts"] == {"acme": "http://localhost:9/acme"}
+        for name, project in status["projects"].items():
+            assert project["url"] == f"http://localhost:9/{name}"
+
+
 async def test_status_shows_each_project_and_api() -> None:
     async with gateway(projects=PROJECTS) as proxy:
         await proxy.call(b"GET /shop/v1/segments")
@@ -159,6 +177,7 @@ async def test_status_shows_each_project_and_api() -> None:
         status = said(await proxy.call(b"GET /-/status?x=y"))
         assert set(status) >= {
             "version",
+            "host",
             "uptime_s",
             "started_at",
             "health",

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -159,6 +160,19 @@ async def test_the_texts_for_tools_name_the_address_by_which_the_browser_came() 
         first = "document.querySelector('[data-is=first-call]')?.textContent"
         await drawn(chromium, f"{first}?.includes('//localhost:{proxy.port}/')")
         assert "127.0.0.1" not in await chromium.run(f"return {first}")
+
+
+@needs_chromium
+async def test_it_names_the_public_url_and_the_computer() -> None:
+    server = {"public_url": "http://localhost:9"}
+    accounts = {"acme": {"client_id": "id-3", "client_secret": "canary-3"}}
+    async with gateway(projects=PROJECTS, server=server, accounts=accounts) as proxy, page(proxy) as chromium:
+        first = "document.querySelector('[data-is=first-call]')?.textContent"
+        await drawn(chromium, f"{first}?.includes('http://localhost:9/shop/')")
+        assert await text_of(chromium, "[data-is=url]") == "http://localhost:9/shop"
+        assert "http://localhost:9/acme/PROJECT_ID/" in await text_of(chromium, "#accounts")
+        assert f" on {socket.gethostname()}, up " in await text_of(chromium, "#about")
+        assert str(proxy.port) not in await chromium.run("return document.body.innerText")
 
 
 @needs_chromium

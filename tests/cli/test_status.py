@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -62,7 +63,14 @@ async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:
         )
         shown = await run("--url", f"http://127.0.0.1:{proxy.port}/", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
-    for text in ("shop", "0/10", "degraded", "fresh, 60 min", proxy.upstream.url.partition("://")[2]):
+    for text in (
+        f" on {socket.gethostname()} at http",
+        "shop",
+        "0/10",
+        "degraded",
+        "fresh, 60 min",
+        proxy.upstream.url.partition("://")[2],
+    ):
         assert text in shown.stdout
     assert "The credentials ended, on 2020-01-01." in shown.stdout
     assert "PROXY_QUEUE_TIMEOUT: all slots [b]were[/] busy" in shown.stdout

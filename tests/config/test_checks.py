@@ -116,6 +116,16 @@ def test_another_name_over_plain_http_needs_callers_or_tls(name: str, write: Wri
     assert fault.startswith("server.tls_key: missing")
 
 
+def test_a_public_url_needs_callers_or_tls(write: Writer) -> None:
+    public = "[server]\npublic_url = 'https://csq.corp'\n"
+    [fault] = faults_of(write(SHOP + public))
+    assert fault.startswith(
+        "server.public_url: any web page that knows this name can send requests to it over"
+    )
+    assert load(write(f"{SHOP}{public}[callers.x]\nkey = 'k'\n"), environ={}).server.public_url
+    assert load(write(SHOP + public.replace("csq.corp", "localhost:8443")), environ={}).server.public_url
+
+
 @pytest.mark.parametrize("name", ["localhost:9", "127.0.0.2", "[::1]:80"])
 def test_browsers_mark_requests_to_a_loopback_name_so_it_needs_neither(name: str, write: Writer) -> None:
     text = f"{SHOP}[server]\nallowed_hosts = ['{name}']\n"

@@ -47,6 +47,24 @@ def test_every_item_of_a_list_that_is_wrong_is_told_at_once(write: Writer) -> No
 
 
 @pytest.mark.parametrize(
+    ("given", "value", "hosts"),
+    [
+        ("", "", ()),
+        ("https://CSQ.corp/", "https://csq.corp", ("csq.corp", "csq.corp:443")),
+        ("https://csq.corp:443", "https://csq.corp", ("csq.corp", "csq.corp:443")),
+        ("http://[fd00::1]:8080", "http://[fd00::1]:8080", ("[fd00::1]:8080",)),
+    ],
+)
+def test_the_public_url_is_an_origin_whose_host_is_accepted(
+    given: str, value: str, hosts: tuple[str, ...], write: Writer
+) -> None:
+    text = f"{SHOP}[server]\nallowed_hosts = ['other']\npublic_url = '{given}'\n[callers.x]\nkey = 'k'\n"
+    server = load(write(text), environ={}).server
+    assert server.public_url == value
+    assert set(server.host_values) == {"other", *hosts}
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("[projects.shop]\nclientid = 1", "projects.shop.clientid: unknown key; did you mean client_id?"),
@@ -75,6 +93,16 @@ def test_every_item_of_a_list_that_is_wrong_is_told_at_once(write: Writer) -> No
             "[server]\nallowed_hosts = ['a', 'http://b']",
             'server.allowed_hosts[1]: must be "host" or "host:port"',
         ),
+        ("[server]\npublic_url = 'csq.corp'", "server.public_url: must start with https:// (or http://)"),
+        (
+            "[server]\npublic_url = 'https://csq.corp/x'",
+            "server.public_url: must be a base URL without a path",
+        ),
+        (
+            "[server]\npublic_url = 'https://u:p@csq.corp'",
+            "server.public_url: must not hold user information",
+        ),
+        ("[server]\npublic_url = 'https://csq.corp:0'", "server.public_url: must have a port between"),
         ("[server]\nallow_quit = 'maybe'", "server.allow_quit: must be true or false"),
         ("[server]\ndrain_timeout = 0", "server.drain_timeout: must be more than 0"),
         ("[server]\ndrain_timeout = inf", "server.drain_timeout: must be"),

@@ -109,6 +109,26 @@ async def test_the_endpoint_has_the_name_that_the_caller_used() -> None:
         assert refused.error_code == "PROXY_ORIGIN_REFUSED"
 
 
+@pytest.mark.parametrize("host", [b"csq.corp", b"csq.corp:443", b"CSQ.corp", b"127.0.0.1"])
+async def test_behind_a_server_that_ends_tls_the_endpoint_is_the_public_url(host: bytes) -> None:
+    port = free_port()
+    projects = {"shop": {**PROJECTS["shop"], "default": True}, "other": {**PROJECTS["other"], "port": port}}
+    server = {"public_url": "https://csq.corp"}
+    callers = {"bi": {"key": ASKED["client_secret"]}}
+    async with gateway(server=server, callers=callers, projects=projects) as proxy:
+        body = json.dumps(ASKED).encode()
+        head = b"POST %b/v1/oauth/token HTTP/1.1\r\nHost: %b\r\nContent-Length: %d\r\n\r\n"
+        ways = ((b"/shop", proxy.port, "shop"), (b"", proxy.port, "shop"), (b"", port, "other"))
+        for path, at, name in ways:
+            reader, writer = await asyncio.open_connection("127.0.0.1", at)
+            writer.write(head % (path, host, len(body)) + body)
+            # With the project's name, by which a balancer chooses the process.
+            assert of(await read_message(reader))["endpoint"] == f"https://csq.corp/{name}"
+            writer.close()
+        refused = await proxy.send(head % (b"/shop", b"csq.corp:8443", 0))
+        assert refused.error_code == "PROXY_HOST_REFUSED"
+
+
 async def test_a_projects_own_listener_needs_no_prefix() -> None:
     port = free_port()
     projects = {**PROJECTS, "other": {**PROJECTS["other"], "port": port}}

@@ -62,7 +62,7 @@ function gone(status) {
 // The whole page
 
 function general(status) {
-  set($('about'), `${status.version}, up ${duration(status.uptime_s)}`);
+  set($('about'), `${status.version} on ${status.host}, up ${duration(status.uptime_s)}`);
   pill($('live'), status.stopping ? 'stopping' : 'live', status.stopping ? 'warn' : 'good');
   const found = [], faults = status.reload.last_faults;
   const isTold = faults.length === 1 && status.health.reason?.startsWith('The changed configuration'); // the banner has it
@@ -123,7 +123,7 @@ function arrange(status) {
   show($('find'), names.length >= MANY);
   show($('none'), !names.length);
   list($('accounts'), Object.entries(status.accounts), ([name, url]) => {
-    const line = make('p', `Any project of the account ${name}: `), button = make('button', 'Copy'), text = make('code', `curl --noproxy "*" "${reach({ url })}/PROJECT_ID/v1/segments"`);
+    const line = make('p', `Any project of the account ${name}: `), button = make('button', 'Copy'), text = make('code', `curl --noproxy "*" "${reach({ url }, status)}/PROJECT_ID/v1/segments"`);
     line.className = 'copyline';
     button.type = 'button';
     button.addEventListener('click', () => copy(button, text.textContent));

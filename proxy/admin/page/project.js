@@ -15,8 +15,9 @@ const TOKENS = {
   idle: ['fetched at the next request', 'good'],
 };
 
-export function reach(project) {
+export function reach(project, status) {
   // With the host name that the browser uses: the proxy may not know this name.
+  if (status.public_url) return project.url;
   const url = new URL(project.url);
   if (url.pathname !== '/') return location.origin + url.pathname;
   url.protocol = location.protocol;
@@ -81,7 +82,7 @@ export class Card {
 
   updateBody(project, status) {
     const { at } = this, { slots } = project;
-    this.url = reach(project);
+    this.url = reach(project, status);
     this.requests.origin = new URL(this.url).origin;
     list(at.notices, notices(project), ([kind, text]) => make('li', text, kind));
     set(at.url, this.url);

@@ -36,12 +36,12 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
 
     Raises ConfigError.
     """
-    from_cloud = _from_cloud(settings) if in_cloud else None
+    from_afar = _from_cloud(settings) if in_cloud else settings.server.public_url
     name = name or settings.default_project or next(iter((*settings.projects, *settings.accounts)))
     account, _, number = name.partition("/")
     if name in settings.projects:
         project = settings.projects[name]
-        if project.port and from_cloud is None:
+        if project.port and not from_afar:
             origin = _origin(settings, project.port)
             return Target(name, origin, origin, project.project_id, _curl_way(settings))
         found = project.project_id
@@ -59,7 +59,7 @@ def target(settings: Settings, name: str | None, *, in_cloud: bool = False) -> T
     else:
         names = ", ".join((*settings.projects, *settings.accounts))
         raise ConfigError(f"{name}: there is no such project; there are {names}")
-    origin = from_cloud or _origin(settings)
+    origin = from_afar or _origin(settings)
     return Target(name, f"{origin}/{name}", origin, found, _curl_way(settings))
 
 
@@ -79,7 +79,7 @@ def _origin(settings: Settings, own_port: int | None = None) -> str:
 def _curl_way(settings: Settings) -> str:
     """The options by which curl goes straight to the proxy."""
     server = settings.server
-    if server.tcp:
+    if server.tcp or server.public_url:
         return '--noproxy "*"'
     return f"--unix-socket {shlex.quote(str(server.unix_socket or UNIX_SOCKET))}"
 
@@ -87,10 +87,11 @@ def _curl_way(settings: Settings) -> str:
 def _from_cloud(settings: Settings) -> str | None:
     """The origin that a vendor's cloud reaches, None where no name is configured.
 
-    A server in front may end TLS, so the origin is https even where the proxy itself speaks plain HTTP.
+    Without ``public_url``, a server in front may end TLS, so the origin is https even where the proxy itself
+    speaks plain HTTP.
     """
-    names = settings.server.allowed_hosts
-    return f"https://{names[0]}" if names else None
+    server = settings.server
+    return server.public_url or (f"https://{server.allowed_hosts[0]}" if server.allowed_hosts else None)
 
 
 def values(project: Target, today: dt.date) -> dict[str, str]:

@@ -80,7 +80,7 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
 
 def for_callers(settings: Settings) -> tuple[str, ...]:
     """The tools of `FOR_CALLERS` that can reach a proxy with these settings."""
-    if settings.server.tcp:
+    if settings.server.tcp or settings.server.public_url:
         return FOR_CALLERS
     return ("curl", *(_IN_CLOUDS if settings.server.allowed_hosts else ()))
 

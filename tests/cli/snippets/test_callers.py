@@ -81,6 +81,23 @@ def test_a_vendor_s_cloud_calls_an_accepted_name_by_https(host: str, own_port: i
 
 
 @pytest.mark.parametrize("what", FOR_CALLERS)
+def test_callers_behind_a_server_that_ends_tls_use_the_public_url(what: str) -> None:
+    for listens in ({}, {"port": 0}, {"tcp": False}, {"allowed_hosts": ["other.corp"], "host": "0.0.0.0"}):
+        settings = settings_of(
+            server={**listens, "public_url": "https://csq.corp"},
+            projects={
+                "shop-fr": PROJECT,
+                **({"own": {**PROJECT, "port": 9001}} if "tcp" not in listens else {}),
+            },
+            callers={"bi": {"key": KEY}},
+        )
+        for project in settings.projects:
+            shown = text(what, settings, project)
+            assert re.search(rf"https://csq\.corp/(-/exports/)?{project}\b", shown)
+            assert not re.search(r"//(127\.0\.0\.1|localhost)|PORT:|other\.corp|--unix-socket", shown)
+
+
+@pytest.mark.parametrize("what", FOR_CALLERS)
 def test_a_port_that_is_any_free_one_is_left_to_the_reader(what: str) -> None:
     settings = settings_of(
         server={"port": 0}, projects={"shop-fr": PROJECT, "own": {**PROJECT, "port": 9001}}
