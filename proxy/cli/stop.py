@@ -1,8 +1,10 @@
 """``csq-proxy stop``: ends the running proxy as its configuration allows, and waits for its end.
 
 A signal is sent only to a process that holds the proxy's listening socket: a process id alone, which any
-program can tell, may be another process's. Linux alone tells who holds a socket, and of a TCP socket only
-root, since the proxy shuts its /proc entries (`proxy.process.harden`).
+program can tell, may be another process's. Linux alone tells which process holds a socket, and tells it of a
+TCP socket to root alone, since the proxy shuts its /proc entries (`proxy.process.harden`). For another user
+the socket must be of that user, and the process a csq-proxy: then the program behind the socket could send
+this signal itself.
 Sources: proc(5), unix(7) (SO_PEERCRED: the process that called listen), pidfd_open(2).
 """
 
@@ -120,15 +122,20 @@ def _holds(url: str, pid: int) -> bool:
         return False
     wanted = _listening(there, port)
     held = set()
-    for one in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            held.add(str(one.readlink()))
-    return bool(wanted) and wanted <= held
+    try:
+        for one in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                held.add(str(one.readlink()))
+    except PermissionError:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+        is_proxy = any(Path(one).stem in ("csq-proxy", "proxy") for one in arguments)
+        return is_proxy and set(wanted.values()) == {str(os.getuid())}
+    return bool(wanted) and wanted.keys() <= held
 
 
-def _listening(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> set[str]:
-    """The sockets that listen at the address, else those at every address, as links in /proc name them."""
-    exact, every = set(), set()
+def _listening(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> dict[str, str]:
+    """The sockets that listen at the address, else those at every address: links as in /proc, and users."""
+    exact, every = {}, {}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):
             for line in Path(f"/proc/self/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
@@ -139,7 +146,7 @@ def _listening(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
                 words = struct.iter_unpack("!I", bytes.fromhex(place))
                 found = ipaddress.ip_address(b"".join(struct.pack("=I", word) for (word,) in words))
                 if found == address:
-                    exact.add(f"socket:[{fields[9]}]")
+                    exact[f"socket:[{fields[9]}]"] = fields[7]
                 elif found.is_unspecified:
-                    every.add(f"socket:[{fields[9]}]")
+                    every[f"socket:[{fields[9]}]"] = fields[7]
     return exact or every

@@ -17,9 +17,6 @@ from proxy.cli.running_proxy import RunningProxy
 from proxy.cli.stop import _held_by
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells who holds a socket")
-as_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="root alone sees who holds a TCP socket"
-)
 KEY = "a-key-of-16-bytes-or-more"
 
 
@@ -39,7 +36,7 @@ def test_where_quit_is_allowed_it_is_asked_for(environ: dict[str, str], tmp_path
     assert "can't be reached" in ended.stderr
 
 
-@as_root
+@on_linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 def test_a_process_that_holds_the_port_gets_sigterm(
     host: str, environ: dict[str, str], tmp_path: Path
@@ -107,6 +104,24 @@ async def test_without_a_look_at_the_socket_no_process_is_taken_for_the_proxy(
             assert not await asyncio.to_thread(held, pid)
         monkeypatch.setattr(Path, "iterdir", refuse)
         assert not await asyncio.to_thread(held, os.getpid())
+
+
+@on_linux
+def test_without_a_look_at_the_socket_a_csq_proxy_of_the_same_user_is_taken_for_it(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+        place = RunningProxy(proxy.listening(), None, None)
+        with _held_by(place, proxy.process.pid) as process:
+            assert process is not None
+        monkeypatch.setattr("proxy.cli.stop._is_ours", lambda _: True)
+        monkeypatch.setattr(os, "getuid", lambda: 64_209)  # the socket is of another user
+        with _held_by(place, proxy.process.pid) as process:
+            assert process is None
 
 
 def test_a_caller_with_limits_cannot_stop_it(environ: dict[str, str], tmp_path: Path) -> None:
