@@ -37,6 +37,15 @@ def fill_standard_streams() -> None:
     os.close(descriptor)
 
 
+def own_command() -> list[str]:
+    """The words that start this program again: a program of one file, an archive or a package of Python's."""
+    if getattr(sys, "frozen", False):  # by PyInstaller
+        return [sys.executable]
+    if sys.argv[0].endswith(".pyz"):
+        return [sys.executable, os.path.abspath(sys.argv[0])]  # noqa: PTH100 - pathlib is loaded late
+    return [sys.executable, "-m", "proxy"]
+
+
 def harden() -> None:
     """Keep the process's memory from disks and from other processes of the same user.
 

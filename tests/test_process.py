@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from proxy.process import own_command
 
 LOOK = """
 import resource, ctypes
@@ -22,3 +25,13 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 def test_there_are_no_core_dumps_no_attaching_and_enough_descriptors() -> None:
     found = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True).stdout
     assert found.splitlines() == ["(0, 0) True", "0"]
+
+
+def test_the_program_knows_the_words_that_start_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_command() == [sys.executable, "-m", "proxy"]
+    ended = subprocess.run([*own_command(), "--version"], check=True, capture_output=True, text=True)
+    assert ended.stdout.startswith("csq-proxy ")
+    monkeypatch.setattr(sys, "argv", ["dist/csq-proxy.pyz"])
+    assert own_command() == [sys.executable, str(Path("dist/csq-proxy.pyz").absolute())]
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert own_command() == [sys.executable]

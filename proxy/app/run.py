@@ -32,6 +32,8 @@ from proxy.server.passed_sockets import PassedSocket
 SUMMARY_WAIT_S = 3.0
 """How long the start-up summary waits for first tokens; requests are served meanwhile."""
 HANGUP_WAIT_S = 0.05
+SAME_SIGNAL_S = 0.3
+"""Ctrl-C reaches all processes of a terminal: a one-file program, and then the proxy in it twice."""
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -61,6 +63,7 @@ async def _until_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 class Signals:
     """SIGINT, SIGTERM, on Windows Ctrl-Break: the first signal asks for a stop, the second skips the drain.
 
+    A second signal within `SAME_SIGNAL_S` is the first one, passed on by a wrapper that got it, too.
     SIGHUP asks for a stop if the terminal is gone that the process was started on, else it calls ``reload``.
     Must be made within `run`. Raises SystemExit where a signal came earlier.
     """
@@ -69,6 +72,7 @@ class Signals:
         self.stop = asyncio.Event()
         self.kill = asyncio.Event()
         self.reload: Callable[[], None] = lambda: None
+        self._repeats_until_s = 0.0
         self._loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             try:
@@ -86,7 +90,12 @@ class Signals:
         self._loop.call_later(CONSOLE_GRACE_S, self.kill.set)
 
     def _on_signal(self) -> None:
-        (self.kill if self.stop.is_set() else self.stop).set()
+        now_s = self._loop.time()
+        if not self.stop.is_set():
+            self._repeats_until_s = now_s + SAME_SIGNAL_S
+            self.stop.set()
+        elif now_s >= self._repeats_until_s:
+            self.kill.set()
 
     def _on_hangup(self) -> None:
         """Look for the terminal soon: the kernel sends SIGHUP before it takes the terminal away."""

@@ -25,6 +25,7 @@ from proxy.cli import serve as start
 from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
 from proxy.foreign import shown
+from proxy.process import own_command
 
 cli = typer.Typer(
     name="csq-proxy",
@@ -112,8 +113,8 @@ def _share_of(what: str) -> Any:
 def _command(*words: str, config: Path | None) -> str:
     """A command line that the user can paste; ``csq-proxy`` without its path where the shell finds that."""
     path = Path(sys.argv[0])
-    if path.stem != cli.info.name:
-        called_as = [sys.executable, "-m", "proxy"]
+    if path.stem != cli.info.name or path.suffix == ".pyz":
+        called_as = own_command()
     else:
         found = shutil.which(path.stem)
         called_as = [path.stem if found and Path(found).resolve() == path.resolve() else str(path)]
@@ -348,7 +349,7 @@ def snippets(
     settings = load(config)
     today = dt.datetime.now(dt.UTC).date()
     for one in for_callers(settings) if what is None else (what,):
-        text = text_of(one, settings, project, today=today, python=sys.executable)
+        text = text_of(one, settings, project, today=today, own=own_command())
         say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
     if what is None:
         say(f"--- for operators: --for {', '.join(FOR_OPERATORS)}")

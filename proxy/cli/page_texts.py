@@ -11,6 +11,7 @@ from pathlib import Path
 
 from proxy.admin.overview import PageTexts
 from proxy.config.settings import Settings
+from proxy.process import own_command
 
 
 def page_texts(arguments: Sequence[str], source: Path | None) -> PageTexts:
@@ -31,6 +32,6 @@ def _tools(settings: Settings, project: str) -> Mapping[str, str]:
 
     today = dt.datetime.now(dt.UTC).date()
     return {
-        tool: text_of(tool, settings, project, today=today, python=sys.executable)
+        tool: text_of(tool, settings, project, today=today, own=own_command())
         for tool in for_callers(settings)
     }

@@ -57,6 +57,27 @@ def test_a_terminal_that_closes_is_a_clean_stop(environ: dict[str, str], config:
         assert terminal.process.wait(STARTUP_S) == 0
 
 
+async def test_a_signal_that_a_wrapper_passes_on_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
+    try:
+        monkeypatch.setattr("proxy.app.run.SAME_SIGNAL_S", 3600)
+        signals = Signals()
+        for _ in range(3):
+            signals._on_signal()
+        assert (signals.stop.is_set(), signals.kill.is_set()) == (True, False)
+        monkeypatch.setattr("proxy.app.run.SAME_SIGNAL_S", 0)
+        signals = Signals()
+        signals._on_signal()
+        assert (signals.stop.is_set(), signals.kill.is_set()) == (True, False)
+        signals._on_signal()
+        assert signals.kill.is_set()
+    finally:
+        for number, handler in before:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, handler)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+
+
 async def test_a_console_that_closes_is_a_stop_and_soon_one_without_a_drain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # as on Windows

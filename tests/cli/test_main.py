@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import proxy
 from proxy import __version__
+from proxy.app.run import SAME_SIGNAL_S
 from proxy.cli.main import cli
 from proxy.errors import ConfigError
 from proxy.sandbox.files import GROUPS, ROWS_PER_GROUP
@@ -132,6 +133,7 @@ def test_a_second_signal_stops_it_at_once(environ: dict[str, str], tmp_path: Pat
                     pass
                 time.sleep(0.05)
                 assert proxy.process.poll() is None
+                time.sleep(SAME_SIGNAL_S)
                 proxy.process.send_signal(signal.SIGTERM)
                 assert proxy.process.wait(STARTUP_S) == 0
                 with contextlib.suppress(ConnectionError):

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,14 @@ FULL = settings_of(
 )
 
 
-def text(what: str, settings: Settings, project: str | None = None, python: str = sys.executable) -> str:
-    return text_of(what, settings, project, today=TODAY, python=python)
+def text(
+    what: str,
+    settings: Settings,
+    project: str | None = None,
+    python: str = sys.executable,
+    own: Sequence[str] = (),
+) -> str:
+    return text_of(what, settings, project, today=TODAY, own=own or (python, "-m", "proxy"))
 
 
 @contextlib.asynccontextmanager

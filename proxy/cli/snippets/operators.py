@@ -10,7 +10,9 @@ import math
 import os
 import re
 import stat
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
@@ -30,8 +32,8 @@ _HIDDEN = frozenset(("home", "root"))
 """The folders of the root that ``ProtectHome=`` hides (systemd.exec(5))."""
 
 
-def values(platform: str, settings: Settings, python: str) -> dict[str, str]:
-    """The values for ``platform``; ``python`` is the path of the proxy's interpreter there."""
+def values(platform: str, settings: Settings, own: Sequence[str]) -> dict[str, str]:
+    """The values for ``platform``; ``own`` starts the proxy there (`proxy.process.own_command`)."""
     general = {
         "port": str(settings.server.port),
         "version": __version__,
@@ -42,10 +44,10 @@ def values(platform: str, settings: Settings, python: str) -> dict[str, str]:
     if platform == "compose":
         return general | _compose(settings)
     if platform == "systemd":
-        return general | _systemd(settings, python)
+        return general | _systemd(settings, own)
     if platform == "hosts":
         return general | _hosts(settings)
-    return general | _windows(python)
+    return general | _windows(own)
 
 
 def _kubernetes(settings: Settings) -> dict[str, str]:
@@ -83,9 +85,11 @@ def _hosts(settings: Settings) -> dict[str, str]:
     }
 
 
-def _systemd(settings: Settings, python: str) -> dict[str, str]:
+def _systemd(settings: Settings, own: Sequence[str]) -> dict[str, str]:
     config = portable.config(settings, "${CREDENTIALS_DIRECTORY}", portable.UNDER_SYSTEMD, indent=0)
     names = portable.secret_names(settings)
+    programs = [word for word in own if word not in ("-m", "proxy")]
+    places = [*programs, *map(os.path.realpath, programs)]
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
     path = settings.server.unix_socket or (None if settings.server.tcp else Path(UNIX_SOCKET))
     sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, path)]
@@ -93,22 +97,23 @@ def _systemd(settings: Settings, python: str) -> dict[str, str]:
     return {
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
         "sockets": "\n\n".join(sockets),
-        "command": f"{_quoted(python)} -m proxy",
-        "python": _quoted(python),
-        "closed_folder": _closed_folder(python),
+        "command": " ".join(map(_quoted, own)),
+        "python": _quoted(own[0]),
+        "archive": "\nEnvironment=SHIV_ROOT=%T" if own[-1].endswith(".pyz") else "",
+        "closed_folder": next(filter(None, map(_closed_folder, programs)), ""),
         "systemd_config": _comment(config),
         "load_credentials": "\n".join(f"LoadCredential={name}:/etc/csq-proxy/{name}" for name in names),
-        "protect_home": "read-only" if any(map(_is_hidden, (python, os.path.realpath(python)))) else "yes",
+        "protect_home": "read-only" if any(map(_is_hidden, places)) else "yes",
     }
 
 
-def _is_hidden(python: str) -> bool:
-    return not _HIDDEN.isdisjoint(PurePosixPath(python).parts[1:2])
+def _is_hidden(program: str) -> bool:
+    return not _HIDDEN.isdisjoint(PurePosixPath(program).parts[1:2])
 
 
-def _closed_folder(python: str) -> str:
-    """Lines on a folder of Python that the unit's user can't pass, such as a home folder; else empty."""
-    path = Path(python)
+def _closed_folder(program: str) -> str:
+    """Lines on a folder of ``program`` that the unit's user can't pass, such as a home folder; else empty."""
+    path = Path(program)
     for folder in (*reversed(path.parents), *reversed(path.resolve().parents)):
         try:
             mode = stat.S_IMODE(folder.stat().st_mode)
@@ -117,8 +122,9 @@ def _closed_folder(python: str) -> str:
         if sys.platform != "win32" and not mode & stat.S_IXOTH:
             return (
                 "\n# This unit would fail with status=203/EXEC: its user can't pass the folder"
-                f" {folder} (mode {mode:04o}) to\n# {python}. Install csq-proxy where every user may run it,"
-                " as by\n# python3 -m venv /opt/csq-proxy, and print this text with the csq-proxy there."
+                f" {folder} (mode {mode:04o}) to\n# {program}. Install csq-proxy where every user may run it,"
+                " as by\n# python3 -m venv /opt/csq-proxy (a program of one file: in /usr/local/bin),"
+                " and print this\n# text with the csq-proxy there."
             )
     return ""
 
@@ -171,6 +177,10 @@ def _percent(path: Path | str) -> str:
     return str(path).replace("%", "%%")
 
 
-def _windows(python: str) -> dict[str, str]:
-    windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", python)
-    return {"windows_pythonw": escape(windowless)}
+def _windows(own: Sequence[str]) -> dict[str, str]:
+    windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", own[0])
+    return {
+        "windows_pythonw": escape(windowless),
+        "windows_program": escape(own[0]),
+        "windows_arguments": escape(subprocess.list2cmdline(own[1:])),
+    }

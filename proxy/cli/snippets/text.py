@@ -2,7 +2,8 @@
 
 Hides the templates, one file for each text. ``<<name>>`` in a template stands for a value. A line that
 begins with ``<<:key>>`` is for proxies with callers' keys, a line with ``<<:open>>`` for those without,
-a line with ``<<:state>>`` for those with a folder for counts, and one with ``<<:tcp>>`` for those with ports.
+a line with ``<<:state>>`` for those with a folder for counts, and one with ``<<:tcp>>`` for those with ports;
+``<<:one-file>>`` is for a program without Python, ``<<:python>>`` for the others.
 Pure, apart from reading templates; must not know the command line.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from proxy.cli.snippets import callers, dashboard, operators
@@ -50,11 +51,11 @@ _MARKS = {
 _PLACE = re.compile(r"<<(\w+)>>")
 
 
-def text_of(name: str, settings: Settings, project: str | None, *, today: dt.date, python: str) -> str:
+def text_of(name: str, settings: Settings, project: str | None, *, today: dt.date, own: Sequence[str]) -> str:
     """The text ``name``, one of `FOR_CALLERS` or `FOR_OPERATORS`.
 
-    ``project`` None is the default project, or the first. ``python`` is the path of the proxy's interpreter.
-    Raises ConfigError where there is no such project.
+    ``project`` None is the default project, or the first. ``own`` starts the proxy here
+    (`proxy.process.own_command`). Raises ConfigError where there is no such project.
     """
     if name == "grafana-dashboard":
         return dashboard.text()
@@ -63,7 +64,7 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
             settings = settings.model_copy(
                 update={"server": settings.server.model_copy(update={"port": DEFAULT_PORT})}
             )
-        return _fill(name, settings, operators.values(name, settings, python))
+        return _fill(name, settings, operators.values(name, settings, own), is_one_file=len(own) == 1)
     if name not in for_callers(settings):
         raise ConfigError(
             f"--for {name}: server.tcp is false, and {name} can't call a Unix socket; set server.tcp = true,"
@@ -85,8 +86,9 @@ def for_callers(settings: Settings) -> tuple[str, ...]:
     return ("curl", *(_IN_CLOUDS if settings.server.allowed_hosts else ()))
 
 
-def _fill(name: str, settings: Settings, values: Mapping[str, str]) -> str:
+def _fill(name: str, settings: Settings, values: Mapping[str, str], *, is_one_file: bool = False) -> str:
     conditions = ["<<:key>>" if settings.callers else "<<:open>>"]
+    conditions.append("<<:one-file>>" if is_one_file else "<<:python>>")
     if settings.server.state_dir is not None:
         conditions.append("<<:state>>")
     if settings.server.tcp:

@@ -297,6 +297,33 @@ def test_the_windows_snippet_is_two_files_of_xml() -> None:
     assert service.findtext("id") == "csq-proxy"
 
 
+def test_a_program_of_one_file_is_started_without_python() -> None:
+    unit = text("systemd", FULL, own=("/usr/local/bin/csq-proxy",))
+    assert "\nExecStart=/usr/local/bin/csq-proxy serve --config /etc/csq-proxy/config.toml\n" in unit
+    assert "\nNotifyAccess=all\n" in unit  # the program is a child of the one that unpacks it
+    shown = text("windows", FULL, own=(r"C:\R & D\csq-proxy.exe",))
+    task, service = shown.split("</Task>")
+    action = ET.fromstring(f"{task}</Task>").find(f"{TASK}Actions/{TASK}Exec")
+    assert action is not None
+    assert action.findtext(f"{TASK}Command") == "conhost.exe"  # it has no window with --headless
+    assert action.findtext(f"{TASK}Arguments") == r'--headless "C:\R & D\csq-proxy.exe" serve'
+    assert ET.fromstring(service).findtext("executable") == r"%ProgramFiles%\csq-proxy\csq-proxy.exe"
+    assert ET.fromstring(service).findtext("arguments", "").startswith("serve --config ")
+    for one in (unit, shown):
+        assert "-m proxy" not in one
+        assert " -c " not in one
+        assert "<<" not in one
+
+
+def test_an_archive_is_started_by_its_python_and_unpacked_where_the_unit_may_write() -> None:
+    unit = text("systemd", FULL, own=("/usr/bin/python3", "/opt/csq-proxy.pyz"))
+    assert "\nExecStart=/usr/bin/python3 /opt/csq-proxy.pyz serve --config " in unit
+    assert "\nEnvironment=SHIV_ROOT=%T\n" in unit
+    assert "SHIV_ROOT" not in text("systemd", FULL)
+    home = text("systemd", FULL, own=("/usr/bin/python3", "/home/ann/csq-proxy.pyz"))
+    assert "\nProtectHome=read-only\n" in home
+
+
 def test_the_windows_service_has_all_in_places_of_the_computer() -> None:
     shown = text("windows", settings_of(), python=r"C:\Users\ann\venv\Scripts\python.exe").split("</Task>")[1]
     assert "ann" not in shown
