@@ -34,9 +34,10 @@ EVERY_S = 0.1
 _DRAIN_TIMEOUT_S = 30.0
 """For a proxy that doesn't tell its own."""
 _LISTENS = "0A"
+_MANAGERS = {"win32": "Stop-Service csq-proxy", "darwin": "launchctl bootout gui/$UID/csq-proxy"}
 _WAYS = (
     "it can't be stopped from here: set server.allow_quit = true, press Ctrl-C where it runs,"
-    " or use its service manager, as systemctl stop csq-proxy"
+    f" or use its service manager, as {_MANAGERS.get(sys.platform, 'systemctl stop csq-proxy')}"
 )
 
 
@@ -45,14 +46,8 @@ def stop(place: RunningProxy) -> None:
     try:
         status = place.status()
         with _held_by(place, status.get("pid")) as process:
-            answer = place.call("POST", "/-/quit")
-            if answer.status == 403:
-                told = answer.json()
-                fail((f"{place.url}: {told['errorMessage'] if isinstance(told, dict) else 'refused'}",), 1)
-            if answer.status != 202:
-                if process is None:
-                    fail((f"{place.url}: {_WAYS}",), 1)
-                signal.pidfd_send_signal(process, signal.SIGTERM)
+            if not status.get("stopping"):
+                _ask(place, process)
             drain_timeout_s = float(status.get("drain_timeout_s", _DRAIN_TIMEOUT_S))
             limit_s = drain_timeout_s + GRACE_S
             if not _has_ended(place, process, limit_s):
@@ -62,6 +57,21 @@ def stop(place: RunningProxy) -> None:
     except OSError as error:  # of the signal
         fail((f"{place.url}: {_WAYS} ({error.strerror})",), 1)
     say("Stopped.")
+
+
+def _ask(place: RunningProxy, process: int | None) -> None:
+    """Have the proxy stop. Raises Unreachable, OSError of the signal, and SystemExit where it may not be."""
+    answer = place.call("POST", "/-/quit")
+    if answer.status in (202, 503):  # 503: it is stopping already
+        return
+    if answer.status == 403:
+        told = answer.json()
+        fail((f"{place.url}: {told['errorMessage'] if isinstance(told, dict) else 'refused'}",), 1)
+    if answer.status not in (404, 405):  # which say that server.allow_quit is false
+        raise place.refused(answer.status)
+    if process is None:
+        fail((f"{place.url}: {_WAYS}",), 1)
+    signal.pidfd_send_signal(process, signal.SIGTERM)
 
 
 def _has_ended(place: RunningProxy, process: int | None, limit_s: float) -> bool:

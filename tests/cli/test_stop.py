@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from support.commands import CONFIG, run, started, write
 from support.harness import RawServer, Upstream, gateway
 
 from proxy.cli.running_proxy import RunningProxy
-from proxy.cli.stop import _held_by
+from proxy.cli.stop import GRACE_S, _held_by, stop
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells who holds a socket")
 KEY = "a-key-of-16-bytes-or-more"
@@ -122,6 +123,37 @@ def test_without_a_look_at_the_socket_a_csq_proxy_of_the_same_user_is_taken_for_
         monkeypatch.setattr(os, "getuid", lambda: 64_209)  # the socket is of another user
         with _held_by(place, proxy.process.pid) as process:
             assert process is None
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("status", "told", "is_signalled"),
+    [
+        (404, {}, True),
+        (405, {}, True),
+        (503, {}, False),  # it is stopping already
+        (404, {"stopping": True}, False),
+        (401, {}, False),
+        (403, {}, False),
+        (500, {}, False),
+    ],
+)
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_signal_is_sent_only_where_quit_is_not_allowed(
+    status: int, told: dict[str, bool], is_signalled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda _, number: sent.append(number))
+    state = {"projects": {}, "pid": os.getpid(), "drain_timeout_s": -GRACE_S, **told}  # waits for no time
+    content = json.dumps(state).encode()
+    answers = {
+        b"GET": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content),
+        b"POS": b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status,
+    }
+    async with RawServer(Upstream(lambda seen: answers[bytes(seen.head[:3])])) as server:
+        with pytest.raises(SystemExit):
+            await asyncio.to_thread(stop, RunningProxy(server.url, None, None))
+    assert sent == ([signal.SIGTERM] if is_signalled else [])
 
 
 def test_a_caller_with_limits_cannot_stop_it(environ: dict[str, str], tmp_path: Path) -> None:
