@@ -12,6 +12,7 @@ WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY .ci/compile.py ./.ci/
 COPY proxy ./proxy
+COPY share ./share
 RUN python -m venv --without-pip /opt/csq-proxy \
   && pip --python /opt/csq-proxy/bin/python install --no-cache-dir .
 

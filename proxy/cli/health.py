@@ -59,6 +59,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> None:
     """Exit with 1 if the proxy doesn't answer as wanted. Raises ConfigError, OutputLost, SystemExit."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.help:
+        say(parser.format_help().rstrip())
+        return
+    listener = find_listener(options.config, os.environ)
+    if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
+        fail((f"{listener.name}: {fault}",), 1)
+
+
+def make_parser() -> _Parser:
+    """The parser of the options."""
     parser = _Parser("csq-proxy health", description=PURPOSE, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration file (TOML).")
     parser.add_argument("--ready", action="store_true", help="Ask for fresh tokens, too, as /-/ready does.")
@@ -69,13 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         help="A file with a caller's key: with --ready, where callers are defined.",
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show this message and exit.")
-    options = parser.parse_args(arguments)
-    if options.help:
-        say(parser.format_help().rstrip())
-        return
-    listener = find_listener(options.config, os.environ)
-    if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
-        fail((f"{listener.name}: {fault}",), 1)
+    return parser
 
 
 def find_listener(config: Path | None, environ: Mapping[str, str]) -> Listener:

@@ -30,7 +30,7 @@ PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``serve`` with these arguments. Raises OutputLost and SystemExit."""
-    parser = _parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:
         parser.refuse(rest[0])
@@ -156,7 +156,8 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"Got unexpected extra argument ({word!r})")
 
 
-def _parser() -> _Parser:
+def make_parser() -> _Parser:
+    """The parser of the options."""
     parser = _Parser("csq-proxy serve", description=PURPOSE, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration file (TOML).")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.commands import write
 from support.harness import WAIT_S
+from support.terminal import in_terminal
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 
@@ -30,11 +32,17 @@ projects = [42, "$(id)", "\u001b[2J", -1, true]
 [accounts."a b"]
 """
 """Names and numbers that no configuration may have: a terminal or a shell would obey them."""
+SHARE = Path(__file__).parents[2] / "share"
+"""What the wheel installs."""
+OURS = f". {shlex.quote(str(SHARE / 'bash-completion/completions/csq-proxy'))}"
+FUNCTIONS = shlex.quote(str(SHARE / "zsh/site-functions"))
+TYPERS = 'eval "$(_CSQ_PROXY_COMPLETE=source_bash csq-proxy)"'
+"""What ``--install-completion`` installs."""
 ASK = """
-eval "$(_CSQ_PROXY_COMPLETE=source_bash csq-proxy)"
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
-_csq_proxy_completion csq-proxy
+[[ $(complete -p csq-proxy) =~ -F\\ ([a-z_]+) ]]
+"${BASH_REMATCH[1]}" csq-proxy
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 
@@ -52,9 +60,9 @@ def shell(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return {**environ, "PATH": f"{command.parent}:{environ['PATH']}", "PYTHONPATH": path}
 
 
-def offered(*words: str, shell: dict[str, str], cwd: Path) -> list[str]:
+def offered(*words: str, shell: dict[str, str], cwd: Path, script: str = OURS) -> list[str]:
     ended = subprocess.run(
-        ["bash", "-c", ASK, "bash", "csq-proxy", *words],
+        ["bash", "-c", f"{script}\n{ASK}", "bash", "csq-proxy", *words],
         capture_output=True,
         text=True,
         timeout=WAIT_S * 2,
@@ -87,8 +95,49 @@ def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_
     assert tab("snippets", "--config", "other.toml", "") == ["other"]
     assert tab("snippets", "--config", "broken.toml", "") == []
     assert tab("snippets", "--config", "odd.toml", "") == ["acme/42"]
+    assert offered("snippets", "shop-f", shell=shell, cwd=tmp_path, script=TYPERS) == ["shop-fr"]
     shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"
     assert tab("snippets", "shop-u") == ["shop-us"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "load"),
+    [
+        ("bash", "--norc --noprofile -i", OURS),
+        ("zsh", "-f -i", f"fpath=({FUNCTIONS} $fpath); autoload -U compinit; compinit -D -u"),
+    ],
+    ids=["bash", "zsh"],
+)
+def test_a_shell_itself_completes_with_what_the_wheel_installs(
+    name: str, flags: str, load: str, shell: dict[str, str], tmp_path: Path
+) -> None:
+    if (path := shutil.which(name)) is None:
+        pytest.skip(f"no {name} here")
+    write(tmp_path / "config.toml", NAMES)
+    shell |= {"PS1": "ready> ", "TERM": "dumb"}
+    with in_terminal("", path, *flags.split(), environ=shell, cwd=tmp_path) as terminal:
+        terminal.wait_for("ready> ")
+        terminal.type(f"{load}; echo lo''aded\n")
+        terminal.wait_for("(?s)loaded.*ready> ")
+        terminal.type("csq-proxy snippets shop-f\t")
+        terminal.wait_for("csq-proxy snippets shop-fr ")
+        terminal.type("--config conf\t")
+        terminal.wait_for("--config config.toml")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_itself_completes_with_what_the_wheel_installs(shell: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path / "config.toml", NAMES)
+    ended = subprocess.run(
+        ["fish", "-c", "complete -C 'csq-proxy snippets shop-f'"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        env={**shell, "XDG_DATA_DIRS": str(SHARE)},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert ended.stdout == "shop-fr\n"
 
 
 @pytest.mark.parametrize(

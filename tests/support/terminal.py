@@ -50,6 +50,10 @@ class InTerminal:
         os.close(slave)
         self.shown = ""
 
+    def type(self, text: str) -> None:
+        """Type this."""
+        os.write(self._master, text.encode())
+
     def wait_for(self, pattern: str) -> str:
         """Read what is shown until it matches ``pattern``; the first group of the match, or all of it."""
         while (match := re.search(pattern, self.shown)) is None:
