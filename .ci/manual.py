@@ -27,18 +27,21 @@ DATE = "2026-11-29"
 PARSERS = {"serve": serve.make_parser, "health": health.make_parser}
 """The commands that Typer knows by name alone."""
 VARIABLES = {
-    f"{PREFIX}SECTION__KEY": "A setting, as CSQ_PROXY_SERVER__PORT=9000. A variable overrides the file, and an"
-    " option both; csq-proxy config show --sources tells which one counts.",
+    f"{PREFIX}SECTION__KEY": (
+        "A setting, as CSQ_PROXY_SERVER__PORT=9000. A variable overrides the file, and an option both;"
+        " csq-proxy config show --sources tells which one counts."
+    ),
     CONFIG: "The configuration file, where --config doesn't name it.",
     KEY: "A caller's key, for the commands that ask the running proxy.",
-    "CONTENTSQUARE_CLIENT_ID, CONTENTSQUARE_CLIENT_SECRET, CONTENTSQUARE_PROJECT_ID, CONTENTSQUARE_INTEGRATION_ID": (
-        "The credentials of one project, which is named default."
+    "CONTENTSQUARE_CLIENT_ID, CONTENTSQUARE_CLIENT_SECRET": (
+        "The credentials of one project, which is named default; with credentials of an account,"
+        " CONTENTSQUARE_PROJECT_ID, too."
     ),
 }
 FILES = {
-    "./config.toml, ~/.config/csq-proxy/config.toml, %APPDATA%\\csq-proxy\\config.toml (Windows), "
-    f"{SYSTEM_FILE.as_posix()}": "The configuration: the first of them that exists is taken. config.example.toml"
-    " of the sources explains every setting.",
+    "./config.toml": "The configuration. Of it and the next ones, the first file that exists is taken.",
+    "~/.config/csq-proxy/config.toml": "On Windows, %APPDATA%\\csq-proxy\\config.toml before it.",
+    SYSTEM_FILE.as_posix(): "config.example.toml of the sources explains every setting.",
 }
 STATUSES = {
     "0": "All went well; serve was stopped.",
@@ -109,7 +112,7 @@ def _options(params: list[Any]) -> Iterator[str]:
 
 
 def _parsed(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:  # argparse lists them nowhere else
+    for action in parser._actions:  # noqa: SLF001 - argparse lists them nowhere else
         if "--help" not in action.option_strings:
             value = "" if action.nargs == 0 else action.metavar or action.dest.upper()
             yield from _option(action.option_strings, str(value), action.help or "")
