@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
 from proxy import __version__
-from proxy.cli.snippets import portable
+from proxy.cli.snippets import gateway, portable
 from proxy.cli.snippets.callers import UNIX_SOCKET
 from proxy.config.settings import LOCALHOST, ServerSettings, Settings
 from proxy.origin import bracketed
@@ -45,6 +45,8 @@ def values(platform: str, settings: Settings, own: Sequence[str]) -> dict[str, s
         return general | _compose(settings)
     if platform == "systemd":
         return general | _systemd(settings, own)
+    if platform == "gateway":
+        return general | gateway.values(settings)
     if platform == "hosts":
         return general | _hosts(settings)
     return general | _windows(own)

@@ -40,7 +40,7 @@ FOR_CALLERS = (
     "airbyte",
     "tap-rest-api-msdk",
 )
-FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "hosts", "grafana-dashboard")
+FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "hosts", "gateway", "grafana-dashboard")
 _IN_CLOUDS = ("looker",)
 """The tools that call from their vendor's computers."""
 _MARKS = {
