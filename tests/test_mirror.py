@@ -24,7 +24,6 @@ COVERED_BY = {
     "cli/summary": "cli/test_main",
     "cli/tables": "cli/test_status",
     "config/keys": "config/test_load",
-    "config/new_file": "cli/test_init",
     "config/variables": "config/test_environment",
     "errors": "cli/test_power_query",
     "gateway/attempt": "gateway/test_gateway_truncation",

@@ -24,7 +24,6 @@ from proxy.cli import config_show
 from proxy.cli import serve as start
 from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
-from proxy.foreign import shown
 from proxy.process import own_command
 
 cli = typer.Typer(
@@ -356,26 +355,26 @@ def snippets(
 
 
 @cli.command()
-def init(*, config: ConfigOption = None) -> None:
-    """Ask for a project's credentials and write a configuration file for them."""
-    from proxy.cli.init import ask  # noqa: PLC0415
-    from proxy.config.files import named_config_file  # noqa: PLC0415
-    from proxy.config.load import load  # noqa: PLC0415
-    from proxy.config.new_file import check_place, text_of, write_new  # noqa: PLC0415
+def init(
+    *,
+    config: ConfigOption = None,
+    account: Annotated[
+        bool, typer.Option("--account", help="Ask for an account's credentials, for any of its projects.")
+    ] = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Write them without asking Contentsquare whether they work.")
+    ] = False,
+) -> None:
+    """Ask for credentials, try them, and write them to a new file or to the one that is there."""
+    from proxy.cli import init as questions  # noqa: PLC0415
+    from proxy.config.files import find_config_file  # noqa: PLC0415
 
-    path = named_config_file(config, os.environ) or Path("config.toml")
-    check_place(path)
-    answers = ask()
-    write_new(path, text_of(answers))
-    try:
-        load(path)
-    except ConfigError:
-        path.unlink()
-        raise
-    say(
-        f"\nWrote {shown(str(path))}. Next: {_command('check', '--live', config=config)}\n"
-        f"       and then: {_command('serve', config=config)}"
-    )
+    path, good = questions.init(config, "accounts" if account else "projects", is_tried=not no_check)
+    is_found = config is None and find_config_file(None, os.environ) == path
+    where = config or (None if is_found else path)
+    say(f"Next: {_command('check', '--live', config=where)}\nand then: {_command('serve', config=where)}")
+    if not good:
+        sys.exit(1)
 
 
 _OF_THE_SANDBOX = """\

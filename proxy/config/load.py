@@ -92,17 +92,36 @@ def load_listener(config_file: Path | None, environ: Mapping[str, str]) -> Serve
     For commands that call a running proxy: the rest of the configuration may have faults, no secret is
     read and no command is run. Raises ConfigError.
     """
-    path = find_config_file(config_file, environ)
+    return _part_of(find_config_file(config_file, environ), {}, environ, _listener_of).server
+
+
+def load_trial(file: Path | None, tables: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """The settings of the projects and accounts in ``tables`` alone, and how Contentsquare is reached.
+
+    For a trial of credentials that are in no file yet. ``file`` None: there is none; it may have faults
+    elsewhere, none of its secrets is read, and no command is run. Raises ConfigError.
+    """
+    return _part_of(file, tables, environ, lambda layer: {"contentsquare": layer.get("contentsquare", {})})
+
+
+def _part_of(
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+    part_of: Callable[[Layer], Layer],
+) -> Settings:
+    """The settings of a part of the file and of the environment, beside defaults. Raises ConfigError."""
     faults: list[str] = []
     file = read_toml(path, faults) if path else {}
     found = environment.read(environ, schema())
     cwd = working_folder()
-    env = _prepared(_listener_of(found.values), schema(), cwd, environ)
-    file = _prepared(_listener_of(file), schema(), path.parent if path else cwd, environ)
-    settings = _Loading({}, env, file, found.names, faults).settings(path)
+    given = _prepared(overrides, schema(), cwd, environ)
+    env = _prepared(part_of(found.values), schema(), cwd, environ)
+    file = _prepared(part_of(file), schema(), path.parent if path else cwd, environ)
+    settings = _Loading(given, env, file, found.names, faults).settings(path)
     if faults:
         raise ConfigError(*faults)
-    return settings.server
+    return settings
 
 
 def _listener_of(layer: Layer) -> Layer:

@@ -1,56 +1,98 @@
-"""The file that ``csq-proxy init`` writes: a configuration for one project, which only its owner can read."""
+"""The file that ``csq-proxy init`` writes: a new one, or a table more at the end of a file that is there.
+
+A table at the end takes nothing away from a file of TOML: every byte before it stays, comments and order too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
+import sys
+import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+from proxy.config.files import read, read_table
+from proxy.config.secrets import exposure
 from proxy.config.trust import READABLE, fault_of
 from proxy.errors import ConfigError
+
+Section: TypeAlias = Literal["projects", "accounts"]
+_NEW = "# Written by `csq-proxy init`; config.example.toml explains every setting there is.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The user's answers. Account-level credentials need ``project_id``, Enrichment ``integration_id``."""
+    """The user's answers, for a table of the ``section``.
 
+    Account-level credentials need ``project_id``, Enrichment ``integration_id``; only an account has
+    ``projects``, the ids of those that may be called (none: all).
+    """
+
+    section: Section
     name: str
     client_id: str
     client_secret: str
     project_id: int | None = None
     integration_id: int | None = None
+    projects: tuple[int, ...] = ()
+
+    @property
+    def table(self) -> dict[str, str | int | list[int]]:
+        """The table's keys and values."""
+        given = {
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "project_id": self.project_id,
+            "integration_id": self.integration_id,
+            "projects": list(self.projects) or None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
 
 
 def text_of(answers: Answers) -> str:
-    """The file's content (TOML)."""
-    lines = [
-        "# Written by `csq-proxy init`; config.example.toml explains every setting there is.",
-        "",
-        f"[projects.{answers.name}]",
-        f"client_id = {_quoted(answers.client_id)}",
-        f"client_secret = {_quoted(answers.client_secret)}",
-    ]
-    if answers.project_id is not None:
-        lines.append(f"project_id = {answers.project_id}")
-    if answers.integration_id is not None:
-        lines.append(f"integration_id = {answers.integration_id}")
-    return "\n".join(lines) + "\n"
+    """The table in TOML."""
+    lines = (f"{key} = {_written(value)}\n" for key, value in answers.table.items())
+    return f"[{answers.section}.{answers.name}]\n{''.join(lines)}"
 
 
-def _quoted(text: str) -> str:
-    """A basic string of TOML, which has all of JSON's escapes, and must escape DEL besides."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _written(value: object) -> str:
+    """A string, a number or a list of TOML, which has all of JSON's escapes, and must escape DEL besides."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def check_place(path: Path) -> None:
-    """Raise ConfigError where `write_new` would, as far as can be seen without writing."""
+def check_place(path: Path, section: Section) -> dict[str, dict[str, object]]:
+    """Raise ConfigError where `write` would, as far as can be seen without writing.
+
+    Returns the projects and accounts of the file, by section; none for a new file.
+    """
     try:
-        if path.exists():
-            raise _there_already(path)
-        folder = next(folder for folder in path.parents if folder.exists())
+        if not path.exists():
+            _check_folder(path, next(folder for folder in path.parents if folder.exists()))
+            return {"projects": {}, "accounts": {}}
     except OSError as exc:  # another user's folder is on the way to it
         raise _not_writable(path, exc.strerror) from None
+    faults: list[str] = []
+    content, status = read_table(path, faults)
+    if status is None:
+        raise ConfigError(*faults)
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_writable(path, "it isn't a regular file")
+    if fault := exposure(path, status):
+        raise ConfigError(f"{path}: will hold a secret, and {fault}")
+    if not os.access(path, os.W_OK):
+        raise _not_writable(path, "it is read-only")
+    _check_folder(path, path.resolve().parent)
+    _with_table(path, path.read_bytes(), Answers(section, "_", "", ""))
+    found = {section: content.get(section) for section in ("projects", "accounts")}
+    return {section: table if isinstance(table, dict) else {} for section, table in found.items()}
+
+
+def _check_folder(path: Path, folder: Path) -> None:
     if not folder.is_dir():
         raise _not_writable(path, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -59,28 +101,89 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path}: {fault}; or name another place with --config FILE")
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a new file, with mode 0600 from its first byte on. Raises ConfigError."""
+def write(path: Path, answers: Answers) -> None:
+    """Write a new file with mode 0600, or add the table to the file that is there. Raises ConfigError.
+
+    A reader sees the old file or the new one, whole; its mode and owner stay.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"{path.parent}: can't be made a folder ({exc.strerror})") from None
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise _there_already(path) from None
+        if path.exists():
+            _replace(path.resolve(), _with_table(path, read(path).data, answers))
+        else:
+            _make_folder(path.parent)
+            _write_new(path, f"{_NEW}\n{text_of(answers)}")
     except OSError as exc:
         raise _not_writable(path, exc.strerror) from None
+
+
+def _with_table(path: Path, data: bytes, answers: Answers) -> bytes:
+    """The content with the table at its end. Raises ConfigError where TOML doesn't allow it there."""
+    end = b"\r\n" if b"\r\n" in data else b"\n"
+    between = b"" if not data else end if data.endswith(b"\n") else end + end
+    made = data + between + text_of(answers).encode().replace(b"\n", end)
+    try:
+        tomllib.loads(made.decode("utf-8-sig"))
+    except ValueError:
+        section = answers.section
+        raise ConfigError(
+            f"{path}: {section} can't be added to: it is not written as tables, or {answers.name} is there;"
+            f" write each as [{section}.NAME], without braces around all of them"
+        ) from None
+    return made
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and those above it that are missing; only the user may look into them."""
+    for missing in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-    except OSError as exc:  # a full disk, for example: half a file would only be in the way of the next try
+    except OSError:  # a full disk, for example: half a file would only be in the way of the next try
         path.unlink()
-        raise _not_writable(path, exc.strerror) from None
+        raise
 
 
-def _there_already(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: exists already and is not overwritten; move it away first")
+def _replace(path: Path, data: bytes) -> None:
+    """Put another content into the file's place in one step."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _take_place(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+if sys.platform == "win32":
+
+    def _take_place(part: Path, path: Path) -> None:
+        """ReplaceFileW, which keeps the access list of the file that it replaces."""
+        import ctypes  # noqa: PLC0415
+
+        replace = ctypes.WinDLL("kernel32", use_last_error=True).ReplaceFileW
+        replace.argtypes = [*[ctypes.c_wchar_p] * 3, ctypes.c_ulong, *[ctypes.c_void_p] * 2]
+        if not replace(str(path), str(part), None, 0, None, None):
+            raise ctypes.WinError(ctypes.get_last_error())
+
+else:
+
+    def _take_place(part: Path, path: Path) -> None:
+        """Rename ``part``, once it has the mode, the owner and the access list of the file in its way."""
+        old, new = path.stat(), part.stat()
+        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            os.chown(part, old.st_uid, old.st_gid)
+        shutil.copystat(path, part)
+        os.utime(part)
+        part.replace(path)
 
 
 def _not_writable(path: Path, why: str | None) -> ConfigError:

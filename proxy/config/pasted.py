@@ -18,6 +18,8 @@ _INVISIBLE: Final = re.compile(
 """Characters that show nothing, though Python calls some printable (Unicode's Default_Ignorable_Code_Point),
 the empty Braille pattern, and the stand-in for bytes that were no text."""
 _BLANKS: Final = " \t"
+_PASTE_MARKS: Final = re.compile("\x1b\\[20[01]~")
+"""A terminal puts these around what is pasted where a program asked for that, and died."""
 _QUOTES: Final = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb")
 _QUOTE_MARKS: Final = frozenset("".join(_QUOTES))
 _PLACEHOLDERS: Final = (
@@ -38,6 +40,22 @@ _PLACEHOLDERS: Final = (
     (r"(?i:bearer|basic) .*", "begins with the word of an Authorization field; put only the value there"),
 )
 _PLACEHOLDER: Final = tuple((re.compile(rf"(?:{pattern})\Z"), fault) for pattern, fault in _PLACEHOLDERS)
+
+
+def cleaned(text: str) -> str:
+    """An answer as a person meant it: without blanks, line ends and quotes around it, and what shows nothing.
+
+    For questions only, where the person is told that something was left out. A setting is refused instead.
+    """
+    text = _PASTE_MARKS.sub("", text)
+    value = "".join(one for one in text if one == "\ufffd" or not _shows_nothing(one)).strip()
+    while len(value) > 1 and value[0] + value[-1] in _QUOTES:
+        value = value[1:-1].strip()
+    return value
+
+
+def _shows_nothing(character: str) -> bool:
+    return bool(_INVISIBLE.match(character)) or unicodedata.category(character) == "Cf"
 
 
 def value_of(text: str) -> str:

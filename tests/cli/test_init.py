@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
-import tomllib
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.commands import STARTUP_S, write
+from support.configurations import posix_only
+from support.harness import free_port
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
+from proxy.config.files import user_files
 from proxy.config.load import load
-from proxy.config.new_file import Answers, text_of, write_new
 from proxy.errors import ConfigError
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-
-
-@given(TEXT, TEXT)
-def test_any_credentials_survive_the_file(client_id: str, secret: str) -> None:
-    written = tomllib.loads(text_of(Answers("shop", client_id, secret, 42, 7)))
-    assert written == {
-        "projects": {
-            "shop": {
-                "client_id": client_id,
-                "client_secret": secret,
-                "project_id": 42,
-                "integration_id": 7,
-            }
-        }
-    }
+from proxy.sandbox import Sandbox
 
 
 def test_the_answers_make_a_configuration_that_loads(tmp_path: Path) -> None:
     path = tmp_path / "new" / "config.toml"
     result = CliRunner().invoke(
-        cli, ["init", "--config", str(path)], input="shop-fr\nid\ns3cret-value\nx\n42\n\n"
+        cli, ["init", "--no-check", "--config", str(path)], input="shop-fr\nid\ns3cret-value\nx\n42\n\n"
     )
     assert result.exit_code == 0, result.output
     assert "s3cret-value" not in result.output
@@ -50,19 +39,10 @@ def test_the_answers_make_a_configuration_that_loads(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text("mine")
-    assert isinstance(CliRunner().invoke(cli, ["init", "--config", str(path)]).exception, ConfigError)
-    with pytest.raises(ConfigError, match="not overwritten"):
-        write_new(path, "other")
-    assert path.read_text() == "mine"
-
-
 def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     given = "v1\nShop FR\nshop-fr\n  \nid\n \nsecret\n0\n42\n\n"
-    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given)
+    result = CliRunner().invoke(cli, ["init", "--no-check", "--config", str(path)], input=given)
     assert result.exit_code == 0, result.output
     assert "Contentsquare's own paths" in result.output
     assert "did you mean shop-fr?\n" in result.output
@@ -74,7 +54,7 @@ def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
 def test_answers_that_end_too_soon_are_a_line_that_says_what_else_to_do(given: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     result = subprocess.run(
-        [sys.executable, "-m", "proxy", "init", "--config", str(path)],
+        [sys.executable, "-m", "proxy", "init", "--no-check", "--config", str(path)],
         input=given,
         capture_output=True,
         text=True,
@@ -103,26 +83,16 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_asked(
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "exists", refused)
-    result = CliRunner().invoke(cli, ["init", "--config", str(path)])
+    result = CliRunner().invoke(cli, ["init", "--no-check", "--config", str(path)])
     assert isinstance(result.exception, ConfigError)
     assert result.output == ""
     assert f"{path}: can't be written (" in result.exception.faults[0]
     assert result.exception.faults[0].endswith("; name another place with --config FILE")
 
 
-def test_answers_that_make_no_good_configuration_leave_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CSQ_PROXY_SERVER__PORT", "seven")
-    path = tmp_path / "config.toml"
-    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input="shop\nid\nsecret\n\n\n")
-    assert isinstance(result.exception, ConfigError)
-    assert not path.exists()
-
-
 def test_it_writes_what_the_other_commands_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSQ_PROXY_CONFIG", str(tmp_path / "folder" / "mine.toml"))
-    result = CliRunner().invoke(cli, ["init"], input="shop\nid\nsecret\n\n\n")
+    result = CliRunner().invoke(cli, ["init", "--no-check"], input="shop\nid\nsecret\n\n\n")
     assert result.exit_code == 0, result.output
     assert list(load().projects) == ["shop"]
 
@@ -131,7 +101,7 @@ def test_what_is_no_text_or_no_id_is_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     given = b"shop\ni\xffd\nid\nsecret\n" + b"9" * 5000 + b"\n" + b"9" * 19 + b"\n\n\n"
     result = subprocess.run(
-        [sys.executable, "-m", "proxy", "init", "--config", str(path)],
+        [sys.executable, "-m", "proxy", "init", "--no-check", "--config", str(path)],
         input=given,
         capture_output=True,
         timeout=60,
@@ -144,17 +114,233 @@ def test_what_is_no_text_or_no_id_is_asked_for_again(tmp_path: Path) -> None:
     assert load(path, environ={}).projects["shop"].client_id == "id"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
-def test_what_can_t_be_written_is_told_and_not_left_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="can't be made a folder"):
-        write_new(tmp_path / "file" / "config.toml", "text")
-    opened = os.open
-    monkeypatch.setattr(
-        os, "open", lambda path, *rest: [opened(path, *rest), opened("/dev/full", os.O_WRONLY)][1]
+def init(*arguments: str, answers: str) -> Any:
+    return CliRunner().invoke(cli, ["init", *arguments], input=answers)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> Path:
+    """The user's own file; no other place has one."""
+    for name in [name for name in os.environ if name not in environ]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "USERPROFILE", "APPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return user_files(os.environ)[0]
+
+
+def test_it_writes_to_the_users_folder_and_adds_to_what_is_there(home: Path) -> None:
+    result = init("--no-check", answers="shop\nid\nsecret\n\n\n")
+    assert result.exit_code == 0, result.output
+    assert f"This writes {home}.\n" in result.output
+    assert f"Wrote [projects.shop] to {home}.\n" in result.output
+    assert "Note: " not in result.output
+    assert f"Next: {sys.executable} -m proxy check --live\nand then: " in result.output
+    written = home.read_bytes()
+
+    result = init("--no-check", answers="other\nid-2\nsecret-2\n42\n7\n")
+    assert f"This adds to {home}.\n" in result.output
+    assert (
+        "went to shop, the only project; to keep that, put default = true into [projects.shop]"
+        in result.output
     )
-    with pytest.raises(ConfigError, match="can't be written"):
-        write_new(tmp_path / "config.toml", "text")
-    assert not (tmp_path / "config.toml").exists()
+    result = init("--account", "--no-check", answers="acme\nid-3\nsecret-3\n42, 43\n")
+    assert result.exit_code == 0, result.output
+    assert "Note: " not in result.output
+    assert home.read_bytes().startswith(written)
+    settings = load()
+    assert list(settings.projects) == ["shop", "other"]
+    assert (settings.projects["other"].project_id, settings.projects["other"].integration_id) == (42, 7)
+    assert settings.accounts["acme"].projects == (42, 43)
+
+
+@pytest.mark.parametrize("name", ["shop", "acme"])
+def test_a_name_that_is_there_is_refused_with_what_to_do(name: str, home: Path) -> None:
+    init("--no-check", answers="shop\nid\nsecret\n\n\n")
+    init("--account", "--no-check", answers="acme\nid\nsecret\n\n")
+    written = home.read_bytes()
+    for account in ((), ("--account",)):
+        result = init(*account, "--no-check", answers=f"{name}\nother\nid\nsecret\n\n\n")
+        assert isinstance(result.exception, ConfigError)
+        assert f".{name}: is in {home} already; take another name, or change its" in str(result.exception)
+    assert home.read_bytes() == written
+
+
+def test_a_file_that_is_not_toml_is_told_with_its_line_and_left_alone(home: Path) -> None:
+    home.parent.mkdir(parents=True, mode=0o700)
+    home.write_text("[projects.shop]\nclient_id = no quotes\n")
+    result = init(answers="")
+    assert isinstance(result.exception, ConfigError)
+    assert f"{home}:2:" in str(result.exception)
+    assert result.output == ""
+    assert home.read_text() == "[projects.shop]\nclient_id = no quotes\n"
+
+
+def test_what_stands_in_the_way_of_the_new_file_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = "shop\nid\nsecret\n\n\n"
+    here = Path.cwd() / "config.toml"
+    write(here, "")
+    result = init("--no-check", answers=answers)
+    assert f"Note: here {here} is read in its place; to add to that file: --config {here}\n" in result.output
+    assert f"check --live --config {home}\n" in result.output
+    result = init("--no-check", "--config", str(here), answers=answers)
+    assert "Note: " not in result.output
+    monkeypatch.setenv("CSQ_PROXY_CONFIG", str(here))
+    result = init("--no-check", answers=answers.replace("shop", "other"))
+    assert "is read" not in result.output
+    assert list(load().projects) == ["shop", "other"]
+
+
+def test_a_file_that_was_read_until_now_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = home.parent.parent / "system.toml"
+    old.parent.mkdir(parents=True, mode=0o700)
+    old.touch()
+    monkeypatch.setattr("proxy.config.files.SYSTEM_FILE", old)
+    result = init("--no-check", answers="shop\nid\nsecret\n\n\n")
+    assert (
+        f"Note: {old} was read until now, and isn't any more; to add to that file: --config {old}\n"
+        in result.output
+    )
+
+
+def test_variables_that_override_the_file_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("CLIENT_ID", "CLIENT_SECRET_FILE", "PORT"):
+        monkeypatch.setenv(f"CSQ_PROXY_PROJECTS__SHOP__{key}", "9001")
+    result = init("--no-check", answers="shop\nid\nsecret\n\n\n")
+    told = re.findall(r"Note: the variable (\S+) overrides what was written", result.output)
+    assert told == ["CSQ_PROXY_PROJECTS__SHOP__CLIENT_ID", "CSQ_PROXY_PROJECTS__SHOP__CLIENT_SECRET_FILE"]
+    monkeypatch.setenv("CONTENTSQUARE_CLIENT_ID", "id")
+    result = init("--no-check", answers="default\nother\nid\nsecret\n\n\n")
+    assert "CONTENTSQUARE_CLIENT_ID makes a project of this name; take another.\n" in result.output
+    assert "Wrote [projects.other] to " in result.output
+
+
+@posix_only
+def test_a_pipe_gives_the_secret_too_beside_a_terminal(environ: dict[str, str], tmp_path: Path) -> None:
+    """getpass asks the terminal, though the other answers come from a pipe."""
+    program = (
+        "import os, pty, subprocess, sys\n"
+        "pid, fd = pty.fork()\n"
+        "if not pid:\n"
+        "    done = subprocess.run([sys.executable, '-m', 'proxy', *sys.argv[1:]],\n"
+        "                          input=b'shop\\nid\\na-secret\\n\\n\\n', timeout=50)\n"
+        "    os._exit(done.returncode)\n"
+        "try:\n"
+        "    while os.read(fd, 4096):\n"
+        "        pass\n"
+        "except OSError:\n"
+        "    pass\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    path = tmp_path / "config.toml"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "init", "--no-check", "--config", str(path)],
+        env=environ,
+        timeout=STARTUP_S,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == "a-secret"
+
+
+# The trial
+
+
+@pytest.fixture
+async def sandbox(home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sandbox]:
+    async with Sandbox() as running:
+        monkeypatch.setenv("NO_PROXY", "*")
+        monkeypatch.setenv("CSQ_PROXY_CONTENTSQUARE__AUTH_URL", running.auth_url)
+        monkeypatch.setenv("CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS", ",".join(running.hosts))
+        yield running
+
+
+ACCEPTED = "Contentsquare accepts these credentials for data-export, metrics, speed-analysis, surveys.\n"
+REFUSED = "Contentsquare refuses these credentials, or they don't fit together. They are not written yet:\n"
+NOT_REACHED = "Contentsquare was not reached, so the credentials were not tried. They are not written yet:\n"
+
+
+async def test_credentials_are_tried_and_a_wrong_one_can_be_changed(sandbox: Sandbox, home: Path) -> None:
+    demo = sandbox.projects["demo-eu"]
+    answers = f"shop\n{demo.client_id}\nwrong\n\n\nx\nchange\n\n{demo.client_secret}\n\n-\n"
+    result = await asyncio.to_thread(init, answers=answers)
+    assert result.exit_code == 0, result.output
+    assert REFUSED in result.output
+    assert "Next: Compare client_id and" in result.output
+    assert "Again, change or write, please.\n" in result.output
+    assert ACCEPTED in result.output
+    assert f"client_id [{demo.client_id}]: " in result.output
+    assert demo.client_secret not in result.output
+    project = load().projects["shop"]
+    assert project.client_secret.get_secret_value() == demo.client_secret
+
+
+@pytest.mark.parametrize(("choice", "code"), [("write\n", 0), ("", 1)])
+async def test_answers_are_written_where_the_user_wants_it_or_can_not_be_asked(
+    choice: str, code: int, sandbox: Sandbox
+) -> None:
+    result = await asyncio.to_thread(init, answers=f"shop\nid\nwrong\n\n\n{choice}")
+    assert REFUSED in result.output
+    assert result.exit_code == code, result.output
+    assert ("Note: Contentsquare has not accepted" in result.output) == (not choice)
+    assert load().projects["shop"].client_secret.get_secret_value() == "wrong"
+
+
+async def test_an_account_is_tried_for_each_of_its_projects(sandbox: Sandbox) -> None:
+    account = sandbox.account
+    answers = f"acme\n{account.client_id}\n{account.client_secret}\n42, 99\nchange\n\n\n42,43\n"
+    result = await asyncio.to_thread(init, "--account", answers=answers)
+    assert result.exit_code == 0, result.output
+    assert "acme/99" in result.output
+    assert "(empty: any project) [42, 99]: " in result.output
+    assert ACCEPTED in result.output
+    assert load().accounts["acme"].projects == (42, 43)
+
+
+async def test_what_keeps_the_trial_from_contentsquare_is_told_apart(
+    sandbox: Sandbox, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = sandbox.projects["demo-us"]
+    answers = f"shop\n{demo.client_id}\n{demo.client_secret}\n\n\n"
+    nowhere = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("CSQ_PROXY_CONTENTSQUARE__AUTH_URL", f"http://{nowhere}")
+    result = await asyncio.to_thread(init, answers=answers)
+    assert NOT_REACHED in result.output
+    assert result.exit_code == 1
+
+    monkeypatch.setenv("CSQ_PROXY_CONTENTSQUARE__AUTH_URL", "https://api.contentsquare.com")
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{nowhere}")
+    result = await asyncio.to_thread(init, answers=answers.replace("shop", "shop-2"))
+    assert "The HTTP proxy is in the way, so the credentials were not tried." in result.output
+
+    monkeypatch.setenv("CSQ_PROXY_CONTENTSQUARE__CONNECT_TIMEOUT", "soon")
+    result = await asyncio.to_thread(init, answers=answers.replace("shop", "shop-3"))
+    assert "contentsquare.connect_timeout (CSQ_PROXY_CONTENTSQUARE__CONNECT_TIMEOUT): " in result.output
+    assert "So the credentials could not be tried." in result.output
+    monkeypatch.delenv("CSQ_PROXY_CONTENTSQUARE__CONNECT_TIMEOUT")
+    assert list(load().projects) == ["shop", "shop-2", "shop-3"]
+
+
+async def test_the_file_says_how_the_trial_reaches_contentsquare(
+    sandbox: Sandbox, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = sandbox.projects["demo-us"]
+    for name in ("AUTH_URL", "ALLOWED_ENDPOINTS"):
+        monkeypatch.delenv(f"CSQ_PROXY_CONTENTSQUARE__{name}")
+    home.parent.mkdir(parents=True, mode=0o700)
+    write(
+        home,
+        f"""
+        [contentsquare]
+        auth_url = "{sandbox.auth_url}"
+        allowed_endpoints = {json.dumps(list(sandbox.hosts))}
+        [projects.other]
+        client_id = "other"
+        client_secret_command = ["no-such-password-manager"]
+        """,
+    )
+    result = await asyncio.to_thread(init, answers=f"shop\n{demo.client_id}\n{demo.client_secret}\n43\n8\n")
+    assert result.exit_code == 0, result.output
+    assert "Contentsquare accepts these credentials" in result.output

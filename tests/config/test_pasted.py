@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from proxy.cli.main import cli
 from proxy.cli.running_proxy import _key
 from proxy.config.load import load
-from proxy.config.pasted import description, value_of
+from proxy.config.pasted import cleaned, description, value_of
 from proxy.errors import ConfigError
 
 MIDDLE = CANARY[:9]
@@ -144,15 +144,44 @@ def test_a_pasted_value_gets_the_same_verdict_from_a_command(write: Writer) -> N
 
 def test_init_asks_again_after_a_value_that_cannot_be_meant(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    wrong = {value: words for value, words in WRONG.items() if "\n" not in value}
+    wrong = {value: words for value, words in WRONG.items() if "\n" not in value and meant(value) is None}
     given = "\n".join(("shop", "id", *wrong, CANARY, "", "", ""))
-    result = CliRunner().invoke(cli, ["init", "--config", str(path)], input=given)
+    result = CliRunner().invoke(cli, ["init", "--no-check", "--config", str(path)], input=given)
     assert result.exit_code == 0, result.output
     for words in wrong.values():
         assert f"The answer {words}" in result.output
     assert MIDDLE not in result.output
     project = load(path, environ={}).projects["shop"]
     assert project.client_secret.get_secret_value() == CANARY
+
+
+CAME_ALONG = str.maketrans("", "", " \t\"'\u201c\u201d\u00a0\u200b\u2060\u00ad\u202e\ufe0f\u3164\U000e0041")
+
+
+def meant(value: str) -> str | None:
+    """The value without what comes along when it is copied; None where it is still wrong then."""
+    found = value.strip("\n").translate(CAME_ALONG)
+    return found if found in (CANARY, MIDDLE + CANARY) and "\t" not in value[:-2] else None
+
+
+@pytest.mark.parametrize("value", [value for value in WRONG if meant(value) and "\n" not in value])
+def test_init_leaves_out_what_came_along_with_a_copy_and_says_so(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    given = f"\ufeff shop\u200b\nid\n{value}\n\u200b 42\n\n"
+    result = CliRunner().invoke(cli, ["init", "--no-check", "--config", str(path)], input=given)
+    assert result.exit_code == 0, result.output
+    project = load(path, environ={}).projects["shop"]
+    assert (project.client_secret.get_secret_value(), project.project_id) == (meant(value), 42)
+    blanks_only = value.strip() in (meant(value), "")
+    assert result.output.count("(Left out:") == (2 if blanks_only else 3)
+    assert MIDDLE not in result.output
+
+
+def test_an_answer_is_cleaned_only_of_what_nobody_means() -> None:
+    assert cleaned("\x1b[200~s3cret\x1b[201~") == "s3cret"
+    assert cleaned("  `'s3cret'` ") == "s3cret"
+    for kept in ("a b", "'", "it's", '"a', "p\u00e9", "a\tb", "\ufffd", "\x1bx"):
+        assert cleaned(kept) == kept
 
 
 def test_the_commands_key_gets_the_same_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -430,7 +430,7 @@ def test_a_key_file_of_status_that_others_can_write_to_is_refused(tmp_path: Path
 def test_init_writes_into_no_folder_that_others_can_write_to(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    ended = run("init", environ=environ, cwd=tmp_path / "shared")
+    ended = run("init", "--config", "config.toml", environ=environ, cwd=tmp_path / "shared")
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert f"run: chmod go-w {tmp_path}/shared" in ended.stderr
     assert list((tmp_path / "shared").iterdir()) == []

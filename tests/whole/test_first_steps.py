@@ -90,6 +90,7 @@ async def test_from_nothing_to_rows_for_power_bi(environ: dict[str, str], tmp_pa
             init.answer("integration_id", "")
             assert init.end() == 0
             assert "demo-eu-client-secret" not in init.shown
+            assert "Contentsquare accepts these credentials for data-export, metrics," in init.shown
             assert f"Next: {sys.executable} -m proxy check --live\n" in init.shown
 
         with terminal("check", "--live", environ=environ, cwd=tmp_path) as check:
