@@ -103,6 +103,9 @@ ELSEWHERE = {
         "writes `config.toml`, which only you can read": (
             "cli/test_init::test_the_answers_make_a_configuration_that_loads",
         ),
+        "Run again, it adds to that file": (
+            "cli/test_init::test_it_writes_to_the_users_folder_and_adds_to_what_is_there",
+        ),
         "with your URLs and without a secret": (
             "cli/snippets/test_text::test_every_place_is_filled_and_no_secret_is_in_it",
         ),
