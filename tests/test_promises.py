@@ -119,6 +119,27 @@ ELSEWHERE = {
             "admin/test_admin::test_healthy_says_that_the_process_lives_whatever_the_tokens_do",
             "server/test_capacity::test_a_full_listener_answers_probes_and_says_in_time_that_it_is_full",
         ),
+        "For probes: `csq-proxy health [--ready]`; `csq-proxy wait [--timeout S]` waits until it is ready": (
+            "cli/test_health::test_each_address_is_asked_and_a_401_counts_as_alive",
+            "cli/test_health::test_a_unix_socket_is_asked",
+            "cli/test_health::test_an_answer_of_500_or_more_is_unhealthy",
+            "cli/test_health::test_it_loads_no_library_and_runs_no_command",
+            "cli/test_wait::test_it_waits_for_a_proxy_without_tokens",
+        ),
+        "`csq-proxy stop` asks for it and waits for the end": (
+            "cli/test_stop::test_where_quit_is_allowed_it_is_asked_for",
+            "cli/test_stop::test_an_unknown_process_that_accepts_no_more_is_waited_for",
+        ),
+        "it sends SIGTERM if it sees that the process is the proxy and yours": (
+            "cli/test_stop::test_a_signal_is_sent_only_where_quit_is_not_allowed",
+            "cli/test_stop::test_a_process_that_holds_the_unix_socket_gets_sigterm",
+            "cli/test_stop::test_a_process_that_does_not_hold_the_port_gets_no_signal",
+        ),
+        "`man csq-proxy` has all commands and options; the wheel brings it, and completions for bash, zsh and fish": (
+            "cli/test_manual::test_each_command_and_option_is_in_it",
+            "cli/test_manual::test_the_wheel_and_the_source_have_it_and_what_the_shells_load",
+            "cli/test_completion::test_a_shell_itself_completes_with_what_the_wheel_installs",
+        ),
         "requests in flight have `drain_timeout` to finish, and are cut after it; then exit code 0": (
             "app/test_app::test_a_running_request_finishes_while_the_proxy_stops",
             "app/test_app::test_a_request_that_does_not_finish_in_time_is_aborted",

@@ -5,7 +5,8 @@ program can tell, may be another process's. Linux alone tells which process hold
 TCP socket to root alone, since the proxy shuts its /proc entries (`proxy.process.harden`). For another user
 the socket must be of that user, and the process a csq-proxy: then the program behind the socket could send
 this signal itself.
-Sources: proc(5), unix(7) (SO_PEERCRED: the process that called listen), pidfd_open(2).
+Sources: proc(5), unix(7) (SO_PEERCRED: the process that called listen), pidfd_open(2), ps(1); Microsoft's
+"OpenProcess" and "WaitForSingleObject".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from urllib.parse import urlsplit
 
 from proxy.cli.console import fail, say
 from proxy.cli.running_proxy import TIMEOUT_S, RunningProxy, Unreachable
+from proxy.origin import is_loopback
 from proxy.server.request import UNIX
 
 GRACE_S = 5.0
@@ -34,6 +37,7 @@ EVERY_S = 0.1
 _DRAIN_TIMEOUT_S = 30.0
 """For a proxy that doesn't tell its own."""
 _LISTENS = "0A"
+_SYNCHRONIZE = 0x00100000
 _MANAGERS = {"win32": "Stop-Service csq-proxy", "darwin": "launchctl bootout gui/$UID/csq-proxy"}
 _WAYS = (
     "it can't be stopped from here: set server.allow_quit = true, press Ctrl-C where it runs,"
@@ -50,7 +54,7 @@ def stop(place: RunningProxy) -> None:
                 _ask(place, process)
             drain_timeout_s = float(status.get("drain_timeout_s", _DRAIN_TIMEOUT_S))
             limit_s = drain_timeout_s + GRACE_S
-            if not _has_ended(place, process, limit_s):
+            if not _has_ended(place, process, status.get("pid"), limit_s):
                 fail((f"{place.url}: has not ended within {limit_s:g} s",), 1)
     except Unreachable as error:
         fail((str(error),), 1)
@@ -74,8 +78,8 @@ def _ask(place: RunningProxy, process: int | None) -> None:
     signal.pidfd_send_signal(process, signal.SIGTERM)
 
 
-def _has_ended(place: RunningProxy, process: int | None, limit_s: float) -> bool:
-    """Whether the process ends in time; of an unknown one, whether it answers no more."""
+def _has_ended(place: RunningProxy, process: int | None, pid: Any, limit_s: float) -> bool:
+    """Whether the process ends in time; an unknown one has if it doesn't answer, and has left its number."""
     if process is not None:
         poll = select.poll()
         poll.register(process, select.POLLIN)
@@ -85,9 +89,41 @@ def _has_ended(place: RunningProxy, process: int | None, limit_s: float) -> bool
         try:
             place.call("GET", "/-/healthy", timeout_s=TIMEOUT_S)
         except Unreachable:
-            return True
+            if not (_is_number(pid) and _is_here(place.url) and _lives(pid)):
+                return True
         time.sleep(EVERY_S)
     return False
+
+
+def _is_number(pid: Any) -> bool:
+    """Whether this can be the number of a process that isn't the first one, as it is in a container."""
+    return isinstance(pid, int) and not isinstance(pid, bool) and pid > 1
+
+
+def _is_here(url: str) -> bool:
+    return url.startswith(UNIX) or is_loopback(urlsplit(url).hostname or "")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of ours has this number."""
+    if sys.platform == "win32":  # where os.kill() ends the process
+        import _winapi  # noqa: PLC0415 - Windows alone
+
+        try:
+            handle = _winapi.OpenProcess(_SYNCHRONIZE, False, pid)
+        except OSError:
+            return False
+        try:
+            return _winapi.WaitForSingleObject(handle, 0) == _winapi.WAIT_TIMEOUT
+        finally:
+            _winapi.CloseHandle(handle)
+    try:
+        shown = subprocess.run(  # noqa: S603 - a number
+            ["/bin/ps", "-o", "uid=,stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+    except OSError:  # it isn't there
+        return False
+    return shown[:1] == [str(os.getuid())] and not shown[-1].startswith("Z")  # it has ended, too
 
 
 @contextlib.contextmanager
@@ -95,7 +131,7 @@ def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
     """A descriptor for the process ``pid``, if it is ours and holds the proxy's socket; else None."""
     descriptor = None
     can_look = sys.platform == "linux" and hasattr(os, "pidfd_open")  # Python may be built without it
-    if can_look and isinstance(pid, int) and not isinstance(pid, bool) and pid > 1:
+    if can_look and _is_number(pid):
         with contextlib.suppress(OSError):
             descriptor = os.pidfd_open(pid)  # first: later the number may be another process's
     try:

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import CONFIG, run, started, write
-from support.harness import RawServer, Upstream, gateway
+from support.commands import CONFIG, STARTUP_S, run, started, write
+from support.harness import RawServer, Upstream, free_port, gateway
 
 from proxy.cli.running_proxy import RunningProxy
-from proxy.cli.stop import GRACE_S, _held_by, stop
+from proxy.cli.stop import EVERY_S, GRACE_S, _has_ended, _held_by, stop
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells who holds a socket")
 KEY = "a-key-of-16-bytes-or-more"
@@ -154,6 +154,23 @@ async def test_a_signal_is_sent_only_where_quit_is_not_allowed(
         with pytest.raises(SystemExit):
             await asyncio.to_thread(stop, RunningProxy(server.url, None, None))
     assert sent == ([signal.SIGTERM] if is_signalled else [])
+
+
+def test_an_unknown_process_that_accepts_no_more_is_waited_for() -> None:
+    place = RunningProxy(f"http://127.0.0.1:{free_port()}", None, None)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        try:
+            assert not _has_ended(place, None, process.pid, EVERY_S)
+            for pid in (1, 0, -1, None, True, "1"):
+                assert _has_ended(place, None, pid, STARTUP_S)
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            assert _has_ended(
+                place, None, process.pid, STARTUP_S
+            )  # its parent hasn't asked for its exit code
+        finally:
+            process.kill()
 
 
 def test_a_caller_with_limits_cannot_stop_it(environ: dict[str, str], tmp_path: Path) -> None:
