@@ -43,6 +43,7 @@ COVERED_BY = {
     "projects/readiness": "projects/test_project",
     "projects/services": "projects/test_project",
     "projects/shared_answers": "gateway/sharing/test_sharing",
+    "projects/turns": "projects/test_slots",
     "sandbox/aids": "sandbox/test_sandbox",
     "sandbox/app": "sandbox/test_sandbox",
     "sandbox/catalog": "sandbox/test_sandbox_apis",

@@ -4,8 +4,9 @@ Two engines do the work, because most requests wait for nothing but the cloud, a
 would cost each of them a sixth more CPU time:
 
 - `Exchange.try_now` is called from the event loop, for a request whose content is there. If a token, a
-  slot and an idle connection are there as well, this function sends the request at once. Callbacks then
-  pass the cloud's answer on to the caller, and the last of them ends the exchange.
+  slot and an idle connection are there as well, this function sends the request at once; if all slots are in
+  use, the request is sent in the moment in which it gets one. Callbacks then pass the cloud's answer on to
+  the caller, and the last of them ends the exchange.
 - `proxy.gateway.tries.run` is a coroutine for every other request. This coroutine waits for a token, a
   slot and a connection, and sends a request again where that is safe; also one that `try_now` sent in vain.
 
@@ -14,17 +15,31 @@ Must not know OAuth, configuration, or how a caller's connection works.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 from proxy.contentsquare import Api
+from proxy.errors import QueueTimeout
 from proxy.gateway.attempt import Attempt, Recorder
 from proxy.gateway.policy import may_change_data
 from proxy.gateway.rewrite import request_head
-from proxy.projects import Project, Slots
+from proxy.projects import Project, Slots, Turn
 from proxy.server.request import Request
 from proxy.tokens import Lease
 from proxy.upstream.connection import CloudConnection
 from proxy.upstream.pool import KEEP_ALIVE_S, SURE_REUSE_S, Upstreams
+
+
+class Waits(Protocol):
+    """Hears of each request that waits for a slot."""
+
+    def begin_wait(self) -> None:
+        """A request begins to wait."""
+
+    def end_wait(self) -> None:
+        """A request has its slot, or waits no longer."""
 
 
 class Exchange:
@@ -38,7 +53,11 @@ class Exchange:
     __slots__ = (
         "_ended",
         "_is_attended",
+        "_queued_at",
         "_slots",
+        "_turn",
+        "_wait_began_at",
+        "_waits",
         "api",
         "attempt",
         "changes",
@@ -61,6 +80,7 @@ class Exchange:
         target: bytes,
         upstreams: Upstreams,
         *,
+        waits: Waits,
         queue_timeout_s: float,
         ended: Callable[[Exchange], None],
     ) -> None:
@@ -84,25 +104,56 @@ class Exchange:
         """Whether the caller's connection can be kept, once the answer is written."""
         self._ended = ended
         self._is_attended = False
+        self._waits = waits
+        self._wait_began_at = 0.0
+        self._turn: Turn | None = None
+        """The place in the queue of ``_queued_at``, while the request waits there without a task."""
+        self._queued_at: Slots = project.slots
         self._slots: Slots | None = None
 
     def try_now(self) -> bool:
-        """Send the request now; False if the request has to wait; then nothing has changed."""
+        """Send the request now, or as soon as it gets a slot; False: it has to wait for something else.
+
+        After False the request may hold a slot already.
+        """
         lease = self.project.keeper(self.api).current()
-        slots = self.project.slots
-        if lease is None or not slots.try_acquire(self.turn_key()):
+        if lease is None:  # the token's answer may tell which project's slots these are
             return False
+        slots = self.project.slots
+        if slots.try_acquire(self.turn_key()):
+            self.hold_slot(slots)
+            return self._send_on_idle(lease)
+        self.begin_wait()
+        self._queued_at = slots
+        self._turn = slots.enqueue(self.turn_key(), self.queue_timeout_s, self._on_turn)
+        return True
+
+    def _send_on_idle(self, lease: Lease) -> bool:
         connection = self.upstreams.pool(lease.origin).take_idle(self.max_idle_s)
         if connection is None:
-            slots.release()
             return False
-        self.hold_slot(slots)
         try:
             self.send(connection, lease, self._on_attempt_ended, reused=True)
         except BaseException:
             self.attempt = None
             self.release_slot()
             raise
+        return True
+
+    def _on_turn(self, error: QueueTimeout | None) -> bool:
+        """The wait in the queue is over; ``error`` None: with a slot."""
+        self._turn = None
+        self.end_wait()
+        is_sent = False
+        if error is not None:
+            self.request.facts.refusal = error
+        else:
+            self.hold_slot(self._queued_at)
+            lease = self.project.keeper(self.api).current()
+            with contextlib.suppress(Exception):  # `run` meets the same error again and answers it
+                is_sent = lease is not None and self._send_on_idle(lease)
+        if not is_sent:
+            self.request.connection.interrupted()
         return True
 
     def send(
@@ -148,9 +199,23 @@ class Exchange:
         if not self._is_attended:
             if self.attempt is not None:
                 self.attempt.abandon()
+            if self._turn is not None:
+                self._queued_at.leave(self._turn)
+                self._turn = None
+                self.end_wait()
             self.finish(keep=False)
 
     # The slot
+
+    def begin_wait(self) -> None:
+        """The request begins to wait for a slot; call `end_wait` when the wait is over."""
+        self._wait_began_at = time.perf_counter()
+        self._waits.begin_wait()
+
+    def end_wait(self) -> None:
+        """The request has its slot, or waits no longer."""
+        self._waits.end_wait()
+        self.request.facts.waited_s += time.perf_counter() - self._wait_began_at
 
     @property
     def others_wait(self) -> bool:

@@ -126,10 +126,12 @@ class Gateway:
             await enter(request, generation, caller)
             exchange = self._new_exchange(request, generation, caller, target)
         exchange.attend()
+        if request.facts.refusal is not None:  # it got no slot in time
+            raise request.facts.refusal
         answers = exchange.project.shared_answers
         if answers is None:
-            return await tries.run(exchange, self._stalls)
-        return await sharing.run(exchange, answers, self._stalls)
+            return await tries.run(exchange)
+        return await sharing.run(exchange, answers)
 
     # Before the cloud
 
@@ -169,6 +171,7 @@ class Gateway:
             api,
             target,
             generation.outward.upstreams,
+            waits=self._stalls,
             queue_timeout_s=generation.queue_timeout_s,
             ended=self._on_exchange_ended,
         )

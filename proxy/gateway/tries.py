@@ -8,7 +8,6 @@ tokens are fetched, or how slots are shared.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Final
 
 from proxy.errors import (
@@ -24,7 +23,6 @@ from proxy.errors import (
 from proxy.gateway.attempt import Attempt, Outcome
 from proxy.gateway.exchange import Exchange
 from proxy.gateway.failures import answer_for
-from proxy.gateway.stalls import StallWatch
 from proxy.tokens import Lease, LeaseKeeper
 from proxy.upstream.connection import CloudConnection
 
@@ -32,13 +30,13 @@ TOKEN_WAIT_S: Final = 10.0
 """How long a request waits for a usable token."""
 
 
-async def run(exchange: Exchange, stalls: StallWatch) -> bool:
+async def run(exchange: Exchange) -> bool:
     """Go on until an answer is with the caller or was cut; whether the caller's connection can be kept.
 
     Raises ProxyError only while nothing of an answer went to the caller.
     """
     body = exchange.request.body
-    tries = _Tries(exchange, stalls)
+    tries = _Tries(exchange)
     if body.complete:
         return await tries.until_answered()
     slots = exchange.project.slots
@@ -63,11 +61,10 @@ async def run(exchange: Exchange, stalls: StallWatch) -> bool:
 class _Tries:
     """The tries of one exchange. The first may be the attempt that `Exchange.try_now` made, and is over."""
 
-    __slots__ = ("_exchange", "_keeper", "_max_idle_s", "_stalls", "_token_was_replaced")
+    __slots__ = ("_exchange", "_keeper", "_max_idle_s", "_token_was_replaced")
 
-    def __init__(self, exchange: Exchange, stalls: StallWatch) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._stalls = stalls
         self._keeper: LeaseKeeper = exchange.project.keeper(exchange.api)
         self._max_idle_s = exchange.max_idle_s
         self._token_was_replaced = False
@@ -100,13 +97,11 @@ class _Tries:
         exchange = self._exchange
         slots = exchange.project.slots
         if first or not slots.try_acquire(exchange.turn_key()):
-            asked_at = time.perf_counter()
-            self._stalls.begin_wait()
+            exchange.begin_wait()
             try:
                 await slots.acquire(exchange.turn_key(), wait_s, first=first)
             finally:
-                self._stalls.end_wait()
-                exchange.request.facts.waited_s += time.perf_counter() - asked_at
+                exchange.end_wait()
         exchange.hold_slot(slots)
 
     async def _answered_attempt(self) -> Attempt:

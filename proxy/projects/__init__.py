@@ -10,6 +10,7 @@ from proxy.projects.measures import ProjectMeasures
 from proxy.projects.project import Project
 from proxy.projects.services import Services, Spawn
 from proxy.projects.slots import SharedSlots, Slots
+from proxy.projects.turns import Turn
 
 __all__ = [
     "AccountProjects",
@@ -20,4 +21,5 @@ __all__ = [
     "SharedSlots",
     "Slots",
     "Spawn",
+    "Turn",
 ]

@@ -1,9 +1,9 @@
 """A Contentsquare project's slots: a request holds one while it is at the cloud; the others wait for one.
 
-Hides the queue: first come, first served within a caller; round-robin between callers, so that the 60
-queries of one dashboard can't starve the single query of another; a deadline for each request.
+The callers take turns (see `Turns`), so that the 60 queries of one dashboard can't starve the single query of
+another. Each request has a deadline.
 
-Also hides how the project is shared with programs that we can't see. The cloud tells us only that a
+Hides how the project is shared with programs that we can't see. The cloud tells us only that a
 request was one too many, so each copy of the proxy follows three rules:
 
 - Give up: each refused request takes one slot off our `allowance`. The first refusal in a while, if we
@@ -26,12 +26,12 @@ import asyncio
 import math
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from weakref import WeakSet, WeakValueDictionary
 
 from proxy.errors import QueueTimeout
 from proxy.projects.slot_minutes import SlotMinutes
+from proxy.projects.turns import Turn, Turns
 from proxy.projects.uploads import Uploads
 
 RETRY_AFTER_CAP_S = 120
@@ -48,8 +48,6 @@ GAP_S = 0.2
 """How long a slot is left empty for other programs, while all slots of the allowance are in use."""
 GAP_EVERY_S = 8.0
 """How often each slot is left empty. With ten slots that is one every 0.8 s, and costs 2.5 % of the slots."""
-
-_Queue = OrderedDict[asyncio.Future[None], None]  # in order, and each waiter can leave it in O(1)
 
 
 class Slots:
@@ -68,7 +66,7 @@ class Slots:
         self._has_grown = False  # the last change of the allowance was a growth
         self._cool_down_s = COOL_DOWN_S[0]
         self._refused_at = -math.inf
-        self._queues: OrderedDict[Hashable, _Queue] = OrderedDict()  # the caller with the next turn is first
+        self._turns = Turns(self._end_overdue)
         self._release_every_s: float | None = None  # smoothed, and measured only while a request waits
         self._released_at = 0.0
         self._successor: Slots | None = None
@@ -88,13 +86,11 @@ class Slots:
             return
         self._successor = successor
         successor.in_use += self.in_use
-        for caller, queue in self._queues.items():
-            successor._queues.setdefault(caller, OrderedDict()).update(queue)
+        self._turns.move_to(successor._turns)
         if self.waiting and not successor.waiting:
             successor._released_at = self._released_at
         successor.waiting += self.waiting
         successor.minutes.note(successor.in_use, successor.waiting)
-        self._queues.clear()
         self.in_use = self.waiting = 0
         successor._grant()
 
@@ -206,25 +202,27 @@ class Slots:
         Raises `QueueTimeout`, with the time after which a retry may succeed. A cancelled call holds no
         slot: one that was granted in the same moment goes to the next request.
         """
-        if self._successor is not None:
-            await self._successor.acquire(caller, timeout_s, first=first)
-            return
         if self.try_acquire(caller):
             return
-        turn = self._enqueue(caller, first=first)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await turn
-        except TimeoutError:
-            if _was_granted(turn):
-                return
-            self._leave(caller, turn)
-            raise self._timed_out(timeout_s) from None
-        except BaseException:
-            if _was_granted(turn):
-                self.release()
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_end(error: QueueTimeout | None) -> bool:
+            if over.done():  # cancelled
+                return False
+            if error is None:
+                over.set_result(None)
             else:
-                self._leave(caller, turn)
+                over.set_exception(error)
+            return True
+
+        turn = self.enqueue(caller, timeout_s, on_end, first=first)
+        try:
+            await over
+        except asyncio.CancelledError:
+            if over.cancelled():
+                self.leave(turn)
+            elif over.exception() is None:
+                self.release()
             raise
 
     def release(self) -> None:
@@ -241,49 +239,46 @@ class Slots:
             self._measure()
             self._grant()
 
-    def _enqueue(self, caller: Hashable, *, first: bool) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
+    def enqueue(
+        self,
+        caller: Hashable,
+        timeout_s: float,
+        on_end: Callable[[QueueTimeout | None], bool],
+        *,
+        first: bool = False,
+    ) -> Turn:
+        """Wait for a slot, as `acquire` does, but without a task; see `Turn`."""
+        if self._successor is not None:
+            return self._successor.enqueue(caller, timeout_s, on_end, first=first)
+        turn = Turn(caller, timeout_s, on_end)
         if not self.waiting:
-            self._released_at = loop.time()
-        turn: asyncio.Future[None] = loop.create_future()
-        queue = self._queues.setdefault(caller, OrderedDict())
-        queue[turn] = None
-        if first:
-            queue.move_to_end(turn, last=False)
-            self._queues.move_to_end(caller, last=False)
+            self._released_at = asyncio.get_running_loop().time()
+        self._turns.add(turn, first=first)
         self.waiting += 1
         self.minutes.note(self.in_use, self.waiting)
         return turn
 
-    def _leave(self, caller: Hashable, turn: asyncio.Future[None]) -> None:
+    def leave(self, turn: Turn) -> None:
+        """Take a turn out of the queue; nothing happens if it is over."""
         if self._successor is not None:
-            self._successor._leave(caller, turn)  # noqa: SLF001 - the same class
+            self._successor.leave(turn)
             return
-        queue = self._queues.get(caller)
-        if queue is None or turn not in queue:
-            return  # `_grant` has removed it already
-        del queue[turn]
+        if self._turns.remove(turn):
+            self.waiting -= 1
+
+    def _end_overdue(self, turn: Turn) -> None:
         self.waiting -= 1
-        if not queue:
-            del self._queues[caller]
+        turn.on_end(_queue_timeout(self, turn.timeout_s, self._retry_after_s()))
 
     def _grant(self) -> None:
         while self.waiting and self.in_use < self._open:
-            turn = self._next_turn()
-            if not turn.done():  # a cancelled turn is done
-                self.in_use += 1
+            turn = self._turns.pop()
+            self.waiting -= 1
+            self.in_use += 1
+            if turn.on_end(None):
                 self.minutes.note(self.in_use, self.waiting)
-                turn.set_result(None)
-
-    def _next_turn(self) -> asyncio.Future[None]:
-        caller, queue = next(iter(self._queues.items()))
-        turn, _ = queue.popitem(last=False)
-        self.waiting -= 1
-        if queue:
-            self._queues.move_to_end(caller)
-        else:
-            del self._queues[caller]
-        return turn
+            else:
+                self.in_use -= 1
 
     def _measure(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -291,11 +286,6 @@ class Slots:
         before = self._release_every_s
         self._release_every_s = took_s if before is None else before + (took_s - before) / 8
         self._released_at = now
-
-    def _timed_out(self, timeout_s: float) -> QueueTimeout:
-        if self._successor is not None:
-            return self._successor._timed_out(timeout_s)  # noqa: SLF001 - the same class
-        return _queue_timeout(self, timeout_s, self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         """Seconds until each request that waits now would have a slot, at the pace of the last releases."""
@@ -313,10 +303,6 @@ def _queue_timeout(slots: Slots, timeout_s: float, retry_after_s: int) -> QueueT
         f"{shared} send fewer requests at once, or raise contentsquare.queue_timeout",
         retry_after_s=retry_after_s,
     )
-
-
-def _was_granted(turn: asyncio.Future[None]) -> bool:
-    return turn.done() and not turn.cancelled()
 
 
 class SharedSlots:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import pytest
 from support.cuts import reset
-from support.harness import OK, WAIT_S, Message, Upstream, gateway, read_message
+from support.harness import OK, WAIT_S, Message, Upstream, gateway, read_message, until
+from support.harness import Gateway as Proxy
 
+from proxy.gateway.gateway import Gateway
 from proxy.gateway.held_error import LIMIT_BYTES, HeldError
 
 CROWDED = json.dumps(
@@ -146,6 +150,71 @@ async def test_one_callers_many_queries_do_not_starve_another_caller() -> None:
         assert (await modest).status == 200
         assert sum(task.done() for task in greedy) < 10
         await asyncio.gather(*greedy)
+
+
+class Gate:
+    """A cloud whose answers wait until the gate is open; with ``closes``, each ends its connection."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.closes = False
+
+    async def script(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_message(reader)
+            await self.open.wait()
+            writer.write(OK)
+            await writer.drain()
+            if self.closes:
+                writer.close()
+                return
+
+
+@contextlib.asynccontextmanager
+async def held(queue_timeout_s: float = 60) -> AsyncIterator[tuple[Gate, Proxy, asyncio.Task[Message]]]:
+    """A proxy with one slot, and a call that holds it until the gate is open."""
+    gate = Gate()
+    limits = {"max_concurrency": 1, "queue_timeout": queue_timeout_s}
+    async with gateway(gate.script, contentsquare=limits) as proxy:
+        gate.open.set()
+        assert (await proxy.call(b"GET /v1/x")).status == 200  # leaves a connection to the cloud behind
+        gate.open.clear()
+        [project] = proxy.app.projects()
+        first = asyncio.create_task(proxy.call(b"GET /v1/x"))
+        await until(lambda: project.slots.in_use)
+        yield gate, proxy, first
+        gate.open.set()
+        assert (await first).status == 200
+        assert (project.running, project.slots.in_use, project.slots.waiting) == (0, 0, 0)
+
+
+async def test_a_request_that_waits_for_a_slot_is_answered_without_a_task_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with held() as (gate, proxy, first):
+        monkeypatch.setattr(Gateway, "run", None)
+        [project] = proxy.app.projects()
+        second = asyncio.create_task(proxy.call(b"GET /v1/x"))
+        await until(lambda: project.slots.waiting)
+        gate.open.set()
+        assert [(await call).status for call in (first, second)] == [200, 200]
+
+
+async def test_a_request_whose_slot_comes_without_a_connection_makes_one() -> None:
+    async with held() as (gate, proxy, first):
+        gate.closes = True
+        [project] = proxy.app.projects()
+        second = asyncio.create_task(proxy.call(b"GET /v1/x"))
+        await until(lambda: project.slots.waiting)
+        gate.open.set()
+        assert [(await call).status for call in (first, second)] == [200, 200]
+
+
+async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:
+    async with held(0.1) as (_, proxy, _first):
+        answer = await proxy.call(b"GET /v1/x")
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
+        assert b"busy for 0.1 s" in answer.body
 
 
 async def test_a_waiting_caller_that_leaves_gives_its_place_away() -> None:

@@ -428,12 +428,12 @@ async def seconds_until_cut(taken_at: Callable[[float], int], *, waits_from_s: f
         Api.METRICS,
         b"/v1/x",
         upstreams,
+        waits=(watch := StallWatch(lambda: [request], ServerSettings)),
         queue_timeout_s=60,
         ended=lambda _: None,
     )
     assert slots.try_acquire("a")
     exchange.hold_slot(slots)
-    watch = StallWatch(lambda: [request], ServerSettings)
     watch.begin_wait()
     loop = asyncio.get_running_loop()
     began_at = loop.time()

@@ -107,6 +107,25 @@ async def test_no_time_at_all_means_no_wait() -> None:
     assert (slots.in_use, slots.waiting) == (1, 0)
 
 
+def test_each_waiting_request_is_told_at_its_own_deadline() -> None:
+    told: dict[float, float] = {}
+
+    async def wait(slots: Slots, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        with pytest.raises(QueueTimeout):
+            await slots.acquire(timeout_s, timeout_s)
+        told[timeout_s] = loop.time() - began_at
+
+    async def all_wait() -> None:
+        slots = taken(1)
+        await asyncio.gather(*(wait(slots, timeout_s) for timeout_s in (3.0, 1.0, 2.0, 4.0)))
+        assert slots.waiting == 0
+
+    in_virtual_time(all_wait())
+    assert told == {timeout_s: pytest.approx(timeout_s, abs=0.002) for timeout_s in (1.0, 2.0, 3.0, 4.0)}
+
+
 async def test_the_time_to_come_back_follows_the_pace_and_the_length_of_the_queue() -> None:
     slots = taken(1)
     queue = Queue(slots)
@@ -225,7 +244,7 @@ async def test_nothing_is_kept_about_callers_that_left() -> None:
     for task in queue.tasks.values():
         task.cancel()
     await settle()
-    assert not queue.slots._queues
+    assert not queue.slots._turns
 
 
 async def test_a_thousand_waiters_share_ten_slots_without_loss() -> None:
@@ -297,7 +316,7 @@ async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str
     for task in tasks.values():
         task.cancel()
     await asyncio.gather(*tasks.values(), return_exceptions=True)
-    assert (slots.waiting, len(slots._queues)) == (0, 0)
+    assert (slots.waiting, len(slots._turns)) == (0, 0)
     for _ in range(slots.in_use):
         slots.release()
     assert all(slots.try_acquire("a") for _ in range(slots.limit))

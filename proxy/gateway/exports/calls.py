@@ -72,6 +72,7 @@ class OwnCalls:
             api,
             target,
             self._upstreams,
+            waits=self._stalls,
             queue_timeout_s=self._queue_timeout_s,
             ended=lambda _: None,
         )
@@ -81,7 +82,7 @@ class OwnCalls:
         self.project.running += 1
         try:
             async with asyncio.timeout(None) as collector.limit:
-                await tries.run(exchange, self._stalls)
+                await tries.run(exchange)
         except TimeoutError:
             raise _unusable(f"it is longer than {MOST_BYTES >> 20} MiB") from None
         finally:

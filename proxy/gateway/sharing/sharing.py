@@ -26,7 +26,6 @@ from proxy.gateway.exchange import Exchange
 from proxy.gateway.rewrite import end_of_head, part_head
 from proxy.gateway.sharing.cache_rules import Terms, key_of, terms_of
 from proxy.gateway.sharing.recording import Change, Note, Recording, cache_status
-from proxy.gateway.stalls import StallWatch
 from proxy.http1.ranges import NotSatisfiable, asked_range
 from proxy.projects.shared_answers import Key, RunningAnswer, SharedAnswers
 from proxy.projects.stored import Answer
@@ -53,7 +52,7 @@ def try_now(exchange: Exchange, answers: SharedAnswers) -> bool:
     return True
 
 
-async def run(exchange: Exchange, answers: SharedAnswers, stalls: StallWatch) -> bool:
+async def run(exchange: Exchange, answers: SharedAnswers) -> bool:
     """Answer the request by a shared answer, or as `tries.run` does; returns and raises the same."""
     request = exchange.request
     found = _find(exchange, answers) if exchange.recorder is None else None
@@ -65,7 +64,7 @@ async def run(exchange: Exchange, answers: SharedAnswers, stalls: StallWatch) ->
             found = _find(exchange, answers, then=b"; collapsed=?0")
         else:
             exchange.recorder, found = Note(found.why + b"; collapsed=?0"), None
-    return await (tries.run(exchange, stalls) if found is None else _write(request, found, "hit"))
+    return await (tries.run(exchange) if found is None else _write(request, found, "hit"))
 
 
 def _find(exchange: Exchange, answers: SharedAnswers, *, then: bytes = b"") -> Answer | RunningAnswer | None:
