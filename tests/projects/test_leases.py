@@ -1,14 +1,20 @@
-"""`proxy.projects.leases`: the log redacts the tokens in use, and those of a moment ago."""
+"""`proxy.projects.leases`: which are kept fresh; the log redacts the tokens in use, and the last ones."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from support.clocks import FakeClock
+from support.keeping import HOUR, Endpoint
 
 from proxy.contentsquare import Api
 from proxy.logs.setup import redactor
-from proxy.projects.leases import REDACTED_TOKENS, RedactedTokens
+from proxy.projects.leases import REDACTED_TOKENS, Leases, RedactedTokens
+from proxy.tokens import Lease
+from proxy.tokens.demand import IDLE_LIVES, Demand
 
 TOKENS = [f"token-number-{number}-of-this-test" for number in range(REDACTED_TOKENS + 1)]
 
@@ -40,3 +46,45 @@ def test_a_token_that_two_projects_use_is_redacted_until_neither_does(tokens: Re
     assert hidden(TOKENS[0])
     successor.clear()
     assert not hidden(TOKENS[0])
+
+
+async def test_in_a_day_a_replica_fetches_tokens_only_for_what_requests_use() -> None:
+    clock = FakeClock()
+    endpoints: dict[Api, Endpoint] = {}
+    uses: Counter[Api] = Counter()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def fetch(api: Api) -> Lease:
+        return await endpoints.setdefault(api, Endpoint(clock, HOUR)).fetch()
+
+    leases = Leases(
+        "shop",
+        fetch,
+        outage=lambda: None,
+        demand=lambda api: Demand(
+            lambda: api is Api.METRICS, lambda: uses[api], lambda: False, clock.monotonic
+        ),
+        spawn=lambda work: tasks.append(asyncio.create_task(work)),
+        clock=clock,
+        on_event=lambda *_: None,
+    )
+    start = clock.now
+    for api in (Api.METRICS, Api.SURVEYS, Api.DATA_EXPORT):  # the first stands in apis
+        leases.make(api)
+    for _ in range(24 * 6):
+        uses[Api.SURVEYS] += clock.now - start < 6 * HOUR  # every ten minutes for six hours
+        await clock.advance(HOUR / 6)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    leases.forget_tokens()
+
+    # A refresh is due at half of a lifetime, 10 % sooner or later, and the first lease is there at once.
+    kept, used, once = (
+        [(at - start) / HOUR for at in endpoints[api].calls]
+        for api in (Api.METRICS, Api.SURVEYS, Api.DATA_EXPORT)
+    )
+    assert 24 / 0.55 - 1 <= len(kept) <= 24 / 0.45 + 2
+    assert 6 <= used[-1] < 6 + IDLE_LIVES + 0.6
+    assert once[-1] < IDLE_LIVES + 0.01
+    assert 4 <= len(once) <= 5
