@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 from proxy import __version__
 from proxy.cli.snippets import gateway, portable
 from proxy.cli.snippets.callers import UNIX_SOCKET
+from proxy.config.files import user_files
 from proxy.config.settings import LOCALHOST, ServerSettings, Settings
 from proxy.origin import bracketed
 
@@ -45,6 +46,8 @@ def values(platform: str, settings: Settings, own: Sequence[str]) -> dict[str, s
         return general | _compose(settings)
     if platform == "systemd":
         return general | _systemd(settings, own)
+    if platform == "launchd":
+        return general | _launchd(settings, own)
     if platform == "gateway":
         return general | gateway.values(settings)
     if platform == "hosts":
@@ -185,4 +188,20 @@ def _windows(own: Sequence[str]) -> dict[str, str]:
         "windows_pythonw": escape(windowless),
         "windows_program": escape(own[0]),
         "windows_arguments": escape(subprocess.list2cmdline(own[1:])),
+    }
+
+
+def _launchd(settings: Settings, own: Sequence[str]) -> dict[str, str]:
+    """The values of a property list for the user that prints it (launchd.plist(5))."""
+    logs = Path.home() / "Library/Logs"
+    config = settings.source or user_files(os.environ)[-1]
+    log = (
+        "\n  <key>EnvironmentVariables</key>\n  <dict>\n    <key>CSQ_PROXY_LOG__FILE</key>\n"
+        f"    <string>{escape(str(logs / 'csq-proxy.log'))}</string>\n  </dict>"
+    )
+    arguments = (*own, "serve", "--config", str(config))
+    return {
+        "launchd_arguments": "\n".join(f"    <string>{escape(word)}</string>" for word in arguments),
+        "launchd_log": log if settings.log.file is None else "",
+        "launchd_errors": escape(str(logs / "csq-proxy.err")),
     }

@@ -40,7 +40,16 @@ FOR_CALLERS = (
     "airbyte",
     "tap-rest-api-msdk",
 )
-FOR_OPERATORS = ("kubernetes", "compose", "systemd", "windows", "hosts", "gateway", "grafana-dashboard")
+FOR_OPERATORS = (
+    "kubernetes",
+    "compose",
+    "systemd",
+    "launchd",
+    "windows",
+    "hosts",
+    "gateway",
+    "grafana-dashboard",
+)
 _IN_CLOUDS = ("looker",)
 """The tools that call from their vendor's computers."""
 _MARKS = {

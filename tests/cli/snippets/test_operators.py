@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import plistlib
 import re
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -16,7 +19,7 @@ from xml.etree import ElementTree as ET
 import kubernetes_validate
 import pytest
 import yaml
-from support.commands import write
+from support.commands import CONFIG, STARTUP_S, needs_signals, write
 from support.harness import WAIT_S
 from support.snippets import (
     FULL,
@@ -42,11 +45,13 @@ def test_operators_have_the_default_port_where_it_is_any_free_one(what: str) -> 
     assert text(what, settings_of(server={"port": 0})) == text(what, settings_of())
 
 
-@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "windows"])
+@pytest.mark.parametrize("what", ["kubernetes", "compose", "systemd", "launchd", "windows"])
 def test_the_platform_waits_longer_than_a_drain_may_take(what: str) -> None:
     assert "45" in text(what, settings_of())
     shown = text(what, settings_of(server={"drain_timeout": 119.5}))
-    assert re.search(r"(?:Seconds: |stop_grace_period: |TimeoutStopSec=|<stoptimeout>)135s?\b", shown)
+    assert re.search(
+        r"(?:Seconds: |stop_grace_period: |TimeoutStopSec=|<stoptimeout>|<integer>)135s?\b", shown
+    )
 
 
 def mounted(folder: Path, config: str, place: str) -> Settings:
@@ -288,12 +293,57 @@ def test_a_path_with_spaces_and_signs_survives() -> None:
     assert task.findtext(f"{TASK}Actions/{TASK}Exec/{TASK}Command") == r"C:\R & D\pythonw.exe"
 
 
+@needs_signals
+def test_launchd_starts_it_with_the_user_s_configuration_a_log_file_and_no_variable_of_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "Library/Logs").mkdir(parents=True)
+    settings = load(write(tmp_path / "R & D.toml", CONFIG))
+    shown = plistlib.loads(text("launchd", settings, own=(sys.executable, "-m", "proxy")).encode())
+    assert shown["Label"] == "csq-proxy"
+    assert shown["KeepAlive"] == {"SuccessfulExit": False}
+    assert (shown["RunAtLoad"], shown["ThrottleInterval"], shown["ExitTimeOut"]) == (True, 30, 45)
+    log = tmp_path / "Library/Logs/csq-proxy.log"
+    assert shown["EnvironmentVariables"] == {"CSQ_PROXY_LOG__FILE": str(log)}
+    with Path(shown["StandardErrorPath"]).open("wb") as errors:
+        proxy = subprocess.Popen(
+            shown["ProgramArguments"],
+            env={"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+            | shown["EnvironmentVariables"],
+            cwd="/",
+            stderr=errors,
+        )
+    try:
+        ends = time.monotonic() + STARTUP_S
+        while time.monotonic() < ends and not (log.exists() and '"listening"' in log.read_text("utf-8")):
+            time.sleep(0.02)
+        proxy.terminate()
+        assert proxy.wait(STARTUP_S) == 0
+    finally:
+        proxy.kill()
+        proxy.wait(STARTUP_S)
+    assert '"stopped"' in log.read_text("utf-8")
+
+
+def test_launchd_has_absolute_paths_and_the_configured_log(tmp_path: Path) -> None:
+    settings = settings_of(log={"file": str(tmp_path / "x.log")})
+    shown = plistlib.loads(text("launchd", settings, own=("/R & D/csq-proxy",)).encode())
+    program, serve, flag, config = shown["ProgramArguments"]
+    assert (program, serve, flag) == ("/R & D/csq-proxy", "serve", "--config")
+    assert config == str(Path.home() / ".config/csq-proxy/config.toml")  # where init writes it
+    assert "EnvironmentVariables" not in shown
+    for line in ("launchctl bootstrap gui/$UID ", "launchctl bootout gui/$UID/csq-proxy\n"):
+        assert line in text("launchd", settings)
+
+
 def test_the_windows_snippet_is_two_files_of_xml() -> None:
     shown = text("windows", settings_of(), python=r"C:\venv\Scripts\python.exe")
     task, service = (
         ET.fromstring(part) for part in (shown.split("</Task>")[0] + "</Task>", shown.split("</Task>")[1])
     )
     assert task.findtext(f"{TASK}Actions/{TASK}Exec/{TASK}Command") == r"C:\venv\Scripts\pythonw.exe"
+    assert '       [log]\n       file = "csq-proxy.log"\n' in shown  # without a window, no log is seen
     assert service.findtext("id") == "csq-proxy"
 
 
