@@ -140,7 +140,11 @@ ELSEWHERE = {
             "cli/test_manual::test_the_wheel_and_the_source_have_it_and_what_the_shells_load",
             "cli/test_completion::test_a_shell_itself_completes_with_what_the_wheel_installs",
         ),
-        "requests in flight have `drain_timeout` to finish, and are cut after it; then exit code 0": (
+        "After it, those that wait are answered with `PROXY_STOPPING`, and answers that have begun are cut": (
+            "app/test_end_of_drain::test_a_caller_that_waits_for_contentsquare_is_told_that_the_proxy_stops",
+            "app/test_end_of_drain::test_an_answer_that_has_begun_is_cut_and_the_log_says_by_whom",
+        ),
+        "requests in flight have `drain_timeout` to finish": (
             "app/test_app::test_a_running_request_finishes_while_the_proxy_stops",
             "app/test_app::test_a_request_that_does_not_finish_in_time_is_aborted",
         ),

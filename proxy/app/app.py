@@ -40,6 +40,8 @@ from proxy.server.request import Listener
 _POLL_S = 0.02
 LONGEST_POLL_S = 1.0
 """The longest time, in seconds, between two looks at whether a replaced project is in use."""
+LAST_ANSWERS_S = 0.5
+"""How long a stop waits, in seconds, for callers to take the answers to requests that it ended."""
 SWEEP_S = 60.0
 """Seconds between two looks for idle projects, and for credentials that end."""
 
@@ -264,7 +266,10 @@ class App:
                     await asyncio.sleep(_POLL_S)
 
     async def drain(self, kill: asyncio.Event) -> None:
-        """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``."""
+        """Take no new requests and wait for the running ones, ``drain_timeout`` at most or until ``kill``.
+
+        Then end those that are left, and give their callers `LAST_ANSWERS_S` to take the answers.
+        """
         self.overview.is_stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
@@ -272,8 +277,13 @@ class App:
         await self._listeners.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
-                while not kill.is_set() and self._listeners.close_idle():
+                while self._listeners.close_idle() and not kill.is_set():
                     await asyncio.sleep(_POLL_S)
+        if self._gateway.end_requests():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_ANSWERS_S):
+                    while any(self._listeners.connections()):
+                        await asyncio.sleep(_POLL_S)
 
 
 class _Background:

@@ -17,6 +17,7 @@ from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamErr
 from proxy.gateway.held_error import HeldError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
 from proxy.http1 import Field, ResponseHead, chunk, last_chunk
+from proxy.server.body import RequestBody
 from proxy.server.request import Request, WritingPeer
 from proxy.tokens import Lease
 from proxy.upstream.connection import CloudConnection
@@ -157,6 +158,14 @@ class Attempt:
             self._detach()
             self._connection.abandon(self)
 
+    def stop(self, error: ProxyError) -> None:
+        """End the attempt: with ``error`` if no part of an answer went to the caller, else cut the answer."""
+        self._connection.abandon(self)
+        if self._request.head_sent:
+            self._abort_caller()
+        else:
+            self._end(Outcome.FAILED, error)
+
     def _end(self, outcome: Outcome, error: UpstreamError | ProxyError | None = None) -> None:
         if not self.is_over:
             self._detach()
@@ -192,11 +201,7 @@ class Attempt:
 
     def on_request_broken(self, error: ProxyError) -> None:
         """The caller's framing is malformed: the cloud must not take the request for whole."""
-        self._connection.abandon(self)
-        if self._request.head_sent:
-            self._abort_caller()
-        else:
-            self._end(Outcome.FAILED, error)
+        self.stop(error)
 
     # ResponseSink: from the cloud to the caller
 
@@ -288,14 +293,7 @@ class Attempt:
         ):
             self._end(Outcome.STALE)
         else:
-            self._end(Outcome.FAILED, self._blamed(error))
-
-    def _blamed(self, error: UpstreamError) -> UpstreamError | RequestTimeout:
-        """The error; if the cloud was silent because content is missing, an error that blames the caller."""
-        body = self._request.body
-        if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
-            return RequestTimeout("The request's content did not come in time; send it again.")
-        return error
+            self._end(Outcome.FAILED, _blamed(error, self._request.body))
 
     def on_writable(self, *, writable: bool) -> None:
         """The cloud takes the content more slowly than the caller sends it, or has caught up."""
@@ -308,3 +306,10 @@ class Attempt:
         self.keep = False
         self._request.connection.abort()
         self._end(Outcome.CUT)
+
+
+def _blamed(error: UpstreamError, body: RequestBody) -> UpstreamError | RequestTimeout:
+    """The error; if the cloud was silent because content is missing, an error that blames the caller."""
+    if isinstance(error, UpstreamSilent) and not body.complete and not body.is_paused:
+        return RequestTimeout("The request's content did not come in time; send it again.")
+    return error

@@ -9,15 +9,17 @@ from proxy.errors import (
     LoopDetected,
     ProxyError,
     ProxyLoop,
+    Stopping,
     UpstreamError,
     UpstreamSilent,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from proxy.gateway.exchange import Exchange
 from proxy.tokens import Lease
 
 RETRY_AFTER_S: Final = 5
-"""Seconds, for a cloud that could not be reached, or sent nothing."""
+"""Seconds, for a cloud that could not be reached, or sent nothing, and for a proxy that stops."""
 
 
 def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool) -> ProxyError:
@@ -47,4 +49,17 @@ def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool
         " `csq-proxy check --live` helps to find why.",
         proxy_status=error.proxy_status,
         retry_after_s=retry_after_s,
+    )
+
+
+def answer_at_stop(exchange: Exchange | None) -> Stopping:
+    """The answer to a request that waits when the drain is over; ``exchange`` None: it is not forwarded."""
+    if exchange is not None and exchange.changes and exchange.request.facts.sent_at:
+        return Stopping(
+            "The proxy stops, and did not wait any longer for Contentsquare's answer. The call may have been"
+            " made: check before you send it again."
+        )
+    return Stopping(
+        "The proxy stops, and did not wait any longer for the answer; try again in a moment.",
+        retry_after_s=RETRY_AFTER_S,
     )

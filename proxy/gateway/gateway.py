@@ -23,6 +23,7 @@ from proxy.gateway.entrance import enter
 from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.gateway.exports.exports import PREFIX as EXPORTS
 from proxy.gateway.exports.exports import Exports
+from proxy.gateway.failures import answer_at_stop
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
 from proxy.gateway.own import OwnPaths, asks_for_page, is_own
@@ -61,6 +62,7 @@ class Gateway:
         self._wrong_keys = WrongKeys()
         oauth = LocalOAuth(lambda: self.generation)
         self._in_flight: Counter[str] = Counter()
+        self._requests = requests
         self._stalls = StallWatch(requests, lambda: self.generation.settings.server)
         self._exports = Exports(self._stalls, overview.recent)
         self._own = OwnPaths(Admin(overview), self._exports, oauth, quit_)
@@ -68,6 +70,30 @@ class Gateway:
     def close(self) -> None:
         """Forget what is kept between requests. No request may be running."""
         self._exports.close()
+
+    def end_requests(self) -> bool:
+        """Answer the requests that wait, soon, and cut the answers that have begun; whether there were any.
+
+        A request is answered with PROXY_STOPPING.
+        """
+        requests = [*self._requests()]
+        for request in requests:
+            exchange = exchange_of(request)
+            attempt = None if exchange is None else exchange.attempt
+            if attempt is not None and attempt.is_final and attempt.is_over:
+                continue
+            request.facts.is_stopped = True
+            if attempt is None or attempt.is_over:
+                request.connection.cancel()
+            else:
+                attempt.stop(self._stopped(request))
+        return bool(requests)
+
+    def _stopped(self, request: Request) -> Stopping:
+        """The answer to a request that ends as the proxy stops; if it has begun, note why it is cut."""
+        if request.head_sent:
+            request.facts.cut_because = "the proxy stopped before its end"
+        return answer_at_stop(exchange_of(request))
 
     # The two engines (see `proxy.gateway.exchange`)
 
@@ -102,11 +128,15 @@ class Gateway:
     async def run(self, request: Request) -> bool:
         """Answer a request, or go on after `try_now`; whether the connection can be kept.
 
-        Raises nothing but CancelledError.
+        Raises nothing but CancelledError: the caller has left.
         """
         try:
             try:
                 return await self._answer(request)
+            except asyncio.CancelledError:
+                if not request.facts.is_stopped:
+                    raise
+                failure: Exception = self._stopped(request)
             except Exception as exc:  # noqa: BLE001 - the one place where a bug in a request is met
                 # A traceback leads back to this frame: the request would wait for the garbage collector.
                 failure = exc.with_traceback(None) if isinstance(exc, ProxyError) else exc

@@ -217,8 +217,7 @@ class CallerConnection(CallerSocket):
         task, self._task = self._task, None  # an ended task would keep the transport until a collection
         if task is not None:
             task.cancel()
-        # Both refer to the connection. In a flood, lost connections would wait for the garbage collector, and
-        # the memory of TLS with them.
+        # Both refer to the connection: in a flood, lost ones and TLS memory would wait for a collection.
         del self._parser, self._watch
 
     # From the queue to the handler
@@ -248,6 +247,11 @@ class CallerConnection(CallerSocket):
         """Let `Handler.run` go on with the current request."""
         if self.current is not None:
             self._task = self._loop.create_task(self._run(self.current))
+
+    def cancel(self) -> None:
+        """Cancel `Handler.run`, if it is at work; not before its first step, or it could not answer."""
+        if self._task is not None:
+            self._loop.call_soon(self._task.cancel)
 
     async def _run(self, request: Request) -> None:
         try:

@@ -15,6 +15,7 @@ class Facts:
         "cut_because",
         "error_code",
         "is_relayed",
+        "is_stopped",
         "project",
         "refusal",
         "replays",
@@ -54,4 +55,6 @@ class Facts:
         self.is_relayed = False
         """Whether an answer without an exchange holds what Contentsquare, or its storage, answered."""
         self.cut_because: str | None = None
-        """Why the answer was cut after its head had gone out."""
+        """Why the proxy cut the connection before the answer was whole; None if it didn't."""
+        self.is_stopped = False
+        """Whether the request has to end now, because the proxy has stopped."""

@@ -118,6 +118,9 @@ class Connection(Source, Protocol):
     def interrupted(self) -> None:
         """`Handler.run` has to go on with the current request, because something must be waited for."""
 
+    def cancel(self) -> None:
+        """Cancel `Handler.run`, if it is at work."""
+
     def abort(self) -> None:
         """Reset the connection, so that the part of an answer that was sent doesn't look whole."""
 

@@ -136,6 +136,8 @@ class CallerServer(Server):
             if connection.is_idle:
                 connection.close()
             if now - self._stopping_since >= GRACE_S and connection.is_dispensable:
+                if connection.current is not None:
+                    connection.current.facts.cut_because = "the proxy stopped before its answer"
                 connection.abort()
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002 - aiohttp's
