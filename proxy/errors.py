@@ -4,6 +4,7 @@ Imports no other module of the package. The tree::
 
     CsqProxyError
     |- ConfigError                     the configuration can't be used; exit code 2
+    |  `- NothingConfigured            no place has a project or an account
     |- ListenError                     a listener can't be opened; exit code 1
     |- OutputLost                      a command's output can't be written; exit code 1
     |- TokenFetchError                 one token request failed: transient or permanent
@@ -37,6 +38,10 @@ class ConfigError(CsqProxyError):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class NothingConfigured(ConfigError):
+    """The configuration is good, but no place of it has a project or an account."""
 
 
 class ListenError(CsqProxyError):

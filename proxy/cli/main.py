@@ -334,24 +334,19 @@ def snippets(
         ),
     ] = None,
     config: ConfigOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="The URL of a running proxy, for its texts.",
+            show_default="where no project is configured, the proxy on this computer",
+        ),
+    ] = None,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Print ready text for a tool or for operators; without --for, the texts for all tools."""
-    import datetime as dt  # noqa: PLC0415
+    from proxy.cli.show_snippets import show  # noqa: PLC0415
 
-    from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, for_callers, text_of  # noqa: PLC0415
-    from proxy.config.load import load  # noqa: PLC0415
-
-    if what is not None and what not in FOR_CALLERS + FOR_OPERATORS:
-        raise ConfigError(
-            f"--for {what}: there are {', '.join(FOR_CALLERS)}; for operators {', '.join(FOR_OPERATORS)}"
-        )
-    settings = load(config)
-    today = dt.datetime.now(dt.UTC).date()
-    for one in for_callers(settings) if what is None else (what,):
-        text = text_of(one, settings, project, today=today, own=own_command())
-        say(f"--- {one}\n\n{text}" if what is None else text.rstrip("\n"))
-    if what is None:
-        say(f"--- for operators: --for {', '.join(FOR_OPERATORS)}")
+    show(project, what, config=config, url=url, key_file=key_file)
 
 
 @cli.command()

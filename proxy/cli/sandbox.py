@@ -28,18 +28,22 @@ async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket]
     """Run a proxy for the sandbox's projects until a signal. ``flags`` are overrides for `load`."""
     signals = Signals()
     async with Sandbox() as sandbox:
-        await serve(_settings(sandbox, flags), signals, announce=announce, passed=passed, page_texts=texts)
+        await serve(
+            demo_settings(sandbox, flags), signals, announce=announce, passed=passed, page_texts=texts
+        )
 
 
-def _settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
+def demo_settings(sandbox: Sandbox, flags: Mapping[str, object]) -> Settings:
+    """The settings for the sandbox's projects; without its addresses where the sandbox isn't entered."""
     environ = {name: value for name, value in os.environ.items() if name.startswith(_FROM_ENVIRONMENT)}
+    addresses = {
+        "auth_url": sandbox.auth_url,
+        "allowed_endpoints": sandbox.hosts,
+        "allowed_downloads": [sandbox.storage_host],
+    }
     overrides = {
         **flags,
-        "contentsquare": {
-            "auth_url": sandbox.auth_url,
-            "allowed_endpoints": sandbox.hosts,
-            "allowed_downloads": [sandbox.storage_host],
-        },
+        "contentsquare": addresses if sandbox.auth_url else {},
         "projects": {
             project.name: {
                 "client_id": project.client_id,

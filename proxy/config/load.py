@@ -18,7 +18,7 @@ from proxy.config.files import absolute, find_config_file, passed_over, read_tab
 from proxy.config.keys import ANY_NAME, Leaf, Schema, schema
 from proxy.config.messages import Fault, KeyPath, dotted, explain
 from proxy.config.settings import ServerSettings, Settings
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, NothingConfigured
 from proxy.secret import Secret
 
 Layer: TypeAlias = dict[str, Any]
@@ -76,7 +76,7 @@ def _load(
     loading.faults.extend(loading.line(fault) for fault in checks.check(settings) if loading.stands(fault))
     if not loading.faults and not (settings.projects or settings.accounts):
         others = passed_over(config_file, environ) if search else ()
-        loading.faults.append(
+        raise NothingConfigured(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
             'or "csq-proxy serve --sandbox" to try it without credentials'
             + (f"; passed over: {', '.join(others)}" if others else "")
