@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from proxy.contentsquare import Api
-from proxy.errors import QueueTimeout
+from proxy.errors import ProxyError, QueueTimeout
 from proxy.gateway.attempt import Attempt, Recorder
 from proxy.gateway.policy import may_change_data
 from proxy.gateway.rewrite import request_head
@@ -199,11 +199,28 @@ class Exchange:
         if not self._is_attended:
             if self.attempt is not None:
                 self.attempt.abandon()
-            if self._turn is not None:
-                self._queued_at.leave(self._turn)
-                self._turn = None
-                self.end_wait()
+            self._leave_queue()
             self.finish(keep=False)
+
+    def stop(self, error: ProxyError) -> bool:
+        """End the request with ``error``, or cut its answer; False: its coroutine has to be cancelled."""
+        if self._leave_queue():
+            self.request.facts.refusal = error
+            self.request.connection.interrupted()
+            return True
+        if self.attempt is None or self.attempt.is_over:
+            return False
+        self.attempt.stop(error)
+        return True
+
+    def _leave_queue(self) -> bool:
+        """Whether the request was waiting for a slot without a task; it isn't any more."""
+        if self._turn is None:
+            return False
+        self._queued_at.leave(self._turn)
+        self._turn = None
+        self.end_wait()
+        return True
 
     # The slot
 

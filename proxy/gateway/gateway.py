@@ -76,17 +76,14 @@ class Gateway:
 
         A request is answered with PROXY_STOPPING.
         """
-        requests = [*self._requests()]
+        # Requests that wait come first: none of them may be sent in the slot of another one that ends.
+        requests = sorted(self._requests(), key=_is_under_way)
         for request in requests:
-            exchange = exchange_of(request)
-            attempt = None if exchange is None else exchange.attempt
-            if attempt is not None and attempt.is_final and attempt.is_over:
-                continue
-            request.facts.is_stopped = True
-            if attempt is None or attempt.is_over:
-                request.connection.cancel()
-            else:
-                attempt.stop(self._stopped(request))
+            if not _is_delivered(request):
+                request.facts.is_stopped = True
+                exchange = exchange_of(request)
+                if exchange is None or not exchange.stop(self._stopped(request)):
+                    request.connection.cancel()
         return bool(requests)
 
     def _stopped(self, request: Request) -> Stopping:
@@ -289,3 +286,15 @@ class Gateway:
         frames = traceback.extract_tb(bug.__traceback__)
         place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
+
+
+def _is_under_way(request: Request) -> bool:
+    exchange = exchange_of(request)
+    return exchange is not None and exchange.attempt is not None
+
+
+def _is_delivered(request: Request) -> bool:
+    """Whether the answer is complete, though the request's coroutine has not gone on yet."""
+    exchange = exchange_of(request)
+    attempt = None if exchange is None else exchange.attempt
+    return attempt is not None and attempt.is_over and attempt.is_final

@@ -236,6 +236,20 @@ async def test_a_stranger_whose_request_was_still_coming_is_not_taken_for_one_th
     assert line["reason"] == "the proxy stopped before its answer"
 
 
+async def test_a_request_that_waits_for_a_slot_is_not_sent_as_an_answer_is_cut() -> None:
+    cloud = Silent(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab")
+    async with stopping(cloud, contentsquare={"max_concurrency": 1}) as proxy:
+        await warm(proxy)
+        streaming = await asked(proxy, b"GET /v1/x")
+        assert await asyncio.wait_for(streaming.readuntil(b"ab"), WAIT_S)
+        waiting = await asked(proxy, b"POST /v1/x", b"Content-Length: 0")
+        [project] = proxy.app.projects()
+        await until(lambda: project.slots.waiting)
+        await drain(proxy)
+        assert b"try again in a moment" in (await last_answer(waiting)).body
+        assert cloud.requests == 1
+
+
 # After the first byte
 
 
