@@ -3,11 +3,13 @@
 The compiled modules need less than half of the CPU time. The wheel then fits one platform and one version of
 Python, and the build needs a C compiler. The modules are compiled in a temporary folder, so that no extension
 module stays beside the sources and goes stale; an editable install is never compiled.
+``CSQ_PROXY_COMPILE_FOR=aarch64`` makes the wheel for Linux on that machine, by a ``CC`` that compiles for it.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -80,8 +82,13 @@ class CompiledHook(BuildHookInterface[Any]):
         self._folder = TemporaryDirectory()
         folder = Path(self._folder.name)
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
-        for path in compiled(Path(self.root), folder):
+        machine = os.environ.get("CSQ_PROXY_COMPILE_FOR", "")
+        if machine:
+            python = "cp{}{}".format(*sys.version_info)
+            build_data["tag"] = f"{python}-{python}-linux_{machine}"
+        else:
+            build_data["infer_tag"] = True
+        for path in compiled(Path(self.root), folder, machine):
             build_data["force_include"][str(path)] = str(path.relative_to(folder))
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
@@ -90,8 +97,16 @@ class CompiledHook(BuildHookInterface[Any]):
             self._folder.cleanup()
 
 
-def compiled(root: Path, folder: Path) -> list[Path]:
-    """Compile the sources of ``root`` in ``folder``; return the extension modules, or exit on failure."""
+def compiled(root: Path, folder: Path, machine: str) -> list[Path]:
+    """Compile the sources of ``root`` in ``folder``; return the extension modules, or exit on failure.
+
+    ``machine`` is the kind of machine that they are for; empty for this one.
+    """
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+    environ = dict(os.environ)
+    if machine:
+        suffix = suffix.replace(platform.machine(), machine)
+        environ.update(_PYTHON_HOST_PLATFORM=f"linux-{machine}", SETUPTOOLS_EXT_SUFFIX=suffix)
     shutil.copytree(root / "proxy", folder / "proxy")
     sources = [str(path.relative_to(folder)) for path in _sources(folder / "proxy")]
     version = "{}.{}".format(*sys.version_info)
@@ -99,6 +114,7 @@ def compiled(root: Path, folder: Path) -> list[Path]:
     made = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=folder,
+        env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,7 +124,6 @@ def compiled(root: Path, folder: Path) -> list[Path]:
         sys.exit(
             f"The modules can't be compiled; leave CSQ_PROXY_COMPILE out for a wheel without.\n{made.stdout}"
         )
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return [*folder.glob(f"*{suffix}"), *folder.glob(f"proxy/**/*{suffix}")]
 
 
