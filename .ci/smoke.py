@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ SECRET = "import os; assert '_MEI' not in os.environ.get('LD_LIBRARY_PATH', '');
 
 
 def main() -> None:
-    command = sys.argv[1:]
+    command = [str(Path(shutil.which(sys.argv[1]) or sys.argv[1]).absolute()), *sys.argv[2:]]
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environ = {**os.environ, **dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), folder)}
         Path(folder, "config.toml").write_text(
