@@ -135,6 +135,8 @@ class App:
         self._generation = self._gateway.generation = self._generations.next(first, None).generation
         self._generation.redact()
         self._warn_of_environment()
+        if places := self._settings.passed_over:
+            self._log_event("configuration_passed_over", {"places": places})
         if files := unchecked(self._settings.files):
             self._log_event("files_unchecked", {"files": [str(file) for file in files], "why": UNCHECKED})
         self.overview.saving.calls.set_quotas(self._settings.quotas)

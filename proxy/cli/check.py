@@ -26,6 +26,7 @@ def described(settings: Settings) -> dict[str, Any]:
     """The configuration as it will be used, without secrets."""
     return {
         "file": settings.source,
+        "passed_over": settings.passed_over,
         "listener": _listener(settings),
         "default_project": settings.default_project,
         "projects": {
@@ -76,6 +77,8 @@ def show_settings(settings: Settings) -> None:
     terminal = Terminal()
     source = escape(shown(str(settings.source or "environment")))
     terminal.print(f"Configuration: {source}: [green]good[/]", highlight=False, soft_wrap=True)
+    for place in settings.passed_over:
+        terminal.print(f"Passed over:   {escape(shown(place))}", highlight=False, soft_wrap=True)
     terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
     drawn = table("project", "project_id", "APIs kept fresh", "path")
     for name, project in settings.projects.items():

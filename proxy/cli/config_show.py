@@ -46,13 +46,12 @@ def show(
     log_format: Annotated[str | None, typer.Option(help="As of serve.")] = None,
 ) -> None:
     """Print the settings that serve would use, as TOML; each secret is ***."""
-    from proxy.config.files import passed_over  # noqa: PLC0415
     from proxy.config.load import load_with_origins  # noqa: PLC0415
 
     flags = {"server": {"host": host, "port": port}, "log": {"level": log_level, "format": log_format}}
     settings, origin = load_with_origins(config, flags, os.environ)
     say(f"# File: {shown(str(settings.source)) if settings.source else 'none'}")
-    for place in passed_over(config, os.environ):
+    for place in settings.passed_over:
         say(f"# Passed over: {shown(place)}")
     say("\n".join(text_of(settings, origin if sources else lambda _: "")))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from proxy.cli.console import fail, note, say
-from proxy.config.files import absolute, find_config_file, read, read_toml, working_folder
+from proxy.config.files import absolute, find_config_file, passed_over, read, read_toml, working_folder
 from proxy.config.trust import READABLE
 from proxy.config.variables import KEY, PREFIX
 from proxy.errors import ConfigError
@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     listener = find_listener(options.config, os.environ)
     if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
-        fail((f"{listener.name}: {fault}",), 1)
+        others = passed_over(options.config, os.environ)
+        hint = f"; passed over: {', '.join(others)}" if others else ""
+        fail((f"{listener.name}: {fault}{hint}",), 1)
 
 
 def make_parser() -> _Parser:

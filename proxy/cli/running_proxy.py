@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from proxy.config.files import read
+from proxy.config.files import passed_over, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
 from proxy.config.settings import LOCALHOST, ServerSettings
@@ -89,12 +89,13 @@ class Answer(NamedTuple):
 class RunningProxy(NamedTuple):
     """The running proxy, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's.
 
-    The URL of a Unix socket is ``unix:`` and its path.
+    The URL of a Unix socket is ``unix:`` and its path. ``passed_over``: where no configuration was found.
     """
 
     url: str
     cert: Path | None
     key: str | None
+    passed_over: tuple[str, ...] = ()
 
     def status(self, *, with_hour: bool = False) -> dict[str, Any]:
         """The answer of ``/-/status``, perhaps with the minutes of the last hour. Raises `Unreachable`."""
@@ -191,7 +192,8 @@ class RunningProxy(NamedTuple):
         if isinstance(reason, ssl.SSLError):
             return f"{self.url}: no TLS there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve"
+        others = f"; passed over: {', '.join(self.passed_over)}" if self.passed_over else ""
+        return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve{others}"
 
     def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
         if error.verify_code in NAME_MISMATCHES:
@@ -209,17 +211,18 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
         base = _base_url(url)
         return RunningProxy(base, _cert_for(_origin_of(base), config), key)
     server = load_listener(config, os.environ)
+    others = passed_over(config, os.environ)
     if not server.tcp:
         if server.unix_socket is None:
             raise ConfigError("server.tcp: false, and server.unix_socket isn't set, so give the --url")
-        return RunningProxy(f"{UNIX}{server.unix_socket}", server.tls_cert, key)
+        return RunningProxy(f"{UNIX}{server.unix_socket}", server.tls_cert, key, others)
     if not server.port:
         raise ConfigError(
             "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
         )
     host = LOCALHOST[0] if server.host == "localhost" else _REACHED_BY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
-    return RunningProxy(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key)
+    return RunningProxy(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key, others)
 
 
 def _cert_for(origin: Origin, config: Path | None) -> Path | None:

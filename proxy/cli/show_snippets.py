@@ -41,7 +41,10 @@ def _texts(
     nothing: tuple[str, ...] = ()
     if url is None:
         try:
-            return _of_settings(load(config), project, what)
+            settings = load(config)
+            for place in settings.passed_over:
+                note(f"passed over: {place}")
+            return _of_settings(settings, project, what)
         except NothingConfigured as error:
             if config is not None:
                 raise

@@ -71,11 +71,11 @@ def _load(
 ) -> tuple[Settings, _Loading]:
     environ = os.environ if environ is None else environ
     path = find_config_file(config_file, environ) if search or config_file else None
+    others = passed_over(config_file, environ) if search else ()
     loading = _read_all(path, overrides or {}, environ)
-    settings = loading.settings(path)
+    settings = loading.settings(path, others)
     loading.faults.extend(loading.line(fault) for fault in checks.check(settings) if loading.stands(fault))
     if not loading.faults and not (settings.projects or settings.accounts):
-        others = passed_over(config_file, environ) if search else ()
         raise NothingConfigured(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
             'or "csq-proxy serve --sandbox" to try it without credentials'
@@ -183,14 +183,15 @@ class _Loading:
     def _layers(self) -> tuple[Layer, ...]:
         return self._overrides, self._env, self._secrets, self._file
 
-    def settings(self, source: Path | None) -> Settings:
+    def settings(self, source: Path | None, passed_over: tuple[str, ...] = ()) -> Settings:
         """The settings as far as they are valid: each fault is noted, and its value is left out.
 
         So the checks can judge the rest, and one start shows every fault.
         """
         for _ in range(_MOST_ROUNDS):
             try:
-                return Settings.of_layers(self._layers, source, tuple(self._secret_variables()))
+                variables = tuple(self._secret_variables())
+                return Settings.of_layers(self._layers, source, variables, passed_over)
             except ValidationError as invalid:
                 before = frozenset(self.broken)
                 for error in invalid.errors(include_url=False):

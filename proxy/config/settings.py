@@ -304,6 +304,7 @@ class Settings(BaseSettings):
     callers: Named[CallerSettings] = Field(default_factory=_no_tables)
     _source: Path | None = PrivateAttr(None)
     _secrets_of_environment: tuple[str, ...] = PrivateAttr(())
+    _passed_over: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def of_layers(
@@ -311,12 +312,14 @@ class Settings(BaseSettings):
         layers: Sequence[dict[str, Any]],
         source: Path | None,
         secrets_of_environment: tuple[str, ...] = (),
+        passed_over: tuple[str, ...] = (),
     ) -> Self:
         """The settings out of nested dicts; the first that has a key wins. Raises ValidationError."""
         given: dict[str, Any] = {_LAYERS: layers}
         settings = cls(**given)
         settings._source = source
         settings._secrets_of_environment = secrets_of_environment
+        settings._passed_over = passed_over
         return settings
 
     @classmethod
@@ -345,6 +348,11 @@ class Settings(BaseSettings):
     def secrets_of_environment(self) -> tuple[str, ...]:
         """The environment variables that secrets came from."""
         return self._secrets_of_environment
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The usual places of the file where something else is, each with the reason."""
+        return self._passed_over
 
     @property
     def default_project(self) -> str | None:

@@ -46,6 +46,7 @@ _REPEATED = frozenset(
     )
 )
 _WARNINGS = _REPEATED | {
+    "configuration_passed_over",
     "counts_damaged",
     "credentials_expire",
     "credentials_switched",
