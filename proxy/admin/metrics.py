@@ -194,7 +194,9 @@ class _Families:
             "credential_days_left", "Days until the credentials end, as configured.", "project"
         )
         self.seconds_left = _gauge(
-            "token_seconds_left", "Time until the token expires, 0 without a token.", *of_api
+            "token_seconds_left",
+            "Time until the token expires, 0 without one. For tokens that are kept fresh.",
+            *of_api,
         )
         self.refreshes = _counter("token_refreshes", "Tokens that were fetched.", *of_api)
         self.failures = _counter("token_failures", "Token requests that failed, by cause.", *of_api, "cause")
@@ -236,7 +238,8 @@ class _Families:
         self.slot_wait.add_metric([name], *_buckets(measures.slot_wait, at_once))
         for api, keeper in project.keepers.items():
             status = keeper.status()
-            self.seconds_left.add_metric([name, api.value], (status.usable and status.seconds_left) or 0)
+            if status.is_wanted:  # the others end as they should: no alert may take that for a failure
+                self.seconds_left.add_metric([name, api.value], (status.usable and status.seconds_left) or 0)
             self.refreshes.add_metric([name, api.value], status.refreshes)
         for api, one in measures.apis.items():
             self._add_api(name, api, one)

@@ -66,14 +66,12 @@ class LeaseKeeper:
         self._suspend_watch = SuspendWatch(clock)
         self._on_event = on_event
         self._lease: Lease | None = None
-        self._usable_until = self._usable_until_wall = -math.inf
-        self._rejected = False
-        self._forced_at = -math.inf
+        self._usable_until = self._usable_until_wall = self._forced_at = -math.inf
+        self._rejected = self._fetching = self._retired = False
         self._record = FetchRecord()
-        self._fetching = False
+        self._is_wanted = True  # by a request, or because it is kept fresh anyway
         self._nap = _Nap(clock.sleep)
         self._fetch_ended = asyncio.Event()  # a new one for each fetch
-        self._retired = False
         if inherited is not None:
             self._store(inherited)
 
@@ -110,8 +108,7 @@ class LeaseKeeper:
             async with asyncio.timeout_at(deadline):
                 while self.current() is None and self._may_come_within(deadline - loop.time()):
                     await self._fetch_ended.wait()
-        lease = self.current()
-        if lease is None:
+        if (lease := self.current()) is None:
             raise self._unavailable()
         return lease
 
@@ -159,8 +156,10 @@ class LeaseKeeper:
             await self._fetch_once()
             await self._sleep_until_due()
             while not self._demand.is_there(self._lease):
+                self._is_wanted = False
                 self._schedule.idle(self._lease)
                 await self._sleep_until_due()
+            self._is_wanted = True
 
     async def _fetch_once(self) -> None:
         self._fetching = True
@@ -272,6 +271,7 @@ class LeaseKeeper:
             name=self.name,
             state=state_of(record.error, usable=usable, is_due=not self._schedule.is_stopped),
             usable=usable,
+            is_wanted=self._is_wanted,
             endpoint=str(lease.origin) if lease else None,
             seconds_left=lease.seconds_left(self._monotonic()) if lease else None,
             expires_at=lease.expires_at if lease else None,

@@ -58,6 +58,7 @@ class LeaseStatus:
     ``state``: "fetching" (no usable lease, and no failure yet), "fresh", "stale" (usable, but the last
     refresh failed), "failing" (not usable, after a transient failure), "refused" (not usable, after a
     permanent failure), "idle" (not usable, no failure, and fetched when a request needs it).
+    ``is_wanted`` False: it is not refreshed, as no request has needed it for long, and lasts to its end.
     ``endpoint``, ``seconds_left`` and ``expires_at`` are None without a lease. ``last_error`` and
     ``last_error_at`` stay after a later success; ``permanent`` and ``failures_in_a_row`` are about now.
     ``next_try_in_s`` is None while a fetch is under way, and infinite if none is due.
@@ -66,6 +67,7 @@ class LeaseStatus:
     name: str
     state: State
     usable: bool
+    is_wanted: bool
     endpoint: str | None
     seconds_left: float | None
     expires_at: datetime | None

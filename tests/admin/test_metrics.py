@@ -71,6 +71,16 @@ async def test_requests_are_counted_by_project_api_and_class() -> None:
     assert seen["token_refreshes_total", "shop", "metrics"] == 1
 
 
+async def test_a_token_that_no_request_needs_any_more_ends_without_an_alert() -> None:
+    async with gateway() as proxy:
+        await proxy.call(b"GET /v1/segments")
+        [project] = proxy.app.projects()
+        [keeper] = project.keepers.values()
+        assert ("token_seconds_left", "shop", "metrics") in await metrics(proxy)
+        keeper._is_wanted = False  # as after two of its lifetimes without a request
+        assert ("token_seconds_left", "shop", "metrics") not in await metrics(proxy)
+
+
 async def test_replays_are_counted_by_reason() -> None:
     answers = [
         UNAUTHORIZED,
@@ -228,6 +238,8 @@ OURS = (STORM[0], ('csq_proxy_responses_total{project="shop", source="proxy", cl
         ((("csq_proxy_token_seconds_left{project='shop'}", "1500x30"),), []),
         # One low value between two looks: the next token came.
         ((("csq_proxy_token_seconds_left{project='shop'}", "1600x18 1400 1400 3600x10"),), []),
+        # No request needs it any more, so its series ends (1800 s before its end, most often).
+        ((("csq_proxy_token_seconds_left{project='shop'}", "3600-60x15 1440 stale"),), []),
         ((("csq_proxy_credential_days_left{project='shop'}", "13x30"),), ["credentials"]),
         ((("csq_proxy_credential_days_left{project='shop'}", "14x30"),), []),
         ((("up{job='csq-proxy'}", "1x10 0x20"),), ["down"]),
@@ -237,7 +249,17 @@ OURS = (STORM[0], ('csq_proxy_responses_total{project="shop", source="proxy", cl
         ((("csq_proxy_reloads_refused_total", "0x2 1x28"),), []),  # more than 15 minutes ago
     ],
     ids=[
-        *("their-storm", "our-storm", "stray", "few", "token", "no-token", "good-token", "low-for-a-minute"),
+        *(
+            "their-storm",
+            "our-storm",
+            "stray",
+            "few",
+            "token",
+            "no-token",
+            "good-token",
+            "low-for-a-minute",
+            "unused-token",
+        ),
         *("ending", "not-ending", "down", "restart", "another-down", "refused-reload", "old-reload"),
     ],
 )
