@@ -29,7 +29,8 @@ SWEEP_S = 1.0
 WARM_S = 3600.0
 """For this time after a lease arrived, a connection to its origin is held ready; leases come more often."""
 COLD_S = (3.5, 30.0)
-"""The least time between two connections opened ahead to an origin: after a success, and after a failure.
+"""The least time between two looks at which connections are opened ahead to an origin: after a success, and
+after a failure.
 
 With one sweep a second, 3.5 s means every fourth sweep: soon enough for clouds that close an idle
 connection after 5 s, as many servers do.
@@ -40,9 +41,8 @@ AT_ONCE_S = 2.0
 """Connections that were used within this time count as used at once; two sweeps are less far apart."""
 RECENT_S = 600.0
 """For this time after several connections were used at once, as many are held ready; later only one is."""
-MOST_READY: Final = 8
-"""The most connections that are held ready. One is opened every `COLD_S`: the first of more connections would
-be too old before the last is open."""
+MOST_READY: Final = 10
+"""The most connections that are held ready: as many as Contentsquare lets a project use at once."""
 
 
 class Pool(Owner):
@@ -134,14 +134,14 @@ class Pool(Owner):
                 connection.close()
         self._note_use()
 
-    def lacks_ready(self) -> bool:
-        """Whether fewer connections are ready than were used at once lately.
+    def lacking(self) -> int:
+        """How many connections fewer are ready than were used at once lately.
 
         A connection that will soon be too old doesn't count, so that its successor is opened in time.
         """
         oldest = self.loop.time() - FRESH * self._lasts_s
         ready = sum(1 for connection in self._idle if connection.last_activity > oldest)
-        return len(self._busy) + self._connecting + ready < self._at_once
+        return max(0, self._at_once - len(self._busy) - self._connecting - ready)
 
     def _note_use(self) -> None:
         now = self.loop.time()
@@ -220,12 +220,13 @@ class Upstreams:
                 del self._pools[origin]
 
     def _lacking(self) -> list[Origin]:
-        """The warm origins that need one more connection now."""
+        """The warm origins that need more connections now, each as often as it needs one."""
         now = asyncio.get_running_loop().time()
         return [
             origin
             for origin in self._warm_until
-            if self.pool(origin).lacks_ready() and self._cold_until.get(origin, 0.0) <= now
+            if self._cold_until.get(origin, 0.0) <= now
+            for _ in range(self.pool(origin).lacking())
         ]
 
     async def _open_ahead(self, origin: Origin) -> None:

@@ -34,6 +34,8 @@ _RETRANSMITS: Final = 2  # places in Linux's struct tcp_info
 _PROBES: Final = 3
 _LAST_RECEIVED: Final = struct.Struct("=52xII")  # milliseconds since data came, and since an ACK came
 _INFO_BYTES: Final = 256
+_CLOSED: Final = (OSError, ValueError)
+"""What a socket says that was closed a moment ago; ValueError is uvloop's."""
 
 _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "linux": (4, 5, 6),
@@ -90,7 +92,7 @@ class Way:
     def _set_limit(self, limit_s: float) -> None:
         self._limit_s = limit_s
         for number, value in options(PLATFORM, limit_s):
-            with contextlib.suppress(OSError):  # an older system lacks the option
+            with contextlib.suppress(*_CLOSED):  # or an older system lacks the option
                 self._socket.setsockopt(socket.IPPROTO_TCP, number, value)
 
     def is_dead(self, *, is_answering: bool, is_uploading: bool) -> bool:
@@ -101,7 +103,7 @@ class Way:
         """
         if PLATFORM == "linux":
             limit_s = PATIENT_S if is_answering else DEAD_S
-            with contextlib.suppress(OSError):  # closed a moment ago
+            with contextlib.suppress(*_CLOSED):
                 info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
                 return is_silent(info, limit_s)
             return False

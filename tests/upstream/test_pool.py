@@ -78,24 +78,24 @@ async def test_one_connection_is_held_ready_and_as_many_as_were_used_at_once_aft
 ) -> None:
     async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
         pool.sweep(60)
-        assert pool.lacks_ready()
+        assert pool.lacking()
         for connection in await busy(pool, 3):
             pool.sweep(60)
             connection.close()
-        for _ in range(3):
-            assert pool.lacks_ready()
+        for left in (3, 2, 1):
+            assert pool.lacking() == left
             pool.give_back(await pool.connect())
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
         monkeypatch.setattr("proxy.upstream.pool.RECENT_S", -1.0)
         for connection in await busy(pool, 5):  # this count is the last, and expires at once
             pool.sweep(60)
             connection.close()
         while (ready := pool.take_idle()) is not None:
             ready.close()
-        assert pool.lacks_ready()
+        assert pool.lacking()
         pool.sweep(60)
         pool.give_back(await pool.connect())
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
 
 
 async def test_there_is_a_bound_to_what_is_held_ready() -> None:
@@ -104,10 +104,10 @@ async def test_there_is_a_bound_to_what_is_held_ready() -> None:
         pool.sweep(60)
         for connection in used:
             connection.close()
-        for _ in range(MOST_READY):
-            assert pool.lacks_ready()
+        for opened in range(MOST_READY):
+            assert pool.lacking() == MOST_READY - opened
             pool.give_back(await pool.connect())
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
 
 
 async def test_what_was_opened_ahead_and_not_used_asks_for_no_more() -> None:
@@ -120,7 +120,7 @@ async def test_what_was_opened_ahead_and_not_used_asks_for_no_more() -> None:
             assert connection is not None
             connection.close()
         pool.give_back(await pool.connect())
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
 
 
 async def test_a_cloud_that_hangs_up_sooner_is_remembered_until_it_no_longer_does() -> None:
@@ -132,31 +132,31 @@ async def test_a_cloud_that_hangs_up_sooner_is_remembered_until_it_no_longer_doe
         connection = await pool.connect()
         pool.give_back(connection)
         connection.last_activity -= 10
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
         hang_up.set()
         await until(lambda: pool.is_unused)
         hang_up.clear()
         connection = await pool.connect()
         pool.give_back(connection)
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
         connection.last_activity -= 25
-        assert pool.lacks_ready()
+        assert pool.lacking()
         connection.last_activity -= KEEP_ALIVE_S
         pool.sweep(60)
         assert pool.is_unused
         connection = await pool.connect()
         pool.give_back(connection)
         connection.last_activity -= 25
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
 
 
 async def test_the_successor_of_a_connection_is_opened_before_that_is_too_old() -> None:
     async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
         connection = await pool.connect()
         pool.give_back(connection)
-        assert not pool.lacks_ready()
+        assert not pool.lacking()
         connection.last_activity -= FRESH * KEEP_ALIVE_S
-        assert pool.lacks_ready()
+        assert pool.lacking()
         assert pool.take_idle() is connection
         connection.close()
 

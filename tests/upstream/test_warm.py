@@ -8,6 +8,8 @@ import math
 import pytest
 from support.harness import OK, WAIT_S, Upstream, gateway, read_message, turns
 
+from proxy.upstream.pool import FRESH, KEEP_ALIVE_S
+
 
 async def until_connected(proxy_upstream: object, count: int) -> None:
     async with asyncio.timeout(WAIT_S):
@@ -52,6 +54,36 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
         proxy.upstream._server.close()
         await asyncio.sleep(0.05)
         assert (await proxy.call(b"GET /-/healthy")).status == 200
+
+
+async def test_as_many_as_were_used_at_once_are_opened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
+    together = asyncio.Barrier(3)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        await together.wait()
+        writer.write(OK)
+        await reader.read()
+
+    async with gateway(script) as proxy:
+        calls = [proxy.call(b"GET /v1/%d" % number) for number in range(3)]
+        assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+        upstreams = proxy.app._generation.outward.upstreams
+        upstreams._woken.set()  # so that the three are counted while they are recent
+        await turns()
+        monkeypatch.setattr(
+            "proxy.upstream.pool.COLD_S", (3600.0, 3600.0)
+        )  # none is opened after the first time
+        [pool] = upstreams._pools.values()
+        for connection in pool._idle:
+            connection.last_activity -= FRESH * KEEP_ALIVE_S
+        connections = proxy.upstream.connections
+        async with asyncio.timeout(WAIT_S):
+            while proxy.upstream.connections < connections + 3:
+                upstreams._woken.set()  # instead of waiting for the next second
+                await asyncio.sleep(0.002)
+        assert not pool.lacking()
 
 
 async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(

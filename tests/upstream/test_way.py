@@ -330,3 +330,18 @@ async def test_where_the_system_ends_a_dead_connection_that_is_known_from_an_end
         kill_way(connection, writer)
         with pytest.raises(WayDied):
             await exchange(connection)
+
+
+@linux_only
+async def test_a_connection_that_was_closed_a_moment_ago_is_looked_at_without_an_error() -> None:
+    async with RawServer(answering) as server, closing(pool_of(server.url)) as pool:
+        connection = await pool.connect()
+        way, transport = connection.way, connection._transport
+        assert way is not None
+        assert transport is not None
+        transport.close()
+        for _ in range(3):  # uvloop closes the socket before it tells so
+            assert not connection.is_lost()
+            assert not way.is_dead(is_answering=False, is_uploading=False)
+            assert not way.has_moved()
+            await asyncio.sleep(0)

@@ -153,18 +153,20 @@ def test_a_title_says_what_was_sent() -> None:
 
 
 def test_first_requests_are_held_against_later_ones_with_the_worst_beside() -> None:
-    ours = FirstRequests([52.0, 51.0, 60.0], [50.0, 50.0, 50.0], [50.0, 75.0, 50.0], [150.0], [])
+    ours = FirstRequests([52.0, 51.0, 60.0], [50.0, 50.0, 50.0], [50.0, 75.0, 50.0], [150.0], [60.0], [])
     assert (
-        "| ours | 50.0 | 52.0 | 1.04 | 1.20 | 50.0 | 1.00 | 1.50 | 150.0 | 3.00 | 3.00 | - | - | - |"
+        "| ours | 50.0 | 52.0 | 1.04 | 1.20 | 50.0 | 1.00 | 1.50 | 60.0 | 150.0 | 2.50 | 2.50 | - | - | - |"
         in first_request_table({"ours": ours})
     )
 
 
 def test_first_requests_have_a_goal_and_a_peer_that_failed_has_dashes() -> None:
-    found = {"ours": FirstRequests([56.0], [50.0], [50.0]), "envoy": FirstRequests()}
+    ours = FirstRequests([56.0], [50.0], [50.0], [150.0], [60.0], [96.0])
+    found = {"ours": ours, "envoy": FirstRequests()}
     shown = first_request_document(["A machine."], found, ["nginx (needs nginx-light)"], "As it was.")
     assert "| start | 1.12 | ≤ 1.10 | MISSED |" in shown
     assert "| the pause | 1.00 | ≤ 1.10 | goal |" in shown
+    assert "| the pause, 6 at once | 1.60 | ≤ 1.50 | MISSED |" in shown
     assert "| envoy | - | - |" in shown
     assert "Not measured: nginx (needs nginx-light)." in shown
 
