@@ -272,11 +272,12 @@ class App:
 
         Then end those that are left, and give their callers `LAST_ANSWERS_S` to take the answers.
         """
-        self.overview.is_stopping = True
         drain_timeout_s = self._generation.settings.server.drain_timeout
         notify.stopping()
         self._log.info("stop_requested", drain_timeout_s=drain_timeout_s)
         await self._listeners.close()
+        # Only now: a balancer sends a GET again where its connection was closed, and not after a 503.
+        self.overview.is_stopping = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
                 while self._listeners.close_idle() and not kill.is_set():

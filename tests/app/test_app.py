@@ -492,6 +492,21 @@ async def test_while_stopping_idle_connections_are_closed_and_new_ones_are_not_a
         await asyncio.wait_for(draining, WAIT_S)
 
 
+async def test_a_request_that_comes_as_the_stop_begins_is_answered_or_its_connection_closed() -> None:
+    # A balancer sends a GET again, to another process, where the connection ended, and not after a 503.
+    async with gateway() as proxy:
+        opened = [await proxy.connect() for _ in range(20)]
+        for _, writer in opened:
+            writer.write(proxy.request(b"GET /v1/x"))
+        draining = asyncio.create_task(proxy.app.drain(asyncio.Event()))
+        for reader, _ in opened:
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(), WAIT_S)
+            assert not answer or answer.startswith(b"HTTP/1.1 200 ")
+        await asyncio.wait_for(draining, WAIT_S)
+
+
 @pytest.mark.parametrize("first", [OK[:-1], b""])
 async def test_a_request_that_comes_after_another_on_a_kept_connection_isnt_begun(first: bytes) -> None:
     held = Held(first)
