@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 from support.commands import CONFIG, write
+
+# Each test module is prepared once, not by every worker anew, and programs that tests start compile nothing.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 try:
     import uvloop
@@ -51,6 +56,10 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+    # To read the system's certificates takes longer than the rest of most tests.
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)
     # Connections opened ahead would make the clouds' count of them a matter of luck.
     monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -44,15 +45,23 @@ LIBRARIES = {
 """The folders that may import a library; the others don't know that it is there."""
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def trees() -> dict[str, ast.Module]:
     """Every module by its dotted name below ``proxy``."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
 
 
-def imported(tree: ast.Module, *, from_top: bool = False) -> Iterator[str]:
+@functools.cache
+def imported(module: str, *, from_top: bool = False) -> tuple[str, ...]:
     """The full names that a module imports, wherever; ``from_top``: as it is loaded."""
+    return tuple(_imported(trees()[module], from_top=from_top))
+
+
+def _imported(tree: ast.Module, *, from_top: bool) -> Iterator[str]:
     nodes = (node for node in tree.body if not isinstance(node, ast.If)) if from_top else ast.walk(tree)
     for node in nodes:  # the `if` at the top is `if TYPE_CHECKING:`
         if isinstance(node, ast.Import):
@@ -62,16 +71,13 @@ def imported(tree: ast.Module, *, from_top: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-TREES = dict(modules())
-
-
 def module_of(name: str) -> str | None:
     """The module of ours that a full name is in, None where it is another's."""
     parts = name.split(".")
     if parts[0] != "proxy":
         return None
     for end in range(len(parts), 1, -1):
-        if (module := ".".join(parts[1:end])) in TREES:
+        if (module := ".".join(parts[1:end])) in trees():
             return module
     return "__init__"
 
@@ -83,8 +89,8 @@ def folder_of(module: str) -> str:
 
 def arrows() -> Iterator[tuple[str, str]]:
     """Every import of one module by another."""
-    for module, tree in TREES.items():
-        for name in imported(tree):
+    for module in trees():
+        for name in imported(module):
             target = module_of(name)
             if target is not None and target != module:
                 yield module, target
@@ -117,8 +123,8 @@ def test_a_folder_imports_only_to_the_right(folder: str) -> None:
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     graph: dict[str, set[str]] = {}
-    for module, tree in TREES.items():
-        found = {module_of(name) for name in imported(tree, from_top=True)}
+    for module in trees():
+        found = {module_of(name) for name in imported(module, from_top=True)}
         graph[module] = {name for name in found if name is not None} - {module}
     TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
 
@@ -127,8 +133,8 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 def test_a_library_stays_in_the_folders_that_hide_it(library: str) -> None:
     users = {
         folder_of(module)
-        for module, tree in TREES.items()
-        if any(name.partition(".")[0] == library for name in imported(tree))
+        for module in trees()
+        if any(name.partition(".")[0] == library for name in imported(module))
     }
     assert users <= LIBRARIES[library], f"{library} is hidden by {LIBRARIES[library]}"
 
@@ -141,7 +147,7 @@ def test_no_compiled_coroutine_waits_while_it_handles_an_exception() -> None:
     """mypyc's coroutines leave that exception current: each later one of the thread has it as its context."""
     waiting = [
         f"{module}:{node.lineno}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if folder_of(module) in COMPILED and module not in NOT_COMPILED
         for handler in ast.walk(tree)
         if isinstance(handler, ast.ExceptHandler)

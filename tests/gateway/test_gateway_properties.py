@@ -13,7 +13,6 @@ from support.harness import (
     Message,
     Upstream,
     gateway,
-    quick_start,  # noqa: F401 - a fixture
     read_message,
 )
 

@@ -24,7 +24,6 @@ from support.harness import (
     Upstream,
     close,
     gateway,
-    quick_start,  # noqa: F401 - a fixture
     read_message,
     turns,
 )

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
-from support.harness import WAIT_S, Gateway, Upstream, close, gateway, quick_start, until  # noqa: F401 - a fixture
+from support.harness import WAIT_S, Gateway, Upstream, close, gateway, until
 
 from proxy.server import capacity, site
 from proxy.server.capacity import FEWEST_CONNECTIONS, MAX_CONNECTIONS, most_connections, most_strangers

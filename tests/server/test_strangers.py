@@ -15,12 +15,11 @@ from typing import cast
 import pytest
 import trustme
 from support.certificates import tls_files
-from support.harness import (  # noqa: F401 - a fixture
+from support.harness import (
     WAIT_S,
     Gateway,
     Upstream,
     gateway,
-    quick_start,
     read_message,
     until,
 )

@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
-
-import pytest
 
 from proxy.app.app import App
 from proxy.config.load import load
@@ -347,11 +344,3 @@ async def gateway(
             finally:
                 await caller.aclose()
         assert not upstream.errors
-
-
-@pytest.fixture(autouse=True)
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For test files that start hundreds of gateways (import it there): no system store, no coarse polls."""
-    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
-    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
-    monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from support.harness import WAIT_S, Gateway, Message, free_port, gateway, quick_start, read_message, until  # noqa: F401 - a fixture
+from support.harness import WAIT_S, Gateway, Message, free_port, gateway, read_message, until
 from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 
 from proxy.contentsquare import Api

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.harness import quick_start  # noqa: F401 - a fixture
 from support.storage import exporting
 
 from proxy.contentsquare import DOWNLOAD_HOSTS

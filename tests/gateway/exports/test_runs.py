@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from support.harness import Message, TokenServer, free_port, quick_start  # noqa: F401 - a fixture
+from support.harness import Message, TokenServer, free_port
 from support.storage import CLOSE, Exporting, Stored, days_ago, error, exporting, json_answer
 
 CSV = b"session_id,country\n1,FR\n2,DE\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.harness import WAIT_S, quick_start, read_message  # noqa: F401 - a fixture
+from support.harness import WAIT_S, read_message
 from support.storage import CLOSE, S3, Exporting, Stored, error, exporting
 
 from proxy.gateway.exports import storage

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.harness import quick_start  # noqa: F401 - a fixture
 from support.storage import exporting
 
 from proxy.gateway.exports import text
