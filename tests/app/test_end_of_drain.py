@@ -22,7 +22,6 @@ from support.harness import (
     Message,
     TokenServer,
     gateway,
-    quick_start,  # noqa: F401 - a fixture
     read_message,
     until,
 )

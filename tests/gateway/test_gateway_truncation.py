@@ -221,7 +221,8 @@ async def test_a_cloud_that_takes_no_upload_for_the_idle_time_is_a_504() -> None
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(WAIT_S)
 
-    async with gateway(script, contentsquare={"idle_timeout": 0.05}) as proxy:
+    # A caller that a slow machine stops for so long would get a 408.
+    async with gateway(script, contentsquare={"idle_timeout": 0.5}) as proxy:
         reader, writer = await proxy.connect()
         writer.write(proxy.request(b"POST /x", b"Content-Length: 30000000", body=b"x" * 30_000_000))
         answer = await read_message(reader)

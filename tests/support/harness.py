@@ -83,10 +83,17 @@ class Message:
         return str(json.loads(self.content)["errorCode"])
 
 
-async def read_message(reader: asyncio.StreamReader, *, bodyless: bool = False) -> Message:
-    """The next message of a stream; an interim answer is a message, too."""
+async def next_request(reader: asyncio.StreamReader) -> Message:
+    """A server's next request, however long the connection idles before."""
+    return await read_message(reader, first=await reader.readexactly(1))
+
+
+async def read_message(
+    reader: asyncio.StreamReader, *, bodyless: bool = False, first: bytes = b""
+) -> Message:
+    """The next message of a stream; an interim answer is a message, too. ``first`` was read already."""
     async with asyncio.timeout(WAIT_S):
-        message = Message((await reader.readuntil(b"\r\n\r\n"))[:-4])
+        message = Message(first + (await reader.readuntil(b"\r\n\r\n"))[:-4])
         is_answer = message.head.startswith(b"HTTP/")
         if bodyless or (is_answer and (message.status < 200 or message.status in (204, 304))):
             return message
@@ -200,7 +207,7 @@ class Upstream:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             self.requests.append(request)
             writer.write(self.answer(request) if callable(self.answer) else self.answer)
             await writer.drain()
@@ -217,7 +224,7 @@ class Held:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             self.tokens += request.values(b"authorization")
             writer.write(self.first)
             self.started.set()
