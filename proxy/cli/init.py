@@ -111,7 +111,8 @@ def _name(path: Path, section: Section, there: Tables) -> str:
 def _details(old: Answers) -> Answers:
     """The answers about the credentials. Where they were given before, Enter means the old answer."""
     client_id = _asked("client_id", _value, old.client_id or None)
-    secret = _asked("client_secret (not shown)", _value, old.client_secret or None, is_hidden=True)
+    shown_as = "not shown; empty: as before" if old.client_secret else "not shown"
+    secret = _asked(f"client_secret ({shown_as})", _value, old.client_secret or None, is_hidden=True)
     new = replace(old, client_id=client_id, client_secret=secret)
     if old.section == "accounts":
         known = ", ".join(map(str, old.projects))
