@@ -109,6 +109,28 @@ ELSEWHERE = {
         "with your URLs and without a secret": (
             "cli/snippets/test_text::test_every_place_is_filled_and_no_secret_is_in_it",
         ),
+        "Never start two on one port: the second one ends with an error.": (
+            "app/test_app::test_a_taken_port_is_a_listen_error_that_names_the_setting",
+        ),
+        "which send all requests of a project to one replica": (
+            "cli/snippets/test_gateway::test_the_balancer_sends_a_project_to_one_replica",
+            "cli/snippets/test_gateway::test_the_balancer_accepts_its_configuration",
+        ),
+        "Each request needs a key; Prometheus scrapes each pod": (
+            "cli/snippets/test_gateway::test_a_replica_needs_keys_and_fetches_tokens_on_first_use",
+            "cli/snippets/test_gateway::test_the_resources_fit_the_schemas",
+        ),
+        "show one replica, and name it": (
+            "admin/test_admin::test_status_names_the_computer_and_the_public_url",
+            "admin/test_page::test_it_names_the_public_url_and_the_computer",
+            "admin/test_requests::test_the_oldest_is_first_and_since_goes_on",
+        ),
+        "a replica keeps no token fresh that no request has used for two lifetimes": (
+            "projects/test_leases::test_in_a_day_a_replica_fetches_tokens_only_for_what_requests_use",
+        ),
+        "(its `server.public_url`, if that is set)": (
+            "gateway/test_oauth::test_behind_a_server_that_ends_tls_the_endpoint_is_the_public_url",
+        ),
         "The program never gets the real token or secret.": (
             "gateway/test_oauth::test_without_callers_anybody_gets_a_placeholder_and_this_proxy_as_endpoint",
         ),
