@@ -88,7 +88,7 @@ def _name(path: Path, section: Section, there: Tables) -> str:
     say("An administrator creates the credentials in the Contentsquare console, for a project or an account.")
     kind, usual = ("project", "default") if section == "projects" else ("account", "account")
     if section == "projects":
-        say("For any project of an account, stop here (Ctrl-C), and take: init --account")
+        say("For any project of an account, stop here (Ctrl-C), and run: csq-proxy init --account")
     taken = {name: section for section, table in there.items() for name in table}
     sidecar = [name for name in environment.SIDECAR if os.environ.get(name)]
 
@@ -147,7 +147,7 @@ def _asked(question: str, read: Callable[[str], T], usual: str | None, *, is_hid
             continue
         answer = cleaned(given)
         if answer != given.strip():
-            say("(Left out: what showed nothing, and quotes around the answer.)")
+            say("(Left out: characters that show nothing, or quotes around the answer.)")
         try:
             return read(answer)
         except ValueError as wrong:
@@ -225,6 +225,11 @@ def _fault(path: Path, answers: Answers) -> str | None:
     except ConfigError as error:
         say("\n".join(error.faults))
         return "So the credentials could not be tried. They are not written yet:"
+    except KeyboardInterrupt:
+        if not _is_terminal():
+            raise
+        say()
+        return "The trial was stopped. The credentials are not written yet:"
     failed = [finding for finding in findings if finding.result == "failed"]
     if not failed:
         apis = ", ".join(dict.fromkeys(one.api for one in findings if one.api))

@@ -18,9 +18,11 @@ from support.configurations import posix_only
 from support.harness import free_port
 from typer.testing import CliRunner
 
+from proxy.cli.live_check import Finding
 from proxy.cli.main import cli
 from proxy.config.files import user_files
 from proxy.config.load import load
+from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.sandbox import Sandbox
 
@@ -344,3 +346,14 @@ async def test_the_file_says_how_the_trial_reaches_contentsquare(
     result = await asyncio.to_thread(init, answers=f"shop\n{demo.client_id}\n{demo.client_secret}\n43\n8\n")
     assert result.exit_code == 0, result.output
     assert "Contentsquare accepts these credentials" in result.output
+
+
+def test_a_trial_that_is_stopped_loses_no_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: Settings) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxy.cli.live_report.collect", stopped)
+    result = init(answers="shop\nid\nsecret\n\n\nwrite\n")
+    assert result.exit_code == 0, result.output
+    assert "The trial was stopped. The credentials are not written yet:\n" in result.output
+    assert list(load().projects) == ["shop"]
