@@ -143,22 +143,67 @@ def commented(shown: str) -> str:
     return "\n".join(line.removeprefix("#   ") for line in shown.splitlines() if line.startswith("#   "))
 
 
-@pytest.mark.skipif(
-    shutil.which("docker") is None
-    or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0,
-    reason="no docker compose here",
-)
+def _compose() -> tuple[str, ...]:
+    """Docker Compose 2 or newer, by the name that it has here; without it, nothing."""
+    for command in (("docker", "compose"), ("docker-compose",)):
+        if shutil.which(command[0]) is not None:
+            asked = [*command, "version", "--short"]
+            shown = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+            if shown.strip().removeprefix("v")[:2] not in ("", "1."):
+                return command
+    return ()
+
+
+COMPOSE = _compose()
+IMAGE = os.environ.get("CSQ_PROXY_TEST_IMAGE", "")
+"""The image to start, where DOCKER_HOST or the usual socket has it (`podman system service` will do)."""
+needs_compose = pytest.mark.skipif(not COMPOSE, reason="no Docker Compose 2 here")
+
+
+@needs_compose
 def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text(text("compose", FULL))
     (tmp_path / "config.toml").write_text(commented(text("compose", FULL)))
     ended = subprocess.run(
-        ["docker", "compose", "config", "--quiet"],
+        [*COMPOSE, "config", "--quiet"],
         cwd=tmp_path,
         timeout=WAIT_S,
         capture_output=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@needs_compose
+@pytest.mark.skipif(not IMAGE or os.geteuid() != 0, reason="not root, or CSQ_PROXY_TEST_IMAGE names no image")
+def test_docker_compose_starts_the_snippet(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMPOSE, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, timeout=STARTUP_S, capture_output=True, text=True, check=False
+        )
+
+    shown = text("compose", settings_of())
+    (tmp_path / "compose.yaml").write_text(shown)
+    (tmp_path / "config.toml").write_text(commented(shown))
+    (tmp_path / "config.toml").chmod(0o644)
+    (tmp_path / "secrets").mkdir()
+    os.chown(write(tmp_path / "secrets" / "shop-fr", "canary-1"), 65532, -1)
+    limits = {"nofile": 1024, "nproc": 1024}
+    app = {"image": IMAGE, "network_mode": "none", "entrypoint": ["sleep", "600"], "ulimits": limits}
+    services = {"my-app": app, "csq-proxy": {"image": IMAGE, "ulimits": limits}}
+    (tmp_path / "compose.override.yaml").write_text(yaml.safe_dump({"services": services}))
+    started = run("up", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr
+        health = ("exec", "-T", "csq-proxy", "csq-proxy", "health")
+        deadline = time.monotonic() + STARTUP_S
+        while (probed := run(*health)).returncode and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert probed.returncode == 0, probed.stderr + run("logs", "csq-proxy").stdout
+        assert "503: not ready" in run(*health, "--ready").stderr  # there is no Contentsquare
+    finally:
+        run("down", "--timeout", "2")
 
 
 @pytest.mark.parametrize(
