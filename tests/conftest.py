@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     if uvloop is not None:
         factories["uvloop"] = uvloop.new_event_loop
     return factories
+
+
+def pytest_collection_finish() -> None:
+    """The thousands of collected tests stay: the garbage collector doesn't look at them again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ where a caller needs the length, the content is made once into a temporary file,
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 import threading
@@ -94,10 +95,14 @@ class Spools:
 
     async def make(self, content: Content) -> Spool | None:
         """The content in a temporary file; None where it has no room. Raises what ``content`` does."""
+        opening: asyncio.Future[IO[bytes]] = in_thread(tempfile.TemporaryFile)
         try:
-            spool = Spool(self, await in_thread(tempfile.TemporaryFile))
+            spool = Spool(self, await asyncio.shield(opening))
         except OSError:  # no folder to write to, or no file descriptor is left
             return None
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close)  # the file is on its way
+            raise
         try:
             async with contextlib.aclosing(content.pieces(None)) as pieces:
                 async for piece in pieces:
@@ -108,6 +113,11 @@ class Spools:
             spool.close()
             raise
         return spool
+
+
+def _close(opened: asyncio.Future[IO[bytes]]) -> None:
+    if not opened.exception():
+        opened.result().close()
 
 
 class Spool:

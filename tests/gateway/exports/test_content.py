@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import IO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.harness import WAIT_S, turns, until
 
 from proxy.errors import ConnectionLost
 from proxy.gateway.exports import content
@@ -113,3 +117,23 @@ async def test_a_full_disk_makes_nothing() -> None:
     assert not await spool.append(b"a")
     spool.close()
     assert room.used == 0
+
+
+async def test_a_file_whose_opening_is_not_waited_for_any_longer_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, opened, open_file = threading.Event(), list[IO[bytes]](), tempfile.TemporaryFile
+
+    def open_late() -> IO[bytes]:
+        assert go_on.wait(WAIT_S)
+        opened.append(open_file())
+        return opened[0]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", open_late)
+    making = asyncio.create_task(spools().make(Source(b"x")))
+    await turns()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    go_on.set()
+    await until(lambda: opened and opened[0].closed)
