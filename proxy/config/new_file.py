@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -36,7 +36,7 @@ class Answers:
     section: Section
     name: str
     client_id: str
-    client_secret: str
+    client_secret: str = field(repr=False)
     project_id: int | None = None
     integration_id: int | None = None
     projects: tuple[int, ...] = ()

@@ -59,6 +59,10 @@ def test_every_byte_of_a_file_stays_and_one_table_is_added(
     assert [one.name for one in tmp_path.iterdir()] == ["config.toml"]
 
 
+def test_no_repr_shows_the_secret() -> None:
+    assert "a-secret" not in repr(Answers("projects", "shop", "id", "a-secret"))
+
+
 def test_the_names_of_a_file_are_found(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     assert check_place(path, "projects") == {"projects": {}, "accounts": {}}
