@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 
 PATHS = ("/-/ready", "/-/", "/-/page.js", "/-/metrics", "/demo-eu/v1/segments?projectId=42")
 LIMIT_S = 120
-STOP = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 # A command gets the libraries of the system, not those that a program of one file brings.
 SECRET = "import os; assert '_MEI' not in os.environ.get('LD_LIBRARY_PATH', ''); print('secret-12345')"
 
@@ -30,6 +29,7 @@ def main() -> None:
     command = [str(Path(shutil.which(sys.argv[1]) or sys.argv[1]).absolute()), *sys.argv[2:]]
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environ = {**os.environ, **dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), folder)}
+        environ["CSQ_PROXY_SERVER__ALLOW_QUIT"] = "true"  # for "stop"
         Path(folder, "config.toml").write_text(
             "[projects.shop]\nclient_id = 'id'\nclient_secret_command = "
             + json.dumps([sys.executable, "-c", SECRET]),
@@ -71,7 +71,6 @@ def serve(command: list[str], folder: str, environ: dict[str, str], run: Callabl
         env=environ,
         stderr=subprocess.PIPE,
         text=True,
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     try:
         assert proxy.stderr is not None
@@ -83,7 +82,10 @@ def serve(command: list[str], folder: str, environ: dict[str, str], run: Callabl
             with opener.open(url + path, timeout=LIMIT_S) as answer:
                 shown.append(f"{answer.status} {path} {len(answer.read())} bytes")
         run("health", CSQ_PROXY_SERVER__PORT=port)
-        proxy.send_signal(STOP)
+        if sys.platform == "win32":
+            run("stop", CSQ_PROXY_SERVER__PORT=port)
+        else:
+            proxy.send_signal(signal.SIGTERM)
         assert proxy.wait(LIMIT_S) == 0, proxy.returncode
         events = [line["event"] for line in map(json.loads, proxy.stderr)]
         assert events[-1] == "stopped", events
