@@ -92,12 +92,11 @@ def test_a_changed_file_is_read_and_a_secret_comes_from_a_command(
 
 
 def test_init_writes_a_file_that_serve_reads(environ: dict[str, str], tmp_path: Path) -> None:
-    answers = "shop\nid-1\na-secret\n\n\n"
+    answers = b"\xef\xbb\xbfshop\r\nid-1\r\na-secret\r\n\r\n\r\n"  # as PowerShell may send them
     made = subprocess.run(
         [sys.executable, "-m", "proxy", "init", "--no-check"],
         input=answers,
         capture_output=True,
-        text=True,
         env=environ,
         cwd=tmp_path,
         timeout=STARTUP_S,
