@@ -72,10 +72,7 @@ class Gateway:
         self._exports.close()
 
     def end_requests(self) -> bool:
-        """Answer the requests that wait, soon, and cut the answers that have begun; whether there were any.
-
-        A request is answered with PROXY_STOPPING.
-        """
+        """Answer requests that wait with PROXY_STOPPING, and cut answers that have begun; whether any were."""
         # Requests that wait come first: none of them may be sent in the slot of another one that ends.
         requests = sorted(self._requests(), key=_is_under_way)
         for request in requests:
@@ -273,7 +270,11 @@ class Gateway:
         if isinstance(error, ProxyLoop):
             self._on_event("loop_detected", {"error": error.message})
         if exchange is None:
-            self._overview.refusals.add(error.code)
+            if request.facts.project is None:
+                self._overview.refusals.add(error.code)
+            for project in self._overview.projects():
+                if project.name == request.facts.project:
+                    project.measures.errors[error.code] += 1
             return
         project, api = exchange.project, exchange.api
         project.measures.count_error(error.code, error.message, error.proxy_status)

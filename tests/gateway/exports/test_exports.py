@@ -722,6 +722,17 @@ async def test_a_stop_takes_no_new_ones(gate: asyncio.Event) -> None:
 # Counts
 
 
+async def test_an_error_counts_for_its_project_and_not_among_the_requests_that_reached_none() -> None:
+    async with before_sandbox(1e6) as (proxy, path):
+        for _ in range(3):
+            answer = await proxy.call(b"GET %bcsv" % path)
+            assert answer.error_code == "PROXY_EXPORT_NOT_READY"
+        await proxy.call(b"GET /-/exports/nobody/7/latest.csv")
+        [project] = proxy.app.projects()
+        assert project.measures.errors == {"PROXY_EXPORT_NOT_READY": 3}
+        assert proxy.app.overview.refusals.all == {"PROXY_UNKNOWN_PROJECT": 1}
+
+
 async def test_the_calls_to_contentsquare_are_counted_and_the_stream_is_logged() -> None:
     stream = io.StringIO()
     configure("info", "json", stream)
