@@ -72,7 +72,7 @@ class Gateway:
         self._exports.close()
 
     def end_requests(self) -> bool:
-        """Answer requests that wait with PROXY_STOPPING, and cut answers that have begun; whether any were."""
+        """Answer requests that wait with PROXY_STOPPING, cut begun answers; whether there were requests."""
         # Requests that wait come first: none of them may be sent in the slot of another one that ends.
         requests = sorted(self._requests(), key=_is_under_way)
         for request in requests:
