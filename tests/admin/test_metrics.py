@@ -263,6 +263,7 @@ OURS = (STORM[0], ('csq_proxy_responses_total{project="shop", source="proxy", cl
         *("ending", "not-ending", "down", "restart", "another-down", "refused-reload", "old-reload"),
     ],
 )
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # promtool alone runs
 async def test_the_readmes_alerts_fire_in_a_storm_and_not_for_a_stray_error(
     series: tuple[tuple[str, str], ...], firing: list[str], tmp_path: Path
 ) -> None:

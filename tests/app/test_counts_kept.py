@@ -17,6 +17,7 @@ from support.harness import WAIT_S, RawServer, TokenServer, Upstream, until
 
 from proxy.projects.calls_file import NAME
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the programs have loops of their own
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send, and no modes")
 
 

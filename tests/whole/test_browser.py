@@ -18,9 +18,12 @@ from support.chromium import CHROMEDRIVER, CHROMIUM, Browser, browser
 from support.harness import WAIT_S, Gateway, RawServer, Upstream, gateway
 from support.pages import EVERY_WAY, WAYS, Unguarded
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium here (Debian: chromium chromium-driver)"
+    ),
+    pytest.mark.asyncio(loop_factories=["asyncio"]),  # a browser's rules don't depend on our loop
+]
 
 TELLING_WAYS = (
     *("fetch-cors", "post-cors", "post-json", "fetch-key", "delete"),

@@ -75,6 +75,7 @@ def terminal(*arguments: str, environ: Mapping[str, str], cwd: Path) -> Iterator
         os.close(descriptor)
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the programs have loops of their own
 async def test_from_nothing_to_rows_for_power_bi(environ: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     with started("sandbox", environ=environ, cwd=tmp_path) as sandbox:

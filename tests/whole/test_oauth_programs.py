@@ -25,6 +25,7 @@ from support.harness import WAIT_S
 
 from proxy.gateway.placeholder import placeholder
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # it is about the programs
 KEY = "caller-key-12345"
 SCOPES = "metrics data-export"
 PATHS = ["/v1/segments", "/v1/exportable-fields"]
