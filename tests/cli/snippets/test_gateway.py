@@ -202,6 +202,9 @@ async def test_the_balancer_sends_a_project_to_one_replica(kind: str, tmp_path: 
         for what, ways in SAME.items():
             assert len({(await get(path, name))[0] for path, name in ways}) == 1, what
         assert len({(await get(f"/acme/{n}/v1/segments"))[0] for n in range(20)}) > 1
+        await get("/shop-1/v1/segments?csq_key=canary-of-a-query")
+        log = tmp_path / f"{kind}.log"
+        assert "canary" not in log.read_text()
         # What the caller sent, and nothing else: it would reach Contentsquare.
         _, request = await get("/shop-1/v1/a%2Fb//c?x=%20")
         assert request.start_line == b"GET /shop-1/v1/a%2Fb//c?x=%20 HTTP/1.1"
