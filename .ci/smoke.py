@@ -28,8 +28,9 @@ SECRET = "import os; assert '_MEI' not in os.environ.get('LD_LIBRARY_PATH', '');
 def main() -> None:
     command = [str(Path(shutil.which(sys.argv[1]) or sys.argv[1]).absolute()), *sys.argv[2:]]
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        environ = {**os.environ, **dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), folder)}
-        environ["CSQ_PROXY_SERVER__ALLOW_QUIT"] = "true"  # for "stop"
+        environ = {**os.environ, "CSQ_PROXY_SERVER__ALLOW_QUIT": "true"}  # for "stop"
+        if sys.platform != "win32":
+            environ["HOME"] = folder
         Path(folder, "config.toml").write_text(
             "[projects.shop]\nclient_id = 'id'\nclient_secret_command = "
             + json.dumps([sys.executable, "-c", SECRET]),
