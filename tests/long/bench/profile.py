@@ -41,10 +41,11 @@ def main() -> None:
             cloud = tls if options.tls else plain
             job = peers.job(peers.OURS, stage.folder, cloud, log=options.log, source=options.source.resolve())
             work = Workload("POST" if options.post else "GET", options.connections)
-            if options.cprofile or peers.which("py-spy") is None:
+            spy = None if options.cprofile else peers.which("py-spy")
+            if spy is None:
                 print(_traced(stage, job, work, options.seconds))
             else:
-                print(_sampled(stage, job, work, options.seconds, native=options.native))
+                print(_sampled(spy, stage, job, work, options.seconds, native=options.native))
 
 
 def _options() -> argparse.Namespace:
@@ -68,16 +69,16 @@ def _loaded(stage: Stage, server: Server, work: Workload, seconds: float, run: s
     return sample, (cpu_s(server.pid) - before) / sample.requests * 1e6
 
 
-def _sampled(stage: Stage, job: peers.Job, work: Workload, seconds: float, *, native: bool) -> str:
+def _sampled(spy: str, stage: Stage, job: peers.Job, work: Workload, seconds: float, *, native: bool) -> str:
     raw = stage.folder / "samples"
-    command = ["py-spy", "record", "--format", "raw", "--function", "--rate", str(RATE_HZ), "-o", str(raw)]
+    command = [spy, "record", "--format", "raw", "--function", "--rate", str(RATE_HZ), "-o", str(raw)]
     with peers.OURS.server(job, stage.proxy_core) as server:
         _loaded(stage, server, work, 1, "warm-up")
         _, cpu_us = _loaded(stage, server, work, max(2, seconds / 2), "plain")
         kernel = kernel_share(server.pid)
-        spy = [*command, "--duration", str(round(seconds)), "--pid", str(server.pid)]
+        command += ["--duration", str(round(seconds)), "--pid", str(server.pid)]
         spying = subprocess.Popen(
-            [*spy, "--native" if native else "--nonblocking"],
+            [*command, "--native" if native else "--nonblocking"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -44,6 +44,10 @@ IDLE_GOAL_MIB = 58
 HELD_GOAL_MIB = 64
 LOG_GOAL = 1.25
 """CPU per request with a request log, divided by without."""
+WAIT_GOAL = 1.25
+"""CPU per request where requests wait for a slot, divided by where none waits."""
+FEW_SLOTS = 10
+"""So many slots where requests are to wait: as many as a Contentsquare project has."""
 HELD = 1000
 """Callers' connections that are open while memory is looked at."""
 FIRST_GOAL = 1.1
@@ -94,13 +98,14 @@ class FirstRequests:
 
 @dataclass
 class Variant:
-    """All figures of one set-up: a scheme, with or without request logs.
+    """All figures of one set-up: a scheme, with or without request logs; ``waits``: callers outnumber slots.
 
-    ``baseline`` is for the one with: what peers need without, measured in the same rounds.
+    ``baseline`` is for those with logs or waits: what peers need without, measured in the same rounds.
     """
 
     scheme: str
     log: bool
+    waits: bool = False
     rounds: dict[Workload, dict[str, list[Round]]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
     baseline: dict[str, list[Round]] = field(default_factory=dict)
@@ -108,7 +113,8 @@ class Variant:
     @property
     def title(self) -> str:
         upstream = "TLS" if self.scheme == "https" else "HTTP"
-        return f"{upstream} upstream, request log {'on' if self.log else 'off'}"
+        waits = f", {FEW_SLOTS} slots" if self.waits else ""
+        return f"{upstream} upstream, request log {'on' if self.log else 'off'}{waits}"
 
     def add(self, work: Workload, peer: str, measured: Round) -> None:
         """One more round."""
@@ -265,9 +271,7 @@ def first_request_table(found: Mapping[str, FirstRequests]) -> str:
     return table(["peer", *titles], rows)
 
 
-def first_request_document(
-    machine: Sequence[str], found: Mapping[str, FirstRequests], missing: Sequence[str], conditions: str
-) -> str:
+def first_request_section(found: Mapping[str, FirstRequests], conditions: str) -> str:
     """The report of first requests."""
     ours = found.get(OURS, FirstRequests())
     goals = [
@@ -279,20 +283,22 @@ def first_request_document(
         )
         if (reached := _share(_median(times_ms), _median(later_ms))) is not None
     ]
-    parts = ["# csq-proxy and its peers: the first request", *machine]
-    if missing:
-        parts.append("Not measured: " + "; ".join(missing) + ".")
-    parts += [conditions, first_request_table(found)]
+    parts = ["## First requests", conditions, first_request_table(found)]
     parts.append(table(["first / later after", "reached", "goal", "verdict"], goals))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts)
 
 
-def document(machine: Sequence[str], variants: Sequence[Variant], missing: Sequence[str]) -> str:
-    """The whole report."""
-    parts = ["# csq-proxy and its peers", *machine]
+def whole(machine: Sequence[str], missing: Sequence[str], parts: Sequence[str]) -> str:
+    """The whole report of these parts."""
+    head = ["# csq-proxy and its peers", *machine]
     if missing:
-        parts.append("Not measured: " + "; ".join(missing) + ".")
-    parts.append(_LEGEND)
+        head.append("Not measured: " + "; ".join(missing) + ".")
+    return "\n\n".join(part.strip() for part in (*head, *parts)) + "\n"
+
+
+def sections(variants: Sequence[Variant]) -> list[str]:
+    """The report of all loads, the short one first."""
+    parts = [_LEGEND, "## CPU per request, side by side", side_by_side(variants)]
     for variant in variants:
         parts.append(f"## {variant.title}")
         for work, rounds in variant.rounds.items():
@@ -301,26 +307,43 @@ def document(machine: Sequence[str], variants: Sequence[Variant], missing: Seque
             parts += ["### Besides", resource_table(variant.resources)]
     for variant in variants:
         work = Workload("GET", 32)
-        goals = "" if variant.log else goal_table(variant, work)
+        goals = "" if variant.log or variant.waits else goal_table(variant, work)
         if goals:
             parts += [f"## Goals: {variant.title}, {work.title}", goals]
-    parts += log_cost(variants)
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    logging = [variant for variant in variants if variant.log]
+    parts += _cost("What request logs cost", logging, LOG_GOAL, "off", "on")
+    waiting = [variant for variant in variants if variant.waits]
+    title = f"What it costs that {FEW_SLOTS} slots are too few"
+    return parts + _cost(title, waiting, WAIT_GOAL, "enough", "too few")
 
 
-def log_cost(variants: Sequence[Variant]) -> list[str]:
-    """What request logs cost: CPU per request with, divided by without, both from the same rounds."""
+def side_by_side(variants: Sequence[Variant]) -> str:
+    """Ours in microseconds, and each peer divided by ours: a line for each load of each set-up."""
+    names = dict.fromkeys(peer for each in variants for rounds in each.rounds.values() for peer in rounds)
+    others = [name for name in names if name not in {OURS, DIRECT}]
     rows = []
     for variant in variants:
-        for rounds in variant.rounds.values() if variant.baseline else ():
+        for work, rounds in variant.rounds.items():
+            cpu_us = {peer: median_round(each).cpu_us for peer, each in rounds.items()}
+            ours = cpu_us.get(OURS)
+            ratios = [ratio(cpu_us.get(name), ours) for name in others]
+            rows.append([f"{variant.title}: {work.title}", number(ours), *ratios])
+    return table(["load", "ours, µs", *(f"{name} / ours" for name in others)], rows)
+
+
+def _cost(title: str, variants: Sequence[Variant], most: float, without: str, having: str) -> list[str]:
+    """What something costs: CPU per request with, divided by without, both from the same rounds."""
+    rows = []
+    for variant in variants:
+        for rounds in variant.rounds.values():
             for peer, logged in rounds.items():
                 off = median_round(variant.baseline[peer]).cpu_us
                 on = median_round(logged).cpu_us
                 rows.append([peer, variant.scheme, number(off), number(on), number(_share(on, off), 2)])
     if not rows:
         return []
-    goal = f"Goal for ours: at most {LOG_GOAL:.2f} times."
-    return ["## What request logs cost", goal, table(["peer", "upstream", "off", "on", "on / off"], rows)]
+    goal = f"Goal for ours: at most {most:.2f} times."
+    return [f"## {title}", goal, table(["peer", "upstream", without, having, f"{having} / {without}"], rows)]
 
 
 def count_samples(lines: Iterable[str]) -> tuple[Counter[str], Counter[str], int]:

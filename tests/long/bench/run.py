@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Below, in place of this script's folder, whose profile.py would hide the standard library's.
@@ -30,7 +30,7 @@ from bench import first_request, load, peers, report
 from bench.load import Target, Workload
 from bench.peers import OURS, PEERS, SOURCE, Peer
 from bench.processes import Server, StartError, busy_s, cpu_s, resident_mib, this_process_on
-from bench.report import DIRECT, HELD, Resources, Round, Variant
+from bench.report import DIRECT, FEW_SLOTS, HELD, Resources, Round, Variant
 from bench.upstream import CONTENT_BYTES, Cloud, clouds
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -55,8 +55,20 @@ class Plan:
     work: Sequence[Workload]
     bulk: bool
     logs: bool
+    waits: bool
     starts: int
     direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is the same for all peers of a round: with their logs or without, and how many slots."""
+
+    log: bool = False
+    slots: int = peers.MANY_SLOTS
+
+
+QUIET = Setup()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +128,26 @@ def main() -> int:
         work=(BUSY_GET,) if options.quick else WORK,
         bulk=not options.quick and not options.no_bulk,
         logs=not options.quick and not options.no_logs,
+        waits=not options.quick and not options.no_waits,
         starts=3 if options.quick else 5,
         direct=DIRECT in chosen or not (options.quick or options.peers),
     )
     if options.first_request:
-        text = _first_requests(plan, options.idle, options.cloud_idle, missing)
+        text = _first_requests(plan, options.idle, options.cloud_idle)
+        text = report.whole(_machine(found), missing, [text])
     else:
-        text = report.document(_machine(found), _measured(plan), missing)
+        parts = report.sections(_measured(plan))
+        if not options.quick and not options.no_first:
+            few = [PEERS[name] for name in ("ours", *first_request.PEERS) if PEERS[name] in found]
+            parts.append(_first_requests(replace(plan, peers=few), options.idle, options.cloud_idle))
+        text = report.whole(_machine(found), missing, parts)
     print(text)
     if options.out:
         options.out.write_text(text)
     return 0
 
 
-def _first_requests(plan: Plan, idle_s: float, cloud_idle_s: int, missing: Sequence[str]) -> str:
+def _first_requests(plan: Plan, idle_s: float, cloud_idle_s: int) -> str:
     with tempfile.TemporaryDirectory(prefix="csq-bench-") as name:
         stage = stage_in(Path(name))
         with this_process_on(stage.load_core):
@@ -138,10 +156,10 @@ def _first_requests(plan: Plan, idle_s: float, cloud_idle_s: int, missing: Seque
                 asked,
                 stage.folder,
                 stage.load_core,
-                lambda peer, cloud: _server(plan, stage, cloud, peer, log=False),
+                lambda peer, cloud: _server(plan, stage, cloud, peer, QUIET),
                 say,
             )
-    return report.first_request_document(_machine(plan.peers), found, missing, asked.conditions)
+    return report.first_request_section(found, asked.conditions)
 
 
 def _options() -> argparse.Namespace:
@@ -166,6 +184,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--schemes", default="http,https", help="of the upstream (default: http,https)")
     parser.add_argument("--no-bulk", action="store_true", help="no transfers of 1 GiB")
     parser.add_argument("--no-logs", action="store_true", help="nothing with request logs")
+    parser.add_argument("--no-waits", action="store_true", help="nothing with more callers than slots")
+    parser.add_argument("--no-first", action="store_true", help="no first requests")
     parser.add_argument("--source", type=Path, default=REPOSITORY, help="the tree whose proxy/ is run")
     parser.add_argument(
         "--wheel",
@@ -216,7 +236,10 @@ def _measured(plan: Plan) -> list[Variant]:
             for cloud in (each for each in both if each.scheme in plan.schemes):
                 variants.append(_quiet(plan, stage, cloud))
                 if plan.logs:
-                    variants.append(_logging(plan, stage, cloud))
+                    variants.append(_beside_quiet(plan, stage, cloud, Setup(log=True)))
+                if plan.waits:
+                    queueing = replace(plan, peers=[peer for peer in plan.peers if peer.queues])
+                    variants.append(_beside_quiet(queueing, stage, cloud, Setup(slots=FEW_SLOTS)))
     return variants
 
 
@@ -226,10 +249,10 @@ def _quiet(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
         variant.resources[peer.name] = Resources()
         with contextlib.suppress(StartError):  # it is said where it is started for the load
             for _ in range(plan.starts):
-                with _server(plan, stage, cloud, peer, log=False) as server:
+                with _server(plan, stage, cloud, peer, QUIET) as server:
                     variant.resources[peer.name].start_s.append(server.start_s)
                     variant.resources[peer.name].start_cpu_s.append(server.start_cpu_s)
-    with _all_running(plan, stage, cloud, log=False) as running:
+    with _all_running(plan, stage, cloud, QUIET) as running:
         for each in running:
             if each.server is not None:
                 variant.resources[each.name].idle_mib = resident_mib(each.server.pid)
@@ -248,36 +271,38 @@ def _weigh(found: Resources, target: Target, pid: int) -> None:
         found.held_mib = resident_mib(pid)
 
 
-def _logging(plan: Plan, stage: Stage, cloud: Cloud) -> Variant:
-    """Every peer twice, with and without its log, in the same rounds."""
-    variant, without = Variant(cloud.scheme, log=True), Variant(cloud.scheme, log=False)
+def _beside_quiet(plan: Plan, stage: Stage, cloud: Cloud, setup: Setup) -> Variant:
+    """Every peer twice, in this set-up and in the quiet one, in the same rounds."""
+    variant = Variant(cloud.scheme, log=setup.log, waits=setup.slots == FEW_SLOTS)
+    without = Variant(cloud.scheme, log=False)
     with (
-        _all_running(plan, stage, cloud, log=True) as logging,
-        _all_running(plan, stage, cloud, log=False) as quiet,
+        _all_running(plan, stage, cloud, setup) as special,
+        _all_running(plan, stage, cloud, QUIET) as quiet,
     ):
-        instances = [(variant, each) for each in logging] + [(without, each) for each in quiet]
-        order = [each.name for each in logging]
+        instances = [(variant, each) for each in special] + [(without, each) for each in quiet]
+        order = [each.name for each in special]
         pairs = [(account, each) for account, each in instances if each.name in order]
         _load(plan, stage, sorted(pairs, key=lambda pair: order.index(pair[1].name)), (BUSY_GET,))
     variant.baseline = without.rounds[BUSY_GET]
     return variant
 
 
-def _server(plan: Plan, stage: Stage, cloud: Cloud, peer: Peer, *, log: bool) -> Server:
-    job = peers.job(peer, stage.folder, cloud, log=log, source=plan.ours if peer is OURS else plan.source)
+def _server(plan: Plan, stage: Stage, cloud: Cloud, peer: Peer, setup: Setup) -> Server:
+    source = plan.ours if peer is OURS else plan.source
+    job = peers.job(peer, stage.folder, cloud, log=setup.log, source=source, slots=setup.slots)
     return peer.server(job, stage.proxy_core)
 
 
 @contextlib.contextmanager
-def _all_running(plan: Plan, stage: Stage, cloud: Cloud, *, log: bool) -> Iterator[list[Running]]:
+def _all_running(plan: Plan, stage: Stage, cloud: Cloud, setup: Setup) -> Iterator[list[Running]]:
     with contextlib.ExitStack() as stack:
         running = []
-        if plan.direct and not log:
+        if plan.direct and setup == QUIET:
             target = Target(cloud.port, is_tls=cloud.is_tls, authorized=True)
             running.append(Running(DIRECT, None, target))
         for peer in plan.peers:
             try:
-                server = stack.enter_context(_server(plan, stage, cloud, peer, log=log))
+                server = stack.enter_context(_server(plan, stage, cloud, peer, setup))
                 _check(peer.name, Target(server.port))
             except (StartError, load.LoadError) as exc:
                 say(f"left out: {peer.name} over {cloud.scheme}: {exc}")
@@ -302,12 +327,14 @@ def _load(
 ) -> None:
     """Rounds of each kind of work, one instance after the other, each to its own account."""
     for account, each in instances:
-        _round(stage, each, BUSY_GET, plan.seconds / 2, f"{each.name}-{account.log:d}-warm-up")
+        _round(
+            stage, each, BUSY_GET, plan.seconds / 2, f"{each.name}-{account.log:d}{account.waits:d}-warm-up"
+        )
     for kind in work:
         for count in range(plan.rounds):
             say(f"{instances[0][0].title}: {kind.title}, round {count + 1} of {plan.rounds}")
             for account, each in instances:
-                run = f"{each.name}-{account.log:d}-{count}"
+                run = f"{each.name}-{account.log:d}{account.waits:d}-{count}"
                 account.add(kind, each.name, _round(stage, each, kind, plan.seconds, run))
 
 
