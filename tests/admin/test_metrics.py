@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.commands import STARTUP_S
 from support.harness import WAIT_S, Gateway, Message, TokenServer, Upstream, gateway, read_message
 from support.requests import request
 
@@ -211,7 +212,7 @@ async def test_promtool_finds_nothing_to_complain_about() -> None:
         [PROMTOOL, "check", "metrics"],
         input=ours,
         capture_output=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
@@ -300,7 +301,7 @@ async def test_the_readmes_alerts_fire_in_a_storm_and_not_for_a_stray_error(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -334,7 +335,7 @@ async def test_answers_are_counted_by_source_and_errors_mean_the_same_everywhere
 
 def test_the_library_is_not_loaded_before_the_first_scrape() -> None:
     code = "import sys, proxy.app.app, proxy.cli.main; sys.exit('prometheus_client' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=STARTUP_S, check=False).returncode == 0
 
 
 async def test_accounts_have_few_series_and_the_other_projects_are_summed(

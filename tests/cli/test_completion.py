@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import write
-from support.harness import WAIT_S
+from support.commands import STARTUP_S, write
 from support.terminal import in_terminal
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
@@ -65,7 +64,7 @@ def offered(*words: str, shell: dict[str, str], cwd: Path, script: str = OURS) -
         ["bash", "-c", f"{script}\n{ASK}", "bash", "csq-proxy", *words],
         capture_output=True,
         text=True,
-        timeout=WAIT_S * 2,
+        timeout=STARTUP_S,
         env=shell,
         cwd=cwd,
         check=True,
@@ -132,7 +131,7 @@ def test_fish_itself_completes_with_what_the_wheel_installs(shell: dict[str, str
         ["fish", "-c", "complete -C 'csq-proxy snippets shop-f'"],
         capture_output=True,
         text=True,
-        timeout=WAIT_S * 2,
+        timeout=STARTUP_S,
         env={**shell, "XDG_DATA_DIRS": str(SHARE)},
         cwd=tmp_path,
         check=True,
@@ -156,7 +155,7 @@ def test_there_is_a_script_for_each_shell(
         ["csq-proxy"],
         capture_output=True,
         text=True,
-        timeout=WAIT_S * 2,
+        timeout=STARTUP_S,
         env={**shell, "_CSQ_PROXY_COMPLETE": f"source_{name}"},
         cwd=tmp_path,
         check=True,
@@ -174,7 +173,7 @@ def test_a_home_that_nothing_can_be_written_to_is_one_line_and_ends_it_with_1(
         ["bash", "-c", "csq-proxy --install-completion; exit $?"],  # the shell is told by who calls
         capture_output=True,
         text=True,
-        timeout=WAIT_S * 2,
+        timeout=STARTUP_S,
         env={**shell, "HOME": str(home)},
         cwd=tmp_path,
         check=False,

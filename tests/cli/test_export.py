@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import STARTUP_S
 from support.demo import JOB, sandboxed
-from support.harness import WAIT_S, Message, Upstream, gateway
+from support.harness import Message, Upstream, gateway
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 
@@ -27,7 +28,7 @@ async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.Complete
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=2 * WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.commands import CONFIG, STARTUP_S, Running, faults_in, get, needs_signals, run, started, write
-from support.harness import WAIT_S, free_port
+from support.harness import free_port
 from support.terminal import in_terminal
 from typer.testing import CliRunner
 
@@ -92,7 +92,7 @@ def test_on_a_terminal_its_summary_says_what_to_try(environ: dict[str, str], tmp
             variables = {**environ, "NO_PROXY": "", "http_proxy": nowhere, "ALL_PROXY": nowhere}
             command = f"{line} -sS"
             ended = subprocess.run(
-                command, shell=True, capture_output=True, env=variables, timeout=WAIT_S, check=False
+                command, shell=True, capture_output=True, env=variables, timeout=STARTUP_S, check=False
             )
             assert json.loads(ended.stdout)["success"] is True, ended.stderr
         terminal.process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import WAIT_S
+from support.commands import STARTUP_S
 from typer.main import get_command
 
 from proxy.cli import health, serve
@@ -64,7 +64,7 @@ def test_it_renders_without_a_warning(program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"no {program} here")
     ended = subprocess.run(
-        [*RENDERERS[program], str(PAGE)], capture_output=True, text=True, timeout=WAIT_S, check=False
+        [*RENDERERS[program], str(PAGE)], capture_output=True, text=True, timeout=STARTUP_S, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert program == "man" or ended.stdout == ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import STARTUP_S
 from support.harness import WAIT_S, TokenServer, Upstream, free_port, gateway
 
 from proxy.cli.requests import duration, folded, text_of
@@ -38,7 +39,7 @@ async def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedPr
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 from support.certificates import CASES, openssl_verifies
+from support.commands import STARTUP_S
 from support.harness import (
     WAIT_S,
     Message,
@@ -50,7 +51,7 @@ async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.Complete
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Any
 
 import pytest
+from support.commands import STARTUP_S
 from support.harness import WAIT_S
 
 from proxy.logs.sink import MOST_LINES, MOST_UNWRITTEN_BYTES, Sink
@@ -320,7 +321,7 @@ print("here", flush=True)
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
             stderr=stream,
-            timeout=WAIT_S,
+            timeout=STARTUP_S,
             check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )

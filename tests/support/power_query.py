@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from support.commands import STARTUP_S
 from support.harness import WAIT_S
 
 EVALUATOR = Path(__file__).with_name("power_query.js")
@@ -23,7 +24,7 @@ def has_parser() -> bool:
     found = subprocess.run(
         ["node", "-e", "require.resolve('@microsoft/powerquery-parser')"],
         capture_output=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         cwd=EVALUATOR.parent,
         check=False,
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from support.commands import STARTUP_S
 from support.harness import WAIT_S, RawServer
 
 from proxy.app.app import App
@@ -127,7 +128,7 @@ async def executed(folder: Path, *command: str, file: str, content: str, **envir
         (folder / file).write_text(content, encoding="utf-8")
         environ = {**os.environ, "CSQ_KEY": KEY, **variables, **environ_too}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=WAIT_S, cwd=folder, env=environ, check=False
+            command, capture_output=True, text=True, timeout=STARTUP_S, cwd=folder, env=environ, check=False
         )
 
     async with company_proxy() as (variables, seen):
@@ -163,7 +164,7 @@ TOOLS_PYTHON = os.environ.get("DATA_TOOLS_PYTHON", sys.executable)
 @functools.cache
 def has_package(name: str) -> bool:
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
-    return subprocess.run([TOOLS_PYTHON, "-c", look], timeout=WAIT_S, check=False).returncode == 0
+    return subprocess.run([TOOLS_PYTHON, "-c", look], timeout=STARTUP_S, check=False).returncode == 0
 
 
 @functools.cache
@@ -171,7 +172,7 @@ def has_r_package(name: str) -> bool:
     if shutil.which("Rscript") is None:
         return False
     look = f"quit(status = !requireNamespace('{name}', quietly = TRUE))"
-    return subprocess.run(["Rscript", "-e", look], timeout=WAIT_S, check=False).returncode == 0
+    return subprocess.run(["Rscript", "-e", look], timeout=STARTUP_S, check=False).returncode == 0
 
 
 def needs_package(name: str) -> pytest.MarkDecorator:

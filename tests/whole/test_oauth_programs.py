@@ -20,6 +20,7 @@ from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
 from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
+from support.commands import STARTUP_S
 from support.demo import sandboxed
 from support.harness import WAIT_S
 
@@ -92,7 +93,7 @@ def node(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["node", "-e", *arguments],
         capture_output=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         env={**os.environ, "NO_PROXY": "*"},
         text=True,
         check=False,
@@ -121,7 +122,7 @@ def curl(way: str, base: str, extra: Mapping[str, str]) -> Answers:
         ended = subprocess.run(
             ["curl", "-sS", "-f", "--noproxy", "*", *arguments],
             capture_output=True,
-            timeout=WAIT_S,
+            timeout=STARTUP_S,
             check=True,
             text=True,
         )

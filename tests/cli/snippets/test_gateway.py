@@ -19,7 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from support.balancers import FILES, adapted, balancer, check_command, parts, program, trusting
-from support.commands import write
+from support.commands import STARTUP_S, write
 from support.harness import WAIT_S, Message, RawServer
 from support.snippets import FULL, KEY, PROJECT, executed, served, settings_of, text
 
@@ -148,7 +148,7 @@ def test_the_balancer_accepts_its_configuration(kind: str, settings: Settings, t
         env={**os.environ, "CSQ_MONITOR_KEY": KEY},
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

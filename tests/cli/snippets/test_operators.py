@@ -20,7 +20,6 @@ import kubernetes_validate
 import pytest
 import yaml
 from support.commands import CONFIG, STARTUP_S, needs_signals, write
-from support.harness import WAIT_S
 from support.snippets import (
     FULL,
     KEY,
@@ -167,7 +166,7 @@ def test_docker_compose_accepts_the_snippet(tmp_path: Path) -> None:
     ended = subprocess.run(
         [*COMPOSE, "config", "--quiet"],
         cwd=tmp_path,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         capture_output=True,
         check=False,
     )
@@ -262,7 +261,7 @@ def test_systemd_accepts_the_units(settings: Settings, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=STARTUP_S,
         check=False,
     )
     complaints = [line for line in ended.stderr.splitlines() if "csq-proxy" in line]
@@ -277,7 +276,7 @@ def test_a_reload_refuses_what_is_no_toml_and_a_new_secret_needs_a_restart(tmp_p
     command = [config if word.endswith(".toml") else word for word in shlex.split(before)]
     for content, code in (("\ufeff[server]\nport = 1\n", 0), ("[server\n", 1)):
         config.write_text(content, encoding="utf-8")
-        ended = subprocess.run(command, capture_output=True, timeout=WAIT_S, check=False)
+        ended = subprocess.run(command, capture_output=True, timeout=STARTUP_S, check=False)
         assert ended.returncode == code
     assert "\n# A new secret: systemctl restart csq-proxy. systemd copies" in unit
 
