@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import select
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import pytest
 from support.commands import STARTUP_S, get, run, started
 from support.harness import free_port
 from support.power_query import ended, evaluate, has_parser
+from support.terminal import TERMINAL
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 
@@ -27,8 +29,8 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Terminal:
     """A command on a terminal of its own, and all its output."""
 
-    def __init__(self, pid: int, descriptor: int) -> None:
-        self.pid = pid
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self._process = process
         self._descriptor = descriptor
         self.shown = ""
         self._ends_at = time.monotonic() + STARTUP_S
@@ -48,7 +50,7 @@ class Terminal:
         """Read the output to its end; the exit code."""
         while self._read():
             pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait(STARTUP_S)
 
     def _read(self) -> bool:
         left_s = self._ends_at - time.monotonic()
@@ -63,16 +65,23 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(*arguments: str, environ: Mapping[str, str], cwd: Path) -> Iterator[Terminal]:
-    import pty  # noqa: PLC0415 - not on Windows
-
-    command = ["/bin/sh", "-c", f'cd "$0" && exec "{sys.executable}" -m proxy "$@"', str(cwd), *arguments]
-    pid, descriptor = pty.fork()
-    if not pid:
-        os.execve(command[0], command, {**environ, "TERM": "xterm"})
+    descriptor, slave = os.openpty()
+    process = subprocess.Popen(  # pty.fork() warns where another thread runs
+        [sys.executable, "-c", TERMINAL, "", sys.executable, "-m", "proxy", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        env={**environ, "TERM": "xterm"},
+        cwd=cwd,
+    )
+    os.close(slave)
     try:
-        yield Terminal(pid, descriptor)
+        yield Terminal(process, descriptor)
     finally:
         os.close(descriptor)
+        process.kill()
+        process.wait(STARTUP_S)
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # the programs have loops of their own
