@@ -16,7 +16,17 @@ import json
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from support.harness import OK, WAIT_S, Gateway, TokenServer, Upstream, free_port, gateway, read_message
+from support.harness import (
+    OK,
+    WAIT_S,
+    Gateway,
+    TokenServer,
+    Upstream,
+    free_port,
+    gateway,
+    next_request,
+    read_message,
+)
 from support.power_query import ended, evaluate, has_parser
 from support.snippets import KEY, PROJECT, served, settings_of, text, with_and_without_callers
 
@@ -231,7 +241,7 @@ async def test_power_query_waits_as_long_as_it_is_told_and_then_has_its_rows() -
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             if b"/v1/first" in request.start_line:
                 await release.wait()
             writer.write(OK if b"/v1/first" in request.start_line else answers(200, content))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from support.harness import Message, read_message
+from support.harness import Message, next_request
 
 PAGE = b"<!doctype html><title>a page of somebody else</title>"
 EVERY_WAY = """
@@ -100,7 +100,7 @@ class Unguarded:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             self.requests.append(request)
             kind = b"text/html"
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nAccess-Control-Allow-Origin: *\r\n" % kind)

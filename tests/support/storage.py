@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from support.harness import Gateway, Message, RawServer, TokenServer, gateway, read_message
+from support.harness import Gateway, Message, RawServer, TokenServer, gateway, next_request
 
 SIGNATURE = "?X-Amz-Signature=0f1e2d3c&X-Amz-Expires=604800"
 CLOSE = b"close"
@@ -63,7 +63,7 @@ class S3:
         self.open += 1
         try:
             while True:
-                request = await read_message(reader)
+                request = await next_request(reader)
                 self.requests.append(request)
                 await self._answer(request, writer)
                 await writer.drain()
@@ -150,7 +150,7 @@ class ExportCloud:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             self.requests.append(request)
             writer.write(self._answer(request.start_line.split(b" ")[1].decode()))
             await writer.drain()
