@@ -164,7 +164,8 @@ def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
     if not is_ready:
         return None if status < 500 else f"answered {status}"  # 401, where callers are defined, means alive
     if status == 401:
-        return f"a caller's key is needed to know; give --key-file, or set {KEY}"
+        problem = "this key is not a caller's" if key else "a caller's key is needed to know"
+        return f"{problem}; give --key-file, or set {KEY}"
     return None if status == 200 else f"answered {status}: not ready"
 
 

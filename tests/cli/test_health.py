@@ -107,6 +107,11 @@ async def test_each_address_is_asked_and_a_401_counts_as_alive(
         ended = await health("--ready", cwd=tmp_path, environ=environ, **server)
         assert ended.returncode == 1
         assert "a caller's key is needed" in ended.stderr
+        ended = await health(
+            "--ready", cwd=tmp_path, environ={**environ, "CSQ_PROXY_KEY": "x" * 16}, **server
+        )
+        assert ended.returncode == 1
+        assert "this key is not a caller's" in ended.stderr
         key = write(tmp_path / "key", f"{KEY}\n")
         ended = await health("--ready", "--key-file", str(key), cwd=tmp_path, environ=environ, **server)
         assert (ended.returncode, ended.stderr) == (0, "")
