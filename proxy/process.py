@@ -21,7 +21,8 @@ if sys.platform == "win32":
     STOP_SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break
 CONSOLE_GRACE_S = 4.0
 """How long Windows lets a process work on whose console is closed, or whose user logs off: 5 s at least."""
-_CONSOLE_ENDS = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
+_CONSOLE_ENDS = (2, 6)  # CTRL_CLOSE_EVENT, CTRL_SHUTDOWN_EVENT
+_CTRL_LOGOFF_EVENT = 5
 _console_handlers: list[object] = []
 """Windows keeps no reference to them."""
 
@@ -173,12 +174,11 @@ def ignore_signals() -> None:
 
 
 def on_console_end(stop: Callable[[], object]) -> None:
-    """Call ``stop``, in another thread, when the console is closed, at logoff and shutdown (Windows alone).
+    """Call ``stop``, in another thread, when the console is closed, or a service's computer shuts down.
 
-    Windows ends the process as soon as such an event's handler returns. So the handler never does, and the
-    process has the time until Windows ends it, see `CONSOLE_GRACE_S`. A process with user32.dll, which
-    OpenSSL needs, hears of logoff and shutdown only as a service (Microsoft's "HandlerRoutine callback
-    function").
+    On Windows alone, which ends the process as soon as such an event's handler returns. So the handler never
+    does, and the process has the time until Windows ends it, see `CONSOLE_GRACE_S`. Only services get the
+    event of a logoff, and of any user's: they go on. Source: Microsoft's "HandlerRoutine callback function".
     """
     if sys.platform != "win32":
         return
@@ -188,7 +188,7 @@ def on_console_end(stop: Callable[[], object]) -> None:
     @ctypes.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)
     def handle(event: int) -> bool:
         if event not in _CONSOLE_ENDS:
-            return False
+            return event == _CTRL_LOGOFF_EVENT
         stop()
         while True:
             time.sleep(CONSOLE_GRACE_S)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,7 +32,7 @@ assert console.AttachConsole(int(sys.argv[1])), "no console"
 console.SetConsoleCtrlHandler(None, True)
 assert console.GenerateConsoleCtrlEvent(int(sys.argv[2]), 0), "not sent"
 """
-CTRL_C, CTRL_BREAK = 0, 1
+CTRL_C, CTRL_BREAK, CTRL_LOGOFF = 0, 1, 5
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ async def test_ctrl_break_and_a_closed_console_ask_for_a_stop() -> None:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+
+
+async def test_the_logoff_of_any_user_does_not_end_a_service() -> None:
+    before = [(number, signal.getsignal(number)) for number in process.STOP_SIGNALS]
+    try:
+        signals = Signals()
+        handler: Any = process._console_handlers[-1]
+        assert handler(CTRL_LOGOFF)
+        assert not signals.stop.is_set()
+    finally:
+        for number, former in before:
+            signal.signal(number, former)
 
 
 def test_a_changed_file_is_read_and_a_secret_comes_from_a_command(
