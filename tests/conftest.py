@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import structlog
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import none
 from support.commands import CONFIG, write
 
 # Each test module is prepared once, not by every worker anew, and programs that tests start compile nothing.
@@ -52,6 +53,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return factories
 
 
+@given(none())
+def _try_hypothesis(_: None) -> None:
+    """At its first use Hypothesis looks for what refers to its random numbers; what is frozen isn't found."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """The thousands of collected tests stay: the garbage collector doesn't look at them again and again."""
@@ -59,6 +65,7 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        _try_hypothesis()
         gc.freeze()
         gc.enable()
 
