@@ -12,8 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from support.certificates import signed
+import trustme
 from support.harness import WAIT_S, free_port
 
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf", "envoy": "envoy.yaml"}
@@ -81,13 +80,10 @@ def _command(kind: str, path: Path) -> list[str]:
 
 def trusting(folder: Path) -> ssl.SSLContext:
     """Write a certificate for the balancer into the folder; what its callers trust."""
-    root = signed("Company CA", ca=True)
-    leaf = signed("localhost", root, hosts=("localhost",))
-    key = leaf.key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "tls.pem").write_bytes(leaf.pem + key)
-    context = ssl.create_default_context(cadata=root.pem.decode())
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / "tls.pem")
+    context = ssl.create_default_context()  # strict from Python 3.13 on
+    authority.configure_trust(context)
     context.set_alpn_protocols(["http/1.1"])
     return context
 
