@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, object] = {
     "tls_cert": None,
 }
 """The keys of ``[server]`` that tell where the proxy listens, and the defaults of `proxy.config.settings`."""
+_STRANGER = "a program other than csq-proxy answers there"
 _REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 _TRUE = ("true", "1", "on", "yes", "t", "y")
 _FALSE = ("false", "0", "off", "no", "f", "n")
@@ -119,7 +120,7 @@ def _listener(given: Mapping[str, Any], bases: Mapping[str, Path], environ: Mapp
     if tcp in _FALSE:
         if paths["unix_socket"] is None:
             raise ConfigError(
-                "server.tcp: false, and server.unix_socket isn't set, so nobody knows where to ask"
+                "server.tcp: false, and server.unix_socket isn't set, so there is no address to ask"
             )
         return Listener("localhost", 0, **paths)
     if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
@@ -145,22 +146,28 @@ def _key(file: Path | None) -> str:
 
 
 def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
-    """What is wrong with the proxy's answer; None where all is well. Raises ConfigError."""
+    """The fault of the proxy's answer; None where all is well. Raises ConfigError.
+
+    Each refusal of the proxy's own has the field Proxy-Status (RFC 9209); another web server's has not.
+    """
     connection = http.client.HTTPConnection(listener.host, listener.port or None, timeout=TIMEOUT_S)
     try:
         connection.sock = _connected(listener, trusted_only=bool(key))
         connection.request(
             "GET", "/-/ready" if is_ready else "/-/healthy", headers={"X-API-Key": key} if key else {}
         )
-        status = connection.getresponse().status
+        answer = connection.getresponse()
     except ssl.SSLError as error:
         return f"no TLS that server.tls_cert fits ({error.reason or error})"
     except OSError as error:
         return f"can't be reached ({error.strerror or error})"
     except http.client.HTTPException:
-        return "a program other than csq-proxy answers there"
+        return _STRANGER
     finally:
         connection.close()
+    status = answer.status
+    if 300 <= status < 500 and "Proxy-Status" not in answer.headers:
+        return f"{_STRANGER} (status {status})"
     if not is_ready:
         return None if status < 500 else f"answered {status}"  # 401, where callers are defined, means alive
     if status == 401:

@@ -155,11 +155,22 @@ async def test_a_key_is_sent_to_the_configured_certificate_only(
 async def test_an_answer_of_500_or_more_is_unhealthy(
     status: int, code: int, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    async with RawServer(
-        Upstream(lambda _: b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
-    ) as server:
+    head = b"HTTP/1.1 %d X\r\nProxy-Status: csq-proxy\r\nContent-Length: 0\r\n\r\n" % status
+    async with RawServer(Upstream(lambda _: head)) as server:
         ended = await health(cwd=tmp_path, environ=environ, port=server.url.rpartition(":")[2])
         assert ended.returncode == code
+
+
+@pytest.mark.parametrize("status", [302, 401, 404])
+@pytest.mark.parametrize("flags", [(), ("--ready",)], ids=["alive", "ready"])
+async def test_another_web_server_at_the_port_is_not_taken_for_the_proxy(
+    status: int, flags: tuple[str, ...], environ: dict[str, str], tmp_path: Path
+) -> None:
+    head = b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+    async with RawServer(Upstream(lambda _: head)) as server:
+        ended = await health(*flags, cwd=tmp_path, environ=environ, port=server.url.rpartition(":")[2])
+        assert ended.returncode == 1
+        assert f"a program other than csq-proxy answers there (status {status})" in ended.stderr
 
 
 async def test_it_loads_no_library_and_runs_no_command(environ: dict[str, str], tmp_path: Path) -> None:

@@ -369,6 +369,7 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
         (["snippets", "a", "b\nc"], "Got unexpected extra argument"),
         (["serve", "--nope"], "No such option: --nope. See: "),
         (["snippets", "--for"], "Option '--for' requires an argument. See: "),
+        (["export"], "project: is missing"),
     ],
 )
 def test_wrong_usage_is_one_line_and_ends_it_with_2(
