@@ -1,4 +1,4 @@
-"""What a program of one file begins with: PyInstaller puts this file, Python and the packages into one."""
+"""The start of a program of one file: PyInstaller puts this script, Python and the packages into that file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``csq-proxy init``: the questions, the trial of the answers at Contentsquare, and what stands in their way.
+"""``csq-proxy init``: the questions, the trial of the answers at Contentsquare, and notes on conflicts.
 
 Must not know how the file is written (`proxy.config.new_file`) nor how credentials are tried
 (`proxy.cli.live_check`).
@@ -244,11 +244,11 @@ def _fault(path: Path, answers: Answers) -> str | None:
     return "Contentsquare was not reached, so the credentials were not tried. They are not written yet:"
 
 
-# What stands in the way of what was written
+# Notes on what conflicts with the new table
 
 
 def _overridden(answers: Answers) -> Iterator[str]:
-    """The environment's variables that replace what was written."""
+    """The environment's variables that replace values of the new table."""
     for key, name in environment.read(os.environ, schema()).names.items():
         if key[:2] == (answers.section, answers.name) and key[2] in (
             *answers.table,

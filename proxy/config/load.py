@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from proxy.config import checks, environment, secrets
 from proxy.config.files import absolute, find_config_file, passed_over, read_table, read_toml, working_folder
 from proxy.config.keys import ANY_NAME, Leaf, Schema, schema
-from proxy.config.messages import Fault, KeyPath, dotted, explain
+from proxy.config.messages import NOT_A_TABLE, Fault, KeyPath, dotted, explain
 from proxy.config.settings import ServerSettings, Settings
 from proxy.errors import ConfigError, NothingConfigured
 from proxy.secret import Secret
@@ -137,6 +137,10 @@ def _read_all(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[
     file, status = read_table(path, faults) if path else ({}, None)
     if path and status and (fault := _exposed(path, file, status)):
         faults.append(fault)
+    for section in schema():
+        if not isinstance(file.get(section, {}), dict):
+            faults.append(f"{section}: {NOT_A_TABLE}")  # a flag or a variable in the section would hide it
+            del file[section]
     sidecar = ("projects", environment.SIDECAR_PROJECT)
     if _get(file, sidecar) is not None or _get(overrides, sidecar) is not None:
         environment.withdraw_sidecar(found)

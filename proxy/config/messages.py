@@ -24,6 +24,7 @@ _MISSING = {
     "client_secret": "missing; give client_secret, client_secret_file or client_secret_command",
     "key": "missing; give key or key_file",
 }
+NOT_A_TABLE = "must be a table, such as [server] or [projects.NAME]"
 _BY_TYPE = {
     "bool": "must be true or false",
     "date": "must be a date, such as 2027-01-31",
@@ -104,7 +105,7 @@ def _by_type(kind: str) -> str:
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     if kind in ("dict_type", "mapping_type", "model_type"):
-        return "must be a table, such as [server] or [projects.NAME]"
+        return NOT_A_TABLE
     return _BY_TYPE.get(kind.split("_", 1)[0], "isn't valid")
 
 

@@ -121,14 +121,17 @@ def _with_table(path: Path, data: bytes, answers: Answers) -> bytes:
     end = b"\r\n" if b"\r\n" in data else b"\n"
     between = b"" if not data else end if data.endswith(b"\n") else end + end
     made = data + between + text_of(answers).encode().replace(b"\n", end)
+    section = answers.section
     try:
-        tomllib.loads(made.decode("utf-8-sig"))
+        is_added = isinstance(tomllib.loads(made.decode("utf-8-sig"))[section], dict)  # no list: [[projects]]
     except ValueError:
-        section = answers.section
+        is_added = False
+    if not is_added:
+        taken = f"if {answers.name} is there, take another name; else " if answers.client_id else ""
         raise ConfigError(
-            f"{path}: {section} can't be added to: it is not written as tables, or {answers.name} is there;"
-            f" write each as [{section}.NAME], without braces around all of them"
-        ) from None
+            f"{path}: {section} can't be added to: {taken}write each as [{section}.NAME], without braces"
+            " around all of them"
+        )
     return made
 
 

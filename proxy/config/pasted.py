@@ -19,7 +19,7 @@ _INVISIBLE: Final = re.compile(
 the empty Braille pattern, and the stand-in for bytes that were no text."""
 _BLANKS: Final = " \t"
 _PASTE_MARKS: Final = re.compile("\x1b\\[20[01]~")
-"""A terminal puts these around what is pasted where a program asked for that, and died."""
+"""A terminal puts these marks around pasted text where a program left bracketed paste on."""
 _QUOTES: Final = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb")
 _QUOTE_MARKS: Final = frozenset("".join(_QUOTES))
 _PLACEHOLDERS: Final = (
@@ -43,7 +43,7 @@ _PLACEHOLDER: Final = tuple((re.compile(rf"(?:{pattern})\Z"), fault) for pattern
 
 
 def cleaned(text: str) -> str:
-    """An answer as a person meant it: without blanks, line ends and quotes around it, and what shows nothing.
+    """An answer as a person meant it: without blanks, line ends or quotes around it, or invisible ones.
 
     For questions only, where the person is told that something was left out. A setting is refused instead.
     """

@@ -35,7 +35,7 @@ _PROBES: Final = 3
 _LAST_RECEIVED: Final = struct.Struct("=52xII")  # milliseconds since data came, and since an ACK came
 _INFO_BYTES: Final = 256
 _CLOSED: Final = (OSError, ValueError)
-"""What a socket says that was closed a moment ago; ValueError is uvloop's."""
+"""The errors of a socket that was closed a moment ago; ValueError is uvloop's."""
 
 _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "linux": (4, 5, 6),

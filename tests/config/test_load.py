@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.configurations import CANARY, SHOP, Writer, faults_of
@@ -63,6 +64,18 @@ def test_all_faults_are_reported_at_once(write: Writer) -> None:
         "projects.shop.apis",
         "callers.x.projects[0]",
     ]
+
+
+def test_a_word_in_place_of_a_table_is_a_fault_beside_flags_and_variables_for_that_table(
+    write: Writer,
+) -> None:
+    path = write(f"server = 3\nlog = 'x'\ncallers = []\n{SHOP}")
+    environ = {"CSQ_PROXY_LOG__LEVEL": "info", "CSQ_PROXY_CALLERS__BI__KEY": "a" * 16}
+    with pytest.raises(ConfigError) as refused:
+        load(path, {"server": {"port": 9000, "host": None}}, environ)
+    keys = [fault.partition(":")[0] for fault in refused.value.faults]
+    assert sorted(keys) == ["callers", "log", "server"]
+    assert all("must be a table" in fault for fault in refused.value.faults)
 
 
 toml_values = st.recursive(

@@ -79,8 +79,9 @@ def test_the_names_of_a_file_are_found(tmp_path: Path) -> None:
         (b"[server]\nport = \xff\n", "isn't UTF-8 text"),
         (
             b'projects = { a = { client_id = "x" } }\n',
-            "projects can't be added to: it is not",
+            "projects can't be added to: write each as [projects.NAME]",
         ),
+        (b'[[projects]]\nclient_id = "x"\n', "projects can't be added to"),
         (b"projects = 3\n", "projects can't be added to"),
     ],
 )
