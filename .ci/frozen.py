@@ -1,4 +1,4 @@
-"""The start of a program of one file: PyInstaller puts this script, Python and the packages into that file."""
+"""The start of a program of one file: PyInstaller puts this script, Python and packages into that file."""
 
 from __future__ import annotations
 
