@@ -28,7 +28,7 @@ def _group() -> None:
     """Keep ``show`` a word of its own: Typer makes a lone command the group."""
 
 
-@app.command()
+@app.command(short_help="Print the settings that serve would use, as TOML.")
 def show(
     *,
     config: Annotated[
@@ -40,10 +40,10 @@ def show(
     sources: Annotated[
         bool, typer.Option("--sources", help="Tell where each value came from: flag, variable, file.")
     ] = False,
-    host: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    port: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    host: Annotated[str | None, typer.Option(metavar="HOST", help="The option of serve.")] = None,
+    port: Annotated[str | None, typer.Option(metavar="PORT", help="The option of serve.")] = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="The option of serve.")] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="The option of serve.")] = None,
 ) -> None:
     """Print the settings that serve would use, as TOML; each secret is ***."""
     from proxy.config.load import load_with_origins  # noqa: PLC0415

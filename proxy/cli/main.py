@@ -37,7 +37,8 @@ cli = typer.Typer(
 
 # Typer must not check the file: `proxy.config` says more about a fault, and in one line.
 UrlOption = Annotated[
-    str | None, typer.Option(help="The URL of the proxy.", show_default="as in the configuration")
+    str | None,
+    typer.Option(metavar="URL", help="The URL of the proxy.", show_default="as in the configuration"),
 ]
 KeyFileOption = Annotated[
     Path | None,
@@ -150,7 +151,10 @@ def serve(
     start.main(sys.argv[sys.argv.index("serve") + 1 :])
 
 
-@cli.command(help="End with 0 if the proxy on this computer answers, else with 1; for probes.")
+@cli.command(
+    help="End with 0 if the proxy on this computer answers, else with 1; for probes.",
+    short_help="Tell whether the proxy on this computer answers.",
+)
 def health(
     *,
     config: ConfigOption = None,  # noqa: ARG001
@@ -163,7 +167,7 @@ def health(
     probe.main(sys.argv[sys.argv.index("health") + 1 :])
 
 
-@cli.command()
+@cli.command(short_help="Check the configuration and show its meaning.")
 def check(
     *,
     config: ConfigOption = None,
@@ -215,7 +219,7 @@ def _tools(incomplete: str) -> list[str]:
     return tools(incomplete)
 
 
-@cli.command("status")
+@cli.command("status", short_help="Show the state of the running proxy.")
 def show_status(
     *,
     config: ConfigOption = None,
@@ -236,7 +240,7 @@ def show_status(
     show(find(config, url, key_file), as_json=as_json, watch=watch, exit_zero=exit_zero)
 
 
-@cli.command("wait")
+@cli.command("wait", short_help="Wait until the running proxy is ready.")
 def wait_until_ready(
     *,
     timeout: Annotated[
@@ -253,7 +257,7 @@ def wait_until_ready(
     wait(find(config, url, key_file), timeout)
 
 
-@cli.command("stop")
+@cli.command("stop", short_help="Stop the running proxy, and wait for its end.")
 def stop_proxy(*, config: ConfigOption = None, url: UrlOption = None, key_file: KeyFileOption = None) -> None:
     """Stop the running proxy, and wait until its requests are answered and it has ended."""
     from proxy.cli.running_proxy import find  # noqa: PLC0415
@@ -291,7 +295,7 @@ def show_requests(
     show(find(config, url, key_file), project=project, status=status, follow=follow, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Make an export, wait for it, and store its files.")
 def export(
     project: Annotated[str, typer.Argument(help="A project, or ACCOUNT/42.", autocompletion=_projects)],
     *,
@@ -315,7 +319,7 @@ def export(
     run(find(config, url, key_file), project, job_id=job_id, job=job, out=out, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Print ready text for a tool or for operators.")
 def snippets(
     project: Annotated[
         str | None,
@@ -337,6 +341,7 @@ def snippets(
     url: Annotated[
         str | None,
         typer.Option(
+            metavar="URL",
             help="The URL of a running proxy, for its texts.",
             show_default="where no project is configured, the proxy on this computer",
         ),
@@ -349,7 +354,7 @@ def snippets(
     show(project, what, config=config, url=url, key_file=key_file)
 
 
-@cli.command()
+@cli.command(short_help="Ask for credentials, try them, and write them to a file.")
 def init(
     *,
     config: ConfigOption = None,

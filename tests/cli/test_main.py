@@ -728,3 +728,4 @@ def test_each_command_has_a_short_option_for_help(name: str, monkeypatch: pytest
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
     assert "usage:" in result.output.lower()
+    assert "..." not in result.output.partition("Commands:")[2]  # each line of the list is whole
