@@ -148,11 +148,11 @@ ELSEWHERE = {
             "cli/test_health::test_it_loads_no_library_and_runs_no_command",
             "cli/test_wait::test_it_waits_for_a_proxy_without_tokens",
         ),
-        "`csq-proxy stop` asks for it and waits for the end": (
+        "`csq-proxy stop` calls this address, and waits for the end": (
             "cli/test_stop::test_where_quit_is_allowed_it_is_asked_for",
             "cli/test_stop::test_an_unknown_process_that_accepts_no_more_is_waited_for",
         ),
-        "it sends SIGTERM if it sees that the process is the proxy and yours": (
+        "`stop` sends SIGTERM, but only to a proxy of the same user on this computer (Linux)": (
             "cli/test_stop::test_a_signal_is_sent_only_where_quit_is_not_allowed",
             "cli/test_stop::test_a_process_that_holds_the_unix_socket_gets_sigterm",
             "cli/test_stop::test_a_process_that_does_not_hold_the_port_gets_no_signal",
