@@ -81,7 +81,9 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)
     # Connections opened ahead would make the clouds' count of them a matter of luck.
     monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
+    was_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     yield
+    assert was_ignored or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN, "see support.signals"
     structlog.reset_defaults()
 
 

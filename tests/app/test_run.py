@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from support.commands import STARTUP_S, get, needs_signals, started
 from support.harness import WAIT_S
+from support.signals import handlers_put_back
 from support.terminal import in_terminal
 
 from proxy.app.run import Signals
-from proxy.process import STOP_SIGNALS
 
 pytestmark = needs_signals
 
@@ -58,8 +58,7 @@ def test_a_terminal_that_closes_is_a_clean_stop(environ: dict[str, str], config:
 
 
 async def test_a_signal_that_a_wrapper_passes_on_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
-    try:
+    with handlers_put_back():
         monkeypatch.setattr("proxy.app.run.SAME_SIGNAL_S", 3600)
         signals = Signals()
         for _ in range(3):
@@ -71,29 +70,18 @@ async def test_a_signal_that_a_wrapper_passes_on_is_not_a_second_one(monkeypatch
         assert (signals.stop.is_set(), signals.kill.is_set()) == (True, False)
         signals._on_signal()
         assert signals.kill.is_set()
-    finally:
-        for number, handler in before:
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, handler)
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
 
 
 async def test_a_console_that_closes_is_a_stop_and_soon_one_without_a_drain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # as on Windows
     monkeypatch.setattr("proxy.app.run.CONSOLE_GRACE_S", 0.01)
-    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
-    try:
+    with handlers_put_back():
         signals = Signals()
         signals.on_console_end()
         assert (signals.stop.is_set(), signals.kill.is_set()) == (True, False)
         async with asyncio.timeout(WAIT_S):
             await signals.kill.wait()
-    finally:
-        for number, handler in before:
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, handler)
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
 
 
 def until_running(base: str) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.commands import CONFIG, STARTUP_S, Running, faults_in, get, needs_signals, run, started, write
 from support.harness import free_port
+from support.signals import handlers_put_back
 from support.terminal import in_terminal
 from typer.testing import CliRunner
 
@@ -461,7 +462,8 @@ def test_the_sandboxs_certificate_and_key_come_together(environ: dict[str, str],
     "name", ["a b", "a/b", "a:80", "http://a", "[::1", "[::1]:80", "[a]", "me@a", "a..b", "-"]
 )
 def test_a_public_host_of_the_sandbox_that_is_none_is_refused(name: str) -> None:
-    result = CliRunner().invoke(cli, ["sandbox", f"--public-host={name}"])
+    with handlers_put_back():
+        result = CliRunner().invoke(cli, ["sandbox", f"--public-host={name}"])
     assert isinstance(result.exception, ConfigError)
     assert result.stdout == ""
     [fault] = result.exception.faults

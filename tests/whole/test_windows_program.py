@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.commands import CONFIG, STARTUP_S, Running, get, run, started, write
 from support.harness import WAIT_S
+from support.signals import handlers_put_back
 from support.windows import not_on_wine
 
 from proxy import process
@@ -62,8 +63,7 @@ def test_a_request_to_the_sandbox_and_the_console_s_stop(sandbox: Running, event
 
 
 async def test_ctrl_break_and_a_closed_console_ask_for_a_stop() -> None:
-    before = [(number, signal.getsignal(number)) for number in process.STOP_SIGNALS]
-    try:
+    with handlers_put_back():
         for end in (
             lambda: signal.raise_signal(signal.SIGBREAK),
             lambda: threading.Thread(target=process._console_handlers[-1], args=(2,), daemon=True).start(),
@@ -73,21 +73,14 @@ async def test_ctrl_break_and_a_closed_console_ask_for_a_stop() -> None:
             async with asyncio.timeout(WAIT_S):
                 await signals.stop.wait()
             assert not signals.kill.is_set()
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 async def test_the_logoff_of_any_user_does_not_end_a_service() -> None:
-    before = [(number, signal.getsignal(number)) for number in process.STOP_SIGNALS]
-    try:
+    with handlers_put_back():
         signals = Signals()
         handler: Any = process._console_handlers[-1]
         assert handler(CTRL_LOGOFF)
         assert not signals.stop.is_set()
-    finally:
-        for number, former in before:
-            signal.signal(number, former)
 
 
 def test_a_changed_file_is_read_and_a_secret_comes_from_a_command(
