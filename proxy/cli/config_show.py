@@ -68,7 +68,7 @@ def text_of(settings: Settings, origin: Origin) -> Iterator[str]:
 
 
 def _table(path: tuple[str, ...], table: Table, origin: Origin) -> Iterator[str]:
-    from proxy.cli.snippets.portable import written  # noqa: PLC0415
+    from proxy.config.new_file import written  # noqa: PLC0415
     from proxy.config.settings import Table  # noqa: PLC0415
     from proxy.secret import Secret  # noqa: PLC0415
 

@@ -5,6 +5,8 @@ A table at the end takes nothing away from a file of TOML: every byte before it 
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
 import json
 import os
 import shutil
@@ -56,12 +58,18 @@ class Answers:
 
 def text_of(answers: Answers) -> str:
     """The table in TOML."""
-    lines = (f"{key} = {_written(value)}\n" for key, value in answers.table.items())
+    lines = (f"{key} = {written(value)}\n" for key, value in answers.table.items())
     return f"[{answers.section}.{answers.name}]\n{''.join(lines)}"
 
 
-def _written(value: object) -> str:
-    """A string, a number or a list of TOML, which has all of JSON's escapes, and must escape DEL besides."""
+def written(value: object) -> str:
+    """A value in TOML, which has all of JSON's escapes, and must escape DEL besides."""
+    if isinstance(value, enum.Enum):
+        return written(value.value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dt.date):
+        return str(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

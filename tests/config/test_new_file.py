@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.configurations import posix_only
 
-from proxy.config.new_file import Answers, check_place, text_of, write
+from proxy.config.new_file import Answers, check_place, text_of, write, written
 from proxy.errors import ConfigError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -35,6 +35,11 @@ def test_any_credentials_survive_the_file(client_id: str, secret: str) -> None:
     answers = Answers("projects", "shop", client_id, secret, 42, 7)
     project = {"client_id": client_id, "client_secret": secret, "project_id": 42, "integration_id": 7}
     assert tomllib.loads(text_of(answers)) == {"projects": {"shop": project}}
+
+
+@given(st.recursive(TEXT | st.booleans() | st.dates(), lambda values: st.lists(values, max_size=3)))
+def test_each_value_is_the_same_when_it_is_read_as_toml(value: object) -> None:
+    assert tomllib.loads(f"key = {written(value)}") == {"key": value}
 
 
 @pytest.mark.parametrize("answers", [SHOP, ACME])

@@ -5,12 +5,11 @@ Hides which keys can be copied: a path of this computer can't, and a comment sta
 
 from __future__ import annotations
 
-import datetime as dt
-import enum
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from proxy.config.new_file import written
 from proxy.config.settings import Settings, Table
 from proxy.secret import Secret
 
@@ -108,12 +107,3 @@ def _lines(title: str, table: Table, notes: Mapping[str, str]) -> Iterator[str]:
             yield f"# {key}: {notes.get(key, _OTHER_PATH)}"
         else:
             yield f"{name} = {written(value)}"
-
-
-def written(value: object) -> str:
-    """A value in TOML, whose strings, numbers, booleans and lists are JSON's."""
-    if isinstance(value, enum.Enum):
-        return written(value.value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(written, value))}]"
-    return str(value) if isinstance(value, dt.date) else json.dumps(value, ensure_ascii=False)
