@@ -33,7 +33,7 @@ DEFAULTS: Mapping[str, object] = {
 }
 """The keys of ``[server]`` that tell where the proxy listens, and the defaults of `proxy.config.settings`."""
 _STRANGER = "a program other than csq-proxy answers there"
-_REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
+REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 _TRUE = ("true", "1", "on", "yes", "t", "y")
 _FALSE = ("false", "0", "off", "no", "f", "n")
 
@@ -127,7 +127,7 @@ def _listener(given: Mapping[str, Any], bases: Mapping[str, Path], environ: Mapp
         raise ConfigError(
             "server.port: must be a whole number from 1 to 65535 to be asked at; 0 is any free port"
         )
-    return Listener(_REACHED_BY.get(host, host), int(port), None, paths["tls_cert"])
+    return Listener(REACHED_BY.get(host, host), int(port), None, paths["tls_cert"])
 
 
 def _key(file: Path | None) -> str:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
+from proxy.cli.health import REACHED_BY
 from proxy.config.files import passed_over, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
-from proxy.config.settings import LOCALHOST, ServerSettings
+from proxy.config.settings import WILDCARDS, ServerSettings
 from proxy.config.trust import READABLE, Untrusted
 from proxy.config.variables import KEY
 from proxy.errors import ConfigError
@@ -31,7 +32,6 @@ from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
 
 TIMEOUT_S = 5.0
 MOST_ERROR_BYTES = 64 * 1024
-_REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """The address that reaches a proxy that listens on all addresses."""
 
 
@@ -220,7 +220,7 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
         raise ConfigError(
             "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
         )
-    host = LOCALHOST[0] if server.host == "localhost" else _REACHED_BY.get(server.host, server.host)
+    host = REACHED_BY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
     return RunningProxy(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key, others)
 
@@ -230,7 +230,7 @@ def _cert_for(origin: Origin, config: Path | None) -> Path | None:
     server = _configured(config) if origin.is_tls else None
     if server is None:
         return None
-    is_host = server.host in (*_REACHED_BY, origin.host) or (origin.is_loopback and is_loopback(server.host))
+    is_host = server.host in (*WILDCARDS, origin.host) or (origin.is_loopback and is_loopback(server.host))
     is_port = server.port in (0, origin.port)
     cert = server.tls_cert
     return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
