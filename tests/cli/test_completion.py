@@ -59,17 +59,15 @@ def shell(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return {**environ, "PATH": f"{command.parent}:{environ['PATH']}", "PYTHONPATH": path}
 
 
-def offered(*words: str, shell: dict[str, str], cwd: Path, script: str = OURS) -> list[str]:
-    ended = subprocess.run(
-        ["bash", "-c", f"{script}\n{ASK}", "bash", "csq-proxy", *words],
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        env=shell,
-        cwd=cwd,
-        check=True,
+def ended_of(command: list[str], environ: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=STARTUP_S, env=environ, cwd=cwd, check=False
     )
-    assert ended.stderr == ""
+
+
+def offered(*words: str, shell: dict[str, str], cwd: Path, script: str = OURS) -> list[str]:
+    ended = ended_of(["bash", "-c", f"{script}\n{ASK}", "bash", "csq-proxy", *words], shell, cwd)
+    assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout.split()
 
 
@@ -127,15 +125,12 @@ def test_a_shell_itself_completes_with_what_the_wheel_installs(
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
 def test_fish_itself_completes_with_what_the_wheel_installs(shell: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path / "config.toml", NAMES)
-    ended = subprocess.run(
+    ended = ended_of(
         ["fish", "-c", "complete -C 'csq-proxy snippets shop-f'"],
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        env={**shell, "XDG_DATA_DIRS": str(SHARE)},
-        cwd=tmp_path,
-        check=True,
+        {**shell, "XDG_DATA_DIRS": str(SHARE)},
+        tmp_path,
     )
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "shop-fr\n"
 
 
@@ -151,15 +146,8 @@ def test_fish_itself_completes_with_what_the_wheel_installs(shell: dict[str, str
 def test_there_is_a_script_for_each_shell(
     name: str, registers: str, shell: dict[str, str], tmp_path: Path
 ) -> None:
-    ended = subprocess.run(
-        ["csq-proxy"],
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        env={**shell, "_CSQ_PROXY_COMPLETE": f"source_{name}"},
-        cwd=tmp_path,
-        check=True,
-    )
+    ended = ended_of(["csq-proxy"], {**shell, "_CSQ_PROXY_COMPLETE": f"source_{name}"}, tmp_path)
+    assert ended.returncode == 0, ended.stderr
     assert registers in ended.stdout
 
 
@@ -169,14 +157,9 @@ def test_a_home_that_nothing_can_be_written_to_is_one_line_and_ends_it_with_1(
 ) -> None:
     home = tmp_path / "file"
     home.touch()
-    ended = subprocess.run(
-        ["bash", "-c", "csq-proxy --install-completion; exit $?"],  # the shell is told by who calls
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        env={**shell, "HOME": str(home)},
-        cwd=tmp_path,
-        check=False,
+    # the shell is the caller, so it is known by that
+    ended = ended_of(
+        ["bash", "-c", "csq-proxy --install-completion; exit $?"], {**shell, "HOME": str(home)}, tmp_path
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == f"csq-proxy: --install-completion: can't write {home} (File exists)\n"

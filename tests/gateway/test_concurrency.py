@@ -188,26 +188,27 @@ async def held(queue_timeout_s: float = 60) -> AsyncIterator[tuple[Gate, Proxy, 
         assert (project.running, project.slots.in_use, project.slots.waiting) == (0, 0, 0)
 
 
+async def answered_beside_a_second(gate: Gate, proxy: Proxy, first: asyncio.Task[Message]) -> None:
+    """Open the gate once a second call waits for the slot of the first: both are answered."""
+    [project] = proxy.app.projects()
+    second = asyncio.create_task(proxy.call(b"GET /v1/x"))
+    await until(lambda: project.slots.waiting)
+    gate.open.set()
+    assert [(await call).status for call in (first, second)] == [200, 200]
+
+
 async def test_a_request_that_waits_for_a_slot_is_answered_without_a_task_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with held() as (gate, proxy, first):
         monkeypatch.setattr(Gateway, "run", None)
-        [project] = proxy.app.projects()
-        second = asyncio.create_task(proxy.call(b"GET /v1/x"))
-        await until(lambda: project.slots.waiting)
-        gate.open.set()
-        assert [(await call).status for call in (first, second)] == [200, 200]
+        await answered_beside_a_second(gate, proxy, first)
 
 
 async def test_a_request_whose_slot_comes_without_a_connection_makes_one() -> None:
     async with held() as (gate, proxy, first):
         gate.closes = True
-        [project] = proxy.app.projects()
-        second = asyncio.create_task(proxy.call(b"GET /v1/x"))
-        await until(lambda: project.slots.waiting)
-        gate.open.set()
-        assert [(await call).status for call in (first, second)] == [200, 200]
+        await answered_beside_a_second(gate, proxy, first)
 
 
 async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:

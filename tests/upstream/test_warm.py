@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+from collections.abc import AsyncIterator
 
 import pytest
 from support.harness import OK, WAIT_S, Upstream, gateway, read_message, turns
+from support.harness import Gateway as Proxy
 
-from proxy.upstream.pool import FRESH, KEEP_ALIVE_S
+from proxy.upstream.pool import FRESH, KEEP_ALIVE_S, Upstreams
 
 
 async def until_connected(proxy_upstream: object, count: int) -> None:
@@ -56,11 +59,13 @@ async def test_a_cloud_that_cant_be_reached_does_not_end_the_proxy() -> None:
         assert (await proxy.call(b"GET /-/healthy")).status == 200
 
 
-async def test_as_many_as_were_used_at_once_are_opened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
+@contextlib.asynccontextmanager
+async def used_at_once(opened: list[asyncio.StreamWriter]) -> AsyncIterator[tuple[Proxy, Upstreams]]:
+    """A proxy that has used three connections at once; ``opened`` gets each that the cloud accepts."""
     together = asyncio.Barrier(3)
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
         await read_message(reader)
         await together.wait()
         writer.write(OK)
@@ -72,6 +77,12 @@ async def test_as_many_as_were_used_at_once_are_opened_at_once(monkeypatch: pyte
         upstreams = proxy.app._generation.outward.upstreams
         upstreams._woken.set()  # so that the three are counted while they are recent
         await turns()
+        yield proxy, upstreams
+
+
+async def test_as_many_as_were_used_at_once_are_opened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
+    async with used_at_once([]) as (proxy, upstreams):
         monkeypatch.setattr(
             "proxy.upstream.pool.COLD_S", (3600.0, 3600.0)
         )  # none is opened after the first time
@@ -93,21 +104,8 @@ async def test_what_was_used_at_once_is_held_ready_when_the_cloud_has_closed_it(
         "proxy.upstream.pool.FRESH", math.inf
     )  # no connection is opened because another is old
     monkeypatch.setattr("proxy.upstream.pool.AT_ONCE_S", WAIT_S)
-    together, opened = asyncio.Barrier(3), list[asyncio.StreamWriter]()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        opened.append(writer)
-        await read_message(reader)
-        await together.wait()
-        writer.write(OK)
-        await reader.read()
-
-    async with gateway(script) as proxy:
-        calls = [proxy.call(b"GET /v1/%d" % number) for number in range(3)]
-        assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
-        upstreams = proxy.app._generation.outward.upstreams
-        upstreams._woken.set()  # so that the three are counted while they are recent
-        await turns()
+    opened: list[asyncio.StreamWriter] = []
+    async with used_at_once(opened) as (_, upstreams):
         while opened:
             opened.pop().close()
         async with asyncio.timeout(WAIT_S):

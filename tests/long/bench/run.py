@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is the same for all peers of a round: with their logs or without, and how many slots."""
+    """The settings that all peers of a round share: with their logs or without, and how many slots."""
 
     log: bool = False
     slots: int = peers.MANY_SLOTS

@@ -101,7 +101,7 @@ class Cloud:
 
 @dataclass
 class Replica:
-    """One of the three: its command, port and process."""
+    """A proxy of the three: its command, port and process."""
 
     number: int
     port: int
@@ -202,7 +202,7 @@ async def steady(callers: Callers, replicas: list[Replica], requests: int) -> No
 
 
 async def kill(callers: Callers, replicas: list[Replica], requests: int) -> None:
-    """One is killed after a third of the requests, and comes back after two thirds."""
+    """Kill a replica after a third of the requests, and start it again after two thirds."""
     await steady(callers, [], requests // 3)
     await replicas[1].stop(signal.SIGKILL)
     await steady(callers, [], requests * 2 // 3)
