@@ -43,7 +43,10 @@ _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # On some systems these are memory, on others a disk; on all of them every user can write there.
 _SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108 - named to be excluded
 _TASKKILL = f"{os.environ.get('SYSTEMROOT', 'C:/Windows')}/System32/taskkill.exe"
+_STARTING_S = 2.0
+"""How long the end of the process waits for a command that is being started; a program's disk may hang."""
 _running: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()  # held until a command that was started is in `_running`
 _turns: dict[Source, threading.Lock] = {}
 _no_more = threading.Event()  # the process ends: no command starts any more
 
@@ -142,35 +145,42 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> str:
     Raises SecretUnusable.
     """
     shown = shlex.join(command[:1])
-    if _no_more.is_set():
-        raise SecretUnusable(f"{shown} wasn't run: the proxy ends")
-    try:
-        process = subprocess.Popen(  # noqa: S603 - the owner of the configuration chose it
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            # A session, too: a program that asks for a password on the terminal fails and doesn't wait.
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
-        )
-    except FileNotFoundError:
-        raise SecretUnusable(f"there is no program {shown}; give its full path") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a valid command"
-        raise SecretUnusable(f"can't run {shown}: {reason}") from None
+    process = _started(command, folder, shown)
     content = _output(process, shown)
     if process.returncode and len(content) <= _LONGEST:
         raise SecretUnusable(f"{shown} ended with exit code {process.returncode}; run it by hand to see why")
     return _only_line(content, f"the output of {shown}")
 
 
+def _started(command: Sequence[str], folder: Path | None, shown: str) -> subprocess.Popen[bytes]:
+    """The command, which runs now and is known to `_kill_running`. Raises SecretUnusable."""
+    with _starting:
+        if _no_more.is_set():
+            raise SecretUnusable(f"{shown} wasn't run: the proxy ends")
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the owner of the configuration chose it
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                # A session, too: a program that asks for a password on the terminal fails and doesn't wait.
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
+            )
+        except FileNotFoundError:
+            raise SecretUnusable(f"there is no program {shown}; give its full path") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a valid command"
+            raise SecretUnusable(f"can't run {shown}: {reason}") from None
+        _running.add(process)
+    return process
+
+
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
     """The output of the command, at most one byte more than a secret may have. The command has ended then."""
     printed: list[bytes] = []
     ends_at = time.monotonic() + COMMAND_TIMEOUT_S
-    _running.add(process)
     # In a thread, since a child of the command may hold the pipe open for longer than the limit.
     reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
     in_time = False
@@ -196,6 +206,8 @@ def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
 def _kill_running() -> None:
     """Kill running commands at exit: a reload's thread, which waits for one, ends with the process."""
     _no_more.set()
+    if _starting.acquire(timeout=_STARTING_S):
+        _starting.release()
     for process in tuple(_running):
         _end_group(process)
 

@@ -345,6 +345,37 @@ def test_a_command_has_no_terminal_to_ask_on() -> None:
     assert secrets.run_command((sys.executable, "-c", program)) == "session True ''"
 
 
+LATE = """
+import subprocess, sys, threading
+from proxy.config import secrets
+
+class Late(subprocess.Popen):
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        begun.set()
+        secrets._no_more.wait(15)
+
+begun = threading.Event()
+subprocess.Popen = Late
+call = f"import socket, time; held = socket.create_connection(('127.0.0.1', {sys.argv[1]})); time.sleep(60)"
+threading.Thread(target=secrets.run_command, args=((sys.executable, "-c", call),), daemon=True).start()
+begun.wait(15)
+"""
+
+
+def test_a_command_that_starts_as_the_proxy_ends_is_ended_too() -> None:
+    with listening() as server:
+        subprocess.run([sys.executable, "-c", LATE, str(server.getsockname()[1])], timeout=60, check=True)
+        server.settimeout(2)
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:  # the command was ended before its call
+            return
+        with connection:
+            connection.settimeout(15)
+            assert connection.recv(1) == b""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the child inherits a descriptor")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_s_children_end_with_the_proxy(number: signal.Signals, write: Writer) -> None:
