@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from proxy.cli.health import REACHED_BY
 from proxy.config.files import passed_over, read
@@ -193,7 +193,10 @@ class RunningProxy(NamedTuple):
             return f"{self.url}: no TLS there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         others = f"; passed over: {', '.join(self.passed_over)}" if self.passed_over else ""
-        return f"{self.url}: can't be reached ({why}); is it running? Start it: csq-proxy serve{others}"
+        return (
+            f"{self.url}: can't be reached ({why}): it isn't running, or it is stopping;"
+            f" to start it: csq-proxy serve{others}"
+        )
 
     def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
         if error.verify_code in NAME_MISMATCHES:
@@ -208,8 +211,8 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     if url is not None and url.startswith(UNIX):
         return RunningProxy(url, _cert_for_unix(url, config), key)
     if url is not None:
-        base = _base_url(url)
-        return RunningProxy(base, _cert_for(_origin_of(base), config), key)
+        origin = _origin(url)
+        return RunningProxy(str(origin), _cert_for(origin, config), key)
     server = load_listener(config, os.environ)
     others = passed_over(config, os.environ)
     if not server.tcp:
@@ -276,19 +279,11 @@ def _key(key_file: Path | None) -> str | None:
     return key
 
 
-def _base_url(url: str) -> str:
+def _origin(url: str) -> Origin:
     url = url.partition("/-/")[0]  # people copy the address of the page
     if not url.startswith(("http://", "https://")):
         raise ConfigError("--url: must begin with http://, https:// or unix:, as http://127.0.0.1:8277")
     try:
-        _origin_of(url)
+        return Origin.parse(url)
     except ValueError as error:
-        raise ConfigError(f"--url: {error}") from None
-    if "?" in url or "#" in url or " " in url or not (url.isascii() and url.isprintable()):
-        raise ConfigError("--url: must be a base URL, as http://127.0.0.1:8277")
-    return url.rstrip("/")
-
-
-def _origin_of(url: str) -> Origin:
-    parts = urlsplit(url)
-    return Origin.parse(f"{parts.scheme}://{parts.netloc}")
+        raise ConfigError(f"--url: {error}, as http://127.0.0.1:8277") from None

@@ -50,8 +50,7 @@ def stop(place: RunningProxy) -> None:
     try:
         status = place.status()
         with _held_by(place, status.get("pid")) as process:
-            if not status.get("stopping"):
-                _ask(place, process)
+            _ask(place, process)
             drain_timeout_s = float(status.get("drain_timeout_s", _DRAIN_TIMEOUT_S))
             limit_s = drain_timeout_s + GRACE_S
             if not _has_ended(place, process, status.get("pid"), limit_s):
@@ -66,7 +65,7 @@ def stop(place: RunningProxy) -> None:
 def _ask(place: RunningProxy, process: int | None) -> None:
     """Have the proxy stop. Raises Unreachable, OSError of the signal, and SystemExit where it may not be."""
     answer = place.call("POST", "/-/quit")
-    if answer.status in (202, 503):  # 503: it is stopping already
+    if answer.status == 202:
         return
     if answer.status == 403:
         told = answer.json()

@@ -110,7 +110,7 @@ async def test_what_can_t_be_reached_is_one_line_and_exit_code_1(tmp_path: Path)
     for options in ((), ("--follow",)):
         shown = await run("--url", url, *options, cwd=tmp_path)
         assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
-        assert "is it running?" in shown.stderr
+        assert "it isn't running, or it is stopping" in shown.stderr
 
 
 async def test_switched_off_it_says_so(tmp_path: Path) -> None:

@@ -200,7 +200,10 @@ async def test_what_can_t_be_reached_is_one_line_and_exit_code_1(tmp_path: Path)
     url = f"http://127.0.0.1:{free_port()}"
     shown = await run("--url", url, cwd=tmp_path)
     assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
-    assert shown.stderr.startswith(f"csq-proxy: {url}: can't be reached (Connection refused); is it running?")
+    assert shown.stderr == (
+        f"csq-proxy: {url}: can't be reached (Connection refused): it isn't running, or it is stopping;"
+        " to start it: csq-proxy serve\n"
+    )
 
 
 async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(tmp_path: Path) -> None:
@@ -298,6 +301,12 @@ async def test_watching_ends_when_nobody_reads_it_any_longer(options: list[str],
 async def test_a_bad_url_is_told_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^--url: "):
         find(None, url, None)
+
+
+async def test_the_address_of_a_project_is_not_the_proxy_s() -> None:
+    with pytest.raises(ConfigError, match=r"^--url: must be .* without a path.*, as http://127\.0\.0\.1:8277$"):
+        find(None, "http://127.0.0.1:8277/shop-fr", None)
+    assert find(None, "http://127.0.0.1:8277/", None).url == "http://127.0.0.1:8277"
 
 
 async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
