@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, object] = {
     "tls_cert": None,
 }
 """The keys of ``[server]`` that tell where the proxy listens, and the defaults of `proxy.config.settings`."""
+_END = "-----END CERTIFICATE-----"
 _STRANGER = "a program other than csq-proxy answers there"
 REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 _TRUE = ("true", "1", "on", "yes", "t", "y")
@@ -193,14 +194,26 @@ def _connected(listener: Listener, *, trusted_only: bool) -> socket.socket:
 
 
 def _tls(cert: Path, trusted_only: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # the certificate has the names that callers use, not the address
-    context.verify_mode = ssl.CERT_NONE  # an answer is all that counts, and nothing secret is sent
     if trusted_only:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         try:
-            context.load_verify_locations(cadata=read(cert, advice=READABLE).data.decode("ascii", "ignore"))
+            return pinned(cert)
         except (OSError, ValueError):
             raise ConfigError(f"server.tls_cert: {cert} can't be read as PEM certificates") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # an answer is all that counts, and nothing secret is sent
+    return context
+
+
+def pinned(cert: Path) -> ssl.SSLContext:
+    """A context for a listener that shows this file's certificate. Raises OSError, ValueError.
+
+    Its names don't count: they are those that callers use. It is the first one in the file; those of its
+    issuers, which may follow, are not trusted: other servers can have a certificate of the same issuer.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    text = read(cert, advice=READABLE).data.decode("ascii", "ignore")  # PEM has comments
+    context.load_verify_locations(cadata="".join(text.partition(_END)[:2]))
     return context

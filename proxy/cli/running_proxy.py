@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from proxy.cli.health import REACHED_BY
+from proxy.cli.health import REACHED_BY, pinned
 from proxy.config.files import passed_over, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
@@ -32,7 +32,6 @@ from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
 
 TIMEOUT_S = 5.0
 MOST_ERROR_BYTES = 64 * 1024
-"""The address that reaches a proxy that listens on all addresses."""
 
 
 class Unreachable(Exception):
@@ -90,12 +89,14 @@ class RunningProxy(NamedTuple):
     """The running proxy, by its ``url`` without a path. ``cert``: trusted too; ``key``: a caller's.
 
     The URL of a Unix socket is ``unix:`` and its path. ``passed_over``: where no configuration was found.
+    ``is_configured``: the configured listener, so it shows ``cert``, whose names are those that callers use.
     """
 
     url: str
     cert: Path | None
     key: str | None
     passed_over: tuple[str, ...] = ()
+    is_configured: bool = False
 
     def status(self, *, with_hour: bool = False) -> dict[str, Any]:
         """The answer of ``/-/status``, perhaps with the minutes of the last hour. Raises `Unreachable`."""
@@ -159,18 +160,19 @@ class RunningProxy(NamedTuple):
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
-        context.check_hostname = not self.url.startswith(UNIX)  # the socket's path is its name
         verify_alike(context)
-        if self.cert is not None:
-            try:
+        try:
+            if self.cert is not None and self.is_configured:
+                return pinned(self.cert)
+            if self.cert is not None:
                 data = read(self.cert, advice=READABLE).data
                 context.load_verify_locations(cadata=data.decode("ascii", "ignore"))  # PEM has comments
-            except Untrusted as untrusted:
-                raise Unreachable(f"server.tls_cert: {untrusted}") from None
-            except (OSError, ValueError):
-                raise Unreachable(
-                    f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
-                ) from None
+        except Untrusted as untrusted:
+            raise Unreachable(f"server.tls_cert: {untrusted}") from None
+        except (OSError, ValueError):
+            raise Unreachable(
+                f"server.tls_cert: {self.cert} can't be read as PEM certificates; see csq-proxy check"
+            ) from None
         return context
 
     def refused(self, code: int) -> Unreachable:
@@ -209,7 +211,7 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     """The running proxy, by flags, environment and configuration file. Raises ConfigError."""
     key = _key(key_file)
     if url is not None and url.startswith(UNIX):
-        return RunningProxy(url, _cert_for_unix(url, config), key)
+        return RunningProxy(url, _cert_for_unix(url, config), key, is_configured=True)
     if url is not None:
         origin = _origin(url)
         return RunningProxy(str(origin), _cert_for(origin, config), key)
@@ -218,14 +220,15 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     if not server.tcp:
         if server.unix_socket is None:
             raise ConfigError("server.tcp: false, and server.unix_socket isn't set, so give the --url")
-        return RunningProxy(f"{UNIX}{server.unix_socket}", server.tls_cert, key, others)
+        return RunningProxy(f"{UNIX}{server.unix_socket}", server.tls_cert, key, others, is_configured=True)
     if not server.port:
         raise ConfigError(
             "server.port: 0 is any free port, so give the --url that csq-proxy printed at its start"
         )
     host = REACHED_BY.get(server.host, server.host)
     scheme = "https" if server.tls_cert else "http"
-    return RunningProxy(f"{scheme}://{bracketed(host)}:{server.port}", server.tls_cert, key, others)
+    place = f"{scheme}://{bracketed(host)}:{server.port}"
+    return RunningProxy(place, server.tls_cert, key, others, is_configured=True)
 
 
 def _cert_for(origin: Origin, config: Path | None) -> Path | None:

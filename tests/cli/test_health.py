@@ -140,8 +140,12 @@ async def test_a_key_is_sent_to_the_configured_certificate_only(
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    mine = tls_files(tmp_path, trustme.CA().issue_cert("localhost"))
-    foreign = tls_files(other, trustme.CA().issue_cert("localhost"))
+    issuer = trustme.CA()
+    mine = tls_files(tmp_path, issuer.issue_cert("localhost"))
+    file = tmp_path / "cert.pem"
+    # Another server can have a certificate of the same issuer.
+    file.write_bytes(file.read_bytes() + issuer.cert_pem.bytes())
+    foreign = tls_files(other, issuer.issue_cert("localhost"))
     write(tmp_path / "key", KEY)
     server = {"host": "127.0.0.1", "port": free_port(), **foreign}
     async with gateway(server=server, callers={"bi": {"key": KEY}}):

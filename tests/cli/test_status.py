@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.certificates import CASES, openssl_verifies
+from support.certificates import CASES, openssl_verifies, tls_files
 from support.commands import STARTUP_S
 from support.harness import (
     WAIT_S,
@@ -304,7 +304,9 @@ async def test_a_bad_url_is_told_at_once(url: str) -> None:
 
 
 async def test_the_address_of_a_project_is_not_the_proxy_s() -> None:
-    with pytest.raises(ConfigError, match=r"^--url: must be .* without a path.*, as http://127\.0\.0\.1:8277$"):
+    with pytest.raises(
+        ConfigError, match=r"^--url: must be .* without a path.*, as http://127\.0\.0\.1:8277$"
+    ):
         find(None, "http://127.0.0.1:8277/shop-fr", None)
     assert find(None, "http://127.0.0.1:8277/", None).url == "http://127.0.0.1:8277"
 
@@ -395,9 +397,36 @@ async def test_the_configured_certificate_is_trusted_where_the_url_is_the_config
 async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
     async with served_over_tls(tmp_path, "proxy.corp") as port:
         (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
-        shown = await run(cwd=tmp_path)
+        shown = await run("--url", f"https://127.0.0.1:{port}", cwd=tmp_path)
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
     assert "give a --url with a host name that its certificate names" in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["localhost", "proxy.corp"])
+async def test_the_configured_listener_needs_the_configured_certificate_under_any_name(
+    name: str, tmp_path: Path
+) -> None:
+    async with served_over_tls(tmp_path, name) as port:
+        (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
+        shown = await run(cwd=tmp_path)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        (tmp_path / "cert.pem").write_bytes(trustme.CA().issue_cert(name).cert_chain_pems[0].bytes())
+        shown = await run(cwd=tmp_path)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert "its certificate isn't trusted here (" in shown.stderr
+
+
+async def test_a_certificate_of_the_same_issuer_is_not_the_configured_one(tmp_path: Path) -> None:
+    """The file may hold the issuer's certificates, too; another server can have one of the same issuer."""
+    issuer = trustme.CA()
+    tls = tls_files(tmp_path, issuer.issue_cert("localhost"))
+    async with gateway(projects=PROJECTS, server={"port": 0, **tls}) as proxy:
+        mine = issuer.issue_cert("localhost").cert_chain_pems[0].bytes()
+        (tmp_path / "mine.pem").write_bytes(mine + issuer.cert_pem.bytes())
+        (tmp_path / "config.toml").write_text(f'[server]\nport = {proxy.port}\ntls_cert = "mine.pem"\n')
+        shown = await run(cwd=tmp_path)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert "its certificate isn't trusted here (" in shown.stderr
 
 
 @openssl_verifies
