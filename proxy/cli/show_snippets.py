@@ -16,7 +16,7 @@ from proxy.cli.running_proxy import RunningProxy, Unreachable, find
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS, for_callers, text_of
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.errors import ConfigError, NothingConfigured
+from proxy.errors import ConfigError, NothingConfigured, UnknownProject
 from proxy.process import own_command
 
 
@@ -69,12 +69,21 @@ def _of_running(proxy: RunningProxy, project: str | None, what: str | None) -> M
     if what in FOR_OPERATORS:
         if "--sandbox" not in str(status.get("start_command", "")).split():
             raise ConfigError(f"--for {what}: is made from the configuration, so give its --config")
-        return _of_sandbox(proxy, what)
-    name = project or next(iter((*status["projects"], *status.get("accounts", ()))), "")
+        return _of_sandbox(proxy, project, what)
+    accounts = status.get("accounts", ())
+    names = (*status["projects"], *accounts)
+    name = project or next(iter(names), "")
     answer = proxy.call("GET", f"/-/snippets?{urlencode({'project': name})}")
     found = answer.json()
     if answer.status == 404 and isinstance(found, dict) and "errorMessage" in found:
-        raise ConfigError(f"{proxy.url}: {found['errorMessage']}")
+        if found.get("errorCode") != UnknownProject.code:
+            raise ConfigError(f"{proxy.url}: {found['errorMessage']}")
+        if name.partition("/")[0] in accounts:
+            raise ConfigError(
+                f"{name}: an account's project has texts once a request has used it;"
+                " with the proxy's --config it has them at once"
+            )
+        raise ConfigError(f"{name}: there is no such project; there are {', '.join(names)}")
     if answer.status != 200:
         raise proxy.refused(answer.status)
     try:
@@ -86,13 +95,13 @@ def _of_running(proxy: RunningProxy, project: str | None, what: str | None) -> M
     return texts if what is None else {what: texts[what]}
 
 
-def _of_sandbox(proxy: RunningProxy, what: str | None) -> Mapping[str, str]:
+def _of_sandbox(proxy: RunningProxy, project: str | None, what: str | None) -> Mapping[str, str]:
     from proxy.cli.sandbox import demo_settings  # noqa: PLC0415 - needless beside a configuration
     from proxy.sandbox import Sandbox  # noqa: PLC0415
 
     port = urlsplit(proxy.url).port if proxy.url.startswith("http") else None
     settings = demo_settings(Sandbox(), {"server": {"port": port}})
-    texts = _of_settings(settings, None, what)
+    texts = _of_settings(settings, project, what)
     if any(name in text for name in settings.projects for text in texts.values()):
         note("these are the sandbox's projects, which Contentsquare doesn't know; for yours: csq-proxy init")
     return texts

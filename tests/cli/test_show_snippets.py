@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.commands import Running, faults_in, run, started, write
-from support.harness import free_port
+from support.harness import free_port, gateway
 from typer.testing import CliRunner
 
 from proxy.cli.main import cli
+from proxy.cli.page_texts import page_texts
+from proxy.cli.running_proxy import RunningProxy
+from proxy.cli.show_snippets import _of_running
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.errors import ConfigError
 
@@ -67,10 +71,26 @@ def test_the_texts_of_all_tools_come_for_one_project(
     assert "demo-eu" not in ended.stdout
     assert ended.stdout.splitlines()[-1].startswith("--- for operators: --for kubernetes, ")
 
-    ended = run("snippets", "demo", "--url", url, environ=environ, cwd=tmp_path)
-    assert ended.returncode == 2
-    [fault] = faults_in(ended.stderr)
-    assert "There is no project 'demo'. Try /-/snippets?project=demo-" in fault
+
+@pytest.mark.parametrize("options", [(), ("--for", "curl"), ("--for", "systemd")])
+def test_a_wrong_project_is_told_with_the_right_names(
+    options: tuple[str, ...], sandbox: Running, environ: dict[str, str], tmp_path: Path
+) -> None:
+    ended = run("snippets", "demo", *options, environ=environ, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert faults_in(ended.stderr) == ["demo: there is no such project; there are demo-eu, demo-us"]
+
+
+async def test_an_account_s_project_has_texts_once_it_is_in_use() -> None:
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "canary-secret-5f1c"}}
+    async with gateway(accounts=accounts) as proxy:
+        proxy.app.overview.page_texts = page_texts(["--port", "0"], None)
+        running = RunningProxy(f"http://127.0.0.1:{proxy.port}", None, None)
+        with pytest.raises(ConfigError, match=r"^acme/42: an account's project has texts once a request"):
+            await asyncio.to_thread(_of_running, running, "acme/42", None)
+        await proxy.call(b"GET /acme/42/v1/segments")
+        texts = await asyncio.to_thread(_of_running, running, "acme/42", None)
+        assert "/acme/42/v1/" in texts["curl"]
 
 
 def test_a_proxy_with_callers_wants_a_key_and_has_no_text_for_operators(

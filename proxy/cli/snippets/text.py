@@ -66,6 +66,8 @@ def text_of(name: str, settings: Settings, project: str | None, *, today: dt.dat
     ``project`` None is the default project, or the first. ``own`` starts the proxy here
     (`proxy.process.own_command`). Raises ConfigError where there is no such project.
     """
+    if project is not None:
+        callers.target(settings, project)  # a wrong name is told, also where the text has none
     if name == "grafana-dashboard":
         return dashboard.text()
     if name in FOR_OPERATORS:

@@ -22,6 +22,7 @@ from support.snippets import FULL, KEY, executed, needs, served, settings_of, te
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 from proxy.config.settings import Settings
+from proxy.errors import ConfigError
 
 
 @pytest.mark.parametrize("what", FOR_CALLERS + FOR_OPERATORS)
@@ -40,6 +41,12 @@ def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Setti
         assert bool(re.search(r"X-API-Key|\bBasic\b|basicAuth|csq_key", shown)) == bool(keys)
         named = "projectId|projects/42|/-/exports/shop-fr/"
         assert re.search(named, shown) if settings is FULL else "projectId" not in shown
+
+
+@pytest.mark.parametrize("what", ["curl", "systemd", "grafana-dashboard"])
+def test_a_wrong_project_is_refused_for_every_text(what: str) -> None:
+    with pytest.raises(ConfigError, match="^nobody: there is no such project; there are shop-fr"):
+        text(what, FULL, "nobody")
 
 
 @with_and_without_callers
