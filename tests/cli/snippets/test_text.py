@@ -45,7 +45,7 @@ def test_every_place_is_filled_and_no_secret_is_in_it(what: str, settings: Setti
 
 @pytest.mark.parametrize("what", ["curl", "systemd", "grafana-dashboard"])
 def test_a_wrong_project_is_refused_for_every_text(what: str) -> None:
-    with pytest.raises(ConfigError, match="^nobody: there is no such project; there are shop-fr"):
+    with pytest.raises(ConfigError, match=r"^nobody: there is no such project; there are shop-fr"):
         text(what, FULL, "nobody")
 
 
