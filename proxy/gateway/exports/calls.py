@@ -12,15 +12,17 @@ from typing import Final, cast
 
 from proxy import __version__
 from proxy.contentsquare import Api
-from proxy.errors import UpstreamUnreachable
+from proxy.errors import ProxyError, UpstreamUnreachable
 from proxy.gateway import policy, tries
 from proxy.gateway.exchange import Exchange
+from proxy.gateway.failures import answer_at_stop
 from proxy.gateway.recent import keep
 from proxy.gateway.request_log import log_request
 from proxy.gateway.stalls import StallWatch
 from proxy.http1 import ResponseHead, parse_request_head, parse_response_head
 from proxy.projects import Project
 from proxy.projects.recent import RecentRequests
+from proxy.server.answer import write_error
 from proxy.server.body import RequestBody
 from proxy.server.request import Listener, Request, WritingPeer
 from proxy.server.request_id import request_id
@@ -85,6 +87,9 @@ class OwnCalls:
                 await tries.run(exchange)
         except TimeoutError:
             raise _unusable(f"it is longer than {MOST_BYTES >> 20} MiB") from None
+        except (ProxyError, asyncio.CancelledError) as failure:
+            self._end(exchange, failure)
+            raise
         finally:
             took_s = time.perf_counter() - request.facts.began_at
             self.project.running -= 1
@@ -98,6 +103,15 @@ class OwnCalls:
             raise _unusable(f"it was cut ({request.facts.cut_because or 'its caller left'})")
         lines, _, content = collector.answer.partition(b"\r\n\r\n")
         return parse_response_head(bytes(lines)), bytes(content)
+
+    def _end(self, exchange: Exchange, failure: BaseException) -> None:
+        """Let the call end as a caller's request does, for the log and the counts."""
+        request = exchange.request
+        error = answer_at_stop(exchange) if self._request.facts.is_stopped else failure
+        if isinstance(error, ProxyError) and not request.head_sent:
+            write_error(request, error)
+        else:  # its caller has left
+            request.connection.abort()
 
 
 def _unusable(why: str) -> UpstreamUnreachable:

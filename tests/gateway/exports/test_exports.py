@@ -766,3 +766,38 @@ async def test_contentsquares_refusal_is_relayed() -> None:
         run.cloud.answers["/v1/exports/1001"] = error(403, "no")
         answer = await run.get()
         assert (answer.status, answer.values(b"content-type")) == (403, [b"application/xml"])
+
+
+@pytest.mark.parametrize("ends", ["stop", "leave"])
+async def test_a_call_that_gets_no_answer_is_logged_as_a_caller_s_is(ends: str) -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    async with exporting(CSV, server={"port": 0, "drain_timeout": 0.01}) as run:
+        run.cloud.answers["/v1/exports/1001"] = b""  # none comes
+        reader, writer = await run.proxy.connect()
+        writer.write(run.proxy.request(b"GET /-/exports/shop/1001/latest.csv"))
+        await until(lambda: run.cloud.requests)
+        if ends == "leave":
+            leave(writer)
+        else:
+            await asyncio.wait_for(run.proxy.app.drain(asyncio.Event()), WAIT_S)
+            assert (await read_message(reader)).error_code == "PROXY_STOPPING"
+        await until(lambda: "/-/exports/" in stream.getvalue())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines() if "route" in line]
+    event = "request_abandoned" if ends == "leave" else "request_answered"
+    end = (event, None, None) if ends == "leave" else (event, 503, "PROXY_STOPPING")
+    assert [one["route"] for one in lines] == ["/v1/exports/{id}", "/-/exports/shop/{id}/latest.csv"]
+    assert [(one["event"], one.get("status"), one.get("error")) for one in lines] == [end, end]
+
+
+async def test_a_call_that_the_proxy_refuses_is_logged_with_its_error() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    async with exporting(CSV, contentsquare={"max_concurrency": 1, "queue_timeout": 0.05}) as run:
+        [project] = run.proxy.app.projects()
+        assert project.slots.try_acquire("another")
+        answer = await run.get()
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
+        await until(lambda: "/-/exports/" in stream.getvalue())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines() if "route" in line]
+    assert [(one["status"], one["error"]) for one in lines] == [(503, "PROXY_QUEUE_TIMEOUT")] * 2
