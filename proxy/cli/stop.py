@@ -31,6 +31,9 @@ from proxy.cli.running_proxy import TIMEOUT_S, RunningProxy, Unreachable
 from proxy.origin import is_loopback
 from proxy.server.request import UNIX
 
+if sys.platform != "win32":
+    from proxy.config.trust import user_name
+
 GRACE_S = 5.0
 """How long the end may take in addition to ``drain_timeout``."""
 EVERY_S = 0.1
@@ -40,7 +43,7 @@ _LISTENS = "0A"
 _SYNCHRONIZE = 0x00100000
 _MANAGERS = {"win32": "Stop-Service csq-proxy", "darwin": "launchctl bootout gui/$UID/csq-proxy"}
 _WAYS = (
-    "it can't be stopped from here: set server.allow_quit = true, press Ctrl-C where it runs,"
+    "set server.allow_quit = true, press Ctrl-C where it runs,"
     f" or use its service manager, as {_MANAGERS.get(sys.platform, 'systemctl stop csq-proxy')}"
 )
 
@@ -50,7 +53,7 @@ def stop(place: RunningProxy) -> None:
     try:
         status = place.status()
         with _held_by(place, status.get("pid")) as process:
-            _ask(place, process)
+            _ask(place, process, status.get("pid"))
             drain_timeout_s = float(status.get("drain_timeout_s", _DRAIN_TIMEOUT_S))
             limit_s = drain_timeout_s + GRACE_S
             if not _has_ended(place, process, status.get("pid"), limit_s):
@@ -58,11 +61,11 @@ def stop(place: RunningProxy) -> None:
     except Unreachable as error:
         fail((str(error),), 1)
     except OSError as error:  # of the signal
-        fail((f"{place.url}: {_WAYS} ({error.strerror})",), 1)
+        fail((f"{place.url}: it can't be stopped from here ({error.strerror}): {_WAYS}",), 1)
     say("Stopped.")
 
 
-def _ask(place: RunningProxy, process: int | None) -> None:
+def _ask(place: RunningProxy, process: int | None, pid: Any) -> None:
     """Have the proxy stop. Raises Unreachable, OSError of the signal, and SystemExit where it may not be."""
     answer = place.call("POST", "/-/quit")
     if answer.status == 202:
@@ -73,7 +76,7 @@ def _ask(place: RunningProxy, process: int | None) -> None:
     if answer.status not in (404, 405):  # which say that server.allow_quit is false
         raise place.refused(answer.status)
     if process is None:
-        fail((f"{place.url}: {_WAYS}",), 1)
+        fail((f"{place.url}: it can't be stopped from here{_reason(place.url, pid)}: {_WAYS}",), 1)
     signal.pidfd_send_signal(process, signal.SIGTERM)
 
 
@@ -144,11 +147,24 @@ def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
             os.close(descriptor)
 
 
+def _reason(url: str, pid: Any) -> str:
+    """The reason if the process is another user's; else empty."""
+    if sys.platform == "linux" and _is_number(pid) and _is_here(url):
+        with contextlib.suppress(OSError):
+            if not _is_ours(pid) and (users := _users_of(pid)):
+                return f", as process {pid} is of the user {user_name(users[0])}"
+    return ""
+
+
 def _is_ours(pid: int) -> bool:
     """Whether the process runs as our user, by its real and effective id. Raises OSError."""
+    return _users_of(pid) == [os.getuid()] * 2
+
+
+def _users_of(pid: int) -> list[int]:
+    """The real and effective user ids of the process. Raises OSError."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ids = next((line.split()[1:3] for line in lines if line.startswith("Uid:")), [])
-    return ids == [str(os.getuid())] * 2
+    return next((list(map(int, line.split()[1:3])) for line in lines if line.startswith("Uid:")), [])
 
 
 def _holds(url: str, pid: int) -> bool:

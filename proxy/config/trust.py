@@ -170,17 +170,18 @@ else:
         if status.st_uid in _trusted_users() or _is_read_only(mounted):
             return None
         itself = "-h " if stat.S_ISLNK(status.st_mode) else ""
-        command = f"chown {itself}{_user(os.geteuid())} {shlex.quote(str(place))}"
+        command = f"chown {itself}{user_name(os.geteuid())} {shlex.quote(str(place))}"
         return (
-            f"{place} belongs to another user ({_user(status.st_uid)}); use a file in a folder of your own or"
-            f" on a read-only mount, or, if you trust what is in it, run: {command}"
+            f"{place} belongs to another user ({user_name(status.st_uid)}); use a file in a folder of your"
+            f" own or on a read-only mount, or, if you trust what is in it, run: {command}"
         )
 
     def _trusted_users() -> tuple[int, ...]:
         """We, root, and the owner of ``/``: in a user namespace, root may have another number."""
         return os.geteuid(), 0, os.lstat("/").st_uid
 
-    def _user(number: int) -> str:
+    def user_name(number: int) -> str:
+        """The user's name, else the number."""
         try:
             return pwd.getpwuid(number).pw_name
         except KeyError:

@@ -174,6 +174,22 @@ async def test_a_signal_is_sent_only_where_quit_is_not_allowed(
     assert sent == ([signal.SIGTERM] if is_signalled else [])
 
 
+@on_linux
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_another_user_s_proxy_is_named_as_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from proxy.config.trust import user_name  # noqa: PLC0415 - Windows has none
+
+    user = user_name(os.getuid())
+    async with gateway() as proxy:
+        monkeypatch.setattr(os, "getuid", lambda: 64_209)
+        with pytest.raises(SystemExit):
+            await asyncio.to_thread(stop, RunningProxy(f"http://127.0.0.1:{proxy.port}", None, None))
+    said = capsys.readouterr().err
+    assert f"can't be stopped from here, as process {os.getpid()} is of the user {user}: " in said
+
+
 def test_an_unknown_process_that_accepts_no_more_is_waited_for() -> None:
     place = RunningProxy(f"http://127.0.0.1:{free_port()}", None, None)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
