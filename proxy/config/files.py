@@ -153,7 +153,8 @@ def read_table(path: Path, faults: list[str]) -> tuple[dict[str, Any], os.stat_r
     except NoThread:
         raise
     except Untrusted as untrusted:
-        raise ConfigError(f"{path}: holds a secret or decides where one goes, and {untrusted}") from None
+        why = "the configuration holds a secret or decides where one goes"
+        raise ConfigError(f"{why}, and {untrusted}") from None
     except FileNotFoundError:
         faults.append(f"{path}: there is no such file")
     except OSError as error:

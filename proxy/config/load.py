@@ -300,7 +300,7 @@ def _exposed(path: Path, file: Layer, status: os.stat_result) -> str | None:
     if not any(leaf is Leaf.SECRET and isinstance(value, str) for leaf, value in _leaves(file, schema())):
         return None
     fault = secrets.exposure(path, status)
-    return f"{path}: holds a secret, and {fault}" if fault else None
+    return f"the configuration holds a secret, and {fault}" if fault else None
 
 
 def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapping[str, str]) -> Layer:

@@ -91,7 +91,7 @@ def check_place(path: Path, section: Section) -> dict[str, dict[str, object]]:
     if not stat.S_ISREG(status.st_mode):
         raise _not_writable(path, "it isn't a regular file")
     if fault := exposure(path, status):
-        raise ConfigError(f"{path}: will hold a secret, and {fault}")
+        raise ConfigError(f"the configuration will hold a secret, and {fault}")
     if not os.access(path, os.W_OK):
         raise _not_writable(path, "it is read-only")
     _check_folder(path, path.resolve().parent)

@@ -407,7 +407,8 @@ def test_no_command_uses_a_configuration_that_others_can_write_to(
         for command in (["check"], ["check", "--live"], ["snippets"], ["status"]):
             ended = CliRunner().invoke(cli, command)
             assert (ended.output, type(ended.exception)) == ("", ConfigError)
-            assert said in str(ended.exception)
+            why = "the configuration holds a secret or decides where one goes"
+            assert str(ended.exception) == f"{why}, and {said}"
         serving = run("serve", environ={**environ, **given}, cwd=tmp_path)
         assert (serving.returncode, serving.stdout, serving.stderr.count("\n")) == (2, "", 1)
         assert said in serving.stderr
