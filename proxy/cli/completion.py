@@ -22,7 +22,7 @@ from proxy.errors import ConfigError
 def projects(config: Path | None, incomplete: str) -> list[str]:
     """The projects that begin with ``incomplete``, an account's as ``acme/42``. ``config``: ``--config``."""
     tables = [environment.read(os.environ, schema()).values]
-    if (path := find_config_file(config, os.environ)) is not None:
+    if (path := find_config_file(config, os.environ).path) is not None:
         with contextlib.suppress(ConfigError):
             tables.append(read_toml(path, []))
     return sorted({name for table in tables for name in _names(table) if name.startswith(incomplete)})

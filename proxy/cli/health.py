@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from proxy.cli.console import fail, note, say
-from proxy.config.files import absolute, find_config_file, passed_over, read, read_toml, working_folder
+from proxy.config.files import absolute, find_config_file, read, read_toml, working_folder
 from proxy.config.trust import READABLE
 from proxy.config.variables import KEY, PREFIX
 from proxy.errors import ConfigError
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.help:
         say(parser.format_help().rstrip())
         return
-    listener = find_listener(options.config, os.environ)
+    file, others = find_config_file(options.config, os.environ)
+    listener = find_listener(file, os.environ)
     if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
-        others = passed_over(options.config, os.environ)
         hint = f"; passed over: {', '.join(others)}" if others else ""
         fail((f"{listener.name}: {fault}{hint}",), 1)
 
@@ -88,14 +88,13 @@ def make_parser() -> _Parser:
     return parser
 
 
-def find_listener(config: Path | None, environ: Mapping[str, str]) -> Listener:
-    """The listener: from variables, else from the file, else the default.
+def find_listener(path: Path | None, environ: Mapping[str, str]) -> Listener:
+    """The listener: from variables, else from the file ``path`` (None: there is none), else the default.
 
     A file that can't be read is told and passed over: the proxy that runs has refused it as well, and a probe
     must not end a proxy that works. Raises ConfigError if another user could have written it, and where the
     listener can't be known.
     """
-    path = find_config_file(config, environ)
     faults: list[str] = []
     server = read_toml(path, faults).get("server") if path else None
     for fault in faults:

@@ -47,7 +47,7 @@ def init(config: Path | None, section: Section, *, is_tried: bool) -> tuple[Path
     """
     named = named_config_file(config, os.environ)
     path = named or next(iter(user_files(os.environ)), working_folder() / "config.toml")
-    before = find_config_file(None, os.environ)
+    before = find_config_file(None, os.environ).path
     there = check_place(path, section)
     _read_pipe_as_utf8()
     say(f"This {'adds to' if path.exists() else 'writes'} {shown(str(path))}.")
@@ -260,7 +260,7 @@ def _overridden(answers: Answers) -> Iterator[str]:
 
 def _read_instead(path: Path, before: Path | None) -> Iterator[str]:
     """The file that is read in place of this one, or was read before."""
-    now = find_config_file(None, os.environ)
+    now = find_config_file(None, os.environ).path
     if now is not None and now != path:
         yield f"here {shown(str(now))} is read in its place; to add to that file: --config {shown(str(now))}"
     elif before is not None and before != path:

@@ -370,7 +370,7 @@ def init(
     from proxy.config.files import find_config_file  # noqa: PLC0415
 
     path, good = questions.init(config, "accounts" if account else "projects", is_tried=not no_check)
-    is_found = config is None and find_config_file(None, os.environ) == path
+    is_found = config is None and find_config_file(None, os.environ).path == path
     where = config or (None if is_found else path)
     say(f"Next: {_command('check', '--live', config=where)}\nand then: {_command('serve', config=where)}")
     if not good:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from proxy.cli.health import REACHED_BY, pinned
-from proxy.config.files import passed_over, read
+from proxy.config.files import find_config_file, read
 from proxy.config.load import load_listener
 from proxy.config.pasted import value_of
 from proxy.config.settings import WILDCARDS, ServerSettings
@@ -215,8 +215,8 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     if url is not None:
         origin = _origin(url)
         return RunningProxy(str(origin), _cert_for(origin, config), key)
-    server = load_listener(config, os.environ)
-    others = passed_over(config, os.environ)
+    file, others = find_config_file(config, os.environ)
+    server = load_listener(file, os.environ)
     if not server.tcp:
         if server.unix_socket is None:
             raise ConfigError("server.tcp: false, and server.unix_socket isn't set, so give the --url")
@@ -253,7 +253,7 @@ def _cert_for_unix(url: str, config: Path | None) -> Path | None:
 def _configured(config: Path | None) -> ServerSettings | None:
     """The configured listener; None where the configuration can't be used."""
     try:
-        return load_listener(config, os.environ)
+        return load_listener(find_config_file(config, os.environ).path, os.environ)
     except ConfigError:
         return None
 

@@ -34,24 +34,24 @@ def named_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path
     return absolute(str(named), working_folder(), environ) if named else None
 
 
-def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The configuration file to read, None where there is none.
+class Found(NamedTuple):
+    """The configuration file, None where there is none.
+
+    ``passed_over``: the usual places before it where something else is, each with the reason.
+    """
+
+    path: Path | None
+    passed_over: tuple[str, ...] = ()
+
+
+def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Found:
+    """The configuration file to read.
 
     A file that a flag or ``$CSQ_PROXY_CONFIG`` names need not exist; of the usual places, the first file
     that exists is taken.
     """
     if (named := named_config_file(explicit, environ)) is not None:
-        return named
-    return _usual_file(environ)[0]
-
-
-def passed_over(explicit: Path | None, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The usual places before the configuration file where something else is, each with the reason."""
-    return () if named_config_file(explicit, environ) is not None else _usual_file(environ)[1]
-
-
-def _usual_file(environ: Mapping[str, str]) -> tuple[Path | None, tuple[str, ...]]:
-    """The first file in the usual places, and the places before it where something else is."""
+        return Found(named)
     others: list[str] = []
     for place in (working_folder() / "config.toml", *user_files(environ), SYSTEM_FILE):
         try:
@@ -62,9 +62,9 @@ def _usual_file(environ: Mapping[str, str]) -> tuple[Path | None, tuple[str, ...
             others.append(f"{place} (can't look at it: {error.strerror})")
             continue
         if stat.S_ISREG(mode):
-            return place, tuple(others)
+            return Found(place, tuple(others))
         others.append(f"{place} ({'a directory' if stat.S_ISDIR(mode) else 'not a regular file'})")
-    return None, tuple(others)
+    return Found(None, tuple(others))
 
 
 def user_files(environ: Mapping[str, str]) -> list[Path]:

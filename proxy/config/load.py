@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from proxy.config import checks, environment, secrets
-from proxy.config.files import absolute, find_config_file, passed_over, read_table, read_toml, working_folder
+from proxy.config.files import Found, absolute, find_config_file, read_table, read_toml, working_folder
 from proxy.config.keys import ANY_NAME, Leaf, Schema, schema
 from proxy.config.messages import NOT_A_TABLE, Fault, KeyPath, dotted, explain
 from proxy.config.settings import ServerSettings, Settings
@@ -70,8 +70,7 @@ def _load(
     search: bool,
 ) -> tuple[Settings, _Loading]:
     environ = os.environ if environ is None else environ
-    path = find_config_file(config_file, environ) if search or config_file else None
-    others = passed_over(config_file, environ) if search else ()
+    path, others = find_config_file(config_file, environ) if search or config_file else Found(None)
     loading = _read_all(path, overrides or {}, environ)
     settings = loading.settings(path, others)
     loading.faults.extend(loading.line(fault) for fault in checks.check(settings) if loading.stands(fault))
@@ -86,13 +85,13 @@ def _load(
     return settings, loading
 
 
-def load_listener(config_file: Path | None, environ: Mapping[str, str]) -> ServerSettings:
+def load_listener(file: Path | None, environ: Mapping[str, str]) -> ServerSettings:
     """The keys of ``[server]`` that tell where the proxy listens (`_LISTENER`); the others are defaults.
 
-    For commands that call a running proxy: the rest of the configuration may have faults, no secret is
-    read and no command is run. Raises ConfigError.
+    For commands that call a running proxy: the rest of the ``file`` (None: there is none) may have faults,
+    no secret is read and no command is run. Raises ConfigError.
     """
-    return _part_of(find_config_file(config_file, environ), {}, environ, _listener_of).server
+    return _part_of(file, {}, environ, _listener_of).server
 
 
 def load_trial(file: Path | None, tables: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.configurations import CANARY, ONE_PROJECT, SHOP, Writer, faults_of, posix_only
 
-from proxy.config.files import SYSTEM_FILE, find_config_file, passed_over
+from proxy.config.files import SYSTEM_FILE, find_config_file
 from proxy.config.load import load
 from proxy.errors import ConfigError
 
@@ -20,13 +20,13 @@ def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     home = {"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
-    assert find_config_file(None, home) is None
+    assert find_config_file(None, home).path is None
     for name in ("etc.toml", "home/.config/csq-proxy/config.toml", "cwd/config.toml"):
         path = write(SHOP, name)
-        assert find_config_file(None, home) == path
+        assert find_config_file(None, home).path == path
         assert load(environ=home).source == path
-    assert find_config_file(None, home | {"CSQ_PROXY_CONFIG": "~/x.toml"}) == tmp_path / "home/x.toml"
-    assert find_config_file(Path("y.toml"), home | {"CSQ_PROXY_CONFIG": "x"}) == tmp_path / "cwd/y.toml"
+    assert find_config_file(None, home | {"CSQ_PROXY_CONFIG": "~/x.toml"}).path == tmp_path / "home/x.toml"
+    assert find_config_file(Path("y.toml"), home | {"CSQ_PROXY_CONFIG": "x"}).path == tmp_path / "cwd/y.toml"
     assert load(None, ONE_PROJECT, home, search=False).source is None
 
 
@@ -40,7 +40,7 @@ def test_windows_has_a_place_for_a_user_s_programs_before_that_of_others(
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        assert find_config_file(None, home) == path
+        assert find_config_file(None, home).path == path
 
 
 def test_a_place_that_was_passed_over_is_named_with_the_reason(
@@ -63,16 +63,17 @@ def test_a_place_that_was_passed_over_is_named_with_the_reason(
         f"{tmp_path / 'cwd/config.toml'} (a directory)",
         f"{user} (can't look at it: Permission denied)",
     )
-    assert passed_over(None, home) == others
+    assert find_config_file(None, home) == (None, others)
     with pytest.raises(ConfigError) as caught:
         load(environ=home)
     [fault] = caught.value.faults
     assert fault.endswith(f"; passed over: {', '.join(others)}")
     write(SHOP, "etc.toml")
-    assert (find_config_file(None, home), passed_over(None, home)) == (etc, others)
+    assert find_config_file(None, home) == (etc, others)
     is_closed = False
-    assert passed_over(None, home) == others[:1]
-    assert passed_over(etc, home) == passed_over(None, home | {"CSQ_PROXY_CONFIG": str(etc)}) == ()
+    assert find_config_file(None, home) == (etc, others[:1])
+    for named in (find_config_file(etc, home), find_config_file(None, home | {"CSQ_PROXY_CONFIG": str(etc)})):
+        assert named == (etc, ())
 
 
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_working_folder_that_was_removed_does_no_harm(
     assert list(load(environ={"HOME": str(tmp_path), "CSQ_PROXY_CONFIG": "~/config.toml"}).projects) == [
         "shop"
     ]
-    assert find_config_file(None, {"HOME": str(tmp_path)}) in (None, SYSTEM_FILE)
+    assert find_config_file(None, {"HOME": str(tmp_path)}).path in (None, SYSTEM_FILE)
 
 
 @pytest.mark.parametrize(
