@@ -44,7 +44,7 @@ class Viewer:
 
     def may_see(self, one: RecentRequest) -> bool:
         """Whether the caller may see a request."""
-        if self.own is not None and one.caller != self.own:
+        if self.own is not None and one.facts.caller != self.own:
             return False
         return one.project is None or self.sees(one.project)
 
@@ -130,12 +130,13 @@ def _check_project(overview: Overview, name: str, sees: Sees) -> None:
 
 def _members(one: RecentRequest) -> Iterator[tuple[str, object]]:
     """The members of a request's JSON, in their order; those without a value are left out."""
+    facts = one.facts
     yield "id", one.id
     yield "at", datetime.fromtimestamp(one.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     target = kept_target(one.target)
     texts = {
         "project": one.project,
-        "caller": one.caller,
+        "caller": facts.caller,
         "api": None if one.api is None else one.api.value,
         "method": one.method,
         "route": target.removesuffix(b"?").decode(),
@@ -149,19 +150,19 @@ def _members(one: RecentRequest) -> Iterator[tuple[str, object]]:
         yield "source", one.source
     if one.error is not None:
         yield "error", one.error
-    if one.api is not None or one.waited_s:
-        yield "wait_ms", _ms(one.waited_s)
-    if one.upstream is not None:
-        yield "upstream", one.upstream.authority
+    if one.api is not None or facts.waited_s:
+        yield "wait_ms", _ms(facts.waited_s)
+    if facts.upstream is not None:
+        yield "upstream", facts.upstream.authority
     if one.upstream_s:
         yield "upstream_ms", _ms(one.upstream_s)
     yield "total_ms", _ms(one.took_s)
     yield "bytes_in", one.bytes_in
     yield "bytes_out", one.bytes_out
-    if one.replays:
-        yield "replayed", list(one.replays)
-    if one.request_id is not None:
-        yield "request_id", kept_id(one.request_id)
+    if facts.replays:
+        yield "replayed", list(facts.replays)
+    if facts.request_id is not None:
+        yield "request_id", kept_id(facts.request_id)
 
 
 def _ms(duration_s: float) -> float:

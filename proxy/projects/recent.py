@@ -18,14 +18,15 @@ from proxy.contentsquare import Api
 from proxy.foreign import shown
 from proxy.logs import redactor
 from proxy.logs.redact import REDACTED
-from proxy.origin import Origin
+from proxy.projects.measures import CUT
+from proxy.server.facts import Facts
 
 MOST_OF_ONE: Final = 200
 """Requests of one project; also the requests that reached none."""
-MOST_OF_ALL: Final = 60_000
-"""Requests of all projects: with more than 300 projects in use, fewer of each are kept."""
+MOST_OF_ALL: Final = 58_000
+"""Requests of all projects: with more than 290 projects in use, fewer of each are kept."""
 MOST_LISTS: Final = 4_000
-"""Projects whose requests are kept; the one that was used longest ago goes first. Each keeps 15 at least."""
+"""Projects whose requests are kept; the one that was used longest ago goes first. Each keeps 14 at least."""
 LONGEST_TARGET: Final = 200
 LONGEST_CODE: Final = 64
 SLICE: Final = 500
@@ -37,10 +38,9 @@ class RecentRequest:
     """One request that has ended, ``at`` seconds since 1970. Durations are in seconds; None: no value.
 
     ``id`` grows from request to request, also over a restart: it is the end in microseconds since 1970.
-    ``project`` is None for a request that reached none. ``target`` is as `kept_target` returns it. ``status``
-    is 0 where the caller left before an answer. ``source`` is "contentsquare", "proxy" or "stored", by the
-    answer. ``error`` is the proxy's code or Contentsquare's errorCode. ``upstream_s`` is 0 where nothing was
-    sent.
+    ``project`` is None for a request that reached none, and ``api`` for a request that was not forwarded.
+    ``target`` is as `kept_target` returns it. ``status`` is 0 where the caller left before an answer. All else
+    is in ``facts``, or is worked out when it is read: few requests are.
     """
 
     __slots__ = (
@@ -48,60 +48,67 @@ class RecentRequest:
         "at",
         "bytes_in",
         "bytes_out",
-        "caller",
-        "error",
+        "facts",
         "id",
         "method",
         "project",
-        "replays",
-        "request_id",
-        "source",
         "status",
         "target",
         "took_s",
-        "upstream",
-        "upstream_s",
-        "waited_s",
     )
 
     def __init__(
         self,
-        *,
         project: str | None,
-        caller: str | None,
         api: Api | None,
         method: str,
         target: bytes,
         status: int,
-        source: str | None,
-        error: str | None,
-        waited_s: float,
-        upstream: Origin | None,
-        upstream_s: float,
         took_s: float,
         bytes_in: int,
         bytes_out: int,
-        replays: tuple[str, ...],
-        request_id: str | None,
+        facts: Facts,
     ) -> None:
         self.id = 0
         self.at = 0.0
         self.project = project
-        self.caller = caller
         self.api = api
         self.method = method
         self.target = target
         self.status = status
-        self.source = source
-        self.error = error
-        self.waited_s = waited_s
-        self.upstream = upstream
-        self.upstream_s = upstream_s
         self.took_s = took_s
         self.bytes_in = bytes_in
         self.bytes_out = bytes_out
-        self.replays = replays
-        self.request_id = request_id
+        self.facts = facts
+
+    @property
+    def source(self) -> str | None:
+        """The origin of the answer: "contentsquare", "proxy" or "stored"."""
+        facts = self.facts
+        if facts.error_code is not None:
+            return "proxy"
+        if facts.shared is not None:
+            return "stored"
+        if not self.status:
+            return None
+        is_theirs = (self.api is not None or facts.is_relayed) and facts.cut_because is None
+        return "contentsquare" if is_theirs else "proxy"
+
+    @property
+    def error(self) -> str | None:
+        """The proxy's code or Contentsquare's errorCode."""
+        facts = self.facts
+        if facts.error_code is not None:
+            return facts.error_code
+        if facts.shared is not None or not self.status:
+            return None
+        return facts.vendor_code if facts.cut_because is None else CUT
+
+    @property
+    def upstream_s(self) -> float:
+        """How long the request was on its way to the cloud and back; 0 where nothing was sent."""
+        facts = self.facts
+        return 0.0 if facts.upstream is None else facts.began_at + self.took_s - facts.sent_at
 
     @property
     def is_error(self) -> bool:
@@ -182,7 +189,8 @@ class RecentRequests:
         """Remove the secrets that the log hides now; the log is about to forget some of them."""
         for place, one in enumerate(self.after(0)):
             one.target = kept_target(one.target)
-            one.request_id = None if one.request_id is None else kept_id(one.request_id)
+            facts = one.facts
+            facts.request_id = None if facts.request_id is None else kept_id(facts.request_id)
             if not place % SLICE:
                 await asyncio.sleep(0)
 
@@ -192,7 +200,7 @@ class RecentRequests:
         A caller can invent an id of an account's project: until a request of the project was sent, for
         which it needs a token, its requests are in one list with all such.
         """
-        if one.upstream is None and "/" in project:
+        if one.facts.upstream is None and "/" in project:
             project = _of_account(project)
             if (known := self._by_project.get(project)) is not None:
                 return known

@@ -25,6 +25,7 @@ from proxy.projects.recent import (
     kept_code,
     kept_target,
 )
+from proxy.server.facts import Facts
 
 SECRET = "canary-secret-with/slash+and-plus"
 
@@ -37,29 +38,25 @@ def _secret() -> Iterator[None]:
 
 
 def one(project: str | None, number: int = 0, **values: Any) -> RecentRequest:
-    given_values: dict[str, Any] = {
-        "project": project,
-        "caller": None,
+    facts = Facts()
+    facts.request_id = f"r-{number}"
+    for name in Facts.__slots__:
+        if name in values:
+            setattr(facts, name, values.pop(name))
+    given: dict[str, Any] = {
         "api": None,
         "method": "GET",
         "target": b"/v1/segments",
         "status": 200,
-        "source": "contentsquare",
-        "error": None,
-        "waited_s": 0.0,
-        "upstream": None,
-        "upstream_s": 0.0,
         "took_s": 0.1,
         "bytes_in": 0,
         "bytes_out": 2,
-        "replays": (),
-        "request_id": f"r-{number}",
     }
-    return RecentRequest(**{**given_values, **values})
+    return RecentRequest(project, facts=facts, **{**given, **values})
 
 
 def ids(kept: list[RecentRequest]) -> list[str | None]:
-    return [each.request_id for each in kept]
+    return [each.facts.request_id for each in kept]
 
 
 def test_the_last_ones_of_each_project_are_kept_whatever_the_others_do() -> None:
@@ -130,7 +127,7 @@ def test_invented_ids_of_an_account_push_out_nothing() -> None:
         kept.add(one("shop", number))
         kept.add(one("acme/1", number, upstream=cloud))
     for number in range(2 * recent.MOST_LISTS):
-        kept.add(one(f"acme/{number + 2}", number, status=503, source="proxy"))
+        kept.add(one(f"acme/{number + 2}", number, status=503, error_code="PROXY_TOKEN_UNAVAILABLE"))
     assert len(kept.after(0, "shop")) == len(kept.after(0, "acme/1")) == MOST_OF_ONE
     assert len(kept.after(0)) == 3 * MOST_OF_ONE
     last = 2 * recent.MOST_LISTS + 1
@@ -164,10 +161,11 @@ def test_the_largest_requests_of_all_projects_take_less_than_64_mib() -> None:
                 one(
                     f"shop-{number // MOST_OF_ONE}",
                     target=cut_target(path),
-                    error=kept_code("E" * 1000 + str(number)),
+                    vendor_code=kept_code("E" * 1000 + str(number)),
                     request_id="i" * 120 + str(number),
                     waited_s=number / 7,
-                    upstream_s=number / 3,
+                    began_at=number / 3,
+                    sent_at=number / 5,
                     took_s=number / 11,
                     bytes_in=10**12 + number,
                     bytes_out=10**13 + number,
