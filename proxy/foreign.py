@@ -24,6 +24,10 @@ _HEX_RUN = re.compile("[0-9A-Fa-f]{8,}")
 _BASE64_RUN = re.compile("[0-9A-Za-z+/]{8,}")
 _ESCAPE = re.compile(r"[\\%]u([0-9A-Fa-f]{4})|\\x([0-9A-Fa-f]{2})|\\(.)")
 _URL_SAFE = str.maketrans("-_", "+/")
+METHODS: Final = {
+    name.encode(): name for name in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
+}
+"""Methods by their name as it is sent; others are shown as ``{other}``, because a caller may invent them."""
 
 
 def shown(text: str, *, keep: str = "") -> str:

@@ -120,8 +120,8 @@ class Exchange:
         if lease is None:  # the token's answer may tell which project's slots these are
             return False
         slots = self.project.slots
-        if slots.try_acquire(self.turn_key()):
-            self.hold_slot(slots)
+        if slots.try_acquire():
+            self._slots = slots
             return self._send_on_idle(lease)
         self.begin_wait()
         self._queued_at = slots

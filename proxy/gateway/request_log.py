@@ -10,6 +10,7 @@ import logging
 import re
 from typing import Final
 
+from proxy.foreign import METHODS
 from proxy.gateway.exchange import exchange_of
 from proxy.logs import is_enabled_for, log_soon
 from proxy.server.request import Request
@@ -17,10 +18,6 @@ from proxy.server.request_id import request_id, trace_id
 
 LONGEST_ROUTE: Final = 128
 _PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status", b"/-/requests"))
-METHODS: Final = {
-    name.encode(): name for name in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
-}
-"""Methods by their name as it is sent; others are shown as ``{other}``, because a caller may invent them."""
 # Up to four short words of letters that aren't a number in base 16.
 _WORD: Final = re.compile(rb"(?![a-f]{8,}\Z)(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
 _IN_WORDS: Final = b"abcdefghijklmnopqrstuvwxyz-"

@@ -96,7 +96,7 @@ class _Tries:
         """Take a slot within ``wait_s`` seconds; ``first``: before the requests that wait already."""
         exchange = self._exchange
         slots = exchange.project.slots
-        if first or not slots.try_acquire(exchange.turn_key()):
+        if first or not slots.try_acquire():
             exchange.begin_wait()
             try:
                 await slots.acquire(exchange.turn_key(), wait_s, first=first)

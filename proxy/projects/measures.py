@@ -48,6 +48,9 @@ _STATUSES: Final = {status.value: str(status.value) for status in HTTPStatus if 
 """The names of statuses as troubles. Others are counted together: a strange cloud can't fill the memory."""
 
 
+_NONE: Final = (0,) * (len(BOUNDS_S) + 1)
+
+
 class Histogram:
     """How often a duration fell into each bucket, and the sum of all, in seconds."""
 
@@ -78,23 +81,29 @@ def quantile_s(counts: Sequence[int], share: float) -> float:
 class ApiMeasures:
     """The counts of one API of a project, and of each caller there. ``cut``: answers that ended too early."""
 
-    __slots__ = ("_answers", "callers", "cut", "duration", "received_bytes", "sent_bytes", "token_failures")
+    __slots__ = ("by_kind", "callers", "cut", "duration", "token_failures")
 
     def __init__(self) -> None:
-        self._answers = [0] * 20  # by status class, then by read or write
+        self.by_kind = [0] * 20
+        """How many requests ended, by status class (0: the caller left before the head) and write or read."""
         self.callers: dict[str | None, CallerUse] = {}
         self.cut = 0
         self.duration = Histogram()
-        self.received_bytes = self.sent_bytes = 0
         self.token_failures: Counter[str] = Counter()  # by cause
 
-    def count(self, status: int, *, is_read: bool) -> None:
-        """Count an answer; status 0: the caller left before its head."""
-        self._answers[status // 100 * 2 + is_read] += 1
+    @property
+    def received_bytes(self) -> int:
+        """The content of all callers' requests."""
+        return sum(use.bytes_in for use in self.callers.values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """The content of the answers to all callers."""
+        return sum(use.bytes_out for use in self.callers.values())
 
     def answers(self) -> Iterator[tuple[str, str, int]]:
         """Status class ("2xx"; "abandoned" if the caller left first), "read" or "write", and count."""
-        for place, count in enumerate(self._answers):
+        for place, count in enumerate(self.by_kind):
             if count:
                 kind, is_read = divmod(place, 2)
                 yield f"{kind}xx" if kind else "abandoned", "read" if is_read else "write", count
@@ -159,7 +168,8 @@ class ProjectMeasures:
         self._now = wall_clock
         self._past: deque[Minute] = deque(maxlen=HOUR)
         self._minute = -1.0
-        self._durations: list[int] = []
+        self._before: list[int] = []
+        """How many requests had each duration when the minute began; empty before the first minute."""
         self._errors = 0
         self._errors_proxy = 0
         self._silent = 0
@@ -179,16 +189,13 @@ class ProjectMeasures:
         """Count a request of this project that has ended: answered, cut or abandoned."""
         measures = self.apis.get(api) or self.of(api)
         status = request.status
-        measures.count(status, is_read=request.head.method in SAFE_METHODS)
-        place = bisect_left(BOUNDS_S, took_s)
-        measures.duration.counts[place] += 1
-        measures.duration.sum_s += took_s
-        measures.received_bytes += request.body.received
-        measures.sent_bytes += request.answer_bytes
         minute = self._now() // 60
         if minute != self._minute:
             self._begin_minute(minute)
-        self._durations[place] += 1
+        measures.by_kind[status // 100 * 2 + (request.head.method in SAFE_METHODS)] += 1
+        duration = measures.duration
+        duration.counts[bisect_left(BOUNDS_S, took_s)] += 1
+        duration.sum_s += took_s
         facts = request.facts
         use = measures.callers.get(facts.caller)
         if use is None:
@@ -196,7 +203,6 @@ class ProjectMeasures:
         use.requests += 1
         use.bytes_in += request.body.received
         use.bytes_out += request.answer_bytes
-        use.waited_s += facts.waited_s
         if facts.cut_because is not None:
             measures.cut += 1
             self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
@@ -214,6 +220,7 @@ class ProjectMeasures:
         else:
             self._silent += 1
         if facts.waited_s:
+            use.waited_s += facts.waited_s
             self.slot_wait.add(facts.waited_s)
         if facts.shared is not None:
             self.shared[facts.shared] += 1
@@ -295,12 +302,20 @@ class ProjectMeasures:
             for use in measures.callers.values():
                 use.end_minute(self._minute)
         self._past.extend(self._current())
-        self._minute, self._durations = minute, [0] * (len(BOUNDS_S) + 1)
+        self._minute, self._before = minute, self._durations()
         self._errors = self._errors_proxy = self._silent = 0
         self._troubles = Counter()
 
+    def _durations(self) -> list[int]:
+        """How many requests had each duration, of all APIs since the start."""
+        return [
+            sum(each)
+            for each in zip(_NONE, *(one.duration.counts for one in self.apis.values()), strict=True)
+        ]
+
     def _current(self) -> Iterator[Minute]:
-        if counts := self._durations:
+        if self._before:
+            counts = [now - before for now, before in zip(self._durations(), self._before, strict=True)]
             yield Minute(
                 at=int(self._minute) * 60,
                 requests=sum(counts),

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.contentsquare import Api
-from proxy.foreign import shown
+from proxy.foreign import METHODS, shown
 from proxy.logs import redactor
 from proxy.logs.redact import REDACTED
 from proxy.projects.measures import CUT
-from proxy.server.facts import Facts
+from proxy.server.request import Request
 
 MOST_OF_ONE: Final = 200
 """Requests of one project; also the requests that reached none."""
@@ -39,8 +39,8 @@ class RecentRequest:
 
     ``id`` grows from request to request, also over a restart: it is the end in microseconds since 1970.
     ``project`` is None for a request that reached none, and ``api`` for a request that was not forwarded.
-    ``target`` is as `kept_target` returns it. ``status`` is 0 where the caller left before an answer. All else
-    is in ``facts``, or is worked out when it is read: few requests are.
+    ``target`` is as `kept_target` returns it. ``status`` is 0 where the caller left before an answer. All
+    else is in ``facts``, or is worked out when it is read.
     """
 
     __slots__ = (
@@ -58,28 +58,19 @@ class RecentRequest:
     )
 
     def __init__(
-        self,
-        project: str | None,
-        api: Api | None,
-        method: str,
-        target: bytes,
-        status: int,
-        took_s: float,
-        bytes_in: int,
-        bytes_out: int,
-        facts: Facts,
+        self, project: str | None, api: Api | None, target: bytes, request: Request, took_s: float
     ) -> None:
         self.id = 0
         self.at = 0.0
         self.project = project
         self.api = api
-        self.method = method
+        self.method = METHODS.get(request.head.method, "{other}" if request.head.method else "")
         self.target = target
-        self.status = status
+        self.status = request.status
         self.took_s = took_s
-        self.bytes_in = bytes_in
-        self.bytes_out = bytes_out
-        self.facts = facts
+        self.bytes_in = request.body.received
+        self.bytes_out = request.answer_bytes
+        self.facts = request.facts
 
     @property
     def source(self) -> str | None:

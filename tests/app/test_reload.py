@@ -691,7 +691,7 @@ async def test_the_limits_change_at_once_for_shared_and_lone_slots(tmp_path: Pat
         assert [project.slots for project in running.app.projects()] == slots
         assert [one.limit for one in slots] == [3, 3]
         for _ in range(3):
-            assert slots[0].try_acquire("somebody")
+            assert slots[0].try_acquire()
         assert await running.code() == "PROXY_QUEUE_TIMEOUT"
         assert len(running.token.requests) == 2
 

@@ -6,11 +6,11 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.requests import request
 
 from proxy.logs import redactor
 from proxy.origin import Origin
@@ -25,7 +25,6 @@ from proxy.projects.recent import (
     kept_code,
     kept_target,
 )
-from proxy.server.facts import Facts
 
 SECRET = "canary-secret-with/slash+and-plus"
 
@@ -37,22 +36,11 @@ def _secret() -> Iterator[None]:
     redactor.discard(SECRET)
 
 
-def one(project: str | None, number: int = 0, **values: Any) -> RecentRequest:
-    facts = Facts()
-    facts.request_id = f"r-{number}"
-    for name in Facts.__slots__:
-        if name in values:
-            setattr(facts, name, values.pop(name))
-    given: dict[str, Any] = {
-        "api": None,
-        "method": "GET",
-        "target": b"/v1/segments",
-        "status": 200,
-        "took_s": 0.1,
-        "bytes_in": 0,
-        "bytes_out": 2,
-    }
-    return RecentRequest(project, facts=facts, **{**given, **values})
+def one(
+    project: str | None, number: int = 0, *, target: bytes = b"/v1/segments", **facts: object
+) -> RecentRequest:
+    ended = request(**{"request_id": f"r-{number}", **facts})  # type: ignore[arg-type]  # it has no status
+    return RecentRequest(project, None, target, ended, 0.1)
 
 
 def ids(kept: list[RecentRequest]) -> list[str | None]:
@@ -127,7 +115,7 @@ def test_invented_ids_of_an_account_push_out_nothing() -> None:
         kept.add(one("shop", number))
         kept.add(one("acme/1", number, upstream=cloud))
     for number in range(2 * recent.MOST_LISTS):
-        kept.add(one(f"acme/{number + 2}", number, status=503, error_code="PROXY_TOKEN_UNAVAILABLE"))
+        kept.add(one(f"acme/{number + 2}", number, error_code="PROXY_TOKEN_UNAVAILABLE"))
     assert len(kept.after(0, "shop")) == len(kept.after(0, "acme/1")) == MOST_OF_ONE
     assert len(kept.after(0)) == 3 * MOST_OF_ONE
     last = 2 * recent.MOST_LISTS + 1
@@ -157,21 +145,19 @@ def test_the_largest_requests_of_all_projects_take_less_than_64_mib() -> None:
         for number in range(MOST_OF_ALL // share):
             path = b"/v1/" + b"%d/" % number * 1000
             # Made new for each, as those of a request are.
-            kept.add(
-                one(
-                    f"shop-{number // MOST_OF_ONE}",
-                    target=cut_target(path),
-                    vendor_code=kept_code("E" * 1000 + str(number)),
-                    request_id="i" * 120 + str(number),
-                    waited_s=number / 7,
-                    began_at=number / 3,
-                    sent_at=number / 5,
-                    took_s=number / 11,
-                    bytes_in=10**12 + number,
-                    bytes_out=10**13 + number,
-                    replays=tuple(["stale", "token"] * 1),
-                )
+            largest = one(
+                f"shop-{number // MOST_OF_ONE}",
+                target=cut_target(path),
+                vendor_code=kept_code("E" * 1000 + str(number)),
+                request_id="i" * 120 + str(number),
+                waited_s=number / 7,
+                began_at=number / 3,
+                sent_at=number / 5,
+                replays=tuple(["stale", "token"] * 1),
             )
+            largest.took_s = number / 11
+            largest.bytes_in, largest.bytes_out = 10**12 + number, 10**13 + number
+            kept.add(largest)
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

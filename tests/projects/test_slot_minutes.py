@@ -18,7 +18,7 @@ T0 = 1_800_000_000
 
 async def test_a_minute_has_the_most_in_use_and_waiting_and_the_refusals() -> None:
     slots = Slots(2)
-    assert [slots.try_acquire("a") for _ in range(3)] == [True, True, False]
+    assert [slots.try_acquire() for _ in range(3)] == [True, True, False]
     waiting = asyncio.create_task(slots.acquire("a", 5))
     while not slots.waiting:
         await asyncio.sleep(0)
@@ -52,8 +52,8 @@ def test_an_idle_minute_leaves_nothing_and_no_more_than_an_hour_is_kept() -> Non
 
 async def test_slots_that_become_those_of_another_name_are_counted_there() -> None:
     mine, shared = Slots(2), Slots(2)
-    mine.try_acquire("a")
-    shared.try_acquire("b")
+    mine.try_acquire()
+    shared.try_acquire()
     mine.move_to(shared)
     mine.note_refusal()
     assert shared.minutes.hour(T0) == [SlotMinute(T0, 2, 0, 1)]
@@ -65,7 +65,7 @@ async def test_the_end_of_a_minute_is_told_to_all_slots(monkeypatch: pytest.Monk
     shared = SharedSlots(10)
     lone, of_project = shared.of(None), shared.of(42)
     for slots in (lone, of_project):
-        slots.try_acquire("a")
+        slots.try_acquire()
         slots.release()
     task = asyncio.create_task(shared.count_minutes())
     await asyncio.sleep(0)

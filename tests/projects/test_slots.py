@@ -24,7 +24,7 @@ async def settle() -> None:
 def taken(limit: int) -> Slots:
     slots = Slots(limit)
     for _ in range(limit):
-        assert slots.try_acquire("early")
+        assert slots.try_acquire()
     return slots
 
 
@@ -53,7 +53,7 @@ class Queue:
 
 async def test_as_many_as_the_limit_are_let_in_at_once_and_no_more() -> None:
     slots = Slots(2)
-    assert [slots.try_acquire("a") for _ in range(3)] == [True, True, False]
+    assert [slots.try_acquire() for _ in range(3)] == [True, True, False]
     assert (slots.in_use, slots.waiting, slots.limit) == (2, 0, 2)
     slots.release()
     await slots.acquire("a", 1)
@@ -85,7 +85,7 @@ async def test_no_caller_overtakes_a_waiter() -> None:
     queue = Queue(taken(1))
     await queue.join("a1")
     queue.slots.release()
-    assert not queue.slots.try_acquire("b")
+    assert not queue.slots.try_acquire()
     await settle()
     assert queue.order == ["a1"]
 
@@ -319,8 +319,8 @@ async def test_no_slot_is_ever_lost_or_doubled(limit: int, moves: list[tuple[str
     assert (slots.waiting, len(slots._turns)) == (0, 0)
     for _ in range(slots.in_use):
         slots.release()
-    assert all(slots.try_acquire("a") for _ in range(slots.limit))
-    assert not slots.try_acquire("a")
+    assert all(slots.try_acquire() for _ in range(slots.limit))
+    assert not slots.try_acquire()
 
 
 async def test_the_first_refusal_in_a_while_leaves_at_most_half_of_the_slots() -> None:
@@ -329,15 +329,15 @@ async def test_the_first_refusal_in_a_while_leaves_at_most_half_of_the_slots() -
     assert slots.allowance == 5
     for _ in range(5):
         slots.release()
-        assert not slots.try_acquire("a")
+        assert not slots.try_acquire()
     slots.release()
-    assert slots.try_acquire("a")
+    assert slots.try_acquire()
 
 
 async def test_a_refusal_of_a_few_leaves_the_others() -> None:
     slots = Slots(10)
     for _ in range(4):
-        assert slots.try_acquire("a")
+        assert slots.try_acquire()
     slots.note_refusal()
     assert slots.allowance == 3
 
@@ -355,7 +355,7 @@ async def test_if_no_request_is_at_the_cloud_a_refused_one_waits_for_a_pause() -
     slots = taken(1)
     slots.note_refusal()
     slots.release()
-    assert not slots.try_acquire("a")
+    assert not slots.try_acquire()
     await slots.acquire("a", 1)
     assert slots.in_use == 1
 
@@ -369,7 +369,7 @@ def test_a_full_allowance_leaves_one_slot_empty_for_others_now_and_then(
     async def three_slots() -> None:
         slots = taken(3)
         slots.release()
-        assert slots.try_acquire("a")  # from now on all slots are in use
+        assert slots.try_acquire()  # from now on all slots are in use
         queue = Queue(slots)
         await queue.join("a1", "b1")
         slots.release()
@@ -406,7 +406,7 @@ async def test_answers_let_the_allowance_grow_back_to_the_limit_and_no_further(
         slots.note_answer()
         slots.release()
     assert slots.allowance == slots.limit == 4
-    assert [slots.try_acquire("a") for _ in range(5)] == [True] * 4 + [False]
+    assert [slots.try_acquire() for _ in range(5)] == [True] * 4 + [False]
 
 
 async def test_the_allowance_does_not_grow_while_it_cools_down() -> None:
@@ -485,14 +485,14 @@ async def test_a_smaller_limit_takes_the_allowance_along() -> None:
 async def test_a_slot_taken_before_two_projects_become_one_is_given_back_to_the_shared_slots() -> None:
     old, shared = Slots(3), Slots(3)
     for slots in (old, old, shared):
-        assert slots.try_acquire("a")
+        assert slots.try_acquire()
     old.move_to(shared)
     assert (shared.in_use, old.in_use) == (3, 0)
-    assert not shared.try_acquire("a")
-    assert not old.try_acquire("a")
+    assert not shared.try_acquire()
+    assert not old.try_acquire()
     old.release()
     assert shared.in_use == 2
-    assert old.try_acquire("a")
+    assert old.try_acquire()
     for slots in (old, old, shared):
         slots.release()
     assert shared.in_use == 0

@@ -795,7 +795,7 @@ async def test_a_call_that_the_proxy_refuses_is_logged_with_its_error() -> None:
     configure("info", "json", stream)
     async with exporting(CSV, contentsquare={"max_concurrency": 1, "queue_timeout": 0.05}) as run:
         [project] = run.proxy.app.projects()
-        assert project.slots.try_acquire("another")
+        assert project.slots.try_acquire()
         answer = await run.get()
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
         await until(lambda: "/-/exports/" in stream.getvalue())
