@@ -177,7 +177,8 @@ class Exchange:
 
     def _on_attempt_ended(self, attempt: Attempt) -> None:
         if attempt.is_final:
-            self.note_answer()
+            if self._slots is not None:
+                self._slots.note_answer()
             self.finish(keep=attempt.keep)
         else:
             self.request.connection.interrupted()
@@ -187,7 +188,9 @@ class Exchange:
         self.keep = keep
         self._is_attended = True
         self.attempt = None
-        self.release_slot()
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release()
         self._ended(self)
 
     def attend(self) -> None:

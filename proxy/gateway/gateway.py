@@ -99,7 +99,8 @@ class Gateway:
         generation = self.generation
         try:
             caller, target, own = self._checked(request, generation)
-            if own or not request.connection.admit(whole=caller is None):
+            connection = request.connection
+            if own or not (connection.is_known or connection.admit(whole=caller is None)):
                 return False
             exchange = self._new_exchange(request, generation, caller, target)
             answers = exchange.project.shared_answers

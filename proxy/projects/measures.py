@@ -19,6 +19,7 @@ from typing import Final
 
 from proxy.contentsquare import SAFE_METHODS, Api
 from proxy.projects.usage import NO_CALLER, CallerUse, Use
+from proxy.server.facts import Facts
 from proxy.server.request import Request
 
 # fmt: off
@@ -203,22 +204,10 @@ class ProjectMeasures:
         use.requests += 1
         use.bytes_in += request.body.received
         use.bytes_out += request.answer_bytes
-        if facts.cut_because is not None:
-            measures.cut += 1
-            self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
-            self._count_own(CUT, status // 100, 5)
-        elif status >= 400:
-            if facts.error_code is None:
-                self._count_theirs(status)
-            else:
-                self._count_own(facts.error_code, status // 100, status // 100)
-        elif status:
+        if 0 < status < 400 and facts.cut_because is None:
             self._good_in_a_row += 1
-        elif took_s >= LEFT_AFTER_S:
-            self._troubles[LEFT] += 1
-            self._good_in_a_row = 0
         else:
-            self._silent += 1
+            self._count_trouble(measures, status, facts, took_s)
         if facts.waited_s:
             use.waited_s += facts.waited_s
             self.slot_wait.add(facts.waited_s)
@@ -228,6 +217,23 @@ class ProjectMeasures:
             self._good_in_a_row -= 1  # it tells nothing of Contentsquare's state
         if facts.replays:
             self.replays.update(facts.replays)
+
+    def _count_trouble(self, measures: ApiMeasures, status: int, facts: Facts, took_s: float) -> None:
+        """The answer was an error, was cut, or the caller left before it."""
+        if facts.cut_because is not None:
+            measures.cut += 1
+            self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
+            self._count_own(CUT, status // 100, 5)
+        elif status:
+            if facts.error_code is None:
+                self._count_theirs(status)
+            else:
+                self._count_own(facts.error_code, status // 100, status // 100)
+        elif took_s >= LEFT_AFTER_S:
+            self._troubles[LEFT] += 1
+            self._good_in_a_row = 0
+        else:
+            self._silent += 1
 
     def _count_theirs(self, status: int) -> None:
         """Contentsquare answered with 4xx or 5xx."""

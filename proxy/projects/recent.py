@@ -112,20 +112,16 @@ class RecentRequests:
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self._now = wall_clock
-        self._is_on = True
+        self.is_on = True
+        """Whether requests are kept (``log.requests``); `switch` changes it."""
         self._by_project: dict[str, deque[RecentRequest]] = {}
         self._of_none: deque[RecentRequest] = deque(maxlen=MOST_OF_ONE)
         self._most_of_one = MOST_OF_ONE
         self._last_id = 0
 
-    @property
-    def is_on(self) -> bool:
-        """Whether requests are kept (``log.requests``)."""
-        return self._is_on
-
     def switch(self, *, on: bool) -> None:
         """Keep requests from now on, or forget all of them."""
-        self._is_on = on
+        self.is_on = on
         if not on:
             self._by_project.clear()
             self._of_none.clear()
