@@ -50,7 +50,6 @@ _NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}
 _NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
 _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
-_DATE: Final = frozenset((b"date",))
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """Options of ``Connection`` that name no field, or one that is dropped anyway."""
 _MOST_HOPS: Final = 999_999_999
@@ -108,16 +107,11 @@ def _one_hop_less(line: bytes) -> bytes:
     return b"%b: %d" % (name, int(hops or b"1") - 1 if len(hops) < 10 else _MOST_HOPS)
 
 
-def _status_line(head: ResponseHead) -> bytes:
-    # RFC 9112, section 4: the space stays where the reason is missing
-    return b"HTTP/1.1 " + head.status_line + (b" " if len(head.status_line) == 3 else b"")
-
-
 def _dated_lines(head: ResponseHead, drop: frozenset[bytes]) -> list[bytes]:
     """The status line and the fields not in ``drop``; a Date is added where none is left."""
-    lines = [_status_line(head)]
-    lines += head.fields.without(drop)
-    if b"date" in drop or not head.fields.has_any(_DATE):
+    fields = head.fields
+    lines = [head.status_line, *fields.without(drop)]
+    if b"date" not in fields.names.places or b"date" in drop:
         lines.append(b"Date: " + date_now())
     return lines
 
@@ -175,7 +169,7 @@ def interim_head(head: ResponseHead) -> bytes:
     """The head of an interim answer (1xx) to send to the caller."""
     drop = _NOT_TO_CALLER | _FRAMING_FIELD | _nominated(head.connection)  # RFC 9110, section 8.6
     lines = head.fields.without(drop)
-    return b"\r\n".join((_status_line(head), *lines, b"\r\n"))
+    return b"\r\n".join((head.status_line, *lines, b"\r\n"))
 
 
 def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field]:

@@ -81,7 +81,7 @@ class RequestHead:
 
 
 class ResponseHead:
-    """A parsed response head. ``status_line`` lacks the version: ``200 OK``."""
+    """A parsed response head. ``status_line`` is the line to send on: ``HTTP/1.1 200 OK``."""
 
     __slots__ = (
         "chunked",

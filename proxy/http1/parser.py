@@ -24,8 +24,6 @@ from proxy.http1.fields import (
     FieldNames,
     SyntaxFault,
     has_bare_break,
-    list_members,
-    parse_content_length,
     parse_fields,
     split_lines,
 )
@@ -129,7 +127,7 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
         if not _VERSION.match(version):
             raise SyntaxFault("a malformed request line")
         raise VersionNotSupported("Only HTTP/1.x is spoken here.")
-    if len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES:
+    if len(line) > MAX_METHOD_BYTES and (len(target) > MAX_LINE_BYTES or len(method) > MAX_METHOD_BYTES):
         raise TargetTooLong(
             f"The request target is longer than {MAX_LINE_BYTES} bytes, or the method is too long."
         )
@@ -147,13 +145,13 @@ def _field_section(head: bytes, raw: bytes, minor: int, before: FieldNames | Non
     parsed = FieldSection(raw, parse_fields(head, lines, before), minor)
     fields = parsed.fields
     parsed.hosts = fields.values(b"host")
-    parsed.content_length = parse_content_length(fields.values(b"content-length"))
+    parsed.content_length = fields.content_length()
     transfer_codings = fields.values(b"transfer-encoding")
-    connection = list_members(fields.values(b"connection"))
+    connection = fields.members(b"connection")
     parsed.expects_continue = minor == 1 and any(
         value.lower() == b"100-continue" for value in fields.values(b"expect")
     )
-    parsed.wants_trailers = b"trailers" in list_members(fields.values(b"te"))
+    parsed.wants_trailers = b"trailers" in fields.members(b"te")
     if len(parsed.hosts) != 1 and (minor == 1 or parsed.hosts):
         raise SyntaxFault("no Host, or several")
     parsed.connection = connection
@@ -187,39 +185,37 @@ def parse_response_head(head: bytes, before: FieldNames | None = None) -> Respon
     reason and holds no bytes of the head.
     """
     try:
-        return _response_head(head, before)
+        lines = split_lines(head)
+        if len(lines) > MAX_FIELDS:
+            raise SyntaxFault(f"more than {MAX_FIELDS} fields")  # noqa: TRY301 - a call takes longer
+        line = lines[0]
+        minor, status, status_line = _status_lines.get(line) or _parse_status_line(line)
+        fields = parse_fields(head, lines, before)
+        parsed = ResponseHead(status, status_line, minor, fields)
+        parsed.content_length = fields.content_length()
+        if b"transfer-encoding" in fields.names.places:
+            _check_response_codings(parsed, fields.values(b"transfer-encoding"))
+            parsed.chunked = True
+        parsed.connection = connection = fields.members(b"connection")
+        parsed.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     except SyntaxFault as exc:
         raise ProtocolViolation(f"the answer holds {exc}") from None
-
-
-def _response_head(head: bytes, before: FieldNames | None) -> ResponseHead:
-    lines = split_lines(head)
-    if len(lines) > MAX_FIELDS:
-        raise SyntaxFault(f"more than {MAX_FIELDS} fields")
-    minor, status = _status_lines.get(lines[0]) or _parse_status_line(lines[0])
-    status_line = lines[0][9:]
-    fields = parse_fields(head, lines, before)
-    parsed = ResponseHead(status, status_line, minor, fields)
-    parsed.content_length = parse_content_length(fields.values(b"content-length"))
-    transfer_codings = fields.values(b"transfer-encoding")
-    if transfer_codings:
-        _check_response_codings(parsed, transfer_codings)
-        parsed.chunked = True
-    parsed.connection = connection = list_members(fields.values(b"connection"))
-    parsed.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     return parsed
 
 
-_status_lines: Final[dict[bytes, tuple[int, int]]] = {}
-"""The (minor version, status) of earlier status lines; bounded, because the cloud chooses them."""
+_status_lines: Final[dict[bytes, tuple[int, int, bytes]]] = {}
+"""What `_parse_status_line` has found; bounded, because the cloud chooses the lines."""
 _STATUS_LINES_LIMIT: Final = 256
 
 
-def _parse_status_line(line: bytes) -> tuple[int, int]:
+def _parse_status_line(line: bytes) -> tuple[int, int, bytes]:
+    """The minor version, the status, and the line to send on."""
     match = _STATUS_LINE.match(line)
     if match is None:
         raise SyntaxFault("a malformed status line")
-    parsed = (min(int(match[1]), 1), int(match[2]))
+    # RFC 9112, section 4: the space stays where the reason is missing
+    to_send = b"HTTP/1.1 " + line[9:] + (b" " if len(line) == 12 else b"")
+    parsed = (min(int(match[1]), 1), int(match[2]), to_send)
     if len(_status_lines) < _STATUS_LINES_LIMIT and len(line) <= 64:
         _status_lines[line] = parsed
     return parsed
