@@ -109,6 +109,22 @@ _PARAMETERS: Final = re.compile(rb";[^/]*+")
 _SLASHES: Final = re.compile(rb"/{2,}")
 
 
+_LETTERS: Final = bytes(
+    ord(chr(code).lower()) if chr(code).isascii() and chr(code).isalpha() else ord("%")
+    for code in range(0x100)
+)
+_NO_LETTERS: Final = bytes(code for code in range(0x80) if not chr(code).isalpha() and chr(code) not in "%\\")
+
+
+def is_plain(target: bytes) -> bool:
+    """Whether the target surely has no word that the functions below look for, apart from ``project``.
+
+    One look in place of several: most targets are plain. Marks are dropped, so that none hides a word.
+    """
+    letters = target.translate(_LETTERS, _NO_LETTERS).decode()  # a look into bytes takes longer
+    return not ("%" in letters or "method" in letters or "oauth" in letters or "event" in letters)
+
+
 def names_other_project(target: bytes, project_id: int) -> bool:
     """Whether a server might read another project than ``project_id`` in the target's path or query.
 

@@ -9,6 +9,7 @@ class FieldSection:
     """The meaning of a request's field lines. Requests with the same field lines share one section."""
 
     __slots__ = (
+        "asks_for_method",
         "chunked",
         "connection",
         "content_length",
@@ -37,6 +38,8 @@ class FieldSection:
         """The field lines that go upstream; None until `proxy.gateway.rewrite` has made them."""
         self.leaks_version = -1
         """The `LeakSearch.version` that has found no secret in these lines; -1: none has searched them."""
+        self.asks_for_method: bool | None = None
+        """Whether a field or form may ask for another method; None until `proxy.gateway.policy` looks."""
 
 
 class RequestHead:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from proxy.gateway.lenient import asks_for_method, names_other_project
+from proxy.contentsquare import SAFE_METHODS, changes_data
+from proxy.gateway.lenient import (
+    asks_for_method,
+    is_plain,
+    may_be_oauth,
+    may_change_events,
+    names_other_project,
+)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +136,66 @@ def test_a_query_that_may_ask_for_another_method(query: str) -> None:
 @pytest.mark.parametrize("query", ["method=1", "payment_method=card", "q=_method", "a=1", ""])
 def test_a_query_that_asks_for_no_method(query: str) -> None:
     assert not asks_for_method(f"/v1/x?{query}".encode())
+
+
+# The sure test before the exact ones
+
+_PARTS = st.one_of(
+    st.sampled_from(
+        (
+            *"/?&;=#.-_ ~:,+@*'[]{}%\\\0\x7f9",
+            *("method", "oauth", "event", "token", "me", "create", "delete", "DELETE", "http", "override"),
+            *("m", "e", "t", "h", "o", "d", "a", "u", "v", "n", "M", "E", "V", "\u017f", "\uff4d", "\xc0"),
+            *(
+                "%6d",
+                "%4D",
+                "%256f",
+                "%u0065",
+                "\\u0074",
+                "%2f",
+                "%3f",
+                "%c1%b4",
+                "/v1/speed-analysis/event/",
+            ),
+        )
+    ).map(str.encode),
+    st.binary(max_size=3),
+)
+
+
+def is_special(target: bytes) -> bool:
+    """Whether an exact test finds something."""
+    tests = (asks_for_method, may_be_oauth, may_change_events)
+    return any(test(target) for test in tests) or any(changes_data(safe, target) for safe in SAFE_METHODS)
+
+
+@given(st.lists(_PARTS, max_size=24).map(b"".join))
+@example(b"/v1/o.a-u_t h/token")
+@example(b"/v1/EV.ENT/create")
+@example(b"/v1/x?_me-thod=DELETE")
+@example(b"/v1/speed-analysis/event/create")
+def test_no_exact_test_finds_something_in_a_plain_target(target: bytes) -> None:
+    assert not (is_plain(target) and is_special(target))
+
+
+@given(
+    st.sampled_from((b"/v1/oauth/token", b"/v1/oauth/me", b"/event/create", b"/v1/x?_method=put")),
+    st.lists(st.tuples(st.integers(0, 20), st.sampled_from(b"-_.,:+*!%\\ \0\x7f\xc3")), max_size=6),
+    st.booleans(),
+)
+def test_no_mark_hides_a_word_from_the_sure_test(
+    target: bytes, marks: list[tuple[int, int]], upper: bool
+) -> None:
+    for place, mark in marks:
+        target = target[:place] + bytes((mark,)) + target[place:]
+    target = target.upper() if upper else target
+    assert not is_plain(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/", "/v1/metrics/site/bounce-rate?startDate=2026-01-01&period=last_week", "/v1/x?q=a+b&me=thor#d"],
+)
+def test_a_usual_target_is_plain(target: str) -> None:
+    assert is_plain(target.encode())
+    assert not is_special(target.encode())

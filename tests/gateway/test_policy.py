@@ -477,10 +477,13 @@ OAUTH_PATHS = st.sampled_from(["/v1/oauth/token", "/v1/oauth/me"]).flatmap(
 @given(OAUTH_PATHS, st.sampled_from(["", "/shop", "/a/b"]), st.sampled_from(["", "?a=1", "?"]))
 def test_no_spelling_of_oauths_paths_is_forwarded(path: str, prefix: str, query: str) -> None:
     target = (prefix + path + query).encode()
-    head = parse_request_head(b"POST / HTTP/1.1\r\nHost: h")
-    if oauth_path(target) is None:  # else it is answered here
-        with pytest.raises(BadTarget):
-            policy.check_secrets(head, target)
+    for head in (
+        parse_request_head(method + b" / HTTP/1.1\r\nHost: h\r\nContent-Type: application/json")
+        for method in (b"GET", b"POST")
+    ):
+        if oauth_path(target) is None:  # else it is answered here
+            with pytest.raises(BadTarget):
+                policy.check(head, target, Shop(), None, changes=policy.may_change_data(head, target))
 
 
 @pytest.mark.parametrize(
@@ -494,4 +497,6 @@ def test_no_spelling_of_oauths_paths_is_forwarded(path: str, prefix: str, query:
     ],
 )
 def test_other_paths_are_forwarded(target: str) -> None:
-    policy.check_secrets(parse_request_head(b"GET / HTTP/1.1\r\nHost: h"), target.encode())
+    head, raw = parse_request_head(b"GET / HTTP/1.1\r\nHost: h"), target.encode()
+    policy.check_secrets(head, raw)
+    policy.check(head, raw, Shop(), None, changes=policy.may_change_data(head, raw))

@@ -39,6 +39,17 @@ def test_a_text_without_the_secret_in_any_coding_passes(key: str, text: bytes) -
     assert not search.is_in_fields(text)
 
 
+@given(KEYS, st.integers(0, 1200), st.integers(0, 1200), st.sampled_from(["", "\\", "#", "%41", "&#65;"]))
+def test_a_long_secret_is_found_in_a_text_of_any_length(key: str, before: int, after: int, mark: str) -> None:
+    search = LeakSearch()
+    search.add(key)
+    text = f"/{'a' * before}{mark}{key}{mark}{'?' * after}".encode()
+    assert search.is_in_target(text)
+    assert search.is_in_fields(text)
+    search.discard(key)
+    assert not search.is_in_target(text)
+
+
 def test_any_bytes_are_searched_without_an_error() -> None:
     search = LeakSearch()
     search.add("a-secret-of-many-letters")
