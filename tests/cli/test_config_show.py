@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import run
+from support.commands import run, run_anew
 from support.configurations import CANARY, Writer, faults_of
 
 from proxy.cli.config_show import text_of
@@ -132,7 +132,7 @@ def test_the_command_reads_flags_variables_and_the_file(
     (tmp_path / "elsewhere/config.toml").mkdir(parents=True)
     words = ("config", "show", "--sources", "--port", "7")
     environ = {**environ, "CSQ_PROXY_CONFIG": str(config)}
-    ended = run(*words, environ=environ, cwd=tmp_path / "elsewhere")
+    ended = run_anew(*words, environ=environ, cwd=tmp_path / "elsewhere")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines()[0] == f"# File: {config}"
     assert tomllib.loads(ended.stdout)["server"]["port"] == 7

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import STARTUP_S
+from support import commands
 from support.demo import JOB, sandboxed
 from support.harness import Message, Upstream, gateway
 
@@ -21,16 +21,9 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has 
 
 async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "proxy", "export", *arguments],
-        env={**inherited, "HOME": str(cwd), "NO_PROXY": "*", **environ},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        check=False,
-    )
+    own = {**inherited, "HOME": str(cwd), "NO_PROXY": "*", **environ}
+    how = commands.run_anew if "new/out" in arguments else commands.run
+    return await asyncio.to_thread(how, "export", *arguments, environ=own, cwd=cwd)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
-from support.commands import run, write
+from support.commands import run, run_anew, write
 from support.harness import RawServer, free_port, read_message
 
 from proxy.cli.live_check import Finding, examine, expiries, short_keys, unwritable_state
@@ -502,7 +502,8 @@ client_secret = "{shop["client_secret"]}"
 
 async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str], served: Path) -> None:
     def check(*options: str) -> Any:
-        return run("check", "--live", "--config", str(served), *options, environ=environ, cwd=served.parent)
+        arguments = ("check", "--live", "--config", str(served), *options)
+        return (run if options else run_anew)(*arguments, environ=environ, cwd=served.parent)
 
     def in_words(ended: Any) -> str:
         return " ".join(ended.stdout.split())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import STARTUP_S
+from support import commands
 from support.harness import WAIT_S, TokenServer, Upstream, free_port, gateway
 
 from proxy.cli.requests import duration, folded, text_of
@@ -32,16 +32,8 @@ def environ(cwd: Path, **more: str) -> dict[str, str]:
 
 
 async def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "proxy", "requests", *arguments],
-        env=environ(cwd, **more),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        check=False,
-    )
+    own = environ(cwd, **more)
+    return await asyncio.to_thread(commands.run, "requests", *arguments, environ=own, cwd=cwd)
 
 
 @contextlib.asynccontextmanager

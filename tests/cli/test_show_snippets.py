@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import Running, faults_in, run, started, write
+from support.commands import Running, faults_in, run, run_anew, started, write
 from support.harness import free_port, gateway
 from typer.testing import CliRunner
 
@@ -64,7 +64,7 @@ def test_the_texts_of_all_tools_come_for_one_project(
     sandbox: Running, environ: dict[str, str], tmp_path: Path
 ) -> None:
     url = f"http://127.0.0.1:{environ.pop('CSQ_PROXY_SERVER__PORT')}"
-    ended = run("snippets", "demo-us", "--url", f"{url}/-/", environ=environ, cwd=tmp_path)
+    ended = run_anew("snippets", "demo-us", "--url", f"{url}/-/", environ=environ, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert {f"--- {what}" for what in FOR_CALLERS} <= set(ended.stdout.splitlines())
     assert f"{url}/demo-us/v1/" in ended.stdout

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from support import commands
 from support.certificates import CASES, openssl_verifies, tls_files
-from support.commands import STARTUP_S
 from support.harness import (
     WAIT_S,
     Message,
@@ -44,16 +44,8 @@ PROJECTS = {
 async def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder of its own, without this process's variables for csq-proxy."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CSQ_")}
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "proxy", "status", *arguments],
-        env={**inherited, "HOME": str(cwd), "COLUMNS": "160", **environ},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=STARTUP_S,
-        check=False,
-    )
+    own = {**inherited, "HOME": str(cwd), "COLUMNS": "160", **environ}
+    return await asyncio.to_thread(commands.run, "status", *arguments, environ=own, cwd=cwd)
 
 
 async def test_it_shows_projects_tokens_and_errors(tmp_path: Path) -> None:

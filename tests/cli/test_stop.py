@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import CONFIG, STARTUP_S, run, started, write
+from support.commands import CONFIG, STARTUP_S, run, run_anew, started, write
 from support.harness import RawServer, Upstream, free_port, gateway
 
 from proxy.cli.running_proxy import RunningProxy, Unreachable
@@ -29,7 +29,7 @@ def test_where_quit_is_allowed_it_is_asked_for(environ: dict[str, str], tmp_path
     file = config(tmp_path, "port = 0\nallow_quit = true")
     with started("serve", "--config", file, environ=environ, cwd=tmp_path) as proxy:
         url = proxy.listening()
-        ended = run("stop", "--url", url, environ=environ, cwd=tmp_path)
+        ended = run_anew("stop", "--url", url, environ=environ, cwd=tmp_path)
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, "Stopped.\n", "")
         assert proxy.end()[0] == 0
     ended = run("stop", "--url", url, environ=environ, cwd=tmp_path)

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.commands import run
+from support.commands import run, run_anew
 from support.harness import RawServer, Upstream, free_port, gateway
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
@@ -25,7 +25,10 @@ async def wait(url: str, timeout_s: str, environ: dict[str, str], cwd: Path) -> 
 
 async def test_it_ends_when_the_proxy_is_ready(environ: dict[str, str], tmp_path: Path) -> None:
     async with gateway() as proxy:
-        assert await wait(f"http://127.0.0.1:{proxy.port}", "60", environ, tmp_path) == (0, "")
+        url = f"http://127.0.0.1:{proxy.port}"
+        assert await wait(url, "60", environ, tmp_path) == (0, "")
+        ended = await asyncio.to_thread(run_anew, "wait", "--url", url, environ=environ, cwd=tmp_path)
+        assert (ended.returncode, ended.stderr) == (0, "")
 
 
 async def test_it_waits_for_a_proxy_without_tokens(environ: dict[str, str], tmp_path: Path) -> None:
