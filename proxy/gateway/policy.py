@@ -128,7 +128,7 @@ def _has_form_type(head: RequestHead) -> bool:
 
 def _has_form(head: RequestHead) -> bool:
     """Whether the content may be a form; Rack takes the content of a POST without a type for a form."""
-    if head.fields.names.places(b"content-type"):
+    if b"content-type" in head.fields.names.places:
         return _has_form_type(head)
     return head.method not in SAFE_METHODS and (head.chunked or (head.content_length or 0) > 0)
 
