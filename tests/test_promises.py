@@ -245,7 +245,7 @@ ELSEWHERE = {
         "is escaped wherever a command prints it, and can't move the cursor or begin a line": (
             "test_foreign::test_a_terminal_obeys_no_character_of_a_foreign_text",
             "cli/test_main::test_the_commands_print_at_one_place_only",
-            "cli/test_completion::test_bash_is_offered_commands_projects_and_tools",
+            "cli/test_completion::test_offered_are_commands_projects_and_tools",
             "cli/test_live_check::test_what_contentsquare_says_moves_no_cursor_and_shows_no_secret",
         ),
         "A secret in Contentsquare's errors is withheld, also in base64, hexadecimal, reversed or escaped.": (

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from support.commands import STARTUP_S, write
 from support.terminal import in_terminal
+from typer.testing import CliRunner
 
+from proxy.cli.main import cli
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 
 NAMES = """
@@ -72,27 +74,40 @@ def offered(*words: str, shell: dict[str, str], cwd: Path, script: str = OURS) -
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_is_offered_commands_projects_and_tools(shell: dict[str, str], tmp_path: Path) -> None:
+def test_bash_is_offered_what_the_program_says(shell: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path / "config.toml", NAMES)
+    commands = offered("s", shell=shell, cwd=tmp_path)
+    assert set(commands) == {"serve", "status", "stop", "snippets", "sandbox"}
+    for script in (OURS, TYPERS):
+        assert offered("snippets", "shop-f", shell=shell, cwd=tmp_path, script=script) == ["shop-fr"]
+
+
+def test_offered_are_commands_projects_and_tools(
+    shell: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "config.toml", NAMES)
     write(tmp_path / "other.toml", "[projects.other]")
     write(tmp_path / "broken.toml", "[projects")
     write(tmp_path / "odd.toml", ODD)
+    monkeypatch.chdir(tmp_path)
 
     def tab(*words: str) -> list[str]:
-        return offered(*words, shell=shell, cwd=tmp_path)
+        unset = {name: None for name in os.environ if name not in shell}
+        line = {"COMP_WORDS": "\n".join(("csq-proxy", *words)), "COMP_CWORD": str(len(words))}
+        asked = {**unset, **shell, **line, "_CSQ_PROXY_COMPLETE": "complete_bash"}
+        ended = CliRunner().invoke(cli, prog_name="csq-proxy", env=asked)
+        assert (ended.exit_code, ended.stderr) == (0, "")
+        return ended.stdout.split()
 
-    assert set(tab("s")) == {"serve", "status", "stop", "snippets", "sandbox"}
     options = ["--config", "--sandbox", "--host", "--port", "--log-level", "--log-format", "--help"]
     assert tab("serve", "--") == options
     assert tab("config", "") == ["show"]
     assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
-    assert tab("snippets", "shop-f") == ["shop-fr"]
     assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
     assert tab("snippets", "shop-fr", "--for", "powers") == ["powershell"]
     assert tab("snippets", "--config", "other.toml", "") == ["other"]
     assert tab("snippets", "--config", "broken.toml", "") == []
     assert tab("snippets", "--config", "odd.toml", "") == ["acme/42"]
-    assert offered("snippets", "shop-f", shell=shell, cwd=tmp_path, script=TYPERS) == ["shop-fr"]
     shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"
     assert tab("snippets", "shop-u") == ["shop-us"]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -163,6 +164,8 @@ TOOLS_PYTHON = os.environ.get("DATA_TOOLS_PYTHON", sys.executable)
 
 @functools.cache
 def has_package(name: str) -> bool:
+    if sys.executable == TOOLS_PYTHON:
+        return importlib.util.find_spec(name) is not None
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
     return subprocess.run([TOOLS_PYTHON, "-c", look], timeout=STARTUP_S, check=False).returncode == 0
 

@@ -16,7 +16,8 @@ from support.storage import CLOSE, S3, Exporting, Stored, error, exporting
 
 from proxy.gateway.exports import storage
 
-LINES = b"".join(b"%d,%032x\n" % (n, random.Random(n).getrandbits(128)) for n in range(30_000))
+CHANCE = random.Random(1)
+LINES = b"".join(b"%d,%032x\n" % (n, CHANCE.getrandbits(128)) for n in range(30_000))
 CSV = b"id,value\n" + LINES
 NOTHING = {"export_spool": 0}
 
