@@ -1072,7 +1072,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
                 flips += 1
                 app._apply(plan(versions[flips % len(versions)], app._generation.outward))
                 if flips % 2:
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.01)
                 else:
                     project = next(iter(app.projects()))
                     await until(lambda: done.is_set() or project.is_settled)  # noqa: B023 - awaited within
