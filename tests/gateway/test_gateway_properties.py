@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import string
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from support.harness import (
-    Message,
-    Upstream,
-    gateway,
-    read_message,
-)
+from support.harness import Gateway, Message, Upstream, gateway, read_message
 
 NOT_JUST_PASSED_ON = {
     *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"trailer"),
@@ -48,55 +44,73 @@ lines = st.builds(
 multisets = st.lists(lines, max_size=30)
 
 
-@given(multisets)
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+async def proxy(upstream: Upstream) -> AsyncIterator[Gateway]:
+    """One proxy for all examples of a test."""
+    async with gateway(upstream) as running:
+        yield running
+
+
+@given(fields=multisets)
 @settings(max_examples=80)
-async def test_any_fields_reach_the_cloud_equal(fields: list[bytes]) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        assert (await proxy.call(b"GET /v1/x", *fields)).status == 200
-        assert upstream.requests[0].lines[1:-2] == fields
+async def test_any_fields_reach_the_cloud_equal(
+    fields: list[bytes], proxy: Gateway, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    assert (await proxy.call(b"GET /v1/x", *fields)).status == 200
+    assert upstream.requests[0].lines[1:-2] == fields
 
 
-@given(multisets, st.integers(200, 999).filter(lambda n: n not in (204, 304, 401)), of(WITHIN, 0, 30))
+@given(
+    fields=multisets,
+    status=st.integers(200, 999).filter(lambda n: n not in (204, 304, 401)),
+    reason=of(WITHIN, 0, 30),
+)
 @settings(max_examples=80)
 async def test_any_fields_and_status_reach_the_caller_equal(
-    fields: list[bytes], status: int, reason: bytes
+    fields: list[bytes], status: int, reason: bytes, proxy: Gateway, upstream: Upstream
 ) -> None:
     head = b"\r\n".join((b"HTTP/1.1 %d %b" % (status, reason), *fields, b"Date: then", b"Content-Length: 2"))
-    async with gateway(Upstream(head + b"\r\n\r\nok")) as proxy:
-        answer = await proxy.call(b"GET /v1/x")
-        assert (answer.plain_head, answer.body) == (head, b"ok")
+    upstream.answer = head + b"\r\n\r\nok"
+    answer = await proxy.call(b"GET /v1/x")
+    assert (answer.plain_head, answer.body) == (head, b"ok")
 
 
-@given(st.lists(of(VISIBLE, 0, 60), min_size=1, max_size=5))
-@example([b"//", b"%2F?", b"?#?", b"[]{}|\\^", b"\xff%00"])
+@given(tails=st.lists(of(VISIBLE, 0, 60), min_size=1, max_size=5))
+@example(tails=[b"//", b"%2F?", b"?#?", b"[]{}|\\^", b"\xff%00"])
 @settings(max_examples=80)
-async def test_any_target_reaches_the_cloud_equal_or_is_refused(tails: list[bytes]) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        for tail in tails:
-            target = b"/v1/" + tail
-            upstream.requests.clear()
-            for sent in (target, b"/shop" + target):
-                answer = await proxy.call(b"GET " + sent)
-                if answer.status != 200:
-                    assert answer.error_code == "PROXY_BAD_TARGET"
-                    assert REFUSED.search(target.lower())
-            assert {request.start_line for request in upstream.requests} <= {b"GET %b HTTP/1.1" % target}
+async def test_any_target_reaches_the_cloud_equal_or_is_refused(
+    tails: list[bytes], proxy: Gateway, upstream: Upstream
+) -> None:
+    for tail in tails:
+        target = b"/v1/" + tail
+        upstream.requests.clear()
+        for sent in (target, b"/shop" + target):
+            answer = await proxy.call(b"GET " + sent)
+            if answer.status != 200:
+                assert answer.error_code == "PROXY_BAD_TARGET"
+                assert REFUSED.search(target.lower())
+        assert {request.start_line for request in upstream.requests} <= {b"GET %b HTTP/1.1" % target}
 
 
-@given(of(VISIBLE, 0, 30), st.sampled_from((b"GET", b"POST", b"OPTIONS", b"X-Y")))
-@example(b"@other.example/", b"GET")
-@example(b"http://other.example/", b"GET")
-async def test_no_target_reaches_another_host_than_the_cloud(target: bytes, method: bytes) -> None:
+@given(target=of(VISIBLE, 0, 30), method=st.sampled_from((b"GET", b"POST", b"OPTIONS", b"X-Y")))
+@example(target=b"@other.example/", method=b"GET")
+@example(target=b"http://other.example/", method=b"GET")
+async def test_no_target_reaches_another_host_than_the_cloud(
+    target: bytes, method: bytes, proxy: Gateway, upstream: Upstream
+) -> None:
     assume(target)
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        answer = await proxy.send(proxy.request(method + b" " + target))
-        assert answer.status in (200, 204, 400, 404)
-        for request in upstream.requests:
-            assert request.start_line.split(b" ")[1].startswith(b"/")
-            assert request.values(b"host") == [b"127.0.0.1:%d" % proxy.upstream.port]
+    upstream.requests.clear()
+    answer = await proxy.send(proxy.request(method + b" " + target))
+    assert answer.status in (200, 204, 400, 404)
+    for request in upstream.requests:
+        assert request.start_line.split(b" ")[1].startswith(b"/")
+        assert request.values(b"host") == [b"127.0.0.1:%d" % proxy.upstream.port]
 
 
 pieces = st.lists(st.binary(min_size=1, max_size=300), max_size=12)
@@ -122,24 +136,24 @@ async def send_in(sizes: list[int], raw: bytes, writer: asyncio.StreamWriter) ->
     writer.write(raw[start:])
 
 
-@given(st.lists(st.tuples(pieces, st.booleans()), min_size=1, max_size=4), segments)
+@given(requests=st.lists(st.tuples(pieces, st.booleans()), min_size=1, max_size=4), sizes=segments)
 @settings(max_examples=80)
 async def test_any_content_in_any_chunks_and_segments_reaches_the_cloud_equal(
-    requests: list[tuple[list[bytes], bool]], sizes: list[int]
+    requests: list[tuple[list[bytes], bool]], sizes: list[int], proxy: Gateway, upstream: Upstream
 ) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        reader, writer = await proxy.connect()
-        raw = b""
-        for content, is_chunked in requests:
-            line, body = framed(content, is_chunked=is_chunked)
-            raw += proxy.request(b"POST /v1/x", line, body=body)
-        await send_in(sizes, raw, writer)
-        for _ in requests:
-            assert (await read_message(reader)).status == 200
-        for got, (content, is_chunked) in zip(upstream.requests, requests, strict=True):
-            assert got.content == b"".join(content)
-            assert bool(got.values(b"transfer-encoding")) is is_chunked
+    upstream.requests.clear()
+    reader, writer = await proxy.connect()
+    raw = b""
+    for content, is_chunked in requests:
+        line, body = framed(content, is_chunked=is_chunked)
+        raw += proxy.request(b"POST /v1/x", line, body=body)
+    await send_in(sizes, raw, writer)
+    for _ in requests:
+        assert (await read_message(reader)).status == 200
+    for got, (content, is_chunked) in zip(upstream.requests, requests, strict=True):
+        assert got.content == b"".join(content)
+        assert bool(got.values(b"transfer-encoding")) is is_chunked
+    writer.close()
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
@@ -166,31 +180,33 @@ async def test_any_content_in_any_chunks_and_segments_reaches_the_caller_equal(
             assert answer.values(b"content-length") == ([line.split()[1]] if framing == "length" else [])
 
 
-@given(st.lists(st.sampled_from(("GET", "HEAD", "POST", "bad")), min_size=1, max_size=12), segments)
+@given(
+    kinds=st.lists(st.sampled_from(("GET", "HEAD", "POST", "bad")), min_size=1, max_size=12), sizes=segments
+)
 async def test_any_pipeline_is_answered_in_order_and_up_to_its_first_fault(
-    kinds: list[str], sizes: list[int]
+    kinds: list[str], sizes: list[int], proxy: Gateway, upstream: Upstream
 ) -> None:
     def answer(request: Message) -> bytes:
         method, target, _ = request.start_line.split(b" ")
         head = b"HTTP/1.1 200 OK\r\nX-Target: %b\r\nContent-Length: 2\r\n\r\n" % target
         return head if method == b"HEAD" else head + b"ok"
 
-    upstream = Upstream(answer)
-    async with gateway(upstream) as proxy:
-        reader, writer = await proxy.connect()
-        raw = b""
-        for number, kind in enumerate(kinds):
-            if kind == "bad":
-                raw += b"bad\r\n\r\n"
-            elif kind == "POST":
-                raw += proxy.request(b"POST /%d" % number, b"Content-Length: 3", body=b"xyz")
-            else:
-                raw += proxy.request(b"%b /%d" % (kind.encode(), number))
-        await send_in(sizes, raw, writer)
-        for number, kind in enumerate(kinds):
-            got = await read_message(reader, bodyless=kind == "HEAD")
-            if kind == "bad":
-                assert got.status == 400
-                assert await reader.read() == b""
-                break
-            assert got.values(b"x-target") == [b"/%d" % number]
+    upstream.answer = answer
+    reader, writer = await proxy.connect()
+    raw = b""
+    for number, kind in enumerate(kinds):
+        if kind == "bad":
+            raw += b"bad\r\n\r\n"
+        elif kind == "POST":
+            raw += proxy.request(b"POST /%d" % number, b"Content-Length: 3", body=b"xyz")
+        else:
+            raw += proxy.request(b"%b /%d" % (kind.encode(), number))
+    await send_in(sizes, raw, writer)
+    for number, kind in enumerate(kinds):
+        got = await read_message(reader, bodyless=kind == "HEAD")
+        if kind == "bad":
+            assert got.status == 400
+            assert await reader.read() == b""
+            break
+        assert got.values(b"x-target") == [b"/%d" % number]
+    writer.close()
