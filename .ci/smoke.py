@@ -1,7 +1,8 @@
 """Start a csq-proxy that was built, ask it, stop it: ``python3 .ci/smoke.py COMMAND...``.
 
 The command is run in an empty folder that is its home, too, so its first start unpacks what it must.
-Prints the time of two starts until the proxy listens. Ends with an error if something isn't as it must be.
+Prints the time of two starts, from the exec to the first answer. Ends with an error if something isn't as it
+must be.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PATHS = ("/-/ready", "/-/", "/-/page.js", "/-/metrics", "/demo-eu/v1/segments?projectId=42")
-LIMIT_S = 120
+LIMIT_S = 300  # in QEMU or under Wine, on a busy machine
 # A command gets the libraries of the system, not those that a program of one file brings.
 SECRET = "import os; assert '_MEI' not in os.environ.get('LD_LIBRARY_PATH', ''); print('secret-12345')"
 
@@ -53,7 +54,7 @@ def main() -> None:
 
         print(run("--version").strip())
         starts = [serve(command, folder, environ, run) for _ in range(2)]
-        print(f"listens after {starts[0]} ms, at a later start after {starts[1]} ms")
+        print(f"first answer after {starts[0]} ms, at a later start after {starts[1]} ms")
         for arguments in (("check",), ("snippets", "--for", "curl"), ("snippets", "--for", "systemd")):
             shown = run(*arguments)
             assert "shop" in shown, shown
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def serve(command: list[str], folder: str, environ: dict[str, str], run: Callable[..., str]) -> int:
-    """Start the sandbox, ask for all paths, stop it; return the milliseconds until it listened."""
+    """Start the sandbox, ask for all paths, stop it; return the milliseconds to the first answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -76,12 +77,13 @@ def serve(command: list[str], folder: str, environ: dict[str, str], run: Callabl
     try:
         assert proxy.stderr is not None
         url = next(line["urls"][0] for line in map(json.loads, proxy.stderr) if line["event"] == "listening")
-        listens_ms = round((time.perf_counter() - began) * 1000)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         shown = []
+        answered_after_s = []
         for path in PATHS:
             with opener.open(url + path, timeout=LIMIT_S) as answer:
                 shown.append(f"{answer.status} {path} {len(answer.read())} bytes")
+            answered_after_s.append(time.perf_counter() - began)
         run("health", CSQ_PROXY_SERVER__PORT=port)
         if sys.platform == "win32":
             run("stop", CSQ_PROXY_SERVER__PORT=port)
@@ -93,7 +95,7 @@ def serve(command: list[str], folder: str, environ: dict[str, str], run: Callabl
     finally:
         proxy.kill()
     print("; ".join(shown))
-    return listens_ms
+    return round(answered_after_s[0] * 1000)
 
 
 if __name__ == "__main__":
