@@ -109,10 +109,9 @@ def api_of(target: bytes) -> Api | None:
 
     The vendor adds APIs, so None doesn't mean that the target is wrong.
     """
-    if not target.startswith(_VERSION):
+    if target[:4] != _VERSION:
         return None
-    slash = target.find(b"/", len(_VERSION))
-    segment = target[len(_VERSION) : slash] if slash >= 0 else target[len(_VERSION) :]
+    segment = target.split(b"/", 3)[2]
     api = _BY_SEGMENT.get(segment) or _BY_SEGMENT.get(segment.partition(b"?")[0])
     if api is None and _SURVEYS.match(target):
         return Api.SURVEYS

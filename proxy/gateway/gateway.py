@@ -26,7 +26,7 @@ from proxy.gateway.exports.exports import Exports
 from proxy.gateway.failures import answer_at_stop
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
-from proxy.gateway.own import OwnPaths, asks_for_page, is_own
+from proxy.gateway.own import OwnPaths, asks_for_page, is_own, may_be_own
 from proxy.gateway.recent import keep
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
@@ -169,13 +169,15 @@ class Gateway:
         if (refusal := request.error or request.facts.refusal) is not None:
             raise refusal
         guard = generation.guards[request.connection.listener.index]
-        caller, target = None, guard.check(request.head)
-        own = oauth_path(target) is not None or asks_for_page(request.head, target)
+        head = request.head
+        caller, target = None, guard.check(head)
+        may_own = may_be_own(target)
+        own = may_own and (oauth_path(target) is not None or asks_for_page(head, target))
         if not own:
-            caller, target = generation.callers.identify(request.head, target)
+            caller, target = generation.callers.identify(head, target)
             if caller is not None:
                 request.facts.caller = caller.name
-            own = is_own(target)
+            own = may_own and is_own(target)
         if self._overview.is_stopping and (not target.startswith(PREFIX) or target.startswith(EXPORTS)):
             raise Stopping("The proxy is stopping; try again in a moment.", retry_after_s=5)
         return caller, target, own
@@ -187,9 +189,9 @@ class Gateway:
 
         Raises ProxyError for a request that may not.
         """
-        route = generation.route(request.head, request.connection.listener, caller, target)
-        project, target = route.project, route.target
-        api = route.api or project.apis[0]
+        head = request.head
+        project, found, target = generation.route(head, request.connection.listener, caller, target)
+        api = project.apis[0] if found is None else found
         exchange = Exchange(
             request,
             project,
@@ -201,8 +203,8 @@ class Gateway:
             ended=self._on_exchange_ended,
         )
         request.exchange = exchange
-        policy.check_secrets(request.head, target)
-        policy.check(request.head, target, project, caller, changes=exchange.changes)
+        policy.check_secrets(head, target)
+        policy.check(head, target, project, caller, changes=exchange.changes)
         if caller is not None:
             self._check_in_flight(caller)
             self._in_flight[caller.name] += 1

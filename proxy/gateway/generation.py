@@ -40,16 +40,8 @@ class Generation:
 
     def route(self, head: RequestHead, listener: Listener, caller: Caller | None, target: bytes) -> Route:
         """The route of a request that came through this listener. Raises ProxyError if there is none."""
-        project, api = named_by_fields(head.fields)
-        return self.router.route(
-            target,
-            own=self.owner(listener, caller),
-            project=project,
-            api=api,
-            fields=head.fields,
-            may_use=None if caller is None else caller.may_use,
-            caller="" if caller is None else caller.name,
-        )
+        own = None if listener.project is None else self.owner(listener, caller)
+        return self.router.route(target, caller, own, named_by_fields(head.section))
 
     def owner(self, listener: Listener, caller: Caller | None) -> Project | None:
         """The listener's own project; None if it has none. Raises UnknownProject."""
@@ -62,8 +54,7 @@ class Generation:
 
     def project(self, name: str, caller: Caller | None) -> Project:
         """The project of this name, such as ``shop`` or ``acme/42``. Raises UnknownProject."""
-        may_use = None if caller is None else caller.may_use
-        return self.router.project(name.encode(), may_use, "" if caller is None else caller.name)
+        return self.router.project(name.encode(), caller)
 
     def secrets(self) -> Iterator[str]:
         """All values in the settings that must be in no log line."""

@@ -28,6 +28,8 @@ LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 """Fields by which a browser says which page makes a request."""
 _LOOKED_AT: Final = _OF_PAGES | {b"via"}
+_ORDINARY: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"))
+"""Methods with which a path depends on the fields alone here."""
 _REFERER: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _DEFAULT_PORTS: Final = (80, 443)
 """With these ports, a Host may have no port (RFC 9110, section 4.2)."""
@@ -48,18 +50,22 @@ class Guard:
 
         Raises MethodRefused, ProxyLoop, BadRequest, HostRefused, OriginRefused or BadTarget.
         """
+        section = head.section
+        if section.guard is self and head.method in _ORDINARY and head.target[:1] == b"/":
+            return head.target
         if head.method in (b"TRACE", b"CONNECT"):
             raise MethodRefused(
                 f"{head.method.decode()} is not forwarded.",
                 fields=((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),),
             )
-        for host in head.hosts:
-            if host not in self._hosts:
-                _check_loop(head)  # first, since it is the cause: a name that leads here is a foreign Host
-                self._check_host(host, head.target)
         looked_at = head.fields.has_any(_LOOKED_AT)
         if looked_at:
-            _check_loop(head)
+            _check_loop(head)  # first, since it is the cause: a name that leads here is a foreign Host
+        if not looked_at and self._hosts.issuperset(head.hosts):
+            section.guard = self
+        else:
+            for host in head.hosts:
+                self._check_host(host, head.target)
         target = head.target if head.target.startswith(b"/") else self._origin_form(head)
         if looked_at:
             self._check_site(head, target.partition(b"?")[0] if head.method == b"GET" else b"")

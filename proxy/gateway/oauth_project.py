@@ -76,7 +76,7 @@ def _named(
 ) -> _Name | None:
     """The name in the request, None if there is none. Raises BadRequest for two that disagree."""
     listener = request.connection.listener
-    field, _ = named_by_fields(request.head.fields)
+    field, _, _ = named_by_fields(request.head.section)
     address = None
     if listener.project is not None:
         if prefix:

@@ -22,6 +22,8 @@ from proxy.server.request import Request
 
 _ICON = b"/favicon.ico"
 """A browser asks for the icon beside any page that it shows, also beside a refusal."""
+_OWN_SECOND = frozenset((b"", b"-", b"?"))
+"""The second bytes of ``*``, ``/``, ``/?a`` and ``/-/a``."""
 MOST_UNDER_WAY = 4
 """Answers about the proxy's state that one caller may take at once; callers without a key count as one."""
 _BUSY = (
@@ -38,6 +40,15 @@ def asks_for_page(head: RequestHead, target: bytes) -> bool:
         return False
     accepted = b",".join(head.fields.values(b"accept")).lower()
     return b"text/html" in accepted and head.method in (b"GET", b"HEAD")
+
+
+def may_be_own(target: bytes) -> bool:
+    """Whether `asks_for_page`, `is_own` or `oauth_path` may find the target, perhaps without a key in it."""
+    return (
+        target[1:2] in _OWN_SECOND
+        or target[: len(_ICON)] == _ICON
+        or target.partition(b"oauth")[1] != b""  # `find` takes twice as long
+    )
 
 
 def is_own(target: bytes) -> bool:

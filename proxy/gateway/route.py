@@ -1,6 +1,6 @@
 """Finds the project and the API of a raw request target.
 
-Pure: bytes in, a `Route` out. Decides on the raw first segment, without decoding it. Refuses dot
+Pure: bytes in, a route out. Decides on the raw first segment, without decoding it. Refuses dot
 segments that could leave the prefix, in any spelling, before a project is chosen. The rest of the
 target stays byte for byte. Knows no leases and no I/O.
 """
@@ -13,8 +13,9 @@ from typing import Final
 
 from proxy.contentsquare import Api, api_of
 from proxy.errors import BadTarget, UnknownProject
+from proxy.gateway.callers import Caller
 from proxy.gateway.placeholder import project_in
-from proxy.http1 import FieldLines
+from proxy.http1 import FieldSection
 from proxy.projects import Project
 from proxy.projects.naming import names_like
 
@@ -37,23 +38,23 @@ _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
 
 
-def named_by_fields(fields: FieldLines) -> tuple[bytes | None, bytes | None]:
-    """The values of X-CSQ-Project and X-CSQ-Api; each None where there is none, the last of several."""
-    if not fields.has_any(_FIELDS):
-        return None, None
-    found = {field.name: field.value for field in fields.among(_FIELDS)}
-    return found.get(_PROJECT_FIELD), found.get(_API_FIELD)
+Route = tuple[Project, Api | None, bytes]
+"""The project, the API (None for a path of no known API), and the target without the project's prefix."""
+Named = tuple[bytes | None, bytes | None, bytes | None]
+_NOTHING: Final[Named] = (None, None, None)
 
 
-class Route:
-    """``api`` is None for a path of no known API; ``target`` lacks the prefix."""
+def named_by_fields(section: FieldSection) -> Named:
+    """The values of X-CSQ-Project and X-CSQ-Api, and the project in a placeholder token.
 
-    __slots__ = ("api", "project", "target")
-
-    def __init__(self, project: Project, api: Api | None, target: bytes) -> None:
-        self.project = project
-        self.api = api
-        self.target = target
+    Each is None where there is none, and the last of several.
+    """
+    named = section.named
+    if named is None:
+        found = {field.name: field.value for field in section.fields.among(_FIELDS)}
+        named = (found.get(_PROJECT_FIELD), found.get(_API_FIELD), project_in(section.fields))
+        section.named = named
+    return named
 
 
 class Router:
@@ -79,81 +80,69 @@ class Router:
     def route(
         self,
         target: bytes,
-        *,
+        caller: Caller | None = None,
         own: Project | None = None,
-        project: bytes | None = None,
-        api: bytes | None = None,
-        fields: FieldLines | None = None,
-        may_use: Callable[[str], bool] | None = None,
-        caller: str = "",
+        named: Named = _NOTHING,
     ) -> Route:
         """The route of an origin-form ``target``.
 
-        ``own`` is the project that the listener belongs to, ``project`` and ``api`` are the values of
-        X-CSQ-Project and X-CSQ-Api; each is None where there is none. ``fields`` may hold a placeholder
-        token: its project takes the place of the default one. ``may_use`` says whether the caller may
-        use a project or an account: for a caller, the others don't exist. An account's projects are created
-        here; ``caller`` is the caller's name, "" where no callers are defined. Raises BadTarget,
-        UnknownProject, or TokenUnavailable if the caller named too many ids that got no token.
+        For a caller, the projects and accounts that it may not use don't exist. ``own`` is the project that
+        the listener belongs to, None where there is none. ``named`` is the answer of `named_by_fields`; a
+        placeholder's project takes the place of the default one. An account's projects are created here.
+        Raises BadTarget, UnknownProject, or TokenUnavailable if the caller named too many ids that got no
+        token.
         """
-        if not target.startswith(b"/"):
+        if target[:1] != b"/":
             raise BadTarget("The request target must start with a slash.")
         # Every spelling of a dot segment has a dot or a percent sign.
         dotted = _dotted_path(target) if _DOT in target or _PERCENT in target else None
         if dotted is not None:
             _refuse_escape(dotted, 0)
-        chosen, rest, depth = (
-            (own, target, 0) if own is not None else self._by_prefix(target, project, fields, may_use, caller)
-        )
+        chosen, rest, depth = (own, target, 0) if own is not None else self._by_prefix(target, caller, named)
         if dotted is not None and depth:
             _refuse_escape(dotted, depth)
-        return Route(chosen, _named_api(api) if api is not None else api_of(rest), rest)
+        api = named[1]
+        return chosen, api_of(rest) if api is None else _named_api(api), rest
 
-    def _by_prefix(
-        self,
-        target: bytes,
-        field: bytes | None,
-        fields: FieldLines | None,
-        may_use: Callable[[str], bool] | None,
-        caller: str,
-    ) -> tuple[Project, bytes, int]:
+    def _by_prefix(self, target: bytes, caller: Caller | None, named: Named) -> tuple[Project, bytes, int]:
         """The project, the target without its prefix, and how many segments the prefix has."""
-        first, rest = _cut(target)
+        first = _first(target)
         found = self._projects.get(first)
-        if found is not None and (may_use is None or may_use(found.name)):
-            return found, rest, 1
+        if found is not None and (caller is None or caller.may_use(found.name)):
+            return found, _behind(target, first), 1
         account = self._accounts.get(first)
-        if account is not None and (may_use is None or may_use(account)):
-            project_id, rest = _cut(rest)
-            return self._of_account(account, project_id, caller), rest, 2
-        if field is not None:
-            return self.project(field, may_use, caller), target, 0
-        if first and rest.startswith(b"/v") and _VERSION.match(rest):
-            raise self._unknown(first, may_use)
-        if fields is not None and (named := project_in(fields)) is not None:
-            return self.project(named, may_use, caller), target, 0
+        if account is not None and (caller is None or caller.may_use(account)):
+            rest = _behind(target, first)
+            project_id = _first(rest)
+            return self._of_account(account, project_id, caller), _behind(rest, project_id), 2
+        project, _, by_token = named
+        if project is not None:
+            return self.project(project, caller), target, 0
+        at = len(first) + 1
+        if first and target[at : at + 2] == b"/v" and _VERSION.match(target, at):
+            raise self._unknown(first, caller)
+        if by_token is not None:
+            return self.project(by_token, caller), target, 0
         default = self._default
-        if default is None:
-            raise self._unknown(first, may_use)
-        if may_use is not None and not may_use(default.name):
-            raise self._unknown(first, may_use)
+        if default is None or (caller is not None and not caller.may_use(default.name)):
+            raise self._unknown(first, caller)
         return default, target, 0
 
-    def project(self, value: bytes, may_use: Callable[[str], bool] | None, caller: str) -> Project:
+    def project(self, value: bytes, caller: Caller | None) -> Project:
         """The project of this name, as X-CSQ-Project holds it; the rest is as for `route`."""
         name, slash, project_id = value.partition(b"/")
         account = self._accounts.get(name) if slash else None
-        if account is not None and (may_use is None or may_use(account)):
+        if account is not None and (caller is None or caller.may_use(account)):
             return self._of_account(account, project_id, caller)
         found = self._projects.get(value)
-        if found is None or (may_use is not None and not may_use(found.name)):
-            raise self._unknown(value, may_use)
+        if found is None or (caller is not None and not caller.may_use(found.name)):
+            raise self._unknown(value, caller)
         return found
 
-    def _of_account(self, name: str, project_id: bytes, caller: str) -> Project:
+    def _of_account(self, name: str, project_id: bytes, caller: Caller | None) -> Project:
         if not _PROJECT_ID.match(project_id) or self._account_project is None:
             raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
-        found = self._account_project(name, int(project_id), caller)
+        found = self._account_project(name, int(project_id), "" if caller is None else caller.name)
         if found is None:
             number = int(project_id)
             raise UnknownProject(
@@ -161,7 +150,7 @@ class Router:
             )
         return found
 
-    def _unknown(self, name: bytes, may_use: Callable[[str], bool] | None) -> UnknownProject:
+    def _unknown(self, name: bytes, caller: Caller | None) -> UnknownProject:
         known = [n.decode() for n in (*self._projects, *self._accounts)]
         shown = name[:64].decode("ascii", "replace")
         if _VERSION.fullmatch(b"/" + name):
@@ -170,19 +159,21 @@ class Router:
             what = f"There is no project {shown!r}"
         paths = [
             f"/{near}/42/v1/..." if near.encode() in self._accounts else f"/{near}/v1/..."
-            for near in names_like(shown, [near for near in known if may_use is None or may_use(near)])
+            for near in names_like(shown, [near for near in known if caller is None or caller.may_use(near)])
         ]
         return UnknownProject(f"{what}. Try {', '.join(paths) or 'another'}")
 
 
-def _cut(target: bytes) -> tuple[bytes, bytes]:
-    """The first segment of ``target``, and the target after it."""
-    slash = target.find(b"/", 1)
-    first = target[1:slash] if slash > 0 else target[1:]
-    if slash > 0 and _QUESTION_MARK not in first:
-        return first, target[slash:]
-    first, mark, query = target[1:].partition(b"?")
-    return first, b"/" + mark + query
+def _first(target: bytes) -> bytes:
+    """The first segment of ``target``."""
+    first = target.split(b"/", 2)[1]
+    return first.partition(b"?")[0] if _QUESTION_MARK in first else first
+
+
+def _behind(target: bytes, first: bytes) -> bytes:
+    """The target after its first segment."""
+    rest = target[len(first) + 1 :]
+    return rest if rest[:1] == b"/" else b"/" + rest
 
 
 def _dotted_path(target: bytes) -> bytes | None:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from proxy.http1.fields import NO_OPTIONS, FieldLines, FieldNames
 
 
 class FieldSection:
-    """The meaning of a request's field lines. Requests with the same field lines share one section."""
+    """The meaning of a request's field lines. Requests with the same field lines share one section.
+
+    The last attributes keep results of other modules that depend on these lines alone.
+    """
 
     __slots__ = (
         "asks_for_method",
+        "caller",
+        "callers",
         "chunked",
         "connection",
         "content_length",
         "expects_continue",
         "fields",
+        "guard",
         "hosts",
         "keep_alive",
         "leaks_version",
         "minor",
+        "named",
         "raw",
         "to_upstream",
         "wants_trailers",
@@ -40,6 +49,13 @@ class FieldSection:
         """The `LeakSearch.version` that has found no secret in these lines; -1: none has searched them."""
         self.asks_for_method: bool | None = None
         """Whether a field or form may ask for another method; None until `proxy.gateway.policy` looks."""
+        self.guard: object = None
+        """The `proxy.gateway.guard.Guard` that finds nothing to refuse in these lines."""
+        self.callers: object = None
+        self.caller: Any = None
+        """The caller of these lines by ``callers``, a `proxy.gateway.callers.Callers`."""
+        self.named: tuple[bytes | None, bytes | None, bytes | None] | None = None
+        """The answer of `proxy.gateway.route.named_by_fields`."""
 
 
 class RequestHead:

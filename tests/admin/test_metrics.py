@@ -176,7 +176,7 @@ async def test_a_thousand_projects_do_not_hold_up_the_loop() -> None:
         await metrics(proxy)  # loads the library
         route_to = proxy.app._generation.router.route
         for number in range(1, 1000):
-            project = route_to(b"/acme/%d/v1/segments" % number).project
+            project, _, _ = route_to(b"/acme/%d/v1/segments" % number)
             project.measures.count_request(Api.METRICS, request(), 0.02)
         longest_s, done = 0.0, False
 

@@ -16,9 +16,21 @@ from urllib.parse import quote
 import pytest
 from support.harness import WAIT_S, Gateway, TokenServer, Upstream, close, free_port, gateway, read_message
 
+from proxy.config.settings import CallerSettings
 from proxy.errors import UnknownProject
-from proxy.gateway.callers import DELAY_STEP_S, FORGIVEN_S, FREE_TRIES, LONGEST_DELAY_S, MOST_PEERS, WrongKeys
+from proxy.gateway.callers import (
+    DELAY_STEP_S,
+    FORGIVEN_S,
+    FREE_TRIES,
+    LONGEST_DELAY_S,
+    MOST_PEERS,
+    Caller,
+    Callers,
+    WrongKey,
+    WrongKeys,
+)
 from proxy.gateway.route import Router
+from proxy.http1 import parse_request_head
 from proxy.projects import Project
 
 KEY = "a-key%with&signs=1"
@@ -299,18 +311,39 @@ def test_a_hidden_name_costs_the_same_time_as_an_absent_one() -> None:
         {f"shop-{number}": cast(Project, Named(f"shop-{number}")) for number in range(1000)},
         accounts=frozenset(("acme",)),
     )
-    may_use = frozenset(("shop-1", "shop-2")).__contains__
+    caller = Caller("bi", frozenset(("shop-1", "shop-2")), read_only=False)
     times: dict[bytes, list[int]] = {b"/shop-500/v1/x": [], b"/zhop-500/v1/x": [], b"/acme/42/v1/x": []}
     for _ in range(60):
         for target, spent in times.items():
             began = time.thread_time_ns()
             with pytest.raises(UnknownProject):
-                router.route(target, may_use=may_use)
+                router.route(target, caller)
             spent.append(time.thread_time_ns() - began)
     hidden, absent, of_account = (min(spent) for spent in times.values())
     assert hidden < 1.5 * absent
     assert absent < 1.5 * hidden
     assert of_account < 1.5 * absent
+
+
+def test_the_caller_of_earlier_fields_is_kept_for_them_and_for_these_callers_alone() -> None:
+    mine, later = (
+        Callers({name: CallerSettings.model_validate({"key": "key-of-many-letters"})})
+        for name in ("mine", "later")
+    )
+    other = Callers({"other": CallerSettings.model_validate({"key": "another-key-of-letters"})})
+    head = parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nX-API-Key: key-of-many-letters")
+    for callers, name in ((mine, "mine"), (later, "later"), (mine, "mine"), (mine, "mine")):
+        found, target = callers.identify(head, b"/v1/x?a=1")
+        assert found is not None
+        assert (found.name, target) == (name, b"/v1/x?a=1")
+    for _ in range(2):
+        with pytest.raises(WrongKey):
+            other.identify(head, b"/v1/x")
+        found, target = other.identify(head, b"/v1/x?csq_key=another-key-of-letters")
+        assert found is not None
+        assert (found.name, target) == ("other", b"/v1/x")
+        assert Callers({}).identify(head, b"/v1/x?csq_key=a") == (None, b"/v1/x")
+        assert Callers({}).identify(head, b"/v1/x") == (None, b"/v1/x")
 
 
 # Wrong keys

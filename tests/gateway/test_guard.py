@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyError
 from proxy.gateway.guard import Guard
-from proxy.http1 import parse_request_head
+from proxy.http1 import RequestHead, parse_request_head
 
 OWN = b"127.0.0.1:8277"
 
@@ -340,3 +342,41 @@ def test_the_host_is_checked_before_the_target_and_the_origin() -> None:
 def test_a_default_port_is_left_out_of_host(port: int) -> None:
     for host in (b"localhost", b"127.0.0.1", b"[::1]", b"localhost:%d" % port):
         assert check(host=host, guard=Guard(port)) == b"/v1/x"
+
+
+# Requests of one connection share their fields, and a guard remembers the fields that it accepted
+
+STARTS = (b"GET /v1/x", b"POST /a", b"OPTIONS /v1/x", b"OPTIONS *", b"TRACE /", b"CONNECT /", b"LOOK /b")
+FORMS = (b"GET http://127.0.0.1:8277/v1/x", b"GET http://evil.example/", b"GET http://localhost:8277")
+SECTIONS: tuple[tuple[bytes, ...], ...] = (
+    (b"Host: " + OWN,),
+    (b"Host: LOCALHOST",),
+    (b"Host: evil.example",),
+    (b"Host: " + OWN, b"Max-Forwards: 0"),
+    (b"Host: " + OWN, b"Origin: http://127.0.0.1:8277"),
+    (b"Host: " + OWN, b"Origin: http://evil.example"),
+    (b"Host: " + OWN, b"Referer: http://evil.example/"),
+    (b"Host: " + OWN, b"Via: 1.1 other"),
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_was_checked_before_with_the_same_fields_changes_no_verdict(section: tuple[bytes, ...]) -> None:
+    ours, other = Guard(8277), Guard(80)
+
+    def verdict(guard: Guard, head: RequestHead) -> object:
+        try:
+            return guard.check(head)
+        except ProxyError as error:
+            return type(error)
+
+    for first, second in itertools.product((*STARTS, *FORMS), repeat=2):
+        heads = [
+            parse_request_head(b"\r\n".join((start + b" HTTP/1.1", *section))) for start in (first, second)
+        ]
+        shared = parse_request_head(b"\r\n".join((second + b" HTTP/1.1", *section)), heads[0].section)
+        assert shared.section is heads[0].section
+        verdict(ours, heads[0])
+        for guard in (ours, other, ours):
+            assert verdict(guard, shared) == verdict(guard, heads[1])
+            heads[1].section.guard = None

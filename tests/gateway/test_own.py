@@ -7,9 +7,14 @@ import contextlib
 import socket
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from support.harness import WAIT_S, Gateway, Upstream, gateway, until
 
+from proxy.contentsquare import oauth_path
 from proxy.gateway import entrance, own
+from proxy.gateway.callers import Callers
+from proxy.http1 import parse_request_head
 from proxy.server import answer
 
 COUNT = 200
@@ -158,3 +163,21 @@ async def test_long_answers_come_whole() -> None:
             assert len(whole.body) > 4 * answer.PIECE
             assert whole.body.endswith(b"\n")
             assert not (await proxy.call(b"HEAD " + target)).body
+
+
+_PARTS = st.sampled_from(
+    [*"/?*&-=", "csq_key=a", "favicon.ico", "v1", "oauth", "token", "me", "shop", "healthy", "%6f", "x"]
+)
+
+
+@given(st.sampled_from(["*", "/", "/-", "/favicon.ico", "/v1/oauth/me"]), st.lists(_PARTS, max_size=9))
+@example("/favicon.ico", ["?", "csq_key=a"])
+@example("/", ["?", "csq_key=a"])
+@example("/-", ["?", "csq_key=a"])
+def test_a_target_that_is_surely_not_the_proxys_own_is_not(start: str, parts: list[str]) -> None:
+    target = (start + "".join(parts)).encode()
+    head = parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nAccept: text/html")
+    if not own.may_be_own(target):
+        assert oauth_path(target) is None
+        assert not own.asks_for_page(head, target)
+        assert not own.is_own(Callers({}).identify(head, target)[1])

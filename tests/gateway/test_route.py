@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -21,15 +21,39 @@ def account_project(account: str, project_id: int, _caller: str) -> Any:
     return f"{account}/{project_id}" if project_id in ALLOWED else None
 
 
-def router(*, default: Any = None) -> Any:
-    """Projects stand for themselves by their names."""
-    projects: Any = {name: name for name in ("shop-fr", "shop-us")}
-    return Router(
-        projects,
-        default=default,
-        accounts=frozenset(("acme",)),
-        account_project=account_project,
-    )
+class Found(NamedTuple):
+    """A `Route` by names."""
+
+    project: str
+    api: Api | None
+    target: bytes
+
+
+class Routes:
+    """A router, whose projects stand for themselves by their names."""
+
+    def __init__(self, default: Any) -> None:
+        projects: Any = {name: name for name in ("shop-fr", "shop-us")}
+        self._router = Router(
+            projects,
+            default=default,
+            accounts=frozenset(("acme",)),
+            account_project=account_project,
+        )
+
+    def route(
+        self,
+        target: bytes,
+        own: Any = None,
+        project: bytes | None = None,
+        api: bytes | None = None,
+        token: bytes | None = None,
+    ) -> Any:
+        return Found(*cast(Any, self._router.route(target, None, own, (project, api, token))))
+
+
+def router(*, default: Any = None) -> Routes:
+    return Routes(default)
 
 
 def parts(route: Any) -> tuple[str, Api | None, bytes]:

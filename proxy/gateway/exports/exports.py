@@ -215,15 +215,11 @@ def _busy(caller: str) -> str:
 def _project(asked: _Asked, request: Request, generation: Generation, caller: Caller | None) -> Project:
     """The project that a path names, if the caller may use it. Raises UnknownProject."""
     target = b"/%b/v1/exports/%b" % (asked.project, asked.job_id.encode())
-    route = generation.router.route(
-        target,
-        may_use=None if caller is None else caller.may_use,
-        caller="" if caller is None else caller.name,
-    )
+    project, api, _ = generation.router.route(target, caller)
     owner = request.connection.listener.project
-    if route.api is not Api.DATA_EXPORT or owner not in (None, route.project.name):
+    if api is not Api.DATA_EXPORT or owner not in (None, project.name):
         raise UnknownProject("There is no such project here: use /-/exports/PROJECT/JOB_ID/latest.csv.")
-    return route.project
+    return project
 
 
 async def _find(finder: RunFinder, asked: _Asked) -> Run:
