@@ -142,7 +142,7 @@ class Attempt:
         if body.complete and not body.received:
             if self._upstream_chunked:
                 head += last_chunk(trailers_to_upstream(body.trailers, request.head))
-            self._connection.start(self, head, is_head_request=is_head_request, request_done=True)
+            self._connection.start(self, head, is_head_request, True)
             return
         self._starting = [head]
         body.attach(self)
@@ -150,7 +150,7 @@ class Attempt:
         if self.is_over:  # the content is malformed; the connection didn't know of this attempt yet
             self._connection.close()
         else:
-            self._connection.start(self, first, is_head_request=is_head_request, request_done=body.complete)
+            self._connection.start(self, first, is_head_request, body.complete)
 
     def abandon(self) -> None:
         """End the attempt at once, without calling ``ended``; does nothing if the attempt is over."""

@@ -21,7 +21,7 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent, WayDied
@@ -30,7 +30,6 @@ from proxy.origin import Origin
 from proxy.upstream.parser import ResponseParser, ResponseSink
 from proxy.upstream.way import Way
 
-_READ_BYTES: Final = 64 * 1024
 _WAY_DIED: Final = "the network lost the connection"
 
 
@@ -44,10 +43,6 @@ class Owner:
     origin: Origin
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
-
-    def mark_busy(self, connection: CloudConnection) -> None:
-        """An exchange starts on the connection."""
-        raise NotImplementedError
 
     def give_back(self, connection: CloudConnection) -> None:
         """An exchange ended well; the connection can carry another."""
@@ -86,7 +81,7 @@ class CloudConnection(asyncio.BufferedProtocol):
         self._request_done = True
         self._paused = False
         self._is_writing_held = False
-        self._poll_input: Callable[[int], object] | None = None
+        self._poll_input: Callable[[int], Sequence[object]] | None = None
         self.answered = False
         """Whether a byte of an answer to the current request has arrived."""
         self.exchanges = 0
@@ -104,39 +99,44 @@ class CloudConnection(asyncio.BufferedProtocol):
         return self._transport is not None and self._sink is None and not self._transport.is_closing()
 
     def has_unread_input(self) -> bool:
-        """Whether bytes or EOF have arrived that the event loop has not handed over yet. A system call."""
+        """Whether bytes or EOF have arrived that the event loop has not handed over yet. A system call.
+
+        Also True for a connection that is closed or closing.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return True
         if self._poll_input is None:
             self._poll_input = self._new_poll()
             if self._poll_input is None:
                 return True
-        return bool(self._poll_input(0))
+        return self._poll_input(0) != []
 
-    def _new_poll(self) -> Callable[[int], object] | None:
-        """A function that says whether the socket can be read; None where the socket is closed."""
+    def _new_poll(self) -> Callable[[int], Sequence[object]] | None:
+        """A function whose result is empty unless the socket can be read; None where the socket is closed."""
         sock = None if self._transport is None else self._transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return None
         if not hasattr(select, "poll"):  # Windows
             fileno, transport = sock.fileno(), self._transport
-            return lambda _: _has_read(transport) or bool(select.select([fileno], [], [], 0)[0])
+            return lambda _: [fileno] if _has_read(transport) else select.select([fileno], [], [], 0)[0]
         poller = select.poll()
         poller.register(sock.fileno(), select.POLLIN)
         return poller.poll
 
     # The exchange, as the sink's side drives it
 
-    def start(self, sink: ResponseSink, head: bytes, *, is_head_request: bool, request_done: bool) -> None:
+    def start(self, sink: ResponseSink, head: bytes, is_head_request: bool, request_done: bool) -> None:
         """Send a request head (and, where ``request_done``, all the content with it)."""
         self._sink = sink
-        self._parser.start(is_head_request=is_head_request)
+        self._parser.start(is_head_request)
         self.answered = False
         self.exchanges += 1
-        self._owner.mark_busy(self)
         self._request_done = request_done
+        self.last_activity = self._loop.time()
         if self._transport is None:  # closed between its opening and this request
             self._fail(ConnectionLost("the connection was closed at once"))
         else:
-            self.write(head)
+            self._transport.write(head)
 
     def write(self, data: bytes) -> None:
         """Send request bytes."""
@@ -213,12 +213,9 @@ class CloudConnection(asyncio.BufferedProtocol):
         if sink is None:
             self.close()
             return
-        self._receive(bytes(self._owner.buffer[:nbytes]), sink)
-
-    def _receive(self, data: bytes, sink: ResponseSink) -> None:
         self.answered = True
         try:
-            is_complete = self._parser.feed(data, sink)
+            is_complete = self._parser.feed(self._owner.buffer[:nbytes].tobytes(), sink)
         except ProtocolViolation as exc:
             self._fail(exc)
             return
@@ -254,8 +251,8 @@ class CloudConnection(asyncio.BufferedProtocol):
             return
         with contextlib.suppress(OSError), socket.fromfd(sock.fileno(), sock.family, sock.type) as copy:
             copy.setblocking(False)
-            while self._sink is not None and (data := copy.recv(_READ_BYTES)):
-                self._receive(data, self._sink)
+            while self._sink is not None and (nbytes := copy.recv_into(self._owner.buffer)):
+                self.buffer_updated(nbytes)
 
     def _is_end_authentic(self) -> bool:
         """Whether the cloud sent the end: over TLS only close_notify proves it (RFC 8446, section 6.1)."""
@@ -289,7 +286,6 @@ class CloudConnection(asyncio.BufferedProtocol):
             parser.keep_alive
             and self._request_done
             and not self._is_writing_held
-            and not parser.ends_at_close
             and self._transport is not None
         ):
             if self._paused:

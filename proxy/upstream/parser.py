@@ -27,6 +27,8 @@ _CHUNKED: Final = 2
 _UNTIL_CLOSE: Final = 3
 _STOPPED: Final = 4
 
+_REST: Final = "bytes after the end of the answer"
+
 
 class ResponseSink(Protocol):
     """Receives an answer as it arrives. The calls come from the event loop and must not block."""
@@ -92,7 +94,7 @@ class ResponseParser:
         """Whether only the end of the connection ends the answer (RFC 9112, section 6.3, item 8)."""
         return self._mode == _UNTIL_CLOSE
 
-    def start(self, *, is_head_request: bool) -> None:
+    def start(self, is_head_request: bool) -> None:
         """Get ready for the answer to the next request."""
         self._mode = _HEAD
         self._is_head_request = is_head_request
@@ -110,9 +112,18 @@ class ResponseParser:
         Raises ProtocolViolation on an answer that RFC 9112 forbids, and on bytes after its end.
         """
         while self._mode == _HEAD:
-            head, data = self._read_head(data)
-            if head is None:
+            start = 0
+            if self._buffer:
+                start = max(0, len(self._buffer) - 3)
+                data = self._buffer + data
+            end = data.find(b"\r\n\r\n", start)
+            if end < 0 or end > MAX_HEAD_BYTES:
+                self._hold(data, is_complete=end >= 0)
                 return False
+            self._buffer = b""
+            head = parse_response_head(data[:end], self._names)
+            self._names = head.fields.names
+            data = data[end + 4 :]
             if head.status < 200:
                 self._check_informational(head)
                 sink.on_informational(head)
@@ -130,7 +141,9 @@ class ResponseParser:
             self._left = 0
             if left:
                 sink.on_body(data if size == left else data[:left])
-            return _is_complete(size > left)
+            if size > left:
+                raise ProtocolViolation(_REST)
+            return True
         if self._mode == _CHUNKED:
             decoder = self._decoder
             assert decoder is not None  # noqa: S101 - set with the mode
@@ -138,27 +151,19 @@ class ResponseParser:
             if content:
                 sink.on_body(content)
             self.trailers = decoder.trailers
-            return decoder.done and _is_complete(bool(decoder.rest))
+            if decoder.rest:
+                raise ProtocolViolation(_REST)
+            return decoder.done
         if self._mode == _UNTIL_CLOSE:
             sink.on_body(data)
         return False
 
-    def _read_head(self, data: bytes) -> tuple[ResponseHead | None, bytes]:
-        """The next head, None where it is still incomplete, and the bytes after it."""
-        start = max(0, len(self._buffer) - 3)
-        if self._buffer:
-            data = self._buffer + data
-        end = data.find(b"\r\n\r\n", start)
-        if end < 0 or end > MAX_HEAD_BYTES:
-            if end >= 0:
-                raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
-            check_response_start(data, len(self._buffer))
-            self._buffer = data
-            return None, b""
-        self._buffer = b""
-        head = parse_response_head(data[:end], self._names)
-        self._names = head.fields.names
-        return head, data[end + 4 :]
+    def _hold(self, data: bytes, *, is_complete: bool) -> None:
+        """Keep a head until its rest comes; raise ProtocolViolation if it is too long or can't become one."""
+        if is_complete:
+            raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
+        check_response_start(data, len(self._buffer))
+        self._buffer = data
 
     def _check_informational(self, head: ResponseHead) -> None:
         self._informational += 1
@@ -181,9 +186,4 @@ class ResponseParser:
             self._left = head.content_length
         else:
             self._mode = _UNTIL_CLOSE
-
-
-def _is_complete(has_rest: bool) -> bool:
-    if has_rest:
-        raise ProtocolViolation("bytes after the end of the answer")
-    return True
+            self.keep_alive = False

@@ -68,39 +68,35 @@ class Pool(Owner):
         return f"<Pool {self.origin} {len(self._idle)} idle, {len(self._busy)} busy>"
 
     def take_idle(self, max_idle_s: float = KEEP_ALIVE_S) -> CloudConnection | None:
-        """An idle connection, None where there is none that was used within ``max_idle_s`` seconds."""
+        """An idle connection, busy from now on; None if none was used within ``max_idle_s`` seconds."""
         if not max_idle_s:
             return None
         oldest = self.loop.time() - max_idle_s
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_usable:
-                continue
             if connection.has_unread_input():  # EOF, or an answer without a request
                 connection.close()
                 continue
             if connection.last_activity >= oldest:
+                self._busy.add(connection)
                 return connection
             self._idle.append(connection)
             break
         return None
 
     async def connect(self) -> CloudConnection:
-        """A new connection. Raises ConnectFailed."""
+        """A new connection, busy from now on. Raises ConnectFailed."""
         connection = CloudConnection(self)
         self._connecting += 1
         try:
             await self._dialer.dial(self.origin, connection)
         finally:
             self._connecting -= 1
+        self._busy.add(connection)
         return connection
 
-    def mark_busy(self, connection: CloudConnection) -> None:
-        """An exchange starts on the connection."""
-        self._busy.add(connection)
-
     def give_back(self, connection: CloudConnection) -> None:
-        """An exchange ended well; the connection can carry another."""
+        """The connection can carry an exchange, or another one."""
         self._busy.discard(connection)
         if self._closed:
             connection.close()
