@@ -81,8 +81,8 @@ class Attempt:
         "_recorder",
         "_request",
         "_starting",
-        "_upstream_chunked",
         "error",
+        "is_final",
         "is_over",
         "keep",
         "lease",
@@ -107,7 +107,6 @@ class Attempt:
         self._may_be_stale = may_be_stale
         self._may_outlive_way = may_outlive_way
         self._recorder = recorder
-        self._upstream_chunked = request.head.chunked
         self._caller_chunked = False
         self._no_answer: Outcome | None = None
         """Why the cloud's answer isn't for the caller; None where it is."""
@@ -119,14 +118,11 @@ class Attempt:
         """The first bytes for the cloud, while they are put together."""
         self.is_over = False
         self.outcome = Outcome.CUT
+        self.is_final = True
+        """Whether the answer is with the caller or was cut, so that no other try can follow."""
         self.error: UpstreamError | ProxyError | None = None
         self.keep = False
         """Whether the caller's connection can be kept."""
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the answer is with the caller or was cut, so that no other try can follow."""
-        return self.outcome in _FINAL
 
     def send(self, head: bytes) -> None:
         """Send the request's head; its content follows as it comes from the caller."""
@@ -140,7 +136,7 @@ class Attempt:
             self._connection if recorder is None else recorder.on_start(self._connection)
         )
         if body.complete and not body.received:
-            if self._upstream_chunked:
+            if request.head.chunked:
                 head += last_chunk(trailers_to_upstream(body.trailers, request.head))
             self._connection.start(self, head, is_head_request, True)
             return
@@ -170,6 +166,7 @@ class Attempt:
         if not self.is_over:
             self._detach()
             self.outcome, self.error = outcome, error
+            self.is_final = outcome in _FINAL
             self._ended(self)
 
     def _detach(self) -> None:
@@ -181,7 +178,7 @@ class Attempt:
 
     def on_request_body(self, data: bytes) -> None:
         """Content from the caller."""
-        if self._upstream_chunked:
+        if self._request.head.chunked:
             data = chunk(data)
         if self._starting is not None:
             self._starting.append(data)
@@ -190,7 +187,7 @@ class Attempt:
 
     def on_request_end(self, trailers: list[Field]) -> None:
         """The caller's content is complete."""
-        if self._upstream_chunked:
+        if self._request.head.chunked:
             end = last_chunk(trailers_to_upstream(trailers, self._request.head))
             if self._starting is not None:
                 self._starting.append(end)
@@ -220,21 +217,19 @@ class Attempt:
             # The cloud sent it before the request came, most likely (RFC 9110, section 15.5.9).
             self._no_answer = Outcome.STALE
             return
-        bodyless = head.status in _BODYLESS or request.head.method == b"HEAD"
-        self._caller_chunked = not bodyless and head.content_length is None and request.head.minor == 1
-        self.keep = (
-            request.may_keep
-            and request.body.complete
-            and (bodyless or head.content_length is not None or self._caller_chunked)
+        asked, connection = request.head, request.connection
+        bodyless = head.status in _BODYLESS or asked.method == b"HEAD"
+        ends = bodyless or head.content_length is not None
+        self._caller_chunked = chunked = not ends and asked.minor == 1
+        self.keep = keep = (
+            (ends or chunked) and asked.keep_alive and not connection.is_ending and request.body.complete
         )
         if head.status >= 400 and not bodyless:
             self._held = HeldError.of(head)
         request.status = head.status
         added = b"" if self._recorder is None else self._recorder.on_head(head)
-        self._out.append(
-            response_head(head, request.head, keep=self.keep, chunked=self._caller_chunked, added=added)
-        )
-        if request.connection.writing_paused:
+        self._out.append(response_head(head, asked, keep, chunked, added))
+        if connection.writing_paused:
             self._connection.pause()
 
     def on_body(self, data: bytes) -> None:
@@ -261,22 +256,23 @@ class Attempt:
 
     def on_end(self, trailers: list[Field]) -> None:
         """The answer is complete."""
-        self._request.connection.peer = None
+        request = self._request
+        request.connection.peer = None
         if self._no_answer:
             self._end(self._no_answer)
             return
         if self._held is not None:
             code = self._held.error_code()
-            if code == CONCURRENT_API_CALL and self._request.status < 500:
-                self._request.status = self._request.answer_bytes = 0
+            if code == CONCURRENT_API_CALL and request.status < 500:
+                request.status = request.answer_bytes = 0
                 self._end(Outcome.CROWDED)
                 return
-            self._request.facts.vendor_code = code
+            request.facts.vendor_code = code
             self._held = None
         if self._recorder is not None:
             self._recorder.on_end(trailers)
         if self._caller_chunked:
-            self._out.append(last_chunk(trailers_to_caller(trailers, self._request.head)))
+            self._out.append(last_chunk(trailers_to_caller(trailers, request.head)))
         self.on_flush()
         self._end(Outcome.DELIVERED)
 

@@ -116,15 +116,13 @@ def _dated_lines(head: ResponseHead, drop: frozenset[bytes]) -> list[bytes]:
     return lines
 
 
-def response_head(
-    head: ResponseHead, request: RequestHead, *, keep: bool, chunked: bool, added: bytes = b""
-) -> bytes:
+def response_head(head: ResponseHead, request: RequestHead, keep: bool, chunked: bool, added: bytes) -> bytes:
     """The head to send to the caller: the cloud's, less hop-by-hop fields, plus the framing and a Date.
 
     ``added`` is a field line of the gateway's, without its line end.
     """
     drop = _NOT_TO_CALLER if request.wants_trailers else _NOT_WITHOUT_TRAILERS
-    if not head.connection <= _COMMON_OPTIONS:
+    if head.connection and not head.connection <= _COMMON_OPTIONS:
         drop = drop | _nominated(head.connection)
     if head.status == 204:
         drop = drop | _FRAMING_FIELD

@@ -63,7 +63,7 @@ class RequestBody:
         "trailers",
     )
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source | None) -> None:
         self._source = source
         self._paused = False
         self._sink: BodySink | None = None
@@ -100,7 +100,8 @@ class RequestBody:
     def detach(self) -> None:
         """Stop handing content on; further content is buffered again."""
         self._sink = None
-        self.resume()
+        if self._paused:
+            self.resume()
 
     def rewind(self) -> None:
         """Make the next sink get the content from its start; only where `replayable`."""
@@ -117,13 +118,13 @@ class RequestBody:
 
     def pause(self) -> None:
         """Stop reading from the caller: the sink is slower."""
-        if not self._paused and not self.complete:
+        if not self._paused and not self.complete and self._source is not None:
             self._paused = True
             self._source.pause_body()
 
     def resume(self) -> None:
         """Read on."""
-        if self._paused:
+        if self._paused and self._source is not None:
             self._paused = False
             self._source.resume_body()
 
@@ -193,3 +194,30 @@ class RequestBody:
         self._kept = None
         self._buffered, self._held = [], 0
         self.detach()
+
+
+class _NoContent(RequestBody):
+    """Keeps no state, because all requests without content share one."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.complete = True
+
+    def attach(self, sink: BodySink) -> None:
+        """Say that this is the end."""
+        sink.on_request_end([])
+
+    def detach(self) -> None:
+        """There is nothing to stop."""
+
+    def rewind(self) -> None:
+        """The end is the start."""
+
+    def release(self) -> None:
+        """There is nothing to forget."""
+
+
+NO_CONTENT: Final = _NoContent()
+"""The content of each request without content."""

@@ -272,14 +272,14 @@ class CallerConnection(CallerSocket):
             self._written = keep
             self._limit_stall()
         else:
-            self._finish(request, keep=keep)
+            self._finish(request, keep)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._written is not None and self.current is not None:
-            self._finish(self.current, keep=self._written)
+            self._finish(self.current, self._written)
 
-    def _finish(self, request: Request, *, keep: bool) -> None:
+    def _finish(self, request: Request, keep: bool) -> None:
         self.current = self._written = None
         self.answered += 1
         self.idle_since = self._loop.time()
@@ -287,10 +287,10 @@ class CallerConnection(CallerSocket):
         if body.complete or self.is_half_closed or self._is_closing or self.transport is None:
             if body.received:
                 body.release()
-            if keep and not self._is_closing:
-                self.serve()
-            else:
+            if not keep or self._is_closing:
                 self.close()
+            elif self._queue or self.is_half_closed or self._idle_timer is None:
+                self.serve()
         else:
             self._linger = Linger(body, self.transport, self._loop, self.close)
 

@@ -21,7 +21,7 @@ from proxy.http1 import (
     parse_request_head,
 )
 from proxy.logs import redactor
-from proxy.server.body import RequestBody
+from proxy.server.body import NO_CONTENT, RequestBody
 from proxy.server.request import Connection, Request
 
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
@@ -83,12 +83,13 @@ class RequestParser:
         elif self._buffer:
             data = self._buffer + data
         self._buffer = b""
-        while data and self._has_room():
+        queue = self._queue
+        while data and self._body is None and len(queue) < MAX_PIPELINED and not self._is_stopped:
             if data[0] == 0x0D and (blank := _EMPTY_LINES.match(data)):  # RFC 9112, section 2.2
                 data, self._seen = data[blank.end() :], 0
                 self._stop_timer()
                 continue
-            end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
+            end = data.find(b"\r\n\r\n", self._seen - 3 if self._seen > 3 else 0)
             if end < 0:
                 self._check_part(data)
                 break
@@ -105,9 +106,6 @@ class RequestParser:
         self._buffer = b""
         self._stop_timer()
 
-    def _has_room(self) -> bool:
-        return self._body is None and not self._is_stopped and len(self._queue) < MAX_PIPELINED
-
     def _queue_request(self, head: bytes) -> None:
         if self._head_timer is not None:
             self._stop_timer()
@@ -117,14 +115,15 @@ class RequestParser:
             self._refuse(exc)
             return
         self._section = parsed.section
-        body = RequestBody(self._connection)
-        self._queue.append(Request(parsed, body, self._connection))
-        if parsed.chunked:
-            self._body, self._decoder = body, ChunkedDecoder()
-        elif parsed.content_length:
-            self._body, self._body_left = body, parsed.content_length
+        if not parsed.chunked and not parsed.content_length:
+            self._queue.append(Request(parsed, NO_CONTENT, self._connection))
+            return
+        self._body = RequestBody(self._connection)
+        self._queue.append(Request(parsed, self._body, self._connection))
+        if parsed.content_length is None:
+            self._decoder = ChunkedDecoder()
         else:
-            body.complete = True
+            self._body_left = parsed.content_length
 
     def _check_part(self, part: bytes) -> None:
         """Refuse an incomplete head that can't become a valid one; its rest must come in time."""
