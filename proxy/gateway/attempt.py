@@ -252,7 +252,7 @@ class Attempt:
         elif self._out and (self._held is None or self._request.status >= 500):
             out, self._out = self._out, []
             self._request.head_sent = True
-            self._request.write(out[0] if len(out) == 1 else b"".join(out))
+            self._request.write(b"".join(out))
 
     def on_end(self, trailers: list[Field]) -> None:
         """The answer is complete."""
@@ -273,7 +273,9 @@ class Attempt:
             self._recorder.on_end(trailers)
         if self._caller_chunked:
             self._out.append(last_chunk(trailers_to_caller(trailers, request.head)))
-        self.on_flush()
+        if self._out:
+            request.head_sent = True
+            request.write(b"".join(self._out))
         self._end(Outcome.DELIVERED)
 
     def on_failure(self, error: UpstreamError) -> None:

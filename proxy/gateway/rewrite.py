@@ -69,13 +69,9 @@ def request_head(head: RequestHead, target: bytes, lease: Lease) -> bytes:
         fields = fields_to_upstream(section)
     if head.method == b"OPTIONS":
         fields = b"\r\n".join(map(_one_hop_less, fields.split(b"\r\n")))
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bAuthorization: %b\r\n\r\n" % (
-        head.method,
-        target,
-        lease.host,
-        fields,
-        lease.authorization,
-    )
+    host, authorization = lease.host, lease.authorization
+    start = (head.method, b" ", target, b" HTTP/1.1\r\nHost: ", host, b"\r\n")
+    return b"".join((*start, fields, b"Authorization: ", authorization, b"\r\n\r\n"))
 
 
 def fields_to_upstream(section: FieldSection) -> bytes:

@@ -271,15 +271,7 @@ class CallerConnection(CallerSocket):
         if self.writing_paused:  # the next answer waits until the caller has taken most of this one
             self._written = keep
             self._limit_stall()
-        else:
-            self._finish(request, keep)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._written is not None and self.current is not None:
-            self._finish(self.current, self._written)
-
-    def _finish(self, request: Request, keep: bool) -> None:
+            return
         self.current = self._written = None
         self.answered += 1
         self.idle_since = self._loop.time()
@@ -293,6 +285,11 @@ class CallerConnection(CallerSocket):
                 self.serve()
         else:
             self._linger = Linger(body, self.transport, self._loop, self.close)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._written is not None and self.current is not None:
+            self.done(self.current, keep=self._written)
 
     def _on_idle(self) -> None:
         self._idle_timer = None
