@@ -70,17 +70,23 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _surroundings() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.lower(), raising=False)
+        # To read the system's certificates takes longer than the rest of most tests.
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            monkeypatch.setenv(name, os.devnull)
+        monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)
+        # Connections opened ahead would make the clouds' count of them a matter of luck.
+        monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    # To read the system's certificates takes longer than the rest of most tests.
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.setenv(name, os.devnull)
-    monkeypatch.setattr("proxy.app.app._POLL_S", 0.001)
-    # Connections opened ahead would make the clouds' count of them a matter of luck.
-    monkeypatch.setattr("proxy.upstream.pool.WARM_S", -1.0)
+def _left_as_found() -> Iterator[None]:
     was_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     yield
     assert was_ignored or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN, "see support.signals"
