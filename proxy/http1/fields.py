@@ -136,14 +136,12 @@ def _is_small(drop: frozenset[bytes]) -> bool:
 
 
 def _members(line: bytes) -> frozenset[bytes]:
-    members = _common_members.get(line)
-    if members is None:
-        options = line.partition(b":")[2].lower().split(b",")
-        members = frozenset(option for member in options if (option := member.strip(b" \t")))
-        if len(line) <= _LONGEST_COMMON:
-            if len(_common_members) >= _COMMON_LIMIT:
-                _common_members.clear()
-            _common_members[line] = members
+    options = line.partition(b":")[2].lower().split(b",")
+    members = frozenset(option for member in options if (option := member.strip(b" \t")))
+    if len(line) <= _LONGEST_COMMON:
+        if len(_common_members) >= _COMMON_LIMIT:
+            _common_members.clear()
+        _common_members[line] = members
     return members
 
 
@@ -197,7 +195,8 @@ class FieldLines:
             return NO_OPTIONS
         lines = self._lines
         if len(places) == 1:
-            return _members(lines[places[0]])
+            line = lines[places[0]]
+            return _common_members.get(line) or _members(line)
         return NO_OPTIONS.union(*[_members(lines[place]) for place in places])
 
     def content_length(self) -> int | None:

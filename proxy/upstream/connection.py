@@ -132,7 +132,6 @@ class CloudConnection(asyncio.BufferedProtocol):
         self.answered = False
         self.exchanges += 1
         self._request_done = request_done
-        self.last_activity = self._loop.time()
         if self._transport is None:  # closed between its opening and this request
             self._fail(ConnectionLost("the connection was closed at once"))
         else:

@@ -71,13 +71,14 @@ class Pool(Owner):
         """An idle connection, busy from now on; None if none was used within ``max_idle_s`` seconds."""
         if not max_idle_s:
             return None
-        oldest = self.loop.time() - max_idle_s
+        now = self.loop.time()
         while self._idle:
             connection = self._idle.pop()
             if connection.has_unread_input():  # EOF, or an answer without a request
                 connection.close()
                 continue
-            if connection.last_activity >= oldest:
+            if connection.last_activity >= now - max_idle_s:
+                connection.last_activity = now
                 self._busy.add(connection)
                 return connection
             self._idle.append(connection)
@@ -92,6 +93,7 @@ class Pool(Owner):
             await self._dialer.dial(self.origin, connection)
         finally:
             self._connecting -= 1
+        connection.last_activity = self.loop.time()
         self._busy.add(connection)
         return connection
 
