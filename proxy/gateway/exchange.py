@@ -63,7 +63,6 @@ class Exchange:
         "changes",
         "is_counted",
         "keep",
-        "max_idle_s",
         "project",
         "queue_timeout_s",
         "recorder",
@@ -92,8 +91,6 @@ class Exchange:
         self.queue_timeout_s = queue_timeout_s
         self.changes = may_change_data(request.head, target)
         """Whether the request may change data, so that it isn't sent again where it may have arrived."""
-        self.max_idle_s = SURE_REUSE_S if self.changes else KEEP_ALIVE_S
-        """How long a connection that carries the request may have been idle, in seconds."""
         self.recorder: Recorder | None = None
         """Hears of the answer, where the project shares answers."""
         self.attempt: Attempt | None = None
@@ -105,11 +102,14 @@ class Exchange:
         self._ended = ended
         self._is_attended = False
         self._waits = waits
-        self._wait_began_at = 0.0
         self._turn: Turn | None = None
         """The place in the queue of ``_queued_at``, while the request waits there without a task."""
-        self._queued_at: Slots = project.slots
         self._slots: Slots | None = None
+
+    @property
+    def max_idle_s(self) -> float:
+        """How long a connection that carries the request may have been idle, in seconds."""
+        return SURE_REUSE_S if self.changes else KEEP_ALIVE_S
 
     def try_now(self) -> bool:
         """Send the request now, or as soon as it gets a slot; False: it has to wait for something else.

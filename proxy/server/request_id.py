@@ -36,11 +36,9 @@ def request_id(request: Request) -> str:
 def sent_id(request: Request) -> str | None:
     """The caller's id; None where it sent no valid one."""
     given = request.head.fields.only(b"x-request-id")
-    return given.decode("ascii") if given is not None and _is_sane(given) else None
-
-
-def _is_sane(value: bytes) -> bool:
-    return 0 < len(value) <= _LONGEST_ID and not value.translate(None, _SANE)
+    if given is None or not 0 < len(given) <= _LONGEST_ID or given.translate(None, _SANE):
+        return None
+    return given.decode("ascii")
 
 
 def trace_id(head: RequestHead) -> str | None:
