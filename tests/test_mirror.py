@@ -15,6 +15,7 @@ COVERED_BY = {
     "admin/overview": "admin/test_admin",
     "admin/status": "admin/test_admin",
     "app/build": "app/test_reload",
+    "app/session": "whole/test_windows_program",
     "tokens/record": "tokens/test_keeper",
     "cli/check": "cli/test_main",
     "cli/console": "cli/test_main",

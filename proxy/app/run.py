@@ -16,6 +16,7 @@ from typing import Any
 from proxy.admin.overview import Overview, PageTexts
 from proxy.app import notify
 from proxy.app.app import App
+from proxy.app.session import on_request_to_end
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import configure, log_ignored_exceptions, log_soon
@@ -81,7 +82,8 @@ class Signals:
                 signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._on_signal))
         if sys.platform != "win32":
             self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        on_console_end(lambda: self._loop.call_soon_threadsafe(self.on_console_end))
+        for tells in (on_console_end, on_request_to_end):  # Windows
+            tells(lambda: self._loop.call_soon_threadsafe(self.on_console_end))
         leave_if_asked()
 
     def on_console_end(self) -> None:

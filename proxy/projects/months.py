@@ -59,7 +59,8 @@ def total(months: Mapping[str, Month], more: Mapping[str, Month]) -> Months:
 def _since(name: str, since: float, known: Months) -> float:
     """Calls of the month before were counted, so those of the whole month are: before, there was no proxy."""
     began = start_of(name)
-    return min(since, began) if month_of(began - 1) in known else since
+    before = month_of(max(began - 1, 0.0))  # Windows knows no time before 1970
+    return min(since, began) if before in known else since
 
 
 def difference(months: Mapping[str, Month], known: Mapping[str, Month]) -> Months:

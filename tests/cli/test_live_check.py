@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 import trustme
+from support.certificates import openssl_verifies
 from support.commands import run, run_anew, write
 from support.harness import RawServer, free_port, read_message
+from support.windows import has_no_access_lists, verifies_certificates
 
 from proxy.cli.live_check import Finding, examine, expiries, short_keys, unwritable_state
 from proxy.config.load import load
@@ -142,7 +144,9 @@ def no_integration(values: dict[str, Any]) -> None:
     ("change", "check", "says", "todo"),
     [
         (wrong_secret, "credentials", "wrong client_id or client_secret", "over a year old"),
-        (unknown_authority, "tls", "set contentsquare.ca_file", "date"),
+        pytest.param(
+            unknown_authority, "tls", "set contentsquare.ca_file", "date", marks=verifies_certificates
+        ),
         (refused_port, "tcp", "refused", "firewall"),
         (itself, "loop", "remove Contentsquare's name from the hosts file", "nslookup"),
         (a_projects_own_port, "loop", "is this proxy itself", "hosts file"),
@@ -394,6 +398,7 @@ async def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
     assert nowhere in finding.message
 
 
+@openssl_verifies
 async def test_a_server_that_is_somebody_elses_or_speaks_no_tls_is_named(
     values: dict[str, Any], authority: trustme.CA
 ) -> None:
@@ -418,6 +423,7 @@ async def test_a_server_that_is_somebody_elses_or_speaks_no_tls_is_named(
         assert "date" in finding.next_step
 
 
+@verifies_certificates
 async def test_an_endpoint_with_another_certificate_is_named(
     values: dict[str, Any], authority: trustme.CA
 ) -> None:
@@ -500,6 +506,7 @@ client_secret = "{shop["client_secret"]}"
     return write(tmp_path / "live.toml", text)
 
 
+@has_no_access_lists
 async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str], served: Path) -> None:
     def check(*options: str) -> Any:
         arguments = ("check", "--live", "--config", str(served), *options)
@@ -541,6 +548,7 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert "canary" not in ended.stdout + ended.stderr
 
 
+@has_no_access_lists
 async def test_a_warning_is_counted_not_called_well_and_ends_with_1_if_strict(
     environ: dict[str, str], tmp_path: Path
 ) -> None:

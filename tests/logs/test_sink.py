@@ -207,7 +207,6 @@ async def test_a_reader_that_does_not_read_holds_nothing_up_and_gets_it_all_late
 
 
 @on_posix
-@on_posix
 def test_a_terminal_that_nobody_reads_holds_nothing_up_and_shows_it_all_later() -> None:
     one = Sink(unchanged)
     lines = [f"line {number:04d} of a long log" for number in range(4000)]
@@ -251,6 +250,7 @@ def test_a_terminal_that_cannot_be_opened_again_is_written_to_as_it_is(
         assert os.read(reader, 100) == b"a line\r\n"
 
 
+@on_posix
 async def test_what_waits_for_a_reader_is_bounded_and_the_rest_is_counted() -> None:
     one = Sink(unchanged)
     with pipe() as (_, stream):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import time
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.projects.months import MOST_MONTHS, Month, Months, difference, month_of, start_of, total
+
+if TYPE_CHECKING:
+    import pytest
 
 COUNTS = st.dictionaries(st.sampled_from(["shop", "acme", "acme/42"]), st.integers(1, 9))
 NAMES = st.integers(0, 30).map(lambda number: f"{2026 + number // 12}-{number % 12 + 1:02}")
@@ -46,6 +53,18 @@ def test_a_month_after_a_counted_one_is_counted_from_its_first_second() -> None:
     late = {"2026-12": Month(start_of("2026-12") + 86_400)}
     assert total({"2026-11": Month(0)}, late)["2026-12"].since == start_of("2026-12")
     assert total({"2026-10": Month(0)}, late)["2026-12"].since == start_of("2026-12") + 86_400
+
+
+def test_a_clock_at_1970_asks_for_no_time_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gmtime = time.gmtime
+
+    def of_windows(at: float) -> time.struct_time:
+        if at < 0:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return gmtime(at)
+
+    monkeypatch.setattr(time, "gmtime", of_windows)
+    assert total({}, {"1970-01": Month(100.0, {"shop": 1})})["1970-01"] == Month(100.0, {"shop": 1})
 
 
 @given(st.floats(0, 4e9))

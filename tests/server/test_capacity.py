@@ -214,6 +214,7 @@ with asyncio.Runner(loop_factory=LOOP) as runner:
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of descriptors can be set there")
 @pytest.mark.parametrize("loop", ["asyncio.new_event_loop", "__import__('uvloop').new_event_loop"])
 def test_with_file_descriptors_used_up_accepting_recovers_and_tokens_are_still_refreshed(loop: str) -> None:
     code = textwrap.dedent(SCARCE).replace("LOOP", loop)

@@ -19,3 +19,4 @@ def not_on_wine(reason: str) -> pytest.MarkDecorator:
 
 reset_behind_unread_bytes = not_on_wine("a reset behind bytes that are unread yet looks like a clean end")
 verifies_certificates = not_on_wine("crypt32 accepts an unknown authority and another name")
+has_no_access_lists = not_on_wine("no file has an access list, of which a warning tells")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import wintypes
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +29,8 @@ from proxy.app.run import Signals
 if sys.platform != "win32":
     pytest.skip("Windows alone", allow_module_level=True)
 
+from proxy.app.session import WM_CLOSE, WM_ENDSESSION
+
 VISITS = "/demo-eu/v1/metrics/site/visits?startDate=2026-01-01&endDate=2026-01-03"
 SEND = """
 import ctypes, sys
@@ -34,6 +41,24 @@ console.SetConsoleCtrlHandler(None, True)
 assert console.GenerateConsoleCtrlEvent(int(sys.argv[2]), 0), "not sent"
 """
 CTRL_C, CTRL_BREAK, CTRL_LOGOFF = 0, 1, 5
+
+
+def is_service() -> bool:
+    session = ctypes.c_ulong()
+    ctypes.windll.kernel32.ProcessIdToSessionId(os.getpid(), ctypes.byref(session))
+    return session.value == 0
+
+
+def send_to_window(process_id: int, message: int) -> None:
+    """Send it to the proxy's window in that process, once there is one."""
+    user32 = ctypes.WinDLL("user32")
+    user32.FindWindowExW.restype = wintypes.HWND
+    of, window, ends = wintypes.DWORD(), None, time.monotonic() + STARTUP_S
+    while of.value != process_id:
+        assert time.monotonic() < ends
+        window = user32.FindWindowExW(None, wintypes.HWND(window), None, "csq-proxy")
+        user32.GetWindowThreadProcessId(wintypes.HWND(window), ctypes.byref(of))
+    assert user32.SendNotifyMessageW(wintypes.HWND(window), message, wintypes.WPARAM(1), wintypes.LPARAM(0))
 
 
 @pytest.fixture
@@ -59,6 +84,24 @@ def test_a_request_to_the_sandbox_and_the_console_s_stop(sandbox: Running, event
         [sys.executable, "-c", SEND, str(sandbox.process.pid), str(event)], timeout=STARTUP_S, check=True
     )
     code, logged = sandbox.end()
+    assert (code, '"event":"stopped"' in logged) == (0, True)
+
+
+@pytest.mark.skipif(is_service(), reason="a session of services has no logoff")
+@pytest.mark.parametrize("message", [WM_CLOSE, WM_ENDSESSION], ids=["taskkill", "logoff"])
+def test_a_request_under_way_is_answered_when_windows_asks_a_program_without_a_console_to_end(
+    environ: dict[str, str], tmp_path: Path, message: int
+) -> None:
+    arguments = ("serve", "--sandbox", "--port", "0")
+    with started(*arguments, environ=environ, cwd=tmp_path, flags=subprocess.DETACHED_PROCESS) as proxy:
+        base = urlsplit(proxy.listening())._replace(path="").geturl()
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(get, f"{base}/demo-eu/v1/x-sandbox/slow?seconds=1")
+            while not get(f"{base}/-/status")[1]["projects"]["demo-eu"]["slots"]["in_use"]:
+                assert not answer.done()
+            send_to_window(proxy.process.pid, message)
+            assert answer.result(STARTUP_S)[0] == 200
+        code, logged = proxy.end()
     assert (code, '"event":"stopped"' in logged) == (0, True)
 
 
