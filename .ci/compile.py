@@ -40,6 +40,7 @@ NOT_COMPILED = (
     "gateway/exports/",  # the time of these modules is little beside that of a file
     "gateway/oauth.py",  # its class of errors assigns three attributes at once
     "gateway/outward.py",  # it is used at a start and at a reload alone
+    "logs/background.py",  # Windows alone uses it
     "logs/file.py",  # it is used once for the lines of a turn
     "logs/terminal.py",  # a person reads these lines
     "server/listeners.py",  # it is used at the start alone

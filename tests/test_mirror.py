@@ -40,6 +40,7 @@ COVERED_BY = {
     "gateway/sharing/recording": "gateway/sharing/test_sharing",
     "gateway/tries": "gateway/test_exchange",
     "http1/heads": "http1/test_parser",
+    "logs/background": "logs/test_sink",
     "projects/new_ids": "projects/test_accounts",
     "projects/readiness": "projects/test_project",
     "projects/services": "projects/test_project",

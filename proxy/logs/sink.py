@@ -1,8 +1,8 @@
 """Writes log lines to one stream or file, which can neither stop nor delay the program.
 
 Hides batches (the lines of one turn of the event loop are one write), streams that fail, and readers that
-don't read: on POSIX a write that would block waits, and the bytes that wait are limited. Every line goes
-through ``redact`` first. Knows nothing of a line's content.
+don't read: a write that would block waits, and the bytes that wait are limited. Every line goes through
+``redact`` first. Knows nothing of a line's content.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, cast
 
+from proxy.logs.background import Background
 from proxy.logs.file import LogFile
 
 MOST_LINES = 256
@@ -61,6 +62,7 @@ class Sink:
         self._raw: Any = None
         self._terminal: io.FileIO | None = None
         self._poll: select.poll | None = None
+        self._background: Background | None = None
         atexit.register(self.flush, EXIT_WAIT_S)
 
     @property
@@ -71,7 +73,7 @@ class Sink:
     @stream.setter
     def stream(self, stream: IO[str] | LogFile | None) -> None:
         with self._lock:
-            self.flush()
+            self.flush(0.0 if self._background is None else EXIT_WAIT_S)
             if stream is not self._stream:
                 self._drop_unwritten()
                 self._is_cut, self._told = False, self.dropped
@@ -89,7 +91,16 @@ class Sink:
             self._terminal = _terminal_of(self._raw)
             if self._terminal is not None:
                 self._raw = self._terminal
-            self._poll = _poll_of(self._raw)
+            if self._background is not None:
+                self._background.close()
+            self._poll = self._background = None
+            if not _may_block(self._raw):
+                return
+            if hasattr(select, "poll"):
+                self._poll = select.poll()
+                self._poll.register(self._raw, select.POLLOUT)
+            else:  # Windows
+                self._raw = self._background = Background(self._raw)
 
     def write(self, line: str) -> None:
         """Write a line, given without its line break, after the lines that wait."""
@@ -129,6 +140,8 @@ class Sink:
                     self._send(wait_s)
                 if self._unwritten:
                     self._send(wait_s)
+                if wait_s and self._background is not None:
+                    self._background.wait(wait_s)
             finally:
                 self._is_flushing = False
 
@@ -164,9 +177,12 @@ class Sink:
             self._on_dropped(count)
 
     def _can_take(self, deadline: float) -> bool:
-        if self._poll is None:
+        if self._poll is None and self._background is None:
             return True
-        return bool(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        wait_s = max(0.0, deadline - time.monotonic())
+        if self._background is not None:
+            return self._background.wait(wait_s)
+        return self._poll is not None and bool(self._poll.poll(wait_s * 1000))
 
     def _write_some(self) -> int | None:
         """The number of bytes written; None where the stream would block."""
@@ -178,7 +194,7 @@ class Sink:
         if self._is_cut and not self._raw.write(b"\n"):
             return None
         self._is_cut = False
-        piece = self._unwritten if self._poll is None else self._unwritten[:_PIECE_BYTES]
+        piece = self._unwritten[:_PIECE_BYTES] if self._poll is not None else self._unwritten
         written: int | None = self._raw.write(bytes(piece))
         self._raw.flush()
         return written
@@ -216,16 +232,9 @@ def _terminal_of(raw: Any) -> io.FileIO | None:
         return None
 
 
-def _poll_of(raw: Any) -> select.poll | None:
-    """Tells whether a write would block; None where no write can (a file), or where the system can't tell."""
-    if not hasattr(select, "poll"):  # Windows
-        return None
+def _may_block(raw: Any) -> bool:
+    """Whether a write to ``raw`` can block: not to a file, and not to an object without a descriptor."""
     try:
-        number = raw.fileno()
-        if stat.S_ISREG(os.fstat(number).st_mode):
-            return None
+        return not stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
     except (AttributeError, OSError, ValueError):
-        return None
-    poll = select.poll()
-    poll.register(number, select.POLLOUT)
-    return poll
+        return False

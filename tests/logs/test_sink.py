@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from support.harness import WAIT_S
 
 from proxy.logs.sink import MOST_LINES, MOST_UNWRITTEN_BYTES, Sink
 
-on_posix = pytest.mark.skipif(sys.platform == "win32", reason="a write that blocks can't be foreseen there")
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="neither terminals nor pipes as there")
 
 
 def unchanged(text: str) -> str:
@@ -49,12 +50,23 @@ def terminal() -> AbstractContextManager[tuple[int, IO[str]]]:
 
 @contextlib.contextmanager
 def _ends(reader: int, writer: int) -> Iterator[tuple[int, IO[str]]]:
-    os.set_blocking(reader, False)
-    try:
-        with os.fdopen(writer, "w", encoding="utf-8") as stream:
+    if sys.platform != "win32":
+        os.set_blocking(reader, False)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        try:
             yield reader, stream
-    finally:
-        os.close(reader)
+        finally:
+            os.close(reader)
+
+
+@pytest.fixture(params=["poll", "thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How writes that block are kept away: as on POSIX, and as on Windows."""
+    if request.param == "thread":
+        monkeypatch.delattr(select, "poll", raising=False)
+    elif sys.platform == "win32":
+        pytest.skip("no poll there")
+    return str(request.param)
 
 
 async def eventually(is_true: Callable[[], bool]) -> None:
@@ -185,6 +197,7 @@ def test_dropped_lines_are_told_once_when_lines_can_be_written_again() -> None:
 
 
 @on_posix
+@pytest.mark.usefixtures("way")
 async def test_a_reader_that_does_not_read_holds_nothing_up_and_gets_it_all_later() -> None:
     one = Sink(unchanged)
     with pipe() as (reader, stream):
@@ -250,12 +263,12 @@ def test_a_terminal_that_cannot_be_opened_again_is_written_to_as_it_is(
         assert os.read(reader, 100) == b"a line\r\n"
 
 
-@on_posix
+@pytest.mark.usefixtures("way")
 async def test_what_waits_for_a_reader_is_bounded_and_the_rest_is_counted() -> None:
     one = Sink(unchanged)
     with pipe() as (_, stream):
         one.stream = stream
-        line, count = "x" * 1023, 4 * MOST_UNWRITTEN_BYTES // 1024
+        line, count = "x" * 1023, 8 * MOST_UNWRITTEN_BYTES // 1024
         for _ in range(count):
             one.write(line)
         assert len(one._unwritten) <= MOST_UNWRITTEN_BYTES
@@ -287,6 +300,7 @@ def test_however_many_lines_wait_one_timer_looks_whether_they_can_go(monkeypatch
 
 
 @on_posix
+@pytest.mark.usefixtures("way")
 async def test_who_reads_again_gets_whole_lines() -> None:
     one = Sink(unchanged)
     with pipe() as (reader, stream):
@@ -306,7 +320,6 @@ async def test_who_reads_again_gets_whole_lines() -> None:
         assert {len(line.split()[1]) for line in got.splitlines()} == {8000}
 
 
-@on_posix
 def test_at_the_end_a_reader_that_does_not_read_is_not_waited_for_long() -> None:
     code = """
 import os, sys
