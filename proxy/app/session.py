@@ -1,8 +1,8 @@
 """A window that is never shown, on Windows alone: the way in which Windows asks a program to end.
 
 The user logs off, the computer shuts down, taskkill or the Task Scheduler ends the program: each sends a
-message to the windows of the process. The events of a console don't tell of a logoff or a shutdown, because
-Python loads user32.dll. Sources: Microsoft's "SetConsoleCtrlHandler function", "WM_ENDSESSION message".
+message to the windows of the process. A process with a console gets the console's events instead (and under
+Wine, none of these where it has a window, too). Source: Microsoft's "WM_ENDSESSION message".
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ if sys.platform == "win32":
     from ctypes import wintypes
 
     def on_request_to_end(stop: Callable[[], object]) -> None:
-        """Call ``stop``, in another thread, when Windows asks the process to end."""
-        session = wintypes.DWORD()
-        ctypes.windll.kernel32.ProcessIdToSessionId(
-            ctypes.windll.kernel32.GetCurrentProcessId(), ctypes.byref(session)
-        )
-        if session.value != _SERVICES:
+        """Call ``stop``, in another thread, when Windows asks a process without a console to end."""
+        kernel32, session = ctypes.windll.kernel32, wintypes.DWORD()
+        kernel32.ProcessIdToSessionId(kernel32.GetCurrentProcessId(), ctypes.byref(session))
+        has_console = kernel32.GetConsoleProcessList(ctypes.byref(wintypes.DWORD()), 1)
+        if session.value != _SERVICES and not has_console:
             threading.Thread(target=_keep_window, args=(stop,), name="window", daemon=True).start()
 
     def _keep_window(stop: Callable[[], object]) -> None:

@@ -93,14 +93,15 @@ class Sink:
                 self._raw = self._terminal
             if self._background is not None:
                 self._background.close()
-            self._poll = self._background = None
+            self._poll, self._background = None, None
             if not _may_block(self._raw):
                 return
             if hasattr(select, "poll"):
                 self._poll = select.poll()
                 self._poll.register(self._raw, select.POLLOUT)
             else:  # Windows
-                self._raw = self._background = Background(self._raw)
+                self._background = Background(self._raw)
+                self._raw = self._background
 
     def write(self, line: str) -> None:
         """Write a line, given without its line break, after the lines that wait."""

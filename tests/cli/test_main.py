@@ -44,6 +44,7 @@ def serves_and_stops(proxy: Running, port: int) -> None:
     assert proxy.process.wait(STARTUP_S) == 0
 
 
+@needs_signals
 def test_off_a_terminal_all_is_json_on_standard_error(environ: dict[str, str], tmp_path: Path) -> None:
     with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
         listening = proxy.wait_for_event("listening")
@@ -63,6 +64,7 @@ def test_off_a_terminal_all_is_json_on_standard_error(environ: dict[str, str], t
     assert "client-secret" not in errors
 
 
+@needs_signals
 def test_a_program_that_waits_for_listening_gets_it_at_each_level(
     environ: dict[str, str], config: Path
 ) -> None:
