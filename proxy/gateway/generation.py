@@ -41,7 +41,8 @@ class Generation:
     def route(self, head: RequestHead, listener: Listener, caller: Caller | None, target: bytes) -> Route:
         """The route of a request that came through this listener. Raises ProxyError if there is none."""
         own = None if listener.project is None else self.owner(listener, caller)
-        return self.router.route(target, caller, own, named_by_fields(head.section))
+        named = head.section.named or named_by_fields(head.section)
+        return self.router.route(target, caller, own, named)
 
     def owner(self, listener: Listener, caller: Caller | None) -> Project | None:
         """The listener's own project; None if it has none. Raises UnknownProject."""

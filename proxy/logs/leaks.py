@@ -91,6 +91,8 @@ class LeakSearch:
     def is_in_target(self, target: bytes) -> bool:
         """Whether a secret stands in this request target."""
         patterns = self._patterns or self._make_patterns()
+        if _PERCENT not in target and _HASH not in target and _BACKSLASH not in target:  # it has one reading
+            return self._holds(target.translate(_FOLD), patterns.parameter)
         return self._finds(target, patterns.coded, patterns.parameter)
 
     def is_in_fields(self, lines: bytes) -> bool:
@@ -99,13 +101,10 @@ class LeakSearch:
         return self._finds(b"\n" + lines, patterns.coded, patterns.x_field)
 
     def _finds(self, text: bytes, coded: re.Pattern[bytes], short: re.Pattern[bytes] | None) -> bool:
-        if self._holds(text.translate(_FOLD), short):
+        if self._holds(_folded(text), short):
             return True
-        is_escaped = _BACKSLASH in text
-        if (_PERCENT not in text or not coded.search(text)) and _HASH not in text and not is_escaped:
+        if not coded.search(text) and _HASH not in text and _BACKSLASH not in text:
             return False
-        if is_escaped and self._holds(_folded(text), short):
-            return True
         return any(self._holds(_folded(reading), short) for reading in _readings(text))
 
     def _holds(self, folded: bytes, short: re.Pattern[bytes] | None) -> bool:
