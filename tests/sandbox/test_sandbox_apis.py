@@ -12,6 +12,9 @@ from support.sandbox_caller import JOB, Caller, signed_in
 
 from proxy.sandbox import Sandbox
 
+pytestmark = pytest.mark.asyncio(
+    loop_factories=["asyncio"]
+)  # answers don't depend on the loop; test_sandbox.py has both
 JUNE = "startDate=2026-06-01T00:00:00.000Z&endDate=2026-07-01T00:00:00.000Z"
 
 

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from support.sandbox_caller import Caller, signed_in
 
+pytestmark = pytest.mark.asyncio(
+    loop_factories=["asyncio"]
+)  # answers don't depend on the loop; test_sandbox.py has both
 BASE = "/v1/speed-analysis"
 
 
