@@ -507,6 +507,7 @@ client_secret = "{shop["client_secret"]}"
 
 
 @has_no_access_lists
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has a loop of its own
 async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str], served: Path) -> None:
     def check(*options: str) -> Any:
         arguments = ("check", "--live", "--config", str(served), *options)
