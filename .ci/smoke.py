@@ -39,18 +39,22 @@ def main() -> None:
         )
 
         def run(*arguments: str, **more: str) -> str:
-            ended = subprocess.run(
-                [*command, *arguments],
-                cwd=folder,
-                env={**environ, **more},
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                timeout=LIMIT_S,
-                check=False,
-            )
-            assert ended.returncode == 0, (arguments, ended)
-            return ended.stdout
+            shown = Path(
+                folder, "shown.txt"
+            )  # Wine's desktop, which a first program starts, would hold a pipe open
+            with shown.open("wb") as file:
+                ended = subprocess.run(
+                    [*command, *arguments],
+                    cwd=folder,
+                    env={**environ, **more},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=LIMIT_S,
+                    check=False,
+                )
+            text = shown.read_text(encoding="utf-8")
+            assert ended.returncode == 0, (arguments, ended, text)
+            return text
 
         print(run("--version").strip())
         starts = [serve(command, folder, environ, run) for _ in range(2)]
