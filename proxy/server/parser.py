@@ -95,9 +95,9 @@ class RequestParser:
                 break
             self._seen = 0
             head, data = data[:end], data[end + 4 :]
-            self._queue_request(head)
-            if self._body is not None:
-                data = self._feed_body(self._body, data)
+            body = self._queue_request(head)
+            if body is not None:
+                data = self._feed_body(body, data)
         self._buffer = data
 
     def stop(self) -> None:
@@ -106,24 +106,26 @@ class RequestParser:
         self._buffer = b""
         self._stop_timer()
 
-    def _queue_request(self, head: bytes) -> None:
+    def _queue_request(self, head: bytes) -> RequestBody | None:
+        """Queue the request with this head; returns its content, None where it has none."""
         if self._head_timer is not None:
             self._stop_timer()
         try:
             parsed = parse_request_head(head, self._section)
         except ProxyError as exc:
             self._refuse(exc)
-            return
+            return None
         self._section = parsed.section
         if not parsed.chunked and not parsed.content_length:
             self._queue.append(Request(parsed, NO_CONTENT, self._connection))
-            return
-        self._body = RequestBody(self._connection)
-        self._queue.append(Request(parsed, self._body, self._connection))
+            return None
+        self._body = body = RequestBody(self._connection)
+        self._queue.append(Request(parsed, body, self._connection))
         if parsed.content_length is None:
             self._decoder = ChunkedDecoder()
         else:
             self._body_left = parsed.content_length
+        return body
 
     def _check_part(self, part: bytes) -> None:
         """Refuse an incomplete head that can't become a valid one; its rest must come in time."""
