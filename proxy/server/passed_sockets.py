@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def take(environ: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
         raise ConfigError(f"LISTEN_FDNAMES: has {len(known)} names, but LISTEN_FDS says {len(descriptors)}")
     passed: list[PassedSocket] = []
     try:
-        passed.extend(_adopted(descriptors, known))
+        for descriptor, name in zip(descriptors, known, strict=True):
+            passed.append(_adopted(descriptor, name))  # `extend`, compiled, loses those before an error
     except ConfigError:
         for one in passed:
             one.sock.close()
@@ -89,19 +90,19 @@ def _number(variable: str, value: str) -> int:
     raise ConfigError(f'{variable}: "{value}" is not a number; only the service manager may set it')
 
 
-def _adopted(descriptors: range, names: list[str]) -> Iterator[PassedSocket]:
-    for descriptor, name in zip(descriptors, names, strict=True):
-        try:
-            sock = socket.socket(fileno=descriptor)
-        except OSError:
-            raise ConfigError(f"LISTEN_FDS: descriptor {descriptor} is not an open socket") from None
-        passed = PassedSocket(name, sock)
-        is_ours = passed.is_unix or sock.family in (socket.AF_INET, socket.AF_INET6)
-        if not is_ours or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise ConfigError(
-                f"LISTEN_FDS: descriptor {descriptor} does not listen for streams;"
-                " use ListenStream= and leave Accept=no"
-            )
-        sock.set_inheritable(False)
-        yield passed
+def _adopted(descriptor: int, name: str) -> PassedSocket:
+    """The socket with this descriptor. Raises ConfigError if it doesn't listen for streams."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        raise ConfigError(f"LISTEN_FDS: descriptor {descriptor} is not an open socket") from None
+    passed = PassedSocket(name, sock)
+    is_ours = passed.is_unix or sock.family in (socket.AF_INET, socket.AF_INET6)
+    if not is_ours or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise ConfigError(
+            f"LISTEN_FDS: descriptor {descriptor} does not listen for streams;"
+            " use ListenStream= and leave Accept=no"
+        )
+    sock.set_inheritable(False)
+    return passed
