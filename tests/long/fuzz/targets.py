@@ -17,7 +17,7 @@ from support.readers import TARGETS as GRAMMAR
 from support.strict import Malformed, parse_request, parse_response
 from support.token_answers import GOOD
 
-from proxy.errors import Forbidden, ProtocolViolation, ProxyError, TokenFetchError, UpstreamError
+from proxy.errors import BadTarget, Forbidden, ProtocolViolation, ProxyError, TokenFetchError, UpstreamError
 from proxy.foreign import gives_away, shown
 from proxy.gateway import policy
 from proxy.http1 import Field, ResponseHead, parse_request_head
@@ -206,7 +206,7 @@ class _Limits:
 
 
 def rules(data: bytes) -> None:
-    """A target passes, or `Forbidden` refuses it; both rules together refuse what one of them refuses.
+    """A target passes, or is refused; both rules together refuse what one of them refuses.
 
     Where a project's number is limited, no lenient server reads another one in a target that passes.
     """
@@ -219,7 +219,7 @@ def rules(data: bytes) -> None:
         try:
             changes = policy.may_change_data(head, head.target)
             policy.check(head, head.target, limits, None, changes=changes)
-        except Forbidden:
+        except (BadTarget, Forbidden):
             verdicts.append(False)
         else:
             verdicts.append(True)
