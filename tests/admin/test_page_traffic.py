@@ -6,6 +6,7 @@ import functools
 import json
 import shlex
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.chromium import AXE, Browser, browser
@@ -141,9 +142,13 @@ async def test_a_request_that_reached_no_project_is_found_too() -> None:
 
 
 @needs_chromium
-async def test_a_minutes_values_are_read_by_keyboard_and_touch_and_in_a_table() -> None:
+async def test_a_minutes_values_are_read_by_keyboard_and_touch_and_in_a_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("proxy.admin.status.time", SimpleNamespace(time=lambda: now))  # the same minute
     async with gateway(projects=PROJECTS) as proxy:
-        measures, now = proxy.app._generation.projects["shop"].measures, time.time()
+        measures = proxy.app._generation.projects["shop"].measures
         for minutes_ago in (3, 2, 1, 0):
             measures._now = functools.partial(lambda at: at, now - 60 * minutes_ago)
             for _ in range(4 - minutes_ago):
