@@ -863,12 +863,12 @@ async def test_a_head_that_came_in_time_lets_a_half_closed_caller_read_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(departure, "LOOK_S", 0.01)
-    monkeypatch.setattr(departure, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(departure, "PATIENCE_S", 0.5)
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_message(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.8)
         writer.write(b"k")
         await writer.drain()
 
