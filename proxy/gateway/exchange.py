@@ -177,8 +177,7 @@ class Exchange:
 
     def _on_attempt_ended(self, attempt: Attempt) -> None:
         if attempt.is_final:
-            if self._slots is not None:
-                self._slots.note_answer()
+            self.note_answer()
             self.finish(keep=attempt.keep)
         else:
             self.request.connection.interrupted()
@@ -188,9 +187,7 @@ class Exchange:
         self.keep = keep
         self._is_attended = True
         self.attempt = None
-        slots, self._slots = self._slots, None
-        if slots is not None:
-            slots.release()
+        self.release_slot()
         self._ended(self)
 
     def attend(self) -> None:

@@ -76,15 +76,11 @@ def check(
 ) -> None:
     """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller.
 
-    Raises BadTarget where a server might take the path for one of OAuth: secrets stand in the content of such
-    a request. ``changes`` is the answer of `may_change_data`. The caller may use the project: for it,
-    `proxy.gateway.route` finds no others.
+    Raises BadTarget as `check_oauth` does. ``changes`` is the answer of `may_change_data`. The caller may use
+    the project: for it, `proxy.gateway.route` finds no others.
     """
     if changes:
-        if may_be_oauth(target):
-            raise BadTarget(
-                f"A path of OAuth must be plain: {TOKEN_PATH} or {ME_PATH}, behind a project's path."
-            )
+        check_oauth(target)
         if project.read_only:
             raise _may_only_read(
                 head, target, f"The project {project.name} is read-only here (read_only = true)"
@@ -93,6 +89,12 @@ def check(
             raise _may_only_read(head, target, f"The caller {caller.name} may only read")
     if project.project_id is not None:
         _check_project(target, project.project_id, project.name)
+
+
+def check_oauth(target: bytes) -> None:
+    """Raise BadTarget where a server might take the path for one of OAuth, to which secrets are sent."""
+    if may_be_oauth(target):
+        raise BadTarget(f"A path of OAuth must be plain: {TOKEN_PATH} or {ME_PATH}, behind a project's path.")
 
 
 def check_secrets(head: RequestHead, target: bytes) -> None:

@@ -101,9 +101,9 @@ class CloudConnection(asyncio.BufferedProtocol):
     def has_unread_input(self) -> bool:
         """Whether bytes or EOF have arrived that the event loop has not handed over yet. A system call.
 
-        Also True for a connection that is closed or closing.
+        Also True for a connection that is not usable.
         """
-        if self._transport is None or self._transport.is_closing():
+        if not self.is_usable:
             return True
         if self._poll_input is None:
             self._poll_input = self._new_poll()

@@ -62,6 +62,7 @@ class OwnCalls:
         """The whole answer to a GET of ``target``. Raises ProxyError."""
         head = parse_request_head(b"GET " + target + _FIELDS)
         policy.check_secrets(head, target)
+        policy.check_oauth(target)
         collector = _Collector(self._request.connection.listener)
         request = Request(head, RequestBody(collector), collector)
         request.body.complete = True
