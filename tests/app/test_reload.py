@@ -1014,6 +1014,9 @@ class Clouds:
 
 
 async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_changes() -> None:
+    batches = (
+        8 if sys.platform == "win32" else 80
+    )  # of eight requests, by eight callers; Wine answers 140 a second
     seen: Counter[bytes] = Counter()
     wrong: list[bytes] = []
     connections: list[Cloud] = []
@@ -1060,7 +1063,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
 
         async def call() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for _ in range(80):
+            for _ in range(batches):
                 writer.write(batch)
                 answers = await reader.readexactly(8 * len(expected))
                 assert answers == expected * 8
@@ -1085,7 +1088,7 @@ async def test_a_token_goes_with_its_endpoint_in_ten_thousand_requests_among_cha
         assert await flipping > 20
     await until(lambda: all(connection.is_over for connection in connections))
     assert not wrong
-    assert seen.total() >= 5_000  # and as many on the other event loop
+    assert seen.total() >= 64 * batches  # and as many on the other event loop
     assert min(seen[name] for name in (b"a", b"b", b"c")) > 20
 
 

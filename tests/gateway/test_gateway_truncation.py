@@ -407,9 +407,10 @@ async def behind_unreliable_cloud(
 
 @pytest.mark.asyncio(loop_factories=["asyncio" if sys.platform == "win32" else "uvloop"])  # once is enough
 async def test_a_cloud_that_ends_idle_connections_costs_no_get_in_10000() -> None:
-    statuses, seen = await behind_unreliable_cloud(10_000, 8, lambda n: (b"GET /%d" % n, (), b""))
-    assert statuses == {200: 10_000}
-    assert (len(seen), seen.total() > 10_000) == (10_000, True)  # the race was met
+    requests = 1_000 if sys.platform == "win32" else 10_000  # Wine answers 140 a second
+    statuses, seen = await behind_unreliable_cloud(requests, 8, lambda n: (b"GET /%d" % n, (), b""))
+    assert statuses == {200: requests}
+    assert (len(seen), seen.total() > requests) == (requests, True)  # the race was met
 
 
 async def test_what_changes_data_is_never_seen_twice_by_the_cloud() -> None:

@@ -68,14 +68,15 @@ class Message:
         """The body without chunked framing."""
         if self.values(b"transfer-encoding") != [b"chunked"]:
             return self.body
-        content, rest = b"", self.body
-        while rest:
-            size, _, rest = rest.partition(b"\r\n")
+        pieces, at = [], 0
+        while at < len(self.body):
+            size = self.body[at : (start := self.body.index(b"\r\n", at) + 2)]
             length = int(size.split(b";")[0], 16)
             if not length:
                 break
-            content, rest = content + rest[:length], rest[length + 2 :]
-        return content
+            pieces.append(self.body[start : start + length])
+            at = start + length + 2
+        return b"".join(pieces)
 
     @property
     def error_code(self) -> str:
@@ -98,16 +99,17 @@ async def read_message(
         if bodyless or (is_answer and (message.status < 200 or message.status in (204, 304))):
             return message
         if message.values(b"transfer-encoding") == [b"chunked"]:
+            body = bytearray()
             while True:
                 line = await reader.readuntil(b"\r\n")
-                message.body += line
+                body += line
                 size = int(line.split(b";")[0], 16)
                 if not size:
                     break
-                message.body += await reader.readexactly(size + 2)
+                body += await reader.readexactly(size + 2)
             while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
-                message.body += line
-            message.body += b"\r\n"
+                body += line
+            message.body = bytes(body + b"\r\n")
         elif lengths := message.values(b"content-length"):
             message.body = await reader.readexactly(int(lengths[0]))
         elif is_answer:
