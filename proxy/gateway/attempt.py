@@ -276,9 +276,7 @@ class Attempt:
             self._recorder.on_end(trailers)
         if self._caller_chunked:
             self._out.append(last_chunk(trailers_to_caller(trailers, request.head)))
-        if self._out:
-            request.head_sent = True
-            request.write(b"".join(self._out))
+        self.on_flush()
         self._end(_DELIVERED)
 
     def on_failure(self, error: UpstreamError) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aiohttp.web_runner import ServerRunner
 
-from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
+from proxy.config.settings import LOCALHOST, Settings
 from proxy.errors import ConfigError, ListenError
 from proxy.logs import OnEvent, get_logger
 from proxy.origin import bracketed
@@ -26,7 +26,7 @@ from proxy.server.passed_sockets import PassedSocket
 from proxy.server.request import UNIX, Listener, Request
 from proxy.server.site import CallerServer, CallerSite, Spawn
 from proxy.server.strangers import Strangers
-from proxy.server.tls import load_certificate, server_tls
+from proxy.server.tls import host_in_urls, load_certificate, server_tls
 from proxy.server.unix_socket import BACKLOG, UnixSocket
 
 _MOST_TRIES = 16
@@ -46,6 +46,7 @@ class Listeners:
         self._unix: UnixSocket | None = None
         self._exposed: list[str] = []
         self._tls: ssl.SSLContext | None = None
+        self._cert: Path | None = None
 
     def bind(self, settings: Settings, passed: Sequence[PassedSocket] = ()) -> None:
         """Bind the addresses, except those for which a socket was ``passed``.
@@ -55,7 +56,7 @@ class Listeners:
         server = settings.server
         self._exposed = [f"{one.address} {why}" for one in passed if (why := one.exposure())]
         try:
-            self._tls = server_tls(server.tls_cert, server.tls_key)
+            self._tls, self._cert = server_tls(server.tls_cert, server.tls_key), server.tls_cert
             self.refuse_exposed(settings)
             given = _by_purpose(passed, settings)
             if server.tcp or None in given:
@@ -169,9 +170,8 @@ class Listeners:
     def _add_port(self, sockets: tuple[socket.socket, ...], host: str, project: str | None) -> None:
         """A listener with the URL of its first address."""
         addresses = tuple(sock.getsockname()[:2] for sock in sockets)
-        shown = "localhost" if host in WILDCARDS else bracketed(host)
         port = addresses[0][1]
-        url = f"{'https' if self._tls else 'http'}://{shown}:{port}"
+        url = f"{'https' if self._tls else 'http'}://{host_in_urls(host, self._cert)}:{port}"
         self._add(sockets, url, port, project, addresses)
 
     def _add(

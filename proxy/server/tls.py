@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import re
 import socket
 import ssl
 import sys
 from asyncio.sslproto import SSLProtocol
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NoReturn
 
+from proxy.config.files import read
+from proxy.config.settings import WILDCARDS
+from proxy.config.trust import READABLE
 from proxy.errors import ConfigError
 from proxy.http1 import date_now
+from proxy.origin import bracketed, is_loopback
 
 if sys.platform != "win32":
     import fcntl
@@ -30,6 +37,7 @@ SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
 LINGER_S = 5.0
 """How long the rest of a plain request is read and dropped."""
 _PIECE_BYTES: Final = 64 * 1024
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
     b"HTTP/1.1 400 Bad Request\r\nDate: %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
@@ -56,6 +64,24 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> N
         context.load_cert_chain(cert, key, password=_no_pass_phrase)
     except (OSError, ssl.SSLError):
         raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
+
+
+def host_in_urls(host: str, cert: Path | None) -> str:
+    """The address ``host`` in a URL: ``localhost`` where it is any address, or loopback and ``cert`` says so.
+
+    ``cert`` says so if it names localhost, and not the address. The names in the file's first certificate are
+    looked for as RFC 5280, section 4.2.1.6 encodes them: a tag, the length, the name.
+    """
+    if host in WILDCARDS:
+        return "localhost"
+    if cert is not None and is_loopback(host):
+        with contextlib.suppress(OSError, ValueError):  # the start, or a reload, tells the fault
+            address = ip_address(host).packed
+            pem = _CERTIFICATE.search(read(cert, advice=READABLE).data)
+            names = base64.b64decode(pem[1]) if pem else b""
+            if b"\x82\x09localhost" in names and bytes((0x87, len(address))) + address not in names:
+                return "localhost"
+    return bracketed(host)
 
 
 def _no_pass_phrase() -> NoReturn:

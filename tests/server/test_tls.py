@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 from support.certificates import tls_files
-from support.harness import WAIT_S, Gateway, Upstream, gateway, read_message, until
+from support.harness import WAIT_S, Gateway, Upstream, free_port, gateway, read_message, until
+from support.snippets import TODAY
 
+from proxy.cli.snippets.text import text_of
 from proxy.server import tls
 from proxy.server.caller_socket import MOST_UNWRITTEN_BYTES
 
@@ -53,6 +55,27 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "shown"),
+    [
+        (["localhost"], "localhost", "localhost"),
+        (["localhost", "proxy.corp"], "127.0.0.1", "localhost"),
+        (["localhost", "127.0.0.1"], "localhost", "127.0.0.1"),
+        (["127.0.0.1"], "localhost", "127.0.0.1"),
+        (["notlocalhost", "localhost.corp"], "127.0.0.1", "127.0.0.1"),
+    ],
+)
+async def test_the_urls_name_a_host_of_the_certificate(
+    names: list[str], host: str, shown: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    files = tls_files(tmp_path, authority.issue_cert(*names))
+    async with gateway(server={"port": free_port(), "host": host, **files}) as proxy:
+        overview = proxy.app.overview
+        url = f"https://{shown}:{proxy.port}"
+        assert overview.url == url
+        assert f"{url}/shop/v1/" in text_of("curl", overview.settings, "shop", today=TODAY, own=["csq-proxy"])
 
 
 plain = pytest.mark.skipif(sys.platform == "win32", reason="its loop can't wait without reading")

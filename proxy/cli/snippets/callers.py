@@ -1,4 +1,7 @@
-"""A project as its callers reach it: the values for the tools' texts. Pure."""
+"""A project as its callers reach it: the values for the tools' texts.
+
+Pure, but for a look at the certificate's names.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import shlex
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from proxy.config.settings import LOCALHOST, WILDCARDS, Settings
+from proxy.config.settings import LOCALHOST, Settings
 from proxy.contentsquare import PROJECT_ID
 from proxy.errors import ConfigError
-from proxy.origin import bracketed, is_loopback
+from proxy.origin import is_loopback
+from proxy.server.tls import host_in_urls
 
 DAYS = 7
 """The number of whole days that the examples ask for, up to yesterday."""
@@ -71,9 +75,8 @@ def _origin(settings: Settings, own_port: int | None = None) -> str:
         return f"{scheme}://localhost"
     if server.allowed_hosts and own_port is None and not is_loopback(server.host):
         return f"{scheme}://{server.allowed_hosts[0]}"
-    host = LOCALHOST[0] if server.host == "localhost" else bracketed(server.host)
-    host = "localhost" if server.host in WILDCARDS else host
-    return f"{scheme}://{host}:{own_port or server.port or PORT}"
+    host = LOCALHOST[0] if server.host == "localhost" else server.host
+    return f"{scheme}://{host_in_urls(host, server.tls_cert)}:{own_port or server.port or PORT}"
 
 
 def _curl_way(settings: Settings) -> str:

@@ -9,6 +9,8 @@ import pytest
 from support.harness import Message, TokenServer, free_port
 from support.storage import CLOSE, Exporting, Stored, days_ago, error, exporting, json_answer
 
+from proxy.gateway.exports.calls import OwnCalls
+
 CSV = b"session_id,country\n1,FR\n2,DE\n"
 NEW = b"session_id,country\n9,FR\n"
 EXPIRED = error(403, "AccessDenied", text="Request has expired")
@@ -291,6 +293,19 @@ async def test_a_refused_token_is_replaced_and_a_crowd_is_waited_for() -> None:
 
         run.cloud._answer = answer  # type: ignore[method-assign]
         assert (await run.get()).content == CSV
+
+
+@pytest.mark.parametrize("path", [b"/v1/oauth/token", b"/v1/oauth/me", b"/v1/x/..//oauth/%74oken?a=b"])
+async def test_no_call_for_an_export_goes_to_a_path_of_oauth(
+    path: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids that are looked at form no such path; this is the second lock."""
+    get = OwnCalls.get
+    monkeypatch.setattr(OwnCalls, "get", lambda calls, api, _: get(calls, api, path))
+    async with exporting(CSV) as run:
+        answer = await run.get()
+        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_TARGET")
+        assert not run.cloud.requests
 
 
 async def test_without_a_token_there_is_no_look_up() -> None:
