@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from support.commands import CONFIG, STARTUP_S, run, run_anew, started, write
-from support.harness import RawServer, Upstream, free_port, gateway
+from support.harness import RawServer, Upstream, free_port, gateway, next_request
 
 from proxy.cli.running_proxy import RunningProxy, Unreachable
-from proxy.cli.stop import EVERY_S, GRACE_S, _has_ended, _held_by, stop
+from proxy.cli.stop import EVERY_S, GRACE_S, _drains, _has_ended, _held_by, stop
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells who holds a socket")
 KEY = "a-key-of-16-bytes-or-more"
@@ -37,7 +37,7 @@ def test_where_quit_is_allowed_it_is_asked_for(environ: dict[str, str], tmp_path
     assert "can't be reached" in ended.stderr
 
 
-async def test_a_second_stop_says_that_the_proxy_may_be_stopping() -> None:
+async def test_a_command_says_that_the_proxy_may_be_stopping() -> None:
     """The listeners close first, so that a balancer sends its calls to another proxy."""
     kill = asyncio.Event()
     async with gateway(server={"drain_timeout": 60}) as proxy:
@@ -54,6 +54,45 @@ async def test_a_second_stop_says_that_the_proxy_may_be_stopping() -> None:
         kill.set()
         await drain
         caller.close()
+
+
+@on_linux
+async def test_a_second_stop_waits_for_the_end_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, looked, go, loop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    async def cloud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await next_request(reader)
+        asked.set()
+        await go.wait()
+        writer.write(b"HTTP/1.1 204 X\r\n\r\n")
+
+    def seen(url: str) -> bool:
+        loop.call_soon_threadsafe(looked.set)
+        return _drains(url)
+
+    monkeypatch.setattr("proxy.cli.stop._drains", seen)
+    async with gateway(cloud, server={"drain_timeout": 60}) as proxy:
+        request = asyncio.create_task(proxy.call(b"GET /v1/segments"))
+        await asked.wait()
+        place = RunningProxy(f"http://127.0.0.1:{proxy.port}", None, None)
+        await asyncio.to_thread(place.status)
+        assert not _drains(place.url)  # it listens
+        drain = asyncio.create_task(proxy.app.drain(asyncio.Event()))
+        while not proxy.app.overview.is_stopping:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(asyncio.to_thread(stop, place))
+        await looked.wait()
+        looked.clear()
+        await looked.wait()  # it goes on waiting
+        assert not second.done()
+        go.set()
+        assert (await request).status == 204
+        await drain
+    await second
+    assert capsys.readouterr().out.endswith("\nStopped.\n")
+    assert not _drains(place.url)
 
 
 @on_linux
