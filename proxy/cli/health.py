@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from proxy.cli.console import fail, note, say
 from proxy.config.files import absolute, find_config_file, read, read_toml, working_folder
-from proxy.config.trust import READABLE
+from proxy.config.trust import READABLE, Untrusted
 from proxy.config.variables import KEY, PREFIX
 from proxy.errors import ConfigError
 
@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, object] = {
     "tls_cert": None,
 }
 """The keys of ``[server]`` that tell where the proxy listens, and the defaults of `proxy.config.settings`."""
+_MOST_BYTES = 64
 _END = "-----END CERTIFICATE-----"
 _STRANGER = "a program other than csq-proxy answers there"
 REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     file, others = find_config_file(options.config, os.environ)
     listener = find_listener(file, os.environ)
-    if fault := _fault(listener, _key(options.key_file) if options.ready else "", is_ready=options.ready):
+    if fault := _fault(
+        listener, find_key(options.key_file) if options.ready else None, is_ready=options.ready
+    ):
         hint = f"; passed over: {', '.join(others)}" if others else ""
         fail((f"{listener.name}: {fault}{hint}",), 1)
 
@@ -109,7 +112,7 @@ def find_listener(path: Path | None, environ: Mapping[str, str]) -> Listener:
 
 
 def _listener(given: Mapping[str, Any], bases: Mapping[str, Path], environ: Mapping[str, str]) -> Listener:
-    host, port, tcp = (str(given[key]).strip().lower() for key in ("host", "port", "tcp"))
+    host, tcp = (str(given[key]).strip().lower() for key in ("host", "tcp"))
     host = host.removeprefix("[").removesuffix("]")
     paths = {
         key: absolute(str(given[key]), bases[key], environ) if given[key] else None
@@ -123,32 +126,56 @@ def _listener(given: Mapping[str, Any], bases: Mapping[str, Path], environ: Mapp
                 "server.tcp: false, and server.unix_socket isn't set, so there is no address to ask"
             )
         return Listener("localhost", 0, **paths)
-    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
+    return Listener(REACHED_BY.get(host, host), _port(given["port"]), None, paths["tls_cert"])
+
+
+def _port(value: Any) -> int:
+    """The port, from all that `proxy.config.settings` takes for a whole number. Raises ConfigError."""
+    try:
+        port = float(value)
+    except (OverflowError, TypeError, ValueError):
+        port = 0
+    if not (0 < port <= 65_535 and port == int(port)):
         raise ConfigError(
             "server.port: must be a whole number from 1 to 65535 to be asked at; 0 is any free port"
         )
-    return Listener(REACHED_BY.get(host, host), int(port), None, paths["tls_cert"])
+    return int(port)
 
 
-def _key(file: Path | None) -> str:
-    """The caller's key, "" where there is none. Raises ConfigError."""
-    if file is None:
-        return os.environ.get(KEY, "").strip()
+def find_key(file: Path | None) -> str | None:
+    """The caller's key in the file ``--key-file``, else in `KEY`; None where neither is given.
+
+    Raises ConfigError for a key that can't be meant as it stands.
+    """
+    text, place = os.environ.get(KEY), KEY
+    if file is not None:
+        place = "--key-file"
+        try:
+            text = read(file).data.decode("utf-8-sig")
+        except Untrusted as untrusted:
+            raise ConfigError(f"{place}: {untrusted}") from None
+        except OSError as error:
+            raise ConfigError(f"{place}: can't read {file}: {error.strerror}") from None
+        except ValueError:
+            raise ConfigError(f"{place}: {file} isn't UTF-8 text") from None
+    elif not text:
+        return None
+    from proxy.config.pasted import value_of  # noqa: PLC0415 - a probe without a key needn't wait for it
+
     try:
-        key = read(file).data.decode("ascii").strip()
-    except OSError as error:
-        raise ConfigError(f"--key-file: can't read {file}: {error.strerror}") from None
-    except ValueError:
-        key = ""
-    if not key.isprintable() or not key:
-        raise ConfigError(f"--key-file: {file} must hold a key, which is one line of ASCII")
+        key = value_of(text or "")
+    except ValueError as wrong:
+        raise ConfigError(f"{place}: the key {wrong}") from None
+    if not key.isascii():
+        raise ConfigError(f"{place}: must hold a key, which is one line of ASCII")
     return key
 
 
-def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
+def _fault(listener: Listener, key: str | None, *, is_ready: bool) -> str | None:
     """The fault of the proxy's answer; None where all is well. Raises ConfigError.
 
-    Each refusal of the proxy's own has the field Proxy-Status (RFC 9209); another web server's has not.
+    Each refusal of the proxy's own has the field Proxy-Status (RFC 9209), and its good answers have their
+    words; another web server's have not, though one for a page of its own may answer each path with 200.
     """
     connection = http.client.HTTPConnection(listener.host, listener.port or None, timeout=TIMEOUT_S)
     try:
@@ -157,6 +184,7 @@ def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
             "GET", "/-/ready" if is_ready else "/-/healthy", headers={"X-API-Key": key} if key else {}
         )
         answer = connection.getresponse()
+        start = answer.read(_MOST_BYTES)
     except ssl.SSLError as error:
         return f"no TLS that server.tls_cert fits ({error.reason or error})"
     except OSError as error:
@@ -166,7 +194,8 @@ def _fault(listener: Listener, key: str, *, is_ready: bool) -> str | None:
     finally:
         connection.close()
     status = answer.status
-    if 300 <= status < 500 and "Proxy-Status" not in answer.headers:
+    is_told = (b'"ready":' if is_ready else b"alive\n") in start or "Proxy-Status" in answer.headers
+    if status < 500 and not is_told:
         return f"{_STRANGER} (status {status})"
     if not is_ready:
         return None if status < 500 else f"answered {status}"  # 401, where callers are defined, means alive

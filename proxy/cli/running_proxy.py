@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from proxy.cli.health import REACHED_BY, pinned
+from proxy.cli.health import REACHED_BY, find_key, pinned
 from proxy.config.files import find_config_file, read
 from proxy.config.load import load_listener
-from proxy.config.pasted import value_of
 from proxy.config.settings import WILDCARDS, ServerSettings
 from proxy.config.trust import READABLE, Untrusted
 from proxy.config.variables import KEY
@@ -209,7 +208,7 @@ class RunningProxy(NamedTuple):
 
 def find(config: Path | None, url: str | None, key_file: Path | None) -> RunningProxy:
     """The running proxy, by flags, environment and configuration file. Raises ConfigError."""
-    key = _key(key_file)
+    key = find_key(key_file)
     if url is not None and url.startswith(UNIX):
         return RunningProxy(url, _cert_for_unix(url, config), key, is_configured=True)
     if url is not None:
@@ -256,30 +255,6 @@ def _configured(config: Path | None) -> ServerSettings | None:
         return load_listener(find_config_file(config, os.environ).path, os.environ)
     except ConfigError:
         return None
-
-
-def _key(key_file: Path | None) -> str | None:
-    if key_file is None:
-        text, place = os.environ.get(KEY), KEY
-    else:
-        place = "--key-file"
-        try:
-            text = read(key_file).data.decode("utf-8-sig")
-        except Untrusted as untrusted:
-            raise ConfigError(f"{place}: {untrusted}") from None
-        except OSError as error:
-            raise ConfigError(f"{place}: can't read {key_file}: {error.strerror}") from None
-        except ValueError:
-            raise ConfigError(f"{place}: {key_file} isn't UTF-8 text") from None
-    if not text:
-        return None
-    try:
-        key = value_of(text)
-    except ValueError as wrong:
-        raise ConfigError(f"{place}: the key {wrong}") from None
-    if not key.isascii():
-        raise ConfigError(f"{place}: must hold a key, which is one line of ASCII")
-    return key
 
 
 def _origin(url: str) -> Origin:

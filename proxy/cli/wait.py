@@ -19,14 +19,16 @@ def wait(place: RunningProxy, timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while True:
         try:
-            status = place.call("GET", "/-/ready", timeout_s=min(TIMEOUT_S, max(timeout_s, EVERY_S))).status
+            answer = place.call("GET", "/-/ready", timeout_s=min(TIMEOUT_S, max(timeout_s, EVERY_S)))
         except Unreachable as error:
             why = str(error)
         else:
-            if status == 200:
+            if answer.status == 200 and b'"ready":' in answer.content:
                 return
-            if status < 500:
-                fail((str(place.refused(status)),), 1)
+            if answer.status == 200:  # a web server that answers each path with a page of its own
+                fail((str(place.stranger()),), 1)
+            if answer.status < 500:
+                fail((str(place.refused(answer.status)),), 1)
             why = f"{place.url}: not ready; see csq-proxy status"
         if (left_s := end - time.monotonic()) <= 0:
             fail((f"{why} (waited {timeout_s:g} s)",), 1)

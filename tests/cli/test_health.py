@@ -16,6 +16,7 @@ from support.commands import run, write
 from support.harness import RawServer, Upstream, free_port, gateway
 
 from proxy.cli.health import DEFAULTS, find_listener
+from proxy.config.load import load_listener
 from proxy.config.settings import ServerSettings
 from proxy.errors import ConfigError
 
@@ -76,6 +77,12 @@ async def test_a_listener_that_cannot_be_known_is_a_fault_of_the_configuration(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         find_listener(write(tmp_path / "x.toml", ""), environ)
+
+
+@pytest.mark.parametrize("port", ["8278.0", "'+8278'", "'8_278'", "' 8278 '", "'8278.0'"])
+async def test_a_port_is_read_as_the_settings_read_it(port: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.toml", f"[server]\nport = {port}\n")
+    assert find_listener(file, {}).port == load_listener(file, {}).port == 8278
 
 
 async def test_a_file_that_became_wrong_does_not_make_a_proxy_unhealthy(
@@ -155,6 +162,31 @@ async def test_a_key_is_sent_to_the_configured_certificate_only(
         assert "no TLS that server.tls_cert fits" in ended.stderr
 
 
+@pytest.mark.parametrize("key", ["one\ntwo", "cl\u00e9", "\u200b", f'"{KEY}"', f"Bearer {KEY}"])
+async def test_a_key_that_cannot_be_sent_is_told_in_one_line_without_it(
+    key: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    for place, arguments, given in (
+        ("CSQ_PROXY_KEY", (), {"CSQ_PROXY_KEY": key}),
+        ("--key-file", ("--key-file", "key"), {}),
+    ):
+        ended = await health("--ready", *arguments, cwd=tmp_path, environ={**environ, **given})
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"csq-proxy: {place}: ")
+        assert ended.stderr.count("\n") == 1
+        assert KEY not in ended.stderr
+
+
+async def test_a_key_file_may_have_what_editors_on_windows_add(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(f"\ufeff{KEY}\r\n".encode())
+    async with gateway(callers={"bi": {"key": KEY}}) as proxy:
+        ended = await health("--ready", "--key-file", "key", cwd=tmp_path, environ=environ, port=proxy.port)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (401, 0), (421, 0), (500, 1), (503, 1)])
 async def test_an_answer_of_500_or_more_is_unhealthy(
     status: int, code: int, environ: dict[str, str], tmp_path: Path
@@ -165,7 +197,7 @@ async def test_an_answer_of_500_or_more_is_unhealthy(
         assert ended.returncode == code
 
 
-@pytest.mark.parametrize("status", [302, 401, 404])
+@pytest.mark.parametrize("status", [200, 302, 401, 404])
 @pytest.mark.parametrize("flags", [(), ("--ready",)], ids=["alive", "ready"])
 async def test_another_web_server_at_the_port_is_not_taken_for_the_proxy(
     status: int, flags: tuple[str, ...], environ: dict[str, str], tmp_path: Path

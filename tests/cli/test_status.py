@@ -304,7 +304,7 @@ async def test_the_address_of_a_project_is_not_the_proxy_s() -> None:
 
 
 async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
-    for content in (b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
+    for content in (b"", b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
         (tmp_path / "key").write_bytes(content)
         with pytest.raises(ConfigError, match=r"^--key-file: "):
             find(None, "http://127.0.0.1:8277", tmp_path / "key")

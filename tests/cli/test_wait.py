@@ -12,8 +12,9 @@ from support.harness import RawServer, Upstream, free_port, gateway
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 
 
-def answer(status: int) -> bytes:
-    return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
+def answer(status: int, content: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(content))
+    return head + content
 
 
 async def wait(url: str, timeout_s: str, environ: dict[str, str], cwd: Path) -> tuple[int, str]:
@@ -32,15 +33,20 @@ async def test_it_ends_when_the_proxy_is_ready(environ: dict[str, str], tmp_path
 
 
 async def test_it_waits_for_a_proxy_without_tokens(environ: dict[str, str], tmp_path: Path) -> None:
-    answers = iter((503, 503, 200))
-    async with RawServer(Upstream(lambda _: answer(next(answers)))) as server:
+    answers = iter((answer(503), answer(503), answer(200, b'{"ready": true}')))
+    async with RawServer(Upstream(lambda _: next(answers))) as server:
         assert await wait(server.url, "60", environ, tmp_path) == (0, "")
     assert next(answers, None) is None
 
 
 @pytest.mark.parametrize(
     ("status", "timeout_s", "says"),
-    [(503, "0", "not ready"), (401, "60", "a caller's key is needed"), (404, "60", "is it a csq-proxy?")],
+    [
+        (503, "0", "not ready"),
+        (401, "60", "a caller's key is needed"),
+        (404, "60", "is it a csq-proxy?"),
+        (200, "60", "a program other than csq-proxy answers there"),
+    ],
 )
 async def test_it_ends_with_1_after_the_time_and_at_once_where_waiting_is_no_use(
     status: int, timeout_s: str, says: str, environ: dict[str, str], tmp_path: Path

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.configurations import CANARY, Writer, faults_of, posix_only
 from typer.testing import CliRunner
 
+from proxy.cli.health import find_key
 from proxy.cli.main import cli
-from proxy.cli.running_proxy import _key
 from proxy.config.load import load
 from proxy.config.pasted import cleaned, description, value_of
 from proxy.errors import ConfigError
@@ -190,14 +190,14 @@ def test_the_commands_key_gets_the_same_verdict(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("CSQ_PROXY_KEY", value)
         for file, place in ((tmp_path / "key", "--key-file"), (None, "CSQ_PROXY_KEY")):
             with pytest.raises(ConfigError) as caught:
-                _key(file)
+                find_key(file)
             assert caught.value.faults[0].startswith(f"{place}: the key {words}")
             assert MIDDLE not in caught.value.faults[0]
 
 
 def test_a_key_file_that_cannot_be_read_is_told_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        _key(tmp_path / "none")
+        find_key(tmp_path / "none")
     assert caught.value.faults == (f"--key-file: can't read {tmp_path / 'none'}: No such file or directory",)
 
 
