@@ -20,6 +20,7 @@ from support.commands import CONFIG, write
 # Each test module is prepared once, not by every worker anew, and programs that tests start compile nothing.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("PYTHONUNBUFFERED", None)  # they print as they do for their users
 
 try:
     import uvloop

@@ -86,6 +86,8 @@ def say_json(value: object, *, indent: int | None = None) -> None:
 
 def note(text: str) -> None:
     """Print a line beside the output, on standard error."""
+    if sys.stderr is None:  # print() would take standard output
+        return
     try:
         print(f"csq-proxy: {shown(text)}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
     except OSError:  # no reader is left; of a failure, the exit code tells

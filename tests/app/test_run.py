@@ -193,7 +193,7 @@ main()
 def test_signals_without_a_meaning_end_nothing(
     command: tuple[str, ...], environ: dict[str, str], config: Path
 ) -> None:
-    with started(*command, environ=environ, cwd=config.parent, code=EARLY) as proxy:
+    with started(*command, environ=environ, cwd=config.parent, code=EARLY, anew=True) as proxy:
         proxy.wait_for("was sent early signals")
         proxy.wait_for("Ctrl-C") if command[0] == "sandbox" else proxy.listening()
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):

@@ -217,7 +217,8 @@ def test_a_signal_that_comes_where_python_swallows_what_it_raises_is_a_clean_sto
     moment: str, number: signal.Signals, environ: dict[str, str], config: Path
 ) -> None:
     code = UNHEARD.format(number=number.value, moment=moment)
-    with started("serve", environ=environ, cwd=config.parent, code=code) as proxy:
+    anew = moment == "while importing"
+    with started("serve", environ=environ, cwd=config.parent, code=code, anew=anew) as proxy:
         assert proxy.end() == (0, "")
         assert proxy.printed == ""
 
@@ -247,7 +248,7 @@ def test_signals_that_come_while_it_is_leaving_change_nothing(
     again: str, environ: dict[str, str], config: Path
 ) -> None:
     number = str(getattr(signal, again).value)
-    with started("serve", number, environ=environ, cwd=config.parent, code=LATE) as proxy:
+    with started("serve", number, environ=environ, cwd=config.parent, code=LATE, anew=True) as proxy:
         proxy.listening()
         proxy.process.send_signal(signal.SIGTERM)
         code, errors = proxy.end()
@@ -272,7 +273,7 @@ sys.modules["last"] = Last()
 serve.load = end
 main()
 """
-    with started("serve", environ=environ, cwd=config.parent, code=early) as proxy:
+    with started("serve", environ=environ, cwd=config.parent, code=early, anew=True) as proxy:
         assert proxy.end() == (0, "")
 
 
@@ -554,33 +555,24 @@ def test_who_reads_only_some_of_what_is_printed_sees_the_same_exit_code(
 @pytest.mark.parametrize(
     ("command", "unbuffered"),
     [
-        ("check", ""),
-        ("check --json", ""),
-        ("check --live", "1"),
-        ("snippets", "1"),
-        ("--version", ""),
-        ("--help", "1"),
-        ("init", ""),
-        ("sandbox", ""),
+        ("check", False),
+        ("check --json", False),
+        ("check --live", True),
+        ("snippets", True),
+        ("--version", False),
+        ("--help", True),
+        ("init", False),
+        ("sandbox", False),
     ],
 )
 def test_what_is_printed_and_can_not_be_written_is_one_line_and_ends_it_with_1(
-    command: str, unbuffered: str, environ: dict[str, str], config: Path
+    command: str, unbuffered: bool, environ: dict[str, str], config: Path
 ) -> None:
     if command == "init":
         config.unlink()
+    variables = {**environ, "PYTHONUNBUFFERED": "1"} if unbuffered else environ
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "proxy", *command.split()],
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=STARTUP_S,
-            env={**environ, "PYTHONUNBUFFERED": unbuffered},
-            cwd=config.parent,
-            check=False,
-        )
+        ended = run(*command.split(), environ=variables, cwd=config.parent, output=full.fileno())
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert line.startswith("csq-proxy: standard output: ")

@@ -176,17 +176,12 @@ finally:
 @needs_signals
 def test_it_imports_neither_typer_nor_rich_nor_the_sandbox(environ: dict[str, str], config: Path) -> None:
     arguments = ("serve", "--config", str(config))
-    with started(*arguments, environ=environ, cwd=config.parent, code=WITNESS) as proxy:
+    with started(*arguments, environ=environ, cwd=config.parent, code=WITNESS, anew=True) as proxy:
         base = proxy.listening()
         proxy.process.send_signal(signal.SIGHUP)
-        wait_for_reload(proxy.process)
+        proxy.wait_for_event("reloaded")
         assert get(f"{base}/-/status")[1]["reload"]["count"] == 1
         proxy.process.send_signal(signal.SIGTERM)
         code, errors = proxy.end()
     assert code == 0
     assert errors.splitlines()[-1] == "needless:"
-
-
-def wait_for_reload(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    assert any(json.loads(line)["event"] == "reloaded" for line in process.stderr)

@@ -173,7 +173,7 @@ def test_without_a_look_at_the_socket_a_csq_proxy_of_the_same_user_is_taken_for_
         raise PermissionError
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path) as proxy:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path, anew=True) as proxy:
         place = RunningProxy(proxy.listening(), None, None)
         with _held_by(place, proxy.process.pid) as process:
             assert process is not None

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.commands import STARTUP_S
 
 if sys.platform != "win32":
     import termios
 
 COLUMNS = 100
+PROGRAM = (sys.executable, "-m", "proxy")
 CONTROL = re.compile(r"\x1b\[[0-9;]*m|\r(?=\n)")
 """Colours, and what a terminal adds to the end of a line."""
 TERMINAL = """
@@ -38,15 +40,21 @@ class InTerminal:
             pytest.skip("Windows has no pseudo-terminals")
         self._master, slave = os.openpty()
         termios.tcsetwinsize(slave, (24, COLUMNS))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TERMINAL, how, *program],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env=environ,
-            cwd=cwd,
-        )
+        self.process: subprocess.Popen[bytes] | forked.Fork
+        if program[: len(PROGRAM)] == PROGRAM and forked.can_fork(environ):
+            self.process = forked.Fork(
+                *program[len(PROGRAM) :], environ=environ, cwd=cwd, terminal=slave, how=how
+            )
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", TERMINAL, how, *program],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                env=environ,
+                cwd=cwd,
+            )
         os.close(slave)
         self.shown = ""
 
