@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import contextlib
+import functools
+import http.client
+import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +57,7 @@ _VIOLATIONS = """
 
 
 class Browser:
-    """One session. `open` doesn't tell the status: an error page is a page, too."""
+    """One tab. `open` doesn't tell the status: an error page is a page, too."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
@@ -116,50 +121,66 @@ async def _call(session: aiohttp.ClientSession, method: str, url: str, body: obj
 
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
-    """A browser with an empty profile of its own."""
+    """A tab of its own in the browser that all tests of this process share."""
+    url, path = await asyncio.to_thread(_started)
+    timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
+    async with aiohttp.ClientSession(url, timeout=timeout) as session:
+        first = await _call(session, "GET", f"{path}/window")
+        new = await _call(session, "POST", f"{path}/window/new", {"type": "tab"})
+        await _call(session, "POST", f"{path}/window", {"handle": new["handle"]})
+        chromium = Browser(session, path)
+        await chromium.complaints()  # those of earlier tests
+        try:
+            yield chromium
+        finally:
+            await _call(session, "DELETE", f"{path}/window")
+            await _call(session, "POST", f"{path}/window", {"handle": first})
+
+
+@functools.cache
+def _started() -> tuple[str, str]:
+    """Start Chromium with an empty profile, until this process ends; the driver's URL and the session's path."""
+    assert CHROMEDRIVER is not None
     # Not port 0: the driver takes a free IPv6 port, and fails where the same IPv4 port is taken.
     port = free_port()
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
-        _driver(Path(profile), port) as driver,
-    ):
-        await _started(Path(profile) / "driver.log", driver)
-        timeout = aiohttp.ClientTimeout(total=START_S + SCRIPT_S)
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
-            options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}/user"]}
-            wanted = {
-                "browserName": "chrome",
-                "acceptInsecureCerts": True,
-                "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
-                "goog:chromeOptions": options,
-                "goog:loggingPrefs": {"browser": "ALL"},
-            }
-            made = await _call(session, "POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-            url = f"/session/{made['sessionId']}"
-            try:
-                yield Browser(session, url)
-            finally:
-                await _call(session, "DELETE", url)
-
-
-@contextlib.contextmanager
-def _driver(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    assert CHROMEDRIVER is not None
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    said = Path(folder.name) / "driver.log"
     environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    with (folder / "driver.log").open("wb") as log:
+    with said.open("wb") as log:
         driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=log, stderr=log, env=environ)
-    try:
-        yield driver
-    finally:
+    path = ""
+
+    @atexit.register
+    def end() -> None:
+        if path:
+            _ask(port, "DELETE", path)
         driver.terminate()
-        driver.wait(30)
+        driver.wait(START_S)
+        folder.cleanup()
+
+    ends_at = time.monotonic() + START_S
+    while "started successfully on port" not in said.read_text():
+        assert driver.poll() is None, said.read_text()
+        assert time.monotonic() < ends_at, "chromedriver did not start"
+        time.sleep(0.02)
+    options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={folder.name}/user"]}
+    wanted = {
+        "browserName": "chrome",
+        "acceptInsecureCerts": True,
+        "timeouts": {"script": SCRIPT_S * 1000, "pageLoad": SCRIPT_S * 1000},
+        "goog:chromeOptions": options,
+        "goog:loggingPrefs": {"browser": "ALL"},
+    }
+    made = _ask(port, "POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+    path = f"/session/{made['sessionId']}"
+    return f"http://127.0.0.1:{port}", path
 
 
-async def _started(log: Path, driver: subprocess.Popen[bytes]) -> None:
-    for _ in range(int(START_S / 0.05)):
-        said = await asyncio.to_thread(log.read_text)
-        if "started successfully on port" in said:
-            return
-        assert driver.poll() is None, said
-        await asyncio.sleep(0.05)
-    raise AssertionError("chromedriver did not start")
+def _ask(port: int, method: str, path: str, body: object = None) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        value = json.loads(answer.read())["value"]
+        assert answer.status == 200, value
+        return value
