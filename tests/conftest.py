@@ -1,4 +1,4 @@
-"""Both event loops for every async test, and quiet, deterministic surroundings."""
+"""Both event loops for async tests, and quiet, deterministic surroundings."""
 
 from __future__ import annotations
 
@@ -47,11 +47,29 @@ settings.register_profile(  # pytest --hypothesis-profile=explore
 settings.load_profile("suite")
 
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+ABOVE_SOCKETS = (
+    *("admin/", "cli/", "config/", "projects/", "sandbox/"),
+    *("gateway/exports/test_exports.py", "gateway/exports/test_rules.py", "gateway/exports/test_runs.py"),
+    *("gateway/exports/test_text.py", "gateway/test_callers.py", "gateway/test_oauth.py"),
+    *("gateway/test_oauth_project.py", "gateway/test_placeholder.py", "gateway/test_policy.py"),
+    *("gateway/test_proxy_loop.py", "gateway/test_recent.py", "gateway/test_request_log.py"),
+    *("tokens/test_clock.py", "tokens/test_keeper.py", "tokens/test_standby.py"),
+)
+"""Tests of code that uses connections by other modules alone: they run on one event loop, the program's own.
+
+Connections are different things on the two loops: these modules' tests and those of whole requests run on both.
+"""
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if uvloop is not None:
-        factories["uvloop"] = uvloop.new_event_loop
-    return factories
+    if uvloop is None:
+        return factories
+    uv: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    marker = item.get_closest_marker("asyncio")
+    chooses = marker is not None and "loop_factories" in marker.kwargs
+    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    return uv if place.startswith(ABOVE_SOCKETS) and not chooses else factories | uv
 
 
 @given(none())

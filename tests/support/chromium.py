@@ -139,7 +139,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @functools.cache
 def _started() -> tuple[str, str]:
-    """Start Chromium with an empty profile, until this process ends; the driver's URL and the session's path."""
+    """Start Chromium with an empty profile, until this process ends; its driver's URL, the session's path."""
     assert CHROMEDRIVER is not None
     # Not port 0: the driver takes a free IPv6 port, and fails where the same IPv4 port is taken.
     port = free_port()
