@@ -55,9 +55,9 @@ ABOVE_SOCKETS = (
     *("gateway/test_proxy_loop.py", "gateway/test_recent.py", "gateway/test_request_log.py"),
     *("tokens/test_clock.py", "tokens/test_keeper.py", "tokens/test_standby.py"),
 )
-"""Tests of code that uses connections by other modules alone: they run on one event loop, the program's own.
+"""Tests of code that uses connections by other modules alone run on one event loop, the program's own.
 
-Connections are different things on the two loops: these modules' tests and those of whole requests run on both.
+Connections are different things on the two loops: tests of these, and of whole requests, run on both.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -155,14 +156,14 @@ class World:
         began_at = self.clock.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(300):
-                while self.ready(*names) < len(names or self.keepers):
+                while any(self.keepers[name].current() is None for name in names or self.keepers):
                     await asyncio.sleep(0.05)
         return self.clock.monotonic() - began_at
 
     def most_in_a_second(self, since: float = 0.0) -> int:
         """The most requests that began within one second."""
         times = [at for at, _ in self.begun if at >= since]
-        return max(sum(at <= other < at + 1 for other in times) for at in times)
+        return max(bisect_left(times, at + 1) - bisect_left(times, at) for at in times)
 
     def repeats(self, since: float) -> int:
         """How often two requests in a row were of the same credentials."""
