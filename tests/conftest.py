@@ -38,7 +38,7 @@ settings.register_profile(
     "suite",
     deadline=None,
     derandomize=True,  # what a run finds is not a matter of luck
-    max_examples=60,
+    max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile(  # pytest --hypothesis-profile=explore

@@ -8,7 +8,7 @@ import string
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from support.harness import Gateway, Message, Upstream, gateway, read_message
 
@@ -57,7 +57,6 @@ async def proxy(upstream: Upstream) -> AsyncIterator[Gateway]:
 
 
 @given(fields=multisets)
-@settings(max_examples=80)
 async def test_any_fields_reach_the_cloud_equal(
     fields: list[bytes], proxy: Gateway, upstream: Upstream
 ) -> None:
@@ -71,7 +70,6 @@ async def test_any_fields_reach_the_cloud_equal(
     status=st.integers(200, 999).filter(lambda n: n not in (204, 304, 401)),
     reason=of(WITHIN, 0, 30),
 )
-@settings(max_examples=80)
 async def test_any_fields_and_status_reach_the_caller_equal(
     fields: list[bytes], status: int, reason: bytes, proxy: Gateway, upstream: Upstream
 ) -> None:
@@ -83,7 +81,6 @@ async def test_any_fields_and_status_reach_the_caller_equal(
 
 @given(tails=st.lists(of(VISIBLE, 0, 60), min_size=1, max_size=5))
 @example(tails=[b"//", b"%2F?", b"?#?", b"[]{}|\\^", b"\xff%00"])
-@settings(max_examples=80)
 async def test_any_target_reaches_the_cloud_equal_or_is_refused(
     tails: list[bytes], proxy: Gateway, upstream: Upstream
 ) -> None:
@@ -137,7 +134,6 @@ async def send_in(sizes: list[int], raw: bytes, writer: asyncio.StreamWriter) ->
 
 
 @given(requests=st.lists(st.tuples(pieces, st.booleans()), min_size=1, max_size=4), sizes=segments)
-@settings(max_examples=80)
 async def test_any_content_in_any_chunks_and_segments_reaches_the_cloud_equal(
     requests: list[tuple[list[bytes], bool]], sizes: list[int], proxy: Gateway, upstream: Upstream
 ) -> None:
@@ -158,7 +154,6 @@ async def test_any_content_in_any_chunks_and_segments_reaches_the_cloud_equal(
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @given(pieces, st.sampled_from(("length", "chunked", "close")), segments)
-@settings(max_examples=60)
 async def test_any_content_in_any_chunks_and_segments_reaches_the_caller_equal(
     version: bytes, content: list[bytes], framing: str, sizes: list[int]
 ) -> None:
