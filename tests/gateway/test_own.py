@@ -22,7 +22,7 @@ BAD, GOOD = b"X-API-Key: the-key-of-the-bad-one", b"X-API-Key: the-key-of-the-go
 CALLERS = {"bad": {"key": "the-key-of-the-bad-one"}, "good": {"key": "the-key-of-the-good-one"}}
 PROJECTS = {
     f"project-{number}": {"client_id": f"id-{number}", "client_secret": f"the-secret-{number}", "apis": []}
-    for number in range(1000)
+    for number in range(500)
 }
 LONG = b"x" * 8_000_000
 
