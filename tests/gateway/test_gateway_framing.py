@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.cases import together
 from support.harness import (
     OK,
     WAIT_S,
@@ -55,7 +56,7 @@ async def test_a_request_keeps_its_framing(start: bytes, lines: list[bytes], bod
         assert request.body == body
 
 
-@pytest.mark.parametrize(
+@together(
     ("sent", "content"),
     [
         pytest.param(b"0\r\n\r\n", b"", id="empty"),
@@ -73,16 +74,17 @@ async def test_a_request_keeps_its_framing(start: bytes, lines: list[bytes], bod
     ],
 )
 @pytest.mark.parametrize("te", [b"Transfer-Encoding: chunked", b"transfer-encoding:\tChunked "])
-async def test_a_chunked_request_stays_chunked(te: bytes, sent: bytes, content: bytes) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        reader, writer = await proxy.connect()
-        for _ in range(2):
-            writer.write(proxy.request(b"POST /x", te, body=sent))
-            assert (await read_message(reader)).status == 200
-        for request in upstream.requests:
-            assert framing(request) == [CHUNKED]
-            assert request.content == content
+async def test_a_chunked_request_stays_chunked(
+    te: bytes, sent: bytes, content: bytes, proxy: Gateway, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    reader, writer = await proxy.connect()
+    for _ in range(2):
+        writer.write(proxy.request(b"POST /x", te, body=sent))
+        assert (await read_message(reader)).status == 200
+    for request in upstream.requests:
+        assert framing(request) == [CHUNKED]
+        assert request.content == content
 
 
 async def test_content_is_passed_on_as_it_comes() -> None:
@@ -108,7 +110,7 @@ async def test_content_is_passed_on_as_it_comes() -> None:
         assert (await read_message(reader)).status == 200
 
 
-@pytest.mark.parametrize(
+@together(
     ("lines", "status"),
     [
         pytest.param([b"Content-Length: 5", CHUNKED], 400, id="CL-and-TE"),
@@ -150,17 +152,17 @@ async def test_content_is_passed_on_as_it_comes() -> None:
         pytest.param([b"X: y\r\n Transfer-Encoding: chunked"], 400, id="TE-folded"),
     ],
 )
-async def test_framing_that_could_be_read_in_two_ways_is_refused(lines: list[bytes], status: int) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        reader, writer = await proxy.connect()
-        body = b"0\r\n\r\n" + proxy.request(b"GET /smuggled")
-        writer.write(proxy.request(b"POST /x", *lines, body=body))
-        answer = await read_message(reader)
-        assert (answer.status, answer.error_code) == (status, "PROXY_BAD_REQUEST")
-        assert answer.values(b"connection") == [b"close"]
-        assert await reader.read() == b""
-        assert upstream.requests == []
+async def test_framing_that_could_be_read_in_two_ways_is_refused(
+    lines: list[bytes], status: int, proxy: Gateway, upstream: Upstream
+) -> None:
+    reader, writer = await proxy.connect()
+    body = b"0\r\n\r\n" + proxy.request(b"GET /smuggled")
+    writer.write(proxy.request(b"POST /x", *lines, body=body))
+    answer = await read_message(reader)
+    assert (answer.status, answer.error_code) == (status, "PROXY_BAD_REQUEST")
+    assert answer.values(b"connection") == [b"close"]
+    assert await reader.read() == b""
+    assert upstream.requests == []
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"gzip, chunked", b"gzip"])
@@ -172,7 +174,7 @@ async def test_a_transfer_coding_in_http_1_0_is_refused(coding: bytes) -> None: 
         assert upstream.requests == []
 
 
-@pytest.mark.parametrize(
+@together(
     "sent",
     [
         pytest.param(b"x\r\n", id="size-not-hex"),
@@ -201,26 +203,18 @@ async def test_a_transfer_coding_in_http_1_0_is_refused(coding: bytes) -> None: 
 )
 @pytest.mark.parametrize("is_split", [False, True], ids=["at-once", "later"])
 async def test_malformed_chunks_are_a_400_and_the_cloud_never_sees_a_whole_request(
-    sent: bytes, is_split: bool
+    sent: bytes, is_split: bool, proxy: Gateway, upstream: Upstream
 ) -> None:
-    whole = 0
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal whole
-        await read_message(reader)
-        whole += 1
-
-    async with gateway(script) as proxy:
-        reader, writer = await proxy.connect()
-        writer.write(proxy.request(b"POST /x", CHUNKED, body=b"" if is_split else sent))
-        if is_split:
-            await asyncio.sleep(0.003)
-            writer.write(sent)
-        answer = await read_message(reader)
-        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
-        assert answer.values(b"connection") == [b"close"]
-        assert await reader.read() == b""
-        assert whole == 0
+    reader, writer = await proxy.connect()
+    writer.write(proxy.request(b"POST /x", CHUNKED, body=b"" if is_split else sent))
+    if is_split:
+        await asyncio.sleep(0.003)
+        writer.write(sent)
+    answer = await read_message(reader)
+    assert (answer.status, answer.error_code) == (400, "PROXY_BAD_REQUEST")
+    assert answer.values(b"connection") == [b"close"]
+    assert await reader.read() == b""
+    assert upstream.requests == []
 
 
 async def test_a_request_whose_content_is_malformed_from_the_start_leaves_no_connection_open() -> None:
@@ -279,7 +273,7 @@ async def test_trailers_do_not_reach_a_caller_that_did_not_ask() -> None:
 # The cloud's content
 
 
-@pytest.mark.parametrize(
+@together(
     ("start", "lines", "passed_on"),
     [
         pytest.param(b"GET /x", b"200 OK\r\nContent-Length: 0", [b"Content-Length: 0"], id="empty"),
@@ -297,16 +291,16 @@ async def test_trailers_do_not_reach_a_caller_that_did_not_ask() -> None:
     ],
 )
 async def test_answers_without_content_keep_their_fields_and_the_connection(
-    start: bytes, lines: bytes, passed_on: list[bytes]
+    start: bytes, lines: bytes, passed_on: list[bytes], proxy: Gateway, upstream: Upstream
 ) -> None:
-    async with gateway(Upstream(b"HTTP/1.1 " + lines + b"\r\n\r\n")) as proxy:
-        reader, writer = await proxy.connect()
-        for _ in range(3):
-            writer.write(proxy.request(start))
-            answer = await read_message(reader, bodyless=True)
-            assert framing(answer) == passed_on
-            assert answer.values(b"connection") == []
-        assert proxy.upstream.connections == 1
+    upstream.answer = b"HTTP/1.1 " + lines + b"\r\n\r\n"
+    reader, writer = await proxy.connect()
+    for _ in range(3):
+        writer.write(proxy.request(start))
+        answer = await read_message(reader, bodyless=True)
+        assert framing(answer) == passed_on
+        assert answer.values(b"connection") == []
+    assert proxy.upstream.connections == 1
 
 
 @pytest.mark.parametrize("segments", ["one", "many"])

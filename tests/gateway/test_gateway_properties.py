@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import string
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import assume, example, given
@@ -42,18 +41,6 @@ lines = st.builds(
     of(WITHIN, 0, 40),
 )
 multisets = st.lists(lines, max_size=30)
-
-
-@pytest.fixture
-def upstream() -> Upstream:
-    return Upstream()
-
-
-@pytest.fixture
-async def proxy(upstream: Upstream) -> AsyncIterator[Gateway]:
-    """One proxy for all examples of a test."""
-    async with gateway(upstream) as running:
-        yield running
 
 
 @given(fields=multisets)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import AsyncIterator
 
 import pytest
+from support.cases import together
 from support.cuts import reset
 from support.harness import (
     KEPT,
@@ -18,6 +20,7 @@ from support.harness import (
     Upstream,
     close,
     gateway,
+    next_request,
     read_message,
     until,
 )
@@ -51,7 +54,7 @@ async def closing_answer(proxy: Gateway, raw: bytes) -> Message:
 # Fields
 
 
-@pytest.mark.parametrize(
+@together(
     "lines",
     [
         pytest.param([b"X-A: 1", b"x-a: 2", b"X-B: 3", b"X-A: 1"], id="repeated-in-order"),
@@ -72,11 +75,12 @@ async def closing_answer(proxy: Gateway, raw: bytes) -> Message:
         ),
     ],
 )
-async def test_fields_reach_the_cloud_byte_for_byte(lines: list[bytes]) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        await proxy.call(b"GET /v1/x", *lines)
-        assert passed_on(upstream.requests[0]) == lines
+async def test_fields_reach_the_cloud_byte_for_byte(
+    lines: list[bytes], proxy: Gateway, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    await proxy.call(b"GET /v1/x", *lines)
+    assert passed_on(upstream.requests[0]) == lines
 
 
 async def test_nothing_is_invented_but_host_via_and_the_token() -> None:
@@ -90,7 +94,7 @@ async def test_nothing_is_invented_but_host_via_and_the_token() -> None:
         ]
 
 
-@pytest.mark.parametrize(
+@together(
     "lines",
     [
         pytest.param([b"Connection: keep-alive"], id="connection"),
@@ -113,12 +117,13 @@ async def test_nothing_is_invented_but_host_via_and_the_token() -> None:
         pytest.param([b"x-envoy-original-path: /a", b"X_Original_URL: /a"], id="envoy-and-cgi"),
     ],
 )
-async def test_what_is_between_the_caller_and_us_stays_there(lines: list[bytes]) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        answer = await proxy.call(b"GET /v1/x", *lines, b"X-End: yes")
-        assert answer.status == 200
-        assert passed_on(upstream.requests[0]) == [b"X-End: yes"]
+async def test_what_is_between_the_caller_and_us_stays_there(
+    lines: list[bytes], proxy: Gateway, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    answer = await proxy.call(b"GET /v1/x", *lines, b"X-End: yes")
+    assert answer.status == 200
+    assert passed_on(upstream.requests[0]) == [b"X-End: yes"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ async def test_te_trailers_is_said_again_by_us(te: bytes) -> None:
 # Targets
 
 
-@pytest.mark.parametrize(
+@together(
     "target",
     [
         pytest.param(b"/v1/x?a=%c3%a9&b=%C3%A9", id="case-of-escapes"),
@@ -205,12 +210,13 @@ async def test_te_trailers_is_said_again_by_us(te: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("prefix", [b"", b"/shop"], ids=["default", "prefix"])
-async def test_the_target_reaches_the_cloud_byte_for_byte(prefix: bytes, target: bytes) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        answer = await proxy.call(b"GET " + prefix + target)
-        assert answer.status == 200
-        assert upstream.requests[0].start_line == b"GET %b HTTP/1.1" % target
+async def test_the_target_reaches_the_cloud_byte_for_byte(
+    prefix: bytes, target: bytes, proxy: Gateway, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    answer = await proxy.call(b"GET " + prefix + target)
+    assert answer.status == 200
+    assert upstream.requests[0].start_line == b"GET %b HTTP/1.1" % target
 
 
 @pytest.mark.parametrize("minor", [2, 5, 9])
@@ -263,7 +269,7 @@ async def test_absolute_form_is_accepted_where_it_names_us(scheme: bytes, rest: 
         assert upstream.requests[0].start_line == b"GET %b HTTP/1.1" % target
 
 
-@pytest.mark.parametrize(
+@together(
     "target",
     [
         b"http://other.example/v1/x",
@@ -287,12 +293,12 @@ async def test_absolute_form_is_accepted_where_it_names_us(scheme: bytes, rest: 
         b"\\v1\\x",
     ],
 )
-async def test_a_target_that_is_no_path_of_ours_is_refused(target: bytes) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        answer = await proxy.call(b"GET " + target.replace(b"HOST", proxy.host))
-        assert (answer.status, answer.error_code) == (400, "PROXY_BAD_TARGET")
-        assert upstream.requests == []
+async def test_a_target_that_is_no_path_of_ours_is_refused(
+    target: bytes, proxy: Gateway, upstream: Upstream
+) -> None:
+    answer = await proxy.call(b"GET " + target.replace(b"HOST", proxy.host))
+    assert (answer.status, answer.error_code) == (400, "PROXY_BAD_TARGET")
+    assert upstream.requests == []
 
 
 # Methods
@@ -385,7 +391,7 @@ async def test_a_host_that_is_ours_passes(host: bytes) -> None:
 # What can't be understood
 
 
-@pytest.mark.parametrize(
+@together(
     ("raw", "status"),
     [
         pytest.param(b"GET /v1/x HTTP/1.1\r\n\r\n", 400, id="no-host"),
@@ -428,15 +434,13 @@ async def test_a_host_that_is_ours_passes(host: bytes) -> None:
     ],
 )
 async def test_what_is_no_http_1_request_is_refused_at_once_and_ends_the_connection(
-    raw: bytes, status: int
+    raw: bytes, status: int, proxy: Gateway, upstream: Upstream
 ) -> None:
-    upstream = Upstream()
-    async with gateway(upstream) as proxy:
-        follow_up = proxy.request(b"GET /v1/smuggled") if raw.endswith(b"\n\r\n") else b""
-        answer = await closing_answer(proxy, raw.replace(b"HOST", proxy.host) + follow_up)
-        assert (answer.status, answer.error_code) == (status, "PROXY_BAD_REQUEST")
-        assert answer.values(b"proxy-status") == [b"csq-proxy; error=http_request_error"]
-        assert upstream.requests == []
+    follow_up = proxy.request(b"GET /v1/smuggled") if raw.endswith(b"\n\r\n") else b""
+    answer = await closing_answer(proxy, raw.replace(b"HOST", proxy.host) + follow_up)
+    assert (answer.status, answer.error_code) == (status, "PROXY_BAD_REQUEST")
+    assert answer.values(b"proxy-status") == [b"csq-proxy; error=http_request_error"]
+    assert upstream.requests == []
 
 
 async def test_an_error_names_the_reason_and_repeats_nothing_of_what_came() -> None:
@@ -715,34 +719,40 @@ CUT_REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("cut", CUT_REQUESTS)
-@pytest.mark.parametrize("count", [1, 8, 9, 30])
-@pytest.mark.parametrize("pause_s", [0, 0.02], ids=["fin-at-once", "fin-later"])
-async def test_all_whole_requests_before_a_cut_one_are_answered(
-    pause_s: float, count: int, cut: bytes
-) -> None:  # RFC 9112, sections 8, 9.3.2 and 9.6
+@pytest.fixture
+async def slower_proxy() -> AsyncIterator[Gateway]:
+    """Its cloud answers a little later."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_message(reader)
+            request = await next_request(reader)
             await asyncio.sleep(0.001)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + request.start_line.split()[1][1:3])
             await writer.drain()
 
     async with gateway(script) as proxy:
-        reader, writer = await proxy.connect()
-        whole = [
-            proxy.request(b"GET /%02d" % i)
-            if i % 3
-            else proxy.request(b"POST /%02d" % i, b"Content-Length: 4", body=b"abcd")
-            for i in range(count)
-        ]
-        writer.write(b"".join(whole) + cut.replace(b"HOST", proxy.host))
-        await asyncio.sleep(pause_s)
-        writer.write_eof()
-        assert [(await read_message(reader)).body for _ in range(count)] == [
-            b"%02d" % i for i in range(count)
-        ]
-        assert await reader.read() == b""
+        yield proxy
+
+
+@together("cut", CUT_REQUESTS)
+@pytest.mark.parametrize("count", [1, 8, 9, 30])
+@pytest.mark.parametrize("pause_s", [0, 0.02], ids=["fin-at-once", "fin-later"])
+async def test_all_whole_requests_before_a_cut_one_are_answered(
+    pause_s: float, count: int, cut: bytes, slower_proxy: Gateway
+) -> None:  # RFC 9112, sections 8, 9.3.2 and 9.6
+    proxy = slower_proxy
+    reader, writer = await proxy.connect()
+    whole = [
+        proxy.request(b"GET /%02d" % i)
+        if i % 3
+        else proxy.request(b"POST /%02d" % i, b"Content-Length: 4", body=b"abcd")
+        for i in range(count)
+    ]
+    writer.write(b"".join(whole) + cut.replace(b"HOST", proxy.host))
+    await asyncio.sleep(pause_s)
+    writer.write_eof()
+    assert [(await read_message(reader)).body for _ in range(count)] == [b"%02d" % i for i in range(count)]
+    assert await reader.read() == b""
 
 
 async def test_what_follows_a_request_that_closes_is_not_answered() -> None:

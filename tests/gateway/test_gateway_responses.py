@@ -7,9 +7,11 @@ import contextlib
 import time
 
 import pytest
+from support.cases import together
 from support.harness import (
     OK,
     WAIT_S,
+    Gateway,
     Message,
     Script,
     Upstream,
@@ -96,7 +98,7 @@ async def test_an_answer_keeps_its_length_even_where_connection_names_it(named: 
         assert (await proxy.call(b"GET /v1/x")).values(b"content-length") == [b"2"]
 
 
-@pytest.mark.parametrize(
+@together(
     ("status_line", "passed_on"),
     [
         (b"HTTP/1.1 200 OK", None),
@@ -119,16 +121,16 @@ async def test_an_answer_keeps_its_length_even_where_connection_names_it(named: 
     ],
 )
 async def test_status_and_reason_reach_the_caller_as_they_are(
-    status_line: bytes, passed_on: bytes | None
+    status_line: bytes, passed_on: bytes | None, proxy: Gateway, upstream: Upstream
 ) -> None:
-    async with gateway(Upstream(status_line + b"\r\nContent-Length: 0\r\n\r\n")) as proxy:
-        assert (await proxy.call(b"GET /v1/x")).start_line == (passed_on or status_line)
+    upstream.answer = status_line + b"\r\nContent-Length: 0\r\n\r\n"
+    assert (await proxy.call(b"GET /v1/x")).start_line == (passed_on or status_line)
 
 
 # Date (RFC 9110, section 6.6.1)
 
 
-@pytest.mark.parametrize(
+@together(
     "status_line",
     [
         b"200 OK",
@@ -143,28 +145,28 @@ async def test_status_and_reason_reach_the_caller_as_they_are(
     ],
 )
 @pytest.mark.parametrize("connection", [b"", b"Connection: close\r\n"])
-@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@together("method", [b"GET", b"HEAD"])
 async def test_an_answer_without_a_date_gets_the_time_of_its_receipt(
-    method: bytes, connection: bytes, status_line: bytes
+    method: bytes, connection: bytes, status_line: bytes, proxy: Gateway, upstream: Upstream
 ) -> None:
-    raw = b"HTTP/1.1 %b\r\n%bX-First: 1\r\nContent-Length: 0\r\n\r\n" % (status_line, connection)
-    async with gateway(Upstream(raw)) as proxy:
-        before = int(time.time())
-        (value,) = (await proxy.call(method + b" /v1/x")).values(b"date")
-        told = parse_date(value)
-        assert told is not None
-        assert before <= told <= time.time()
+    head = b"HTTP/1.1 %b\r\n%bX-First: 1\r\n" % (status_line, connection)
+    upstream.answer = head + b"Content-Length: 0\r\n\r\n"
+    before = int(time.time())
+    (value,) = (await proxy.call(method + b" /v1/x")).values(b"date")
+    told = parse_date(value)
+    assert told is not None
+    assert before <= told <= time.time()
 
 
-@pytest.mark.parametrize(
-    "dates", [[b"Tue, 24 Nov 2020 10:00:00 GMT"], [b""], [b"never"], [b"1", b"2"]], ids=repr
-)
+@together("dates", [[b"Tue, 24 Nov 2020 10:00:00 GMT"], [b""], [b"never"], [b"1", b"2"]])
 @pytest.mark.parametrize("spelling", [b"Date", b"date", b"DATE"])
-async def test_a_date_of_the_clouds_is_never_changed(spelling: bytes, dates: list[bytes]) -> None:
+async def test_a_date_of_the_clouds_is_never_changed(
+    spelling: bytes, dates: list[bytes], proxy: Gateway, upstream: Upstream
+) -> None:
     lines = b"".join(b"%b: %b\r\n" % (spelling, value) for value in dates)
-    async with gateway(Upstream(HEAD + lines + EMPTY + b"\r\n")) as proxy:
-        answer = await proxy.call(b"GET /v1/x")
-        assert [line for line in answer.lines if line.lower().startswith(b"date")] == lines.splitlines()
+    upstream.answer = HEAD + lines + EMPTY + b"\r\n"
+    answer = await proxy.call(b"GET /v1/x")
+    assert [line for line in answer.lines if line.lower().startswith(b"date")] == lines.splitlines()
 
 
 async def test_a_date_that_is_dropped_with_the_clouds_connection_is_replaced() -> None:
@@ -471,28 +473,26 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "reason"), INVALID)
+@together(("raw", "reason"), INVALID)
 async def test_an_invalid_answer_is_a_502_that_names_the_reason_and_ends_its_connection(
-    raw: bytes, reason: str
+    raw: bytes, reason: str, proxy: Gateway, upstream: Upstream
 ) -> None:
-    served: list[int] = []
-
-    def answer(_: Message) -> bytes:
-        served.append(1)
-        return raw if len(served) == 1 else OK
-
-    async with gateway(Upstream(answer)) as proxy:
-        reader, writer = await proxy.connect()
-        writer.write(proxy.request(b"GET /v1/x"))
-        while (got := await read_message(reader)).status < 200:
-            pass
-        assert (got.status, got.error_code) == (502, "PROXY_UPSTREAM_UNREACHABLE")
-        assert got.values(b"proxy-status") == [b"csq-proxy; error=http_protocol_error"]
-        assert reason.encode() in got.body
-        assert b"\\x" not in got.body
-        writer.write(proxy.request(b"GET /v1/x"))
-        assert (await read_message(reader)).body == b"ok"
-        assert proxy.upstream.connections == 2
+    reader, writer = await proxy.connect()
+    writer.write(proxy.request(b"GET /v1/x"))
+    assert (await read_message(reader)).body == b"ok"
+    connections, upstream.answer = proxy.upstream.connections, raw
+    writer.write(proxy.request(b"GET /v1/x"))
+    while (got := await read_message(reader)).status < 200:
+        pass
+    assert (got.status, got.error_code) == (502, "PROXY_UPSTREAM_UNREACHABLE")
+    assert got.values(b"proxy-status") == [b"csq-proxy; error=http_protocol_error"]
+    assert reason.encode() in got.body
+    assert b"\\x" not in got.body
+    assert proxy.upstream.connections == connections
+    upstream.answer = OK
+    writer.write(proxy.request(b"GET /v1/x"))
+    assert (await read_message(reader)).body == b"ok"
+    assert proxy.upstream.connections == connections + 1
 
 
 @pytest.mark.parametrize(
