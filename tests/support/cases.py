@@ -13,7 +13,7 @@ Test = Callable[..., Awaitable[None]]
 
 
 def together(names: str | tuple[str, ...], cases: Iterable[object]) -> Callable[[Test], Test]:
-    """As `pytest.mark.parametrize`, but all cases are one test with the same fixtures; a failure names its case.
+    """As `pytest.mark.parametrize`, but all cases are one test with its fixtures; a failure names its case.
 
     The cases must leave the fixtures as they found them.
     """
