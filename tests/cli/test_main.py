@@ -579,6 +579,24 @@ def test_what_is_printed_and_can_not_be_written_is_one_line_and_ends_it_with_1(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+@pytest.mark.parametrize("stream", ["/dev/full", ""], ids=["full", "closed"])
+def test_a_fault_that_standard_error_does_not_take_is_not_printed_on_standard_output(
+    stream: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    to_stream = f'os.dup2(os.open("{stream}", os.O_WRONLY), 2)' if stream else "os.close(2)"
+    code = f"import os, sys; {to_stream}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "-m", "proxy", "snippets"],
+        stdout=subprocess.PIPE,
+        timeout=STARTUP_S,
+        env={**environ, "CSQ_PROXY_SERVER__PORT": str(free_port())},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
 def test_it_serves_on_where_its_log_can_not_be_written(environ: dict[str, str], config: Path) -> None:
     full = """
 import os
