@@ -212,7 +212,8 @@ def _holds(url: str, pid: int) -> bool:
                 held.add(str(one.readlink()))
     except PermissionError:
         arguments = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-        is_proxy = any(Path(one).stem in ("csq-proxy", "proxy") for one in arguments)
+        names = [Path(one).name for one in arguments]  # a release has csq-proxy-linux-x86_64
+        is_proxy = any(name == "proxy" or name.startswith("csq-proxy") for name in names)
         return is_proxy and set(wanted.values()) == {str(os.getuid())}
     return bool(wanted) and wanted.keys() <= held
 

@@ -166,14 +166,18 @@ async def test_without_a_look_at_the_socket_no_process_is_taken_for_the_proxy(
 
 
 @on_linux
+@pytest.mark.parametrize("program", ["proxy", "csq-proxy", "csq-proxy.pyz", "csq-proxy-linux-x86_64"])
 def test_without_a_look_at_the_socket_a_csq_proxy_of_the_same_user_is_taken_for_it(
-    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write(tmp_path / program, "from proxy.__main__ import main; main()")
+    code = f"import os, sys; os.execv(sys.executable, [sys.executable, {program!r}, *sys.argv[1:]])"
+
     def refuse(_: Path) -> None:
         raise PermissionError
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path, anew=True) as proxy:
+    with started("serve", "--sandbox", "--port", "0", environ=environ, cwd=tmp_path, code=code) as proxy:
         place = RunningProxy(proxy.listening(), None, None)
         with _held_by(place, proxy.process.pid) as process:
             assert process is not None
