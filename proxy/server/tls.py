@@ -19,7 +19,7 @@ from proxy.config.settings import WILDCARDS
 from proxy.config.trust import READABLE
 from proxy.errors import ConfigError
 from proxy.http1 import date_now
-from proxy.origin import bracketed, is_loopback
+from proxy.origin import bracketed
 
 if sys.platform != "win32":
     import fcntl
@@ -37,6 +37,7 @@ SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
 LINGER_S = 5.0
 """How long the rest of a plain request is read and dropped."""
 _PIECE_BYTES: Final = 64 * 1024
+_LOCALHOST: Final = ("127.0.0.1", "::1")
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
@@ -67,14 +68,14 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> N
 
 
 def host_in_urls(host: str, cert: Path | None) -> str:
-    """The address ``host`` in a URL: ``localhost`` where it is any address, or loopback and ``cert`` says so.
+    """The address ``host`` in a URL: ``localhost`` for any address, and for localhost's where ``cert`` says so.
 
     ``cert`` says so if it names localhost, and not the address. The names in the file's first certificate are
-    looked for as RFC 5280, section 4.2.1.6 encodes them: a tag, the length, the name.
+    looked for as RFC 5280, section 4.2.1.6 encodes them: a tag, the length, the name. 127.0.0.2 isn't localhost's.
     """
     if host in WILDCARDS:
         return "localhost"
-    if cert is not None and is_loopback(host):
+    if cert is not None and host in _LOCALHOST:
         with contextlib.suppress(OSError, ValueError):  # the start, or a reload, tells the fault
             address = ip_address(host).packed
             pem = _CERTIFICATE.search(read(cert, advice=READABLE).data)

@@ -78,6 +78,14 @@ async def test_the_urls_name_a_host_of_the_certificate(
         assert f"{url}/shop/v1/" in text_of("curl", overview.settings, "shop", today=TODAY, own=["csq-proxy"])
 
 
+async def test_the_urls_of_another_loopback_address_do_not_name_localhost(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    cert = Path(str(tls_files(tmp_path, authority.issue_cert("localhost"))["tls_cert"]))
+    for host, shown in (("127.0.0.1", "localhost"), ("::1", "localhost"), ("127.0.0.2", "127.0.0.2")):
+        assert tls.host_in_urls(host, cert) == shown
+
+
 plain = pytest.mark.skipif(sys.platform == "win32", reason="its loop can't wait without reading")
 
 
