@@ -38,6 +38,7 @@ LINGER_S = 5.0
 """How long the rest of a plain request is read and dropped."""
 _PIECE_BYTES: Final = 64 * 1024
 _LOCALHOST: Final = ("127.0.0.1", "::1")
+"""Its addresses; 127.0.0.2 is loopback, too, but isn't reached by the name."""
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
@@ -68,10 +69,10 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> N
 
 
 def host_in_urls(host: str, cert: Path | None) -> str:
-    """The address ``host`` in a URL: ``localhost`` for any address, and for localhost's where ``cert`` says so.
+    """The address ``host`` in a URL: ``localhost`` for any address, and for its own where ``cert`` says so.
 
     ``cert`` says so if it names localhost, and not the address. The names in the file's first certificate are
-    looked for as RFC 5280, section 4.2.1.6 encodes them: a tag, the length, the name. 127.0.0.2 isn't localhost's.
+    looked for as RFC 5280, section 4.2.1.6 encodes them: a tag, the length, the name.
     """
     if host in WILDCARDS:
         return "localhost"
