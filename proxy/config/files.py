@@ -56,7 +56,9 @@ def find_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Found
     for place in (working_folder() / "config.toml", *user_files(environ), SYSTEM_FILE):
         try:
             mode = place.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # nothing is there
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            if place.is_symlink():  # otherwise nothing is there
+                others.append(f"{place} (a link to nothing)")
             continue
         except OSError as error:
             others.append(f"{place} (can't look at it: {error.strerror})")

@@ -78,6 +78,7 @@ def _load(
         raise NothingConfigured(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
             'or "csq-proxy serve --sandbox" to try it without credentials'
+            + (f"; the file that was read: {path}" if path else "")
             + (f"; passed over: {', '.join(others)}" if others else "")
         )
     if loading.faults:
@@ -181,6 +182,7 @@ class _Loading:
         self._secrets: Layer = {}
         self._file = file
         self._names = names
+        self._source: Path | None = None
 
     @property
     def _layers(self) -> tuple[Layer, ...]:
@@ -191,6 +193,7 @@ class _Loading:
 
         So the checks can judge the rest, and one start shows every fault.
         """
+        self._source = source
         for _ in range(_MOST_ROUNDS):
             try:
                 variables = tuple(self._secret_variables())
@@ -288,10 +291,14 @@ class _Loading:
         return not any(_without_places(path) in self.broken for path in (fault.path, *fault.needs))
 
     def line(self, fault: Fault) -> str:
-        """A fault with its key, and the variable where the key came from the environment."""
+        """A fault with its key, and the variable where the key came from the environment.
+
+        An unknown table is told with its file, which may be another program's ``config.toml``.
+        """
         key = tuple(str(part) for part in _without_places(fault.path))
         name = self._names.get(key) if _get(self._overrides, key) is None else None
-        return f"{dotted(fault.path)}{f' ({name})' if name else ''}: {fault.text}"
+        where = f" (in {self._source})" if key and key[0] not in schema() and self._source else ""
+        return f"{dotted(fault.path)}{f' ({name})' if name else ''}: {fault.text}{where}"
 
 
 def _exposed(path: Path, file: Layer, status: os.stat_result) -> str | None:

@@ -43,6 +43,28 @@ def test_windows_has_a_place_for_a_user_s_programs_before_that_of_others(
         assert find_config_file(None, home).path == path
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links are for administrators")
+def test_a_link_to_nothing_is_passed_over_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").symlink_to("away.toml")
+    assert find_config_file(None, {}).passed_over[:1] == (f"{tmp_path / 'config.toml'} (a link to nothing)",)
+
+
+@pytest.mark.parametrize("text", ["", "[server]\nport = 1", "[tool]", "theme = 'x'"])
+def test_a_file_of_another_program_is_named_in_the_fault(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(environ={})
+    [fault] = caught.value.faults
+    assert str(file) in fault
+
+
 def test_a_place_that_was_passed_over_is_named_with_the_reason(
     write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
