@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.texts import texts
 
 from proxy.contentsquare import FILES_LIVE_S
 from proxy.export_runs import RunReport, listed, newest, payload_of
@@ -15,7 +16,7 @@ ANYTHING = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(max_size=8)
+    | texts(max_size=8)
     | st.sampled_from(("success", "2026-11-28T10:00:00Z", "0001-01-01", "9999-12-31T23:59:59-14:00")),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(NAMES), values, max_size=9),
     max_leaves=20,

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.texts import texts
 
 from proxy.foreign import decoded, gives_away, shown
 
@@ -87,7 +88,7 @@ def test_ordinary_words_give_nothing_away(text: str) -> None:
     assert not gives_away(text, (SECRET, ""))
 
 
-@given(st.text(max_size=300))
+@given(texts(max_size=300))
 def test_any_text_can_be_decoded(text: str) -> None:
     assert all(isinstance(view, str) for view in decoded(text))
 

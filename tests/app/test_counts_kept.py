@@ -28,7 +28,7 @@ class Place:
         self.folder = folder
         self.state = folder / "state"
         self.state.mkdir(mode=0o700)
-        self.environ = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        self.environ = dict(os.environ)
         write(
             folder / "config.toml",
             f"""

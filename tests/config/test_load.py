@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.configurations import CANARY, SHOP, Writer, faults_of
+from support.texts import texts
 
 from proxy.config.load import load
 from proxy.errors import ConfigError
@@ -79,14 +80,14 @@ def test_a_word_in_place_of_a_table_is_a_fault_beside_flags_and_variables_for_th
 
 
 toml_values = st.recursive(
-    st.booleans() | st.integers(-3, 99_999) | st.text(max_size=8) | st.just("metrics") | st.just("127.0.0.1"),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    st.booleans() | st.integers(-3, 99_999) | texts(max_size=8) | st.just("metrics") | st.just("127.0.0.1"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
 
 
 # No client_secret_command: what hypothesis thinks of must not be run.
-known_words = st.text(max_size=6) | st.sampled_from(
+known_words = texts(max_size=6) | st.sampled_from(
     """server port tls_cert log level projects accounts callers shop client_id client_secret
     client_secret_file standby key key_file apis default expires project_id""".split()  # noqa: SIM905 - one word each
 )

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.configurations import posix_only
+from support.texts import texts
 
 from proxy.config.new_file import Answers, check_place, text_of, write, written
 from proxy.errors import ConfigError
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+TEXT = texts(min_size=1)
 SHOP = Answers("projects", "shop", "id", "secret")
 ACME = Answers("accounts", "acme", "id", "secret", projects=(42, 43))
 FILES = {

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.harness import Gateway, Upstream, gateway
+from support.texts import CHARACTERS, texts
 
 from proxy.gateway.placeholder import Placeholder, parse, placeholder
 
-NAMES = st.from_regex(re.compile(r"[a-z0-9][a-z0-9-]{0,20}(?:/[1-9][0-9]{0,9})?", re.ASCII), fullmatch=True)
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}(?:/[1-9][0-9]{0,9})?", fullmatch=True, alphabet=CHARACTERS)
 BI, ELS = "a.key.of.bi-123456", "key-of-els-12345678"
 KEYS = {"bi": {"key": BI}, "els": {"key": ELS, "projects": ["other"]}}
 PROJECTS = {
@@ -21,7 +20,7 @@ PROJECTS = {
 ACCOUNTS = {"acme": {"client_id": "id-acme", "client_secret": "secret-2", "apis": ["metrics"]}}
 
 
-@given(NAMES, st.none() | st.text(min_size=1))
+@given(NAMES, st.none() | texts(min_size=1))
 def test_a_placeholder_is_read_as_it_was_made(name: str, key: str | None) -> None:
     token = placeholder(name, key).encode()
     assert parse(token) == Placeholder(name.encode(), (key or "local").encode())

@@ -27,6 +27,7 @@ import pytest
 import structlog
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from support.texts import texts
 
 from proxy.logs import setup as log
 from proxy.logs.redact import Redactor
@@ -352,9 +353,7 @@ def test_without_registration_the_canary_is_seen() -> None:
 
 
 around = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=5)
-secrets = st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=40).filter(
-    lambda text: text not in "[redacted]"
-)
+secrets = texts(min_size=6, max_size=40).filter(lambda text: text not in "[redacted]")
 
 
 @given(secret=secrets, before=around, after=around, rendering=st.sampled_from(["json", "text", "terminal"]))
@@ -584,12 +583,12 @@ def at_once(write: Callable[[], object], rendering: str) -> list[str]:
 
 
 values = st.one_of(
-    st.text(max_size=20),
+    texts(max_size=20),
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(),
     st.none(),
-    st.lists(st.text(max_size=5)),
+    st.lists(texts(max_size=5)),
 )
 
 

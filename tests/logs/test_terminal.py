@@ -66,7 +66,7 @@ def test_a_traceback_keeps_its_lines() -> None:
     ]  # fmt: skip
 
 
-words = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=200)
+words = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200)
 
 
 @given(

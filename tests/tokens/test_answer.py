@@ -13,6 +13,7 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.texts import CHARACTERS, texts
 from support.token_answers import GOOD
 
 from proxy.errors import TokenFetchError
@@ -28,8 +29,8 @@ PRIVATE = (CLIENT_ID, SECRET)
 WALL = 1_800_000_000.0
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts(), inner, max_size=3),
     max_leaves=5,
 )
 
@@ -356,12 +357,12 @@ def test_an_endpoint_that_repeats_the_credentials_is_withheld() -> None:
     assert SECRET not in str(refused(good(endpoint=f"https://{SECRET}.example")))
 
 
-@given(secret=st.text(min_size=1, max_size=40), before=st.text(max_size=300), after=st.text(max_size=300))
+@given(secret=texts(min_size=1, max_size=40), before=texts(max_size=300), after=texts(max_size=300))
 def test_no_secret_is_ever_quoted(secret: str, before: str, after: str) -> None:
     assert quotable(before + secret + after, (secret,)).startswith("[withheld") or len(before) > 900
 
 
-@given(text=st.text(max_size=2000))
+@given(text=texts(max_size=2000))
 def test_a_quote_is_one_printable_line(text: str) -> None:
     quoted = quotable(text, PRIVATE)
     assert len(quoted) <= 200
@@ -411,7 +412,7 @@ def test_what_isnt_a_date_is_none(value: str | None) -> None:
     assert http_date(value) is None
 
 
-@given(value=st.text())
+@given(value=texts())
 def test_no_text_breaks_the_reading_of_a_date(value: str) -> None:
     assert http_date(value) is None or math.isfinite(http_date(value) or 0)
 
@@ -468,7 +469,7 @@ def test_these_endpoints_may_not_have_the_token(url: str, allowed: list[str], wh
     assert why in found
 
 
-labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True, alphabet=CHARACTERS)
 
 
 @given(parts=st.lists(labels, min_size=1, max_size=5))
