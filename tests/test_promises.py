@@ -6,7 +6,6 @@ A sentence that changes fails here, until somebody has looked whether its tests 
 # ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -280,7 +279,7 @@ def test_the_tests_that_hold_the_promises_exist() -> None:
     named = {test for table in tables for tests in table.values() for test in tests}
     missing = []
     for file, name in sorted(tuple(test.split("::")) for test in named):
-        tree = ast.parse((TESTS / f"{file}.py").read_text(encoding="utf-8"))
-        if name not in {getattr(node, "name", "") for node in tree.body}:
+        text = (TESTS / f"{file}.py").read_text(encoding="utf-8")
+        if not re.search(rf"^(async )?def {name}\(", text, re.MULTILINE):
             missing.append(f"{file}::{name}")
     assert not missing

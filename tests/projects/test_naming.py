@@ -45,7 +45,7 @@ def likeness(name: str, found: list[str]) -> float:
 def test_no_known_name_is_more_like_it_than_the_one_that_is_found(
     known: list[str],
 ) -> None:
-    for _ in range(30):
+    for _ in range(10):
         name = typo(rng.choice(known))
         best = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         assert likeness(name, names_like(name, known)) == likeness(name, best)
@@ -61,7 +61,7 @@ def test_without_a_like_name_the_first_ten_are_named() -> None:
 def cpu_s(call: Callable[[], object]) -> float:
     """The least CPU time of several calls."""
     times = []
-    for _ in range(15):
+    for _ in range(5):
         began = time.thread_time()
         call()
         times.append(time.thread_time() - began)
