@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import together
 from support.texts import texts
 
 from proxy.foreign import decoded, gives_away, shown
@@ -51,7 +52,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+@together("spell", [pytest.param(spell, id=name) for name, spell in SPELLINGS.items()])
 @pytest.mark.parametrize("around", ["", "the secret {} is wrong", "key={}&x", "abc{}def", "<{}>"])
 def test_a_secret_is_found_in_any_spelling(spell: Callable[[str], str], around: str) -> None:
     text = (around or "{}").format(spell(SECRET))

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import together
 from support.texts import texts
 
 from proxy.origin import Origin
@@ -50,7 +51,7 @@ def test_a_base_url_is_scheme_host_and_port(url: str, origin: tuple[str, str, in
     assert str(Origin.parse(url)) == text
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "",

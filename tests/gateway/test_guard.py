@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from support.cases import together
 
 from proxy.errors import BadRequest, BadTarget, HostRefused, MethodRefused, OriginRefused, ProxyError
 from proxy.gateway.guard import Guard
@@ -74,7 +75,7 @@ def test_any_other_host_is_a_421_against_dns_rebinding(host: bytes) -> None:
     assert "server.allowed_hosts" in caught.value.message
 
 
-@pytest.mark.parametrize(
+@together(
     "host",
     [
         b"",
@@ -196,9 +197,7 @@ def test_ones_own_origin_passes(origin: bytes) -> None:
     assert check(b"POST /v1/x", b"Origin: " + origin) == b"/v1/x"
 
 
-@pytest.mark.parametrize(
-    "path", [b"/v1/x", b"/", b"/-/status", b"/-/metrics", b"/-/page.cssx", b"/-", b"/shop/-/"]
-)
+@together("path", [b"/v1/x", b"/", b"/-/status", b"/-/metrics", b"/-/page.cssx", b"/-", b"/shop/-/"])
 @pytest.mark.parametrize(
     "referer",
     [

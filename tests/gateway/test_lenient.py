@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.cases import together
 
 from proxy.contentsquare import SAFE_METHODS, changes_data
 from proxy.gateway.lenient import (
@@ -16,7 +17,7 @@ from proxy.gateway.lenient import (
 )
 
 
-@pytest.mark.parametrize(
+@together(
     "query",
     [
         "projectId=43",

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import together
 
 from proxy.contentsquare import Api
 from proxy.errors import BadTarget, UnknownProject
@@ -207,9 +208,7 @@ DOTS = [b"..", b".%2e", b"%2E.", b"%2e%2e", b"%2E%2e"]
 SEPARATORS = [b"/", b"\\", b"%2f", b"%2F", b"%5c", b"%5C"]
 
 
-@pytest.mark.parametrize(
-    ("dots", "before", "after"), list(itertools.product(DOTS, SEPARATORS, [*SEPARATORS, b""]))
-)
+@together(("dots", "before", "after"), list(itertools.product(DOTS, SEPARATORS, [*SEPARATORS, b""])))
 def test_dot_segments_that_leave_the_project_are_refused_in_every_spelling(
     dots: bytes, before: bytes, after: bytes
 ) -> None:

@@ -1,15 +1,16 @@
-"""Many cases in one test, where what they need takes longer to begin than each of them to run."""
+"""Many cases in one test, where to begin it takes longer than to run each of them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-Test = Callable[..., Awaitable[None]]
+Test = Callable[..., Any]
 
 
 def together(names: str | tuple[str, ...], cases: Iterable[object]) -> Callable[[Test], Test]:
@@ -22,21 +23,35 @@ def together(names: str | tuple[str, ...], cases: Iterable[object]) -> Callable[
 
     def decorate(test: Test) -> Test:
         @functools.wraps(test)
-        async def run(**others: Any) -> None:
+        async def run_all(**others: Any) -> None:
             for param in params:
-                values = dict(zip(wanted, param.values, strict=True))
-                try:
+                with _named(param, wanted) as values:
                     await test(**values, **others)
-                except BaseException as exc:
-                    exc.add_note(f"The case is {param.id or values!r}.")
-                    raise
 
+        @functools.wraps(test)
+        def call_all(**others: Any) -> None:
+            for param in params:
+                with _named(param, wanted) as values:
+                    test(**values, **others)
+
+        run = run_all if inspect.iscoroutinefunction(test) else call_all
         signature = inspect.signature(test)
         rest = [one for name, one in signature.parameters.items() if name not in wanted]
         vars(run)["__signature__"] = signature.replace(parameters=rest)
         return run
 
     return decorate
+
+
+@contextmanager
+def _named(param: Any, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The arguments of a case, which an error in it names."""
+    values = dict(zip(names, param.values, strict=True))
+    try:
+        yield values
+    except BaseException as exc:
+        exc.add_note(f"The case is {param.id or values!r}.")
+        raise
 
 
 def _param(case: Any, length: int) -> Any:

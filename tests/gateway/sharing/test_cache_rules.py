@@ -9,6 +9,7 @@ from email.utils import formatdate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import together
 
 from proxy.gateway.sharing.cache_rules import MAX_CONTENT_BYTES, Terms, Verdict, key_of, terms_of, verdict_of
 from proxy.http1 import RequestHead, parse_request_head, parse_response_head
@@ -147,7 +148,7 @@ def test_the_end_must_be_known_and_near() -> None:
 DATE = b"Date: Tue, 24 Nov 2026 10:00:00 GMT"
 
 
-@pytest.mark.parametrize(
+@together(
     ("lines", "lifetime_s"),
     [
         ((), math.inf),
