@@ -435,9 +435,8 @@ def serving(folder: Path, **environ: str) -> Iterator[Running]:
     (folder / "secret").touch(mode=0o600)
     (folder / "secret").write_text("canary-of-the-secret-file")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CSQ_", "CONTENTSQ"))}
-    with started(
-        "serve", "--config", str(folder / "config.toml"), environ={**kept, **environ}, cwd=folder
-    ) as proxy:
+    arguments = ("serve", "--config", str(folder / "config.toml"))
+    with started(*arguments, environ={**kept, **environ}, cwd=folder, anew=True) as proxy:
         proxy.listening()
         yield proxy
 
