@@ -147,7 +147,7 @@ def _asked(question: str, read: Callable[[str], T], usual: str | None, *, is_hid
             continue
         answer = cleaned(given)
         if answer != given.strip():
-            say("(Left out: characters that show nothing, or quotes around the answer.)")
+            say("(Left out: characters that show nothing, quotes around the answer, or Bearer before it.)")
         try:
             return read(answer)
         except ValueError as wrong:

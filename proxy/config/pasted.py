@@ -20,6 +20,7 @@ the empty Braille pattern, and the stand-in for bytes that were no text."""
 _BLANKS: Final = " \t"
 _PASTE_MARKS: Final = re.compile("\x1b\\[20[01]~")
 """A terminal puts these marks around pasted text where a program left bracketed paste on."""
+_BEARER: Final = re.compile(r"(?i:bearer)\s+")
 _QUOTES: Final = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb")
 _QUOTE_MARKS: Final = frozenset("".join(_QUOTES))
 _PLACEHOLDERS: Final = (
@@ -43,15 +44,19 @@ _PLACEHOLDER: Final = tuple((re.compile(rf"(?:{pattern})\Z"), fault) for pattern
 
 
 def cleaned(text: str) -> str:
-    """An answer as a person meant it: without blanks, line ends or quotes around it, or invisible ones.
+    """An answer as a person meant it: without quotes, blanks, ``Bearer`` and characters that show nothing.
 
     For questions only, where the person is told that something was left out. A setting is refused instead.
     """
     text = _PASTE_MARKS.sub("", text)
     value = "".join(one for one in text if one == "\ufffd" or not _shows_nothing(one)).strip()
-    while len(value) > 1 and value[0] + value[-1] in _QUOTES:
-        value = value[1:-1].strip()
-    return value
+    while True:
+        if len(value) > 1 and value[0] + value[-1] in _QUOTES:
+            value = value[1:-1].strip()
+        elif mark := _BEARER.match(value):
+            value = value[mark.end() :]
+        else:
+            return value
 
 
 def _shows_nothing(character: str) -> bool:

@@ -160,7 +160,7 @@ CAME_ALONG = str.maketrans("", "", " \t\"'\u201c\u201d\u00a0\u200b\u2060\u00ad\u
 
 def meant(value: str) -> str | None:
     """The value without what comes along when it is copied; None where it is still wrong then."""
-    found = value.strip("\n").translate(CAME_ALONG)
+    found = value.strip("\n").translate(CAME_ALONG).removeprefix("Bearer")
     return found if found in (CANARY, MIDDLE + CANARY) and "\t" not in value[:-2] else None
 
 
@@ -180,7 +180,21 @@ def test_init_leaves_out_what_came_along_with_a_copy_and_says_so(value: str, tmp
 def test_an_answer_is_cleaned_only_of_what_nobody_means() -> None:
     assert cleaned("\x1b[200~s3cret\x1b[201~") == "s3cret"
     assert cleaned("  `'s3cret'` ") == "s3cret"
-    for kept in ("a b", "'", "it's", '"a', "p\u00e9", "a\tb", "\ufffd", "\x1bx"):
+    for marked in ("Bearer s3cret", " bearer\t 's3cret'", '"Bearer s3cret"'):
+        assert cleaned(marked) == "s3cret"
+    for kept in (
+        "a b",
+        "'",
+        "it's",
+        '"a',
+        "p\u00e9",
+        "a\tb",
+        "\ufffd",
+        "\x1bx",
+        "Bearer",
+        "Bearers x",
+        "Basic eA==",
+    ):
         assert cleaned(kept) == kept
 
 
