@@ -157,7 +157,10 @@ def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
 
 
 @posix_only
-def test_a_file_that_others_can_read_is_told_before_a_secret_is_in_it(tmp_path: Path) -> None:
+def test_a_file_that_others_can_read_is_told_before_a_secret_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.config.files.READ_TIMEOUT_S", 0.1)
     path = tmp_path / "config.toml"
     path.write_bytes(FILES["comments"])
     path.chmod(0o644)

@@ -6,7 +6,8 @@ import asyncio
 import json
 from typing import Any
 
-from support.harness import OK, Gateway, Message, TokenServer, Upstream, close, gateway, read_message, until
+from support.cuts import reset
+from support.harness import OK, Gateway, Message, TokenServer, Upstream, gateway, read_message, until
 from support.storage import exporting
 
 from proxy.projects.recent import MOST_OF_ONE
@@ -127,7 +128,7 @@ async def test_a_cut_answer_is_an_error_and_an_abandoned_request_has_no_status()
         _, writer = await proxy.connect()
         writer.write(proxy.request(b"GET /v1/slow"))
         await came.wait()
-        await close(writer)
+        reset(writer)
         await until(lambda: len(proxy.app.overview.recent.after(0)) == 2)
         cut, left = await listed(proxy)
         assert (cut["status"], cut["source"], cut["error"]) == (200, "proxy", "PROXY_ANSWER_CUT")

@@ -484,7 +484,10 @@ def test_a_secret_in_the_environment_is_warned_of_once_by_the_variables_name(tmp
 # The network on the way
 
 
-async def test_tls_downgrade_a_certificate_of_nobody_we_trust_gets_neither_secret_nor_token() -> None:
+async def test_tls_downgrade_a_certificate_of_nobody_we_trust_gets_neither_secret_nor_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.gateway.tries.TOKEN_WAIT_S", 0.1)
     stranger = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     stranger.issue_cert("localhost").configure_cert(server)

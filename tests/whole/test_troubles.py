@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from support.harness import (
     OK,
     Gateway,
@@ -128,7 +129,8 @@ async def test_another_program_takes_the_slots() -> None:
         assert max(minute["waiting"] for minute in minutes) >= 2
 
 
-async def test_the_network_is_away() -> None:
+async def test_the_network_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.gateway.tries.TOKEN_WAIT_S", 0.1)
     vendor = {"auth_url": "https://no-such-host.invalid"}
     async with gateway(contentsquare=vendor) as proxy:
         assert (await proxy.call(b"GET /v1/segments")).status == 503
