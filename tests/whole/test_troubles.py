@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from support.harness import (
     OK,
     Gateway,
@@ -20,6 +19,9 @@ from support.harness import (
 )
 
 from proxy.app.app import App
+
+if TYPE_CHECKING:
+    import pytest
 
 KEY = "a-callers-key-0123456789"
 CROWDED = json.dumps({"success": False, "errorCode": "CONCURRENT_API_CALL"}).encode()
