@@ -64,6 +64,18 @@ def test_off_a_terminal_all_is_json_on_standard_error(environ: dict[str, str], t
     assert "client-secret" not in errors
 
 
+def test_a_sandbox_takes_callers_from_the_environment_so_that_other_computers_can_try_it(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ("serve", "--sandbox", "--host", "0.0.0.0", "--port", "0")  # noqa: S104 - with a key
+    refused = run(*arguments, environ=environ, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "define [callers]" in refused.stderr
+    environ["CSQ_PROXY_CALLERS__ME__KEY"] = "a-key-of-16-bytes-or-more"
+    with started(*arguments, environ=environ, cwd=tmp_path) as proxy:
+        assert get(f"{proxy.listening()}/demo-eu/v1/segments")[1]["errorCode"] == "PROXY_CALLER_UNKNOWN"
+
+
 @needs_signals
 def test_a_program_that_waits_for_listening_gets_it_at_each_level(
     environ: dict[str, str], config: Path
