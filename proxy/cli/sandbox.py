@@ -21,7 +21,7 @@ from proxy.sandbox import Sandbox, SandboxOptions
 from proxy.server.passed_sockets import PassedSocket
 
 _FROM_ENVIRONMENT = ("CSQ_PROXY_SERVER__", "CSQ_PROXY_CALLERS__", "CSQ_PROXY_LOG__")
-"""With a sandbox, the environment decides only where the proxy listens, for which callers, and how it logs."""
+"""With a sandbox, the environment decides only where the proxy listens, for which callers, how it logs."""
 
 
 async def serve_demo(flags: Mapping[str, object], passed: Sequence[PassedSocket], texts: PageTexts) -> None:

@@ -67,7 +67,7 @@ def test_off_a_terminal_all_is_json_on_standard_error(environ: dict[str, str], t
 def test_a_sandbox_takes_callers_from_the_environment_so_that_other_computers_can_try_it(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ("serve", "--sandbox", "--host", "0.0.0.0", "--port", "0")  # noqa: S104 - with a key
+    arguments = ("serve", "--sandbox", "--host", "0.0.0.0", "--port", "0")
     refused = run(*arguments, environ=environ, cwd=tmp_path)
     assert refused.returncode == 2
     assert "define [callers]" in refused.stderr
