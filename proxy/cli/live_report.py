@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from rich.markup import escape
-from rich.table import Column
+from rich.padding import Padding
 
 from proxy.cli.live_check import Finding, examine
 from proxy.cli.tables import Terminal, table
@@ -37,18 +37,25 @@ def collect(settings: Settings) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Show the findings as a table, and below it how many failed or warned."""
+    """Show the findings as a table, and below it how many failed or warned.
+
+    On a narrow terminal each finding is a paragraph: a column beside four others would break each word.
+    """
     terminal = Terminal()
-    longest = len("speed-analysis,") if terminal.is_narrow else None
-    short = (Column(name, max_width=longest, overflow="fold") for name in ("API", "checks"))
-    drawn = table("project", *short, "", "")
+    drawn = table("project", "API", "checks", "", "")
     rows = list(_rows(findings))
     for one in rows:
         step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
         colour = f"[{_COLOURS[one.result]}]{one.result}[/]"
-        said = escape(shown(one.message))
-        drawn.add_row(escape(one.project or "(all)"), one.api or "-", one.check, colour, said + step)
-    terminal.print(drawn)
+        said = escape(shown(one.message)) + step
+        if terminal.is_narrow:
+            place = " ".join(filter(None, (escape(one.project or "(all)"), one.api)))
+            terminal.print(f"{colour} {place}: {one.check}")
+            terminal.print(Padding(said, (0, 0, 0, 4)))
+        else:
+            drawn.add_row(escape(one.project or "(all)"), one.api or "-", one.check, colour, said)
+    if not terminal.is_narrow:
+        terminal.print(drawn)
     terminal.print(_summary(rows))
 
 

@@ -525,6 +525,11 @@ async def test_the_command_shows_a_table_and_ends_with_0(environ: dict[str, str]
     assert re.search(
         r"shop +data-export, metrics, +credentials, scope,.* ok +https://localhost:\d+ ", ended.stdout
     )
+    for columns in ("80", "50"):
+        own = {**environ, "COLUMNS": columns}
+        ended = await asyncio.to_thread(run, *ended.args[3:], environ=own, cwd=served.parent)
+        assert re.search(r"^ +https://localhost:\d+ can be reached *$", ended.stdout, re.MULTILINE)
+        assert "shop data-export, metrics," in ended.stdout
     ended = await asyncio.to_thread(check, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["ok"]) == (0, True)
