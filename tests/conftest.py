@@ -114,6 +114,11 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         gc.enable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests: with some short ones at their end, all workers end at the same time."""
+    items.sort(key=lambda item: item.path.parent.name != "whole")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _surroundings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
