@@ -73,7 +73,10 @@ class Generations:
             ),
             callers=Callers(settings.callers),
             guards=tuple(
-                Guard(listener.port, (*_own_address(listener), *settings.server.host_values))
+                Guard(
+                    listener.port or settings.server.port,  # a Unix socket is called by the same URLs
+                    (*_own_address(listener), *settings.server.host_values),
+                )
                 for listener in self._listeners
             ),
             owners=tuple(

@@ -109,6 +109,16 @@ async def test_a_unix_socket_is_served_beside_the_port_and_is_its_owners_alone(f
 
 
 @needs_unix
+async def test_a_unix_socket_may_be_called_by_the_url_of_the_port(folder: Path) -> None:
+    path, port = folder / "p.sock", free_port()
+    async with gateway(server={"port": port, "unix_socket": str(path)}):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost"):
+            assert (await ask(reader, writer, host)).body == b"ok"
+        await close(writer)
+
+
+@needs_unix
 async def test_a_stale_unix_socket_is_replaced(folder: Path) -> None:
     path = folder / "proxy.sock"
     with socket.socket(socket.AF_UNIX) as left_over:
