@@ -15,7 +15,7 @@ from proxy.config.changes import is_same
 from proxy.config.settings import Access, AccountSettings, ProjectSettings, Settings
 from proxy.gateway.callers import Callers
 from proxy.gateway.generation import Generation, Step
-from proxy.gateway.guard import Guard
+from proxy.gateway.guard import LOOPBACK_NAMES, Guard
 from proxy.gateway.outward import Outward, Plan
 from proxy.gateway.route import Router
 from proxy.logs import OnEvent
@@ -25,7 +25,7 @@ from proxy.projects.calls import MonthlyCalls
 from proxy.projects.renewals import Renewals
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
-from proxy.server.request import Listener
+from proxy.server.request import UNIX, Listener
 from proxy.upstream.loop import OwnListeners
 
 
@@ -74,8 +74,8 @@ class Generations:
             callers=Callers(settings.callers),
             guards=tuple(
                 Guard(
-                    listener.port or settings.server.port,  # a Unix socket is called by the same URLs
-                    (*_own_address(listener), *settings.server.host_values),
+                    listener.port,
+                    (*_own_hosts(listener, settings.server.port), *settings.server.host_values),
                 )
                 for listener in self._listeners
             ),
@@ -208,8 +208,13 @@ def _is_of(account: AccountSettings, project_id: int | None) -> bool:
     return account.projects is None or project_id in account.projects
 
 
-def _own_address(listener: Listener) -> Iterator[str]:
-    """The Host value of a listener on a loopback address such as 127.0.0.2, which DNS can't rebind."""
+def _own_hosts(listener: Listener, port: int) -> Iterator[str]:
+    """The Host value of a listener on a loopback address such as 127.0.0.2, which DNS can't rebind.
+
+    A Unix socket, which no web page reaches, is called by the URLs of the main ``port``, too.
+    """
+    if listener.url.startswith(UNIX):
+        yield from (f"{name}:{port}" for name in LOOPBACK_NAMES)
     with contextlib.suppress(ValueError):  # a Unix socket, or a name: that needs server.allowed_hosts
         origin = Origin.parse(listener.url)
         if origin.is_loopback:
