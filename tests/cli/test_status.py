@@ -226,33 +226,18 @@ async def test_another_server_is_not_taken_for_the_proxy_nor_followed_elsewhere(
 
 async def test_watching_goes_on_until_it_is_ended(tmp_path: Path) -> None:
     async with gateway(projects=PROJECTS) as proxy:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "proxy", "status", "--watch", "--json"),
-            *("--url", f"http://127.0.0.1:{proxy.port}"),
-            stdout=subprocess.PIPE,
-            limit=1 << 20,
-        )
-        assert process.stdout is not None
-        async with asyncio.timeout(WAIT_S):
-            uptimes = [json.loads(await process.stdout.readline())["uptime_s"] for _ in range(2)]
-            process.terminate()
-            await process.wait()
+        words = ("status", "--watch", "--json", "--url", f"http://127.0.0.1:{proxy.port}")
+        with commands.started(*words, environ=os.environ, cwd=tmp_path) as watching:
+            await asyncio.to_thread(watching.wait_for, r"\n.*\n")
+            uptimes = [json.loads(line)["uptime_s"] for line in watching.printed.splitlines()]
         assert uptimes[1] > uptimes[0]
 
 
 async def test_watching_without_a_terminal_is_a_table_each_time(tmp_path: Path) -> None:
     async with gateway(projects=PROJECTS) as proxy:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "proxy", "status", "--watch"),
-            *("--url", f"http://127.0.0.1:{proxy.port}"),
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        async with asyncio.timeout(WAIT_S):
-            for _ in range(2):
-                await process.stdout.readuntil(b"csq-proxy ")
-            process.terminate()
-            await process.wait()
+        words = ("status", "--watch", "--url", f"http://127.0.0.1:{proxy.port}")
+        with commands.started(*words, environ=os.environ, cwd=tmp_path) as watching:
+            await asyncio.to_thread(watching.wait_for, "(?s)csq-proxy .*csq-proxy ")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe's end is told otherwise there")
