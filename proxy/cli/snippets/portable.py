@@ -17,7 +17,7 @@ IN_CONTAINER = {
     "server.host": "left out, as the app calls 127.0.0.1",
     "server.tcp": "left out, as the app calls 127.0.0.1",
     "server.unix_socket": "give its path here, and mount its folder",
-    "server.tls_cert": "give its path here, and mount the file; the app and the probes must then speak TLS",
+    "server.tls_cert": "give its path here, and mount the file; the app must then speak TLS",
     "server.tls_key": "give its path here, and mount the file",
     "contentsquare.ca_file": "give its path here, and mount the file",
     "log.file": "left out: the platform collects the log from standard error",
