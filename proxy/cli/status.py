@@ -82,7 +82,7 @@ def _print_table(place: RunningProxy, status: dict[str, Any], *, watch: bool) ->
     shown = _table_of(place, status, terminal.width)
     if not watch:
         terminal.print(shown)
-    elif not terminal.is_terminal:
+    elif not terminal.is_terminal or terminal.is_dumb_terminal:
         terminal.print(shown)
         while sys.stdout is not None:  # None: the reader has closed the pipe
             time.sleep(EVERY_S)

@@ -28,6 +28,7 @@ from support.harness import (
     read_message,
     until,
 )
+from support.terminal import PROGRAM, in_terminal
 
 from proxy.cli.running_proxy import RunningProxy, Unreachable, find
 from proxy.config import load as configuration
@@ -237,6 +238,14 @@ async def test_watching_without_a_terminal_is_a_table_each_time(tmp_path: Path) 
     async with gateway(projects=PROJECTS) as proxy:
         words = ("status", "--watch", "--url", f"http://127.0.0.1:{proxy.port}")
         with commands.started(*words, environ=os.environ, cwd=tmp_path) as watching:
+            await asyncio.to_thread(watching.wait_for, "(?s)csq-proxy .*csq-proxy ")
+
+
+async def test_watching_on_a_terminal_that_moves_no_cursor_is_a_table_each_time(tmp_path: Path) -> None:
+    environ = {**os.environ, "TERM": "dumb"}
+    async with gateway(projects=PROJECTS) as proxy:
+        words = (*PROGRAM, "status", "--watch", "--url", f"http://127.0.0.1:{proxy.port}")
+        with in_terminal("", *words, environ=environ, cwd=tmp_path) as watching:
             await asyncio.to_thread(watching.wait_for, "(?s)csq-proxy .*csq-proxy ")
 
 
