@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from proxy.server.request import UNIX
 from proxy.upstream.tls import NAME_MISMATCHES, verify_alike
 
 TIMEOUT_S = 5.0
+_MOST_WAITS = 4
+_PIECE_BYTES = 64 * 1024
 MOST_ERROR_BYTES = 64 * 1024
 
 
@@ -128,7 +131,8 @@ class RunningProxy(NamedTuple):
     ) -> Answer:
         """A request to the proxy, with JSON as its ``content``, and the answer of any status.
 
-        ``timeout_s`` bounds each wait for the next bytes. Raises `Unreachable`.
+        ``timeout_s`` bounds each wait for the next bytes, and `_MOST_WAITS` times that the whole content.
+        Raises `Unreachable`.
         """
         socket_path = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
         base = self.url if socket_path is None else "http://localhost"
@@ -144,7 +148,7 @@ class RunningProxy(NamedTuple):
             handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
-                return Answer(answer.status, answer.headers, answer.read())
+                return Answer(answer.status, answer.headers, self._content(answer, _MOST_WAITS * timeout_s))
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, error.headers, error.read(MOST_ERROR_BYTES))
@@ -152,6 +156,17 @@ class RunningProxy(NamedTuple):
             raise self.stranger() from None
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
+
+    def _content(self, answer: http.client.HTTPResponse, limit_s: float) -> bytes:
+        end = time.monotonic() + limit_s
+        parts = []
+        while part := answer.read1(_PIECE_BYTES):
+            parts.append(part)
+            if time.monotonic() > end:
+                raise Unreachable(f"{self.url}: its answer doesn't end; is it a csq-proxy?")
+        if answer.length:
+            raise http.client.IncompleteRead(b"")
+        return b"".join(parts)
 
     def stranger(self) -> Unreachable:
         """The error for an answer that isn't ours."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run, run_anew
-from support.harness import RawServer, Upstream, free_port, gateway
+from support.harness import RawServer, Upstream, free_port, gateway, next_request
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 
@@ -55,6 +55,20 @@ async def test_it_ends_with_1_after_the_time_and_at_once_where_waiting_is_no_use
         code, errors = await wait(server.url, timeout_s, environ, tmp_path)
     assert code == 1
     assert says in errors
+
+
+async def test_an_answer_without_an_end_does_not_hold_it_up(environ: dict[str, str], tmp_path: Path) -> None:
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await next_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"data: x\n\n")
+            await asyncio.sleep(0.01)
+
+    async with RawServer(stream) as server:
+        code, errors = await wait(server.url, "0", environ, tmp_path)
+    assert code == 1
+    assert "its answer doesn't end; is it a csq-proxy?" in errors
 
 
 async def test_a_proxy_that_never_comes_is_told(environ: dict[str, str], tmp_path: Path) -> None:
