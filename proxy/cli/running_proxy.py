@@ -209,10 +209,12 @@ class RunningProxy(NamedTuple):
             return f"{self.url}: no TLS there; give the --url that csq-proxy printed at its start"
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         others = f"; passed over: {', '.join(self.passed_over)}" if self.passed_over else ""
-        return (
-            f"{self.url}: can't be reached ({why}): it isn't running, or it is stopping;"
-            f" to start it: csq-proxy serve{others}"
-        )
+        way = "it isn't running, or it is stopping; to start it: csq-proxy serve"
+        if isinstance(reason, PermissionError):
+            way = "run this as the user that runs the proxy"
+        elif isinstance(reason, socket.gaierror):
+            way = "correct the name"
+        return f"{self.url}: can't be reached ({why}): {way}{others}"
 
     def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
         if error.verify_code in NAME_MISMATCHES:

@@ -297,6 +297,25 @@ async def test_the_address_of_a_project_is_not_the_proxy_s() -> None:
     assert find(None, "http://127.0.0.1:8277/", None).url == "http://127.0.0.1:8277"
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied"), "run this as the user that runs the proxy"),
+        (socket.gaierror(-2, "Name or service not known"), "correct the name"),
+        (ConnectionRefusedError(111, "Connection refused"), "it isn't running, or it is stopping"),
+    ],
+)
+async def test_the_way_out_fits_the_reason(
+    error: OSError, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(Unreachable, match=f"can't be reached \\({error.strerror}\\): {says}"):
+        await asyncio.to_thread(RunningProxy("http://127.0.0.1:1", None, None).status)
+
+
 async def test_a_key_file_without_a_key_is_told_at_once(tmp_path: Path) -> None:
     for content in (b"", b"one\ntwo", "cl\u00e9".encode(), b"\xff"):
         (tmp_path / "key").write_bytes(content)
