@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -79,34 +77,11 @@ def _try_hypothesis(_: None) -> None:
     """At its first use Hypothesis looks for what refers to its random numbers; what is frozen isn't found."""
 
 
-class _NotRun:
-    """A module that pytest prepares and can't run, since it has no namespace."""
-
-    __slots__ = ("__name__", "__spec__")
-
-    def __init__(self, path: Path) -> None:
-        self.__name__ = path.stem
-        self.__spec__ = spec_from_file_location(path.stem, path)
-
-
-def _prepare_share(config: pytest.Config) -> None:
-    """Let each worker prepare some test modules. Else all of them would prepare all, at the same time."""
-    prepare = getattr(config.pluginmanager.rewrite_hook, "exec_module", None)
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if prepare is None or workers == 1 or config.args != config.getini("testpaths"):
-        return
-    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-    for path in sorted(Path(__file__).parent.rglob("test_*.py"))[number::workers]:
-        with contextlib.suppress(AttributeError):
-            prepare(_NotRun(path))
-
-
 @pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+def pytest_collection() -> Generator[None, object, object]:
     """The thousands of collected tests stay: the garbage collector doesn't look at them again and again."""
     gc.disable()
     try:
-        _prepare_share(session.config)
         return (yield)
     finally:
         _try_hypothesis()
