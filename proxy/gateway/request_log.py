@@ -18,6 +18,8 @@ from proxy.server.request_id import request_id, trace_id
 
 LONGEST_ROUTE: Final = 128
 _PROBES: Final = frozenset((b"/-/healthy", b"/-/ready", b"/-/metrics", b"/-/status", b"/-/requests"))
+_USUAL: Final = {b"/-/ready": 503, b"/-/healthy": 401}
+"""Answers that tell a probe all that it asks for: not ready; alive, though callers need a key."""
 # Up to four short words of letters that aren't a number in base 16.
 _WORD: Final = re.compile(rb"(?![a-f]{8,}\Z)(?![a-z-]{41})[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
 _IN_WORDS: Final = b"abcdefghijklmnopqrstuvwxyz-"
@@ -113,7 +115,7 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
 def _is_probe(request: Request) -> bool:
     """Whether the request is a regular look at the proxy's state, and got a usual answer."""
     path = request.head.target.partition(b"?")[0]
-    return path in _PROBES and (request.status < 400 or (request.status == 503 and path == b"/-/ready"))
+    return path in _PROBES and (request.status < 400 or request.status == _USUAL.get(path))
 
 
 def _event(request: Request) -> str:

@@ -249,6 +249,14 @@ async def test_a_proxy_that_is_not_ready_says_so_quietly(logged: Logged) -> None
         assert logged() == []
 
 
+async def test_a_probe_without_a_key_is_quiet(logged: Logged) -> None:
+    async with gateway(callers={"one": {"key": "key-of-one-0123456789abcdef012345"}}) as proxy:
+        assert (await proxy.call(b"GET /-/healthy")).status == 401  # alive, by csq-proxy health
+        assert logged() == []
+        assert (await proxy.call(b"GET /-/status")).status == 401
+        assert [line["route"] for line in logged()] == ["/-/status"]
+
+
 # ---- which request is which
 
 
