@@ -54,17 +54,20 @@ class _Output(io.TextIOWrapper):
     def _telling(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as exc:
+            self._leave()
+            if isinstance(exc, BrokenPipeError):
+                raise
             if sys.platform == "win32" and exc.errno == errno.EINVAL:  # its word for a broken pipe
                 raise BrokenPipeError(errno.EPIPE, exc.strerror) from None
             self._lost = f"standard output: can't be written ({exc.strerror}), so some of it is missing"
-            self._leave()
             raise OutputLost(self._lost) from None
 
     def _leave(self) -> None:
-        """Throw unwritten output away: Python's own try to write it at exit would make the exit code 120."""
+        """Throw unwritten output away: Python's own try to write it would fail, at the end at the latest.
+
+        That would make the exit code 120, and from 3.14 on print an error.
+        """
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
