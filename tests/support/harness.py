@@ -161,6 +161,8 @@ class RawServer:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except BaseException as exc:
+            if isinstance(exc, RuntimeError) and writer.is_closing():
+                return  # uvloop refuses a write to a connection that the other side has closed
             self.errors.append(exc)
             raise
         finally:
