@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from proxy.config.files import read
-from proxy.config.settings import WILDCARDS
+from proxy.config.settings import LOCALHOST, WILDCARDS
 from proxy.config.trust import READABLE
 from proxy.errors import ConfigError
 from proxy.http1 import date_now
@@ -37,8 +37,6 @@ SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
 LINGER_S = 5.0
 """How long the rest of a plain request is read and dropped."""
 _PIECE_BYTES: Final = 64 * 1024
-_LOCALHOST: Final = ("127.0.0.1", "::1")
-"""Its addresses; 127.0.0.2 is loopback, too, but isn't reached by the name."""
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"
 _USE_HTTPS = (
@@ -76,7 +74,7 @@ def host_in_urls(host: str, cert: Path | None) -> str:
     """
     if host in WILDCARDS:
         return "localhost"
-    if cert is not None and host in _LOCALHOST:
+    if cert is not None and host in LOCALHOST:  # 127.0.0.2 is loopback, too, but isn't reached by the name
         with contextlib.suppress(OSError, ValueError):  # the start, or a reload, tells the fault
             address = ip_address(host).packed
             pem = _CERTIFICATE.search(read(cert, advice=READABLE).data)
