@@ -72,7 +72,7 @@ def _load(
     environ = os.environ if environ is None else environ
     path, others = find_config_file(config_file, environ) if search or config_file else Found(None)
     loading = _read_all(path, overrides or {}, environ)
-    settings = loading.settings(path, others)
+    settings = loading.settings(others)
     loading.faults.extend(loading.line(fault) for fault in checks.check(settings) if loading.stands(fault))
     if not loading.faults and not (settings.projects or settings.accounts):
         raise NothingConfigured(
@@ -118,7 +118,7 @@ def _part_of(
     given = _prepared(overrides, schema(), cwd, environ)
     env = _prepared(part_of(found.values), schema(), cwd, environ)
     file = _prepared(part_of(file), schema(), path.parent if path else cwd, environ)
-    settings = _Loading(given, env, file, found.names, faults).settings(path)
+    settings = _Loading(given, env, file, found.names, faults, source=path).settings()
     if faults:
         raise ConfigError(*faults)
     return settings
@@ -153,6 +153,7 @@ def _read_all(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[
         _prepared(file, schema(), folder, environ),
         found.names,
         faults,
+        source=path,
     )
     loading.fetch_secrets(folder)
     for key in found.refused:
@@ -163,7 +164,7 @@ def _read_all(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[
 class _Loading:
     """One load: the layers, and the faults that were found so far.
 
-    ``names`` has the environment variable behind each key. `broken` are the keys with a fault, so that a
+    ``names`` has the environment variable behind each key, ``source`` is the file. `broken` are the keys with a fault, so that a
     consequence of the fault isn't reported as a second fault.
     """
 
@@ -174,6 +175,8 @@ class _Loading:
         file: Layer,
         names: Mapping[tuple[str, ...], str],
         faults: list[str],
+        *,
+        source: Path | None,
     ) -> None:
         self.faults = faults
         self.broken: set[KeyPath] = set()
@@ -182,22 +185,21 @@ class _Loading:
         self._secrets: Layer = {}
         self._file = file
         self._names = names
-        self._source: Path | None = None
+        self._source = source
 
     @property
     def _layers(self) -> tuple[Layer, ...]:
         return self._overrides, self._env, self._secrets, self._file
 
-    def settings(self, source: Path | None, passed_over: tuple[str, ...] = ()) -> Settings:
+    def settings(self, passed_over: tuple[str, ...] = ()) -> Settings:
         """The settings as far as they are valid: each fault is noted, and its value is left out.
 
         So the checks can judge the rest, and one start shows every fault.
         """
-        self._source = source
         for _ in range(_MOST_ROUNDS):
             try:
                 variables = tuple(self._secret_variables())
-                return Settings.of_layers(self._layers, source, variables, passed_over)
+                return Settings.of_layers(self._layers, self._source, variables, passed_over)
             except ValidationError as invalid:
                 before = frozenset(self.broken)
                 for error in invalid.errors(include_url=False):
