@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -45,6 +46,20 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: object) -> None:
         """`urllib.request` calls this method; None makes the redirect an error."""
+
+
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Takes an answer of any status for an answer: none is an exception, and no redirect is followed."""
+
+    def http_response(
+        self,
+        request: urllib.request.Request,  # noqa: ARG002
+        response: http.client.HTTPResponse,
+    ) -> http.client.HTTPResponse:
+        """`urllib.request` calls this method for each answer."""
+        return response
+
+    https_response = http_response
 
 
 class _UnixHandler(urllib.request.HTTPHandler):
@@ -141,31 +156,32 @@ class RunningProxy(NamedTuple):
             request.add_header("Content-Type", "application/json")
         if self.key:
             request.add_header("X-API-Key", self.key)
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), NoRedirect()]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _AnyStatus()]
         if socket_path is not None:
             handlers.append(_UnixHandler(socket_path, self._tls() if self.cert else None))
         elif self.url.startswith("https:"):
             handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
-                return Answer(answer.status, answer.headers, self._content(answer, _MOST_WAITS * timeout_s))
-        except urllib.error.HTTPError as error:
-            with error:
-                return Answer(error.code, error.headers, error.read(MOST_ERROR_BYTES))
+                is_error = answer.status >= 300
+                content = self._content(answer, timeout_s, MOST_ERROR_BYTES if is_error else sys.maxsize)
+                if answer.length and not is_error:
+                    raise http.client.IncompleteRead(content)
+                return Answer(answer.status, answer.headers, content)
         except http.client.HTTPException:
             raise self.stranger() from None
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
 
-    def _content(self, answer: http.client.HTTPResponse, limit_s: float) -> bytes:
-        end = time.monotonic() + limit_s
-        parts = []
-        while part := answer.read1(_PIECE_BYTES):
+    def _content(self, answer: http.client.HTTPResponse, timeout_s: float, most_bytes: int) -> bytes:
+        """The content, up to ``most_bytes``. Raises `Unreachable` where it has no end."""
+        end = time.monotonic() + _MOST_WAITS * timeout_s
+        parts: list[bytes] = []
+        while part := answer.read1(min(_PIECE_BYTES, most_bytes)):
             parts.append(part)
+            most_bytes -= len(part)
             if time.monotonic() > end:
                 raise Unreachable(f"{self.url}: its answer doesn't end; is it a csq-proxy?")
-        if answer.length:
-            raise http.client.IncompleteRead(b"")
         return b"".join(parts)
 
     def stranger(self) -> Unreachable:

@@ -57,10 +57,13 @@ async def test_it_ends_with_1_after_the_time_and_at_once_where_waiting_is_no_use
     assert says in errors
 
 
-async def test_an_answer_without_an_end_does_not_hold_it_up(environ: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [200, 503])
+async def test_an_answer_without_an_end_does_not_hold_it_up(
+    status: int, environ: dict[str, str], tmp_path: Path
+) -> None:
     async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await next_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Type: text/event-stream\r\n\r\n" % status)
         while not writer.is_closing():
             writer.write(b"data: x\n\n")
             await asyncio.sleep(0.01)
@@ -69,6 +72,18 @@ async def test_an_answer_without_an_end_does_not_hold_it_up(environ: dict[str, s
         code, errors = await wait(server.url, "0", environ, tmp_path)
     assert code == 1
     assert "its answer doesn't end; is it a csq-proxy?" in errors
+
+
+async def test_an_error_whose_content_does_not_come_is_told(environ: dict[str, str], tmp_path: Path) -> None:
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await next_request(reader)
+        writer.write(b"HTTP/1.1 503 X\r\nContent-Length: 9\r\n\r\n")
+        await reader.read()
+
+    async with RawServer(stall) as server:
+        code, errors = await wait(server.url, "0", environ, tmp_path)
+    assert code == 1
+    assert "can't be reached (timed out)" in errors
 
 
 async def test_a_proxy_that_never_comes_is_told(environ: dict[str, str], tmp_path: Path) -> None:
