@@ -164,8 +164,8 @@ def _read_all(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[
 class _Loading:
     """One load: the layers, and the faults that were found so far.
 
-    ``names`` has the environment variable behind each key, ``source`` is the file. `broken` are the keys with a fault, so that a
-    consequence of the fault isn't reported as a second fault.
+    ``names`` has the environment variable behind each key, ``source`` is the file. `broken` are the keys
+    with a fault, so that a consequence of the fault isn't reported as a second fault.
     """
 
     def __init__(
