@@ -15,7 +15,6 @@ Must not know OAuth, configuration, or how a caller's connection works.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -148,10 +147,12 @@ class Exchange:
         if error is not None:
             self.request.facts.refusal = error
         else:
-            self.hold_slot(self._queued_at)
+            self._slots = self._queued_at
             lease = self.project.keeper(self.api).current()
-            with contextlib.suppress(Exception):  # `run` meets the same error again and answers it
+            try:
                 is_sent = lease is not None and self._send_on_idle(lease)
+            except Exception:  # noqa: BLE001 - `run` meets the same error again and answers it
+                is_sent = False
         if not is_sent:
             self.request.connection.interrupted()
         return True

@@ -54,6 +54,7 @@ class Slots:
     """``limit`` slots. Each `acquire`, or `try_acquire` that returned True, needs one `release`."""
 
     def __init__(self, limit: int) -> None:
+        self._loop = asyncio.get_running_loop()
         self.in_use = 0
         self.waiting = 0
         self._limit = 0
@@ -66,7 +67,7 @@ class Slots:
         self._has_grown = False  # the last change of the allowance was a growth
         self._cool_down_s = COOL_DOWN_S[0]
         self._refused_at = -math.inf
-        self._turns = Turns(self._end_overdue)
+        self._turns = Turns(self._end_overdue, self._loop)
         self._release_every_s: float | None = None  # smoothed, and measured only while a request waits
         self._released_at = 0.0
         self._successor: Slots | None = None
@@ -121,7 +122,7 @@ class Slots:
             self._successor.note_refusal()
             return
         self.minutes.refused += 1
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if self.in_use <= self._allowance:  # else an earlier refusal took this request's slot off, too
             self._shrink(now)
         self._refused_at = now
@@ -151,7 +152,7 @@ class Slots:
 
     def _leave_one_empty(self) -> None:
         """All slots of the allowance are in use, and one comes free: leave it empty, if that is due."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if self._gap_at is not None:
             if now < self._gap_at:
                 return
@@ -163,7 +164,7 @@ class Slots:
         if self._opening is not None:
             self._opening.cancel()
         self._open = until_then
-        self._opening = asyncio.get_running_loop().call_later(wait_s, self._open_all)
+        self._opening = self._loop.call_later(wait_s, self._open_all)
 
     def _open_all(self) -> None:
         self._open = self._allowance
@@ -179,7 +180,7 @@ class Slots:
             return
         self._answers += 1
         grow_at = self._refused_at + self._cool_down_s
-        if self._answers >= self._allowance and asyncio.get_running_loop().time() >= grow_at:
+        if self._answers >= self._allowance and self._loop.time() >= grow_at:
             self._answers = 0
             self._has_grown = True
             self._allowance += 1
@@ -205,7 +206,7 @@ class Slots:
         """
         if self.try_acquire():
             return
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[None] = self._loop.create_future()
 
         def on_end(error: QueueTimeout | None) -> bool:
             if over.done():  # cancelled
@@ -251,9 +252,10 @@ class Slots:
         """Wait for a slot, as `acquire` does, but without a task; see `Turn`."""
         if self._successor is not None:
             return self._successor.enqueue(caller, timeout_s, on_end, first=first)
-        turn = Turn(caller, timeout_s, on_end)
+        now = self._loop.time()
+        turn = Turn(caller, timeout_s, now + timeout_s, on_end)
         if not self.waiting:
-            self._released_at = asyncio.get_running_loop().time()
+            self._released_at = now
         self._turns.add(turn, first=first)
         self.waiting += 1
         self.minutes.note(self.in_use, self.waiting)
@@ -282,7 +284,7 @@ class Slots:
                 self.in_use -= 1
 
     def _measure(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         took_s = now - self._released_at
         before = self._release_every_s
         self._release_every_s = took_s if before is None else before + (took_s - before) / 8
@@ -290,7 +292,7 @@ class Slots:
 
     def _retry_after_s(self) -> int:
         """Seconds until each request that waits now would have a slot, at the pace of the last releases."""
-        every_s = max(self._release_every_s or 0.0, asyncio.get_running_loop().time() - self._released_at)
+        every_s = max(self._release_every_s or 0.0, self._loop.time() - self._released_at)
         return max(1, min(RETRY_AFTER_CAP_S, math.ceil(every_s * (self.waiting + 1))))
 
 

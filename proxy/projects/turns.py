@@ -18,7 +18,7 @@ _TICK_S = 0.001
 
 
 class Turn:
-    """The place of one request in a queue, for ``timeout_s`` seconds.
+    """The place of one request in a queue, for ``timeout_s`` seconds: until ``deadline``, by the loop's clock.
 
     ``on_end`` is called once, unless the request leaves the queue before that: with None, the request has a
     slot; with a `QueueTimeout`, it has none. ``on_end`` raises nothing, and returns False where it doesn't
@@ -28,19 +28,24 @@ class Turn:
     __slots__ = ("caller", "deadline", "on_end", "timeout_s")
 
     def __init__(
-        self, caller: Hashable, timeout_s: float, on_end: Callable[[QueueTimeout | None], bool]
+        self,
+        caller: Hashable,
+        timeout_s: float,
+        deadline: float,
+        on_end: Callable[[QueueTimeout | None], bool],
     ) -> None:
         self.caller = caller
         self.timeout_s = timeout_s
-        self.deadline = asyncio.get_running_loop().time() + timeout_s
+        self.deadline = deadline
         self.on_end = on_end
 
 
 class Turns:
     """The turns of all callers. ``on_overdue`` is called with each turn that is out of time."""
 
-    def __init__(self, on_overdue: Callable[[Turn], None]) -> None:
+    def __init__(self, on_overdue: Callable[[Turn], None], loop: asyncio.AbstractEventLoop) -> None:
         self._on_overdue = on_overdue
+        self._loop = loop
         # The caller with the next turn is first. Each turn can leave in O(1).
         self._by_caller: OrderedDict[Hashable, OrderedDict[Turn, None]] = OrderedDict()
         self._next_look = math.inf
@@ -96,10 +101,10 @@ class Turns:
         if self._timer is not None:
             self._timer.cancel()
         self._next_look = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._end_overdue)
+        self._timer = self._loop.call_at(when, self._end_overdue)
 
     def _end_overdue(self) -> None:
-        now = asyncio.get_running_loop().time() + _TICK_S
+        now = self._loop.time() + _TICK_S
         for turn in [turn for turn in self if turn.deadline <= now]:
             if self.remove(turn):
                 self._on_overdue(turn)

@@ -550,7 +550,7 @@ async def test_what_the_cloud_says_after_the_move_is_the_shared_slots_business()
     assert shared.in_use == 0
 
 
-def test_one_project_has_the_same_slots_under_all_its_names_and_a_new_limit_is_for_all() -> None:
+async def test_one_project_has_the_same_slots_under_all_its_names_and_a_new_limit_is_for_all() -> None:
     shared = SharedSlots(10)
     shop, same, other, unknown = shared.of(42), shared.of(42), shared.of(43), shared.of(None)
     assert shop is same
