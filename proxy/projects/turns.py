@@ -18,7 +18,7 @@ _TICK_S = 0.001
 
 
 class Turn:
-    """The place of one request in a queue, for ``timeout_s`` seconds: until ``deadline``, by the loop's clock.
+    """The place of one request in a queue, for ``timeout_s`` seconds: until ``deadline`` by the loop's clock.
 
     ``on_end`` is called once, unless the request leaves the queue before that: with None, the request has a
     slot; with a `QueueTimeout`, it has none. ``on_end`` raises nothing, and returns False where it doesn't
