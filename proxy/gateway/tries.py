@@ -42,7 +42,7 @@ async def run(exchange: Exchange) -> bool:
     slots = exchange.project.slots
     uploads = slots.uploads
     try:
-        holds_place = await uploads.enter(body, max(1, slots.limit // 2), exchange.queue_timeout_s)
+        await uploads.enter(body, max(1, slots.limit // 2), exchange.queue_timeout_s)
     except TimeoutError:
         if body.is_paused:  # the proxy itself reads no further
             raise QueueTimeout(
@@ -54,8 +54,7 @@ async def run(exchange: Exchange) -> bool:
     try:
         return await tries.until_answered()
     finally:
-        if holds_place:
-            uploads.leave()
+        uploads.leave(body)
 
 
 class _Tries:

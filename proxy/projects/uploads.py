@@ -26,50 +26,64 @@ class Content(Protocol):
 
 
 class Uploads:
-    """The places of one project. Each `enter` that returned True needs one `leave`."""
+    """The places of one project. Each content that may `enter` has to `leave`, in any case."""
 
     def __init__(self) -> None:
-        self.running = 0
-        self._waiting: OrderedDict[asyncio.Future[bool], None] = OrderedDict()
+        self._inside: set[Content] = set()
+        self._waiting: OrderedDict[asyncio.Future[None], Content] = OrderedDict()
+
+    @property
+    def running(self) -> int:
+        """How many requests hold a place."""
+        return len(self._inside)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for a place or for the end of their content."""
         return len(self._waiting)
 
-    async def enter(self, content: Content, limit: int, wait_s: float) -> bool:
-        """Take one of ``limit`` places, or wait for one. False: no more content comes, so none is needed.
+    async def enter(self, content: Content, limit: int, wait_s: float) -> None:
+        """Take one of ``limit`` places until `leave` or the end of the content, or wait for one.
 
-        Raises TimeoutError after ``wait_s`` seconds.
+        Where the content has ended, none is needed. Raises TimeoutError after ``wait_s`` seconds.
         """
         if content.complete or content.broken is not None:
-            return False
-        if self.running < limit:
-            self.running += 1
-            return True
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = None
+            return
+        if len(self._inside) < limit:
+            self._let_in(content)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = content
         content.on_end = lambda: self._settle(turn)
         try:
             async with asyncio.timeout(wait_s):
-                return await turn
+                await turn
         except BaseException:
-            if turn.done() and not turn.cancelled() and turn.result():
-                self.leave()
-            raise
-        finally:
-            content.on_end = None
             self._waiting.pop(turn, None)
+            content.on_end = None
+            self.leave(content)
+            raise
 
-    def leave(self) -> None:
-        """Give a place back; the request that has waited longest gets it."""
+    def leave(self, content: Content) -> None:
+        """Give the content's place back, if it has one; the request that has waited longest gets it."""
+        if content not in self._inside:
+            return
+        self._inside.remove(content)
+        content.on_end = None
         while self._waiting:
-            turn, _ = self._waiting.popitem(last=False)
+            turn, first = self._waiting.popitem(last=False)
             if not turn.done():  # a cancelled turn is done
-                turn.set_result(True)
+                self._let_in(first)
+                turn.set_result(None)
                 return
-        self.running -= 1
 
-    def _settle(self, turn: asyncio.Future[bool]) -> None:
-        if self._waiting.pop(turn, turn) is None and not turn.done():
-            turn.set_result(False)
+    def _let_in(self, content: Content) -> None:
+        self._inside.add(content)
+        content.on_end = lambda: self.leave(content)
+
+    def _settle(self, turn: asyncio.Future[None]) -> None:
+        content = self._waiting.pop(turn, None)
+        if content is not None:
+            content.on_end = None
+            if not turn.done():
+                turn.set_result(None)

@@ -177,7 +177,8 @@ class CloudConnection(asyncio.BufferedProtocol):
     def fail_if_silent(self, limit_s: float) -> None:
         """Fail the exchange if no byte moved for ``limit_s`` seconds in either direction, or the way died."""
         if self._loop.time() - self.last_activity > limit_s:
-            self._fail(UpstreamSilent(f"no byte for {limit_s:g} s"))
+            silence = "its caller took no byte" if self._paused else "no byte"
+            self._fail(UpstreamSilent(f"{silence} for {limit_s:g} s"))
         elif self._is_way_dead():
             self._fail(WayDied(_WAY_DIED))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import socket
 import ssl
@@ -175,11 +176,15 @@ async def test_a_reader_that_stands_still_for_the_idle_time_is_let_go() -> None:
         _, writer = await proxy.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(proxy.request(b"GET /x"))
-        slots = next(iter(proxy.app.projects())).slots
+        [project] = proxy.app.projects()
         async with asyncio.timeout(WAIT_S):
             await started.wait()
-            while slots.in_use:
+            while project.slots.in_use:
                 await asyncio.sleep(0.005)
+        [error] = project.measures.last_errors
+        assert error.message == "The answer was cut: its caller took no byte for 0.05 s. Send it again."
+        shown = json.loads((await proxy.call(b"GET /-/status")).content)["projects"]["shop"]["health"]
+        assert (shown["state"], shown["side"]) == ("degraded", "caller")
         writer.transport.abort()
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from support.harness import WAIT_S, Gateway, Upstream, gateway, until
+from support.harness import WAIT_S, Gateway, Held, Upstream, gateway, until
 
 from proxy.projects.uploads import Uploads
 
 
-@dataclass
+@dataclass(eq=False)
 class Content:
     complete: bool = False
     broken: object = None
@@ -26,59 +26,74 @@ class Content:
 
 async def test_complete_content_needs_no_place() -> None:
     uploads = Uploads()
-    assert not await uploads.enter(Content(complete=True), 1, WAIT_S)
+    await uploads.enter(Content(complete=True), 1, WAIT_S)
     assert uploads.running == 0
 
 
 async def test_so_many_are_let_in_and_the_others_as_places_become_free_in_their_order() -> None:
     uploads = Uploads()
-    assert [await uploads.enter(Content(), 2, WAIT_S) for _ in range(2)] == [True, True]
-    waiting = [asyncio.create_task(uploads.enter(Content(), 2, WAIT_S)) for _ in range(2)]
+    first, second, third, fourth = (Content() for _ in range(4))
+    await uploads.enter(first, 2, WAIT_S)
+    await uploads.enter(second, 2, WAIT_S)
+    waiting = [asyncio.create_task(uploads.enter(content, 2, WAIT_S)) for content in (third, fourth)]
     await asyncio.sleep(0)
     assert (uploads.running, uploads.waiting) == (2, 2)
-    uploads.leave()
-    assert await waiting[0]
+    uploads.leave(first)
+    await waiting[0]
     assert not waiting[1].done()
-    uploads.leave()
-    assert await waiting[1]
-    uploads.leave()
-    uploads.leave()
+    uploads.leave(second)
+    await waiting[1]
+    uploads.leave(third)
+    uploads.leave(fourth)
     assert (uploads.running, uploads.waiting) == (0, 0)
 
 
+async def test_a_content_that_ends_gives_its_place_to_the_next_one() -> None:
+    uploads, first, second = Uploads(), Content(), Content()
+    await uploads.enter(first, 1, WAIT_S)
+    task = asyncio.create_task(uploads.enter(second, 1, WAIT_S))
+    await asyncio.sleep(0)
+    first.end()
+    await task
+    assert (uploads.running, uploads.waiting) == (1, 0)
+    uploads.leave(first)  # its answer came
+    assert uploads.running == 1
+    second.end()
+    assert uploads.running == 0
+
+
 async def test_a_waiter_whose_content_ends_goes_on_without_a_place() -> None:
-    uploads, content = Uploads(), Content()
-    assert await uploads.enter(Content(), 1, WAIT_S)
+    uploads, first, content = Uploads(), Content(), Content()
+    await uploads.enter(first, 1, WAIT_S)
     task = asyncio.create_task(uploads.enter(content, 1, WAIT_S))
     await asyncio.sleep(0)
     content.end()
-    assert not await task
-    uploads.leave()
+    await task
+    uploads.leave(first)
     assert uploads.running == 0
 
 
 @pytest.mark.parametrize("at", ["before its turn", "at its turn", "as its turn comes", "as its content ends"])
 async def test_a_waiter_that_leaves_takes_no_place_along(at: str) -> None:
-    uploads, content = Uploads(), Content()
-    assert await uploads.enter(Content(), 1, WAIT_S)
+    uploads, first, content = Uploads(), Content(), Content()
+    await uploads.enter(first, 1, WAIT_S)
     task = asyncio.create_task(uploads.enter(content, 1, WAIT_S))
     await asyncio.sleep(0)
     if at == "at its turn":
-        uploads.leave()
+        uploads.leave(first)
     task.cancel()
     if at == "as its turn comes":
-        uploads.leave()
+        uploads.leave(first)
     if at == "as its content ends":
         content.end()
     await asyncio.gather(task, return_exceptions=True)
-    if at in ("before its turn", "as its content ends"):
-        uploads.leave()
+    uploads.leave(first)
     assert (uploads.running, uploads.waiting) == (0, 0)
 
 
 async def test_waiting_for_a_place_has_an_end() -> None:
     uploads = Uploads()
-    assert await uploads.enter(Content(), 1, WAIT_S)
+    await uploads.enter(Content(), 1, WAIT_S)
     with pytest.raises(TimeoutError):
         await uploads.enter(Content(), 1, 0.01)
     assert uploads.waiting == 0
@@ -125,6 +140,18 @@ async def test_a_content_that_ends_while_it_waits_goes_on_at_once() -> None:
         assert upstream.requests[0].content == b"123456789"
 
 
+async def test_contents_that_have_ended_leave_all_slots_to_others() -> None:
+    cloud, content = Held(), b"y" * 400_000  # too much to be held: each needs a place before its end
+    async with gateway(cloud, contentsquare={"max_concurrency": 4}) as proxy:
+        [project] = proxy.app.projects()
+        post = proxy.request(b"POST /v1/exports", b"Content-Length: %d" % len(content), body=content)
+        answers = [asyncio.create_task(proxy.send(post)) for _ in range(4)]
+        await until(lambda: len(cloud.tokens) == 4)
+        assert (project.slots.in_use, project.slots.uploads.running) == (4, 0)
+        cloud.go_on.set()
+        assert [answer.status for answer in await asyncio.gather(*answers)] == [200] * 4
+
+
 async def test_a_content_that_stays_away_while_it_waits_is_a_408() -> None:
     settings = {"max_concurrency": 2, "queue_timeout": 0.05}
     async with gateway(Upstream(), contentsquare=settings) as proxy:
@@ -135,13 +162,13 @@ async def test_a_content_that_stays_away_while_it_waits_is_a_408() -> None:
 
 
 async def test_who_is_passed_over_because_he_left_keeps_the_next_from_nothing() -> None:
-    uploads = Uploads()
-    assert await uploads.enter(Content(), 1, WAIT_S)
+    uploads, first = Uploads(), Content()
+    await uploads.enter(first, 1, WAIT_S)
     gone, next_one = (asyncio.create_task(uploads.enter(Content(), 1, WAIT_S)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
-    uploads.leave()
-    assert await asyncio.wait_for(next_one, WAIT_S)
+    uploads.leave(first)
+    await asyncio.wait_for(next_one, WAIT_S)
     assert (uploads.running, uploads.waiting) == (1, 0)
 
 
