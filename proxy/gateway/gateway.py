@@ -26,7 +26,7 @@ from proxy.gateway.exports.exports import Exports
 from proxy.gateway.failures import answer_at_stop
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
-from proxy.gateway.own import OwnPaths, asks_for_page, is_own, may_be_own
+from proxy.gateway.own import OwnPaths, asks_for_page, is_for_exports, is_own, may_be_own
 from proxy.gateway.recent import keep
 from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
@@ -146,9 +146,12 @@ class Gateway:
             request.facts.began_at = time.perf_counter()
             generation = self.generation
             caller, target, own = self._checked(request, generation)
+            if not own or is_for_exports(target):
+                await enter(request, generation, caller)
+            if generation is not self.generation:  # a reload may have closed what the request would use
+                return await self._answer(request)
             if own:
                 return await self._own.answer(request, generation, caller, target)
-            await enter(request, generation, caller)
             exchange = self._new_exchange(request, generation, caller, target)
         exchange.attend()
         if request.facts.refusal is not None:  # it got no slot in time
@@ -286,10 +289,14 @@ class Gateway:
             self._on_event("request_failed", values)
 
     def _report_bug(self, bug: Exception) -> None:
-        """Bugs of one kind and place are reported as one; a compiled module may not tell the place."""
-        frames = traceback.extract_tb(bug.__traceback__)
-        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-        self._on_event("request_failed_by_bug", {"cause": type(bug).__name__ + place, "exc_info": bug})
+        self._on_event("request_failed_by_bug", {"cause": _kind_of(bug), "exc_info": bug})
+
+
+def _kind_of(bug: Exception) -> str:
+    """Bugs of one kind and place are reported as one; a compiled module may not tell the place."""
+    frames = traceback.extract_tb(bug.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return type(bug).__name__ + place
 
 
 def _is_under_way(request: Request) -> bool:

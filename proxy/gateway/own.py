@@ -12,7 +12,7 @@ from proxy.contentsquare import oauth_path
 from proxy.errors import MethodRefused
 from proxy.gateway import policy
 from proxy.gateway.callers import Caller
-from proxy.gateway.entrance import enter, take_place
+from proxy.gateway.entrance import take_place
 from proxy.gateway.exports.exports import PREFIX, Exports
 from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth
@@ -56,6 +56,11 @@ def is_own(target: bytes) -> bool:
     return target.startswith(admin.PREFIX) or target in (b"/-", b"*", _ICON)
 
 
+def is_for_exports(target: bytes) -> bool:
+    """Whether an export's files are asked for: its connection needs a known caller's place."""
+    return target.startswith(PREFIX) and oauth_path(target) is None
+
+
 class OwnPaths:
     """Answers these requests. ``quit_`` ends the process soon; None where a caller can't ask for that."""
 
@@ -77,8 +82,7 @@ class OwnPaths:
             return write_answer(request, 303, b"", fields=((b"Location", admin.PAGE), (b"Vary", b"Accept")))
         if oauth_path(target) is not None:
             return await self._oauth.answer(request, target)
-        if target.startswith(PREFIX):
-            await enter(request, generation, caller)
+        if is_for_exports(target):
             return await self._files.answer(request, generation, caller, target)
         request.connection.admit(whole=caller is None)  # a probe is answered without a place, too
         if target in (b"*", _ICON):

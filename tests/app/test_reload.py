@@ -631,6 +631,35 @@ async def test_a_request_of_before_makes_no_project_of_before(tmp_path: Path, *,
         assert {request["client_secret"] for request in sent} == {"secret-b"}
 
 
+@pytest.mark.parametrize("target", [b"/v1/exports", b"/-/exports/shop/7/latest.csv"])
+async def test_a_request_that_waited_for_its_connections_place_goes_by_the_latest_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: bytes
+) -> None:
+    monkeypatch.setattr("proxy.server.capacity.MAX_CONNECTIONS", 8)
+    monkeypatch.setattr("proxy.server.capacity.IDLE_S", 0.05)
+    monkeypatch.setattr("proxy.server.site.LOOK_S", 0.01)
+    cloud = Held()
+    async with rig(tmp_path, cloud) as running:
+        [listening] = running.app._listeners.sites
+        calls = [asyncio.create_task(running.call(b"GET /v1/segments")) for _ in range(8)]
+        await until(lambda: len(cloud.tokens) == 8)
+        _, writer = await running.connect()
+        writer.write(running.request(b"GET " + target))
+        await until(lambda: listening.server._waiting)
+        old = running.project()
+        vendor = running.sections["contentsquare"]
+        await running.change(
+            contentsquare={**vendor, "connect_timeout": 7},
+            projects={"shop": {**ONE, "client_secret": "secret-2"}},
+        )
+        cloud.go_on.set()
+        assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+        await until(lambda: len(cloud.tokens) == 9)
+        assert not old._tasks
+        assert running.token.requests[-1]["scope"] == "data-export"
+        assert running.token.requests[-1]["client_secret"] == "secret-2"
+
+
 class Slow(TokenServer):
     """Answers what it is asked when it is let go."""
 
