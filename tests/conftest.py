@@ -47,14 +47,17 @@ settings.register_profile(  # pytest --hypothesis-profile=explore
 settings.load_profile("suite")
 
 
+# fmt: off
 ABOVE_SOCKETS = (
-    *("admin/", "cli/", "config/", "projects/", "sandbox/"),
-    *("gateway/exports/test_exports.py", "gateway/exports/test_rules.py", "gateway/exports/test_runs.py"),
-    *("gateway/exports/test_text.py", "gateway/test_callers.py", "gateway/test_oauth.py"),
-    *("gateway/test_oauth_project.py", "gateway/test_placeholder.py", "gateway/test_policy.py"),
-    *("gateway/test_proxy_loop.py", "gateway/test_recent.py", "gateway/test_request_log.py"),
-    *("tokens/test_clock.py", "tokens/test_keeper.py", "tokens/test_standby.py"),
+    "admin/", "cli/", "config/", "projects/", "sandbox/",
+    "gateway/exports/test_exports.py", "gateway/exports/test_rules.py", "gateway/exports/test_runs.py",
+    "gateway/exports/test_text.py",
+    "gateway/test_callers.py", "gateway/test_oauth.py", "gateway/test_oauth_project.py",
+    "gateway/test_placeholder.py", "gateway/test_policy.py", "gateway/test_proxy_loop.py",
+    "gateway/test_recent.py", "gateway/test_request_log.py",
+    "tokens/test_clock.py", "tokens/test_keeper.py", "tokens/test_standby.py",
 )
+# fmt: on
 """Tests of code that uses connections by other modules alone run on one event loop, the program's own.
 
 Connections are different things on the two loops: tests of these, and of whole requests, run on both.
