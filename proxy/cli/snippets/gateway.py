@@ -1,7 +1,8 @@
 """The values for the text by which several replicas serve behind a balancer. Pure.
 
-All requests of a project go to one replica, which the balancer finds by hashing the project's name. The
-regular expressions here find that name in a path, as `proxy.gateway.route` does.
+All requests of a project go to one replica, which the balancer finds by hashing the project's name. The text's
+regular expressions find that name in a path, as `proxy.gateway.route` does, without a list of names: an account's
+project has a number in its second segment, where another project's path has ``v1``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ def values(settings: Settings) -> dict[str, str]:
     vendor, hosts = settings.contentsquare, settings.server.allowed_hosts
     ours = _replica(settings)
     public = urlsplit(ours.server.public_url)
-    account = f"(({'|'.join(settings.accounts)})/)?" if settings.accounts else "()()"
     return {
         "config_mounted": portable.config(ours, _SECRETS, _NOTES, indent=4),
         "kubectl_secrets": " ".join(
@@ -49,10 +49,6 @@ def values(settings: Settings) -> dict[str, str]:
         "domain": _DOMAIN,
         # Paths without a name, and without X-CSQ-Project, are the default project's.
         "default": settings.default_project or "-",
-        "haproxy_path": f"^/(-/(exports|refresh)/)?({account}[^/]*).*$",
-        "haproxy_group": r"\3",
-        "nginx_path": f"^/(?:-/(?:exports|refresh)/)?(?<named>{account}[^/?]*)",
-        "envoy_path": f"^/(?:-/(?:exports|refresh)/)?({account}[^/?]*).*",
     }
 
 

@@ -35,12 +35,16 @@ BALANCERS = [
 ]
 NAMED = settings_of(
     projects={"shop-fr": {**PROJECT, "default": True}, **{f"shop-{n}": PROJECT for n in range(20)}},
-    accounts={name: {"client_id": "id", "client_secret": "canary-3"} for name in ("acme", "acme-2")},
+    accounts={
+        name: {"client_id": "id", "client_secret": "canary-3"}
+        for name in ("acme", "acme-2", *(f"account-{n}" for n in range(300)))
+    },
 )
 SAME = {
     "shop-fr": [
         ("/shop-fr/v1/segments?a=/shop-1/", ""),
         ("/-/exports/shop-fr/7/latest.csv", ""),
+        ("/-/exports/shop-fr/8/latest.jsonl.gz?run=/9/10", ""),
         ("/-/refresh/shop-fr", ""),
         ("/v1/segments", ""),
         ("/v1", "shop-fr"),
@@ -54,7 +58,12 @@ SAME = {
         ("/-/refresh/acme/42", ""),
         ("/v1/segments", "acme/42"),
     ],
-    "acme-2/42": [("/acme-2/42/v1/segments", ""), ("/v1/segments", "acme-2/42")],
+    "acme-2/42": [
+        ("/acme-2/42/v1/segments?x=/7/8/9", ""),
+        ("/-/exports/acme-2/42/7/latest.csv?run=/8/9", ""),
+        ("/acme-2/42?x=1", ""),
+        ("/v1/segments", "acme-2/42"),
+    ],
     "the page": [("/-/", ""), ("/-/status", ""), ("/-/requests?project=shop-1", "")],
 }
 
