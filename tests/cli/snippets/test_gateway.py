@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -164,15 +164,25 @@ def test_the_balancer_accepts_its_configuration(kind: str, settings: Settings, t
 
 
 @asynccontextmanager
-async def replicas(seen: list[tuple[int, Message]]) -> AsyncIterator[list[int]]:
-    """Three servers that note their number and each request but the checks; their ports."""
+async def replicas(
+    seen: list[tuple[int, Message]], *, failing: Container[int] = (), starting: Container[int] = ()
+) -> AsyncIterator[list[int]]:
+    """Three servers that note their number and each request but the checks; their ports.
+
+    Those in ``failing`` end the connection in place of an answer, and those in ``starting`` are not ready.
+    """
 
     async def serve(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             request = Message((await reader.readuntil(b"\r\n\r\n"))[:-4])
-            if b" /-/ready " not in request.start_line:
+            status = 200
+            if b" /-/ready " in request.start_line:
+                status = 503 if number in starting else 200
+            elif number in failing:
+                return
+            else:
                 seen.append((number, request))
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            writer.write(b"HTTP/1.1 %d OK\r\nContent-Length: 2\r\n\r\nok" % status)
 
     async with AsyncExitStack() as stack:
         ports = []
@@ -182,17 +192,20 @@ async def replicas(seen: list[tuple[int, Message]]) -> AsyncIterator[list[int]]:
         yield ports
 
 
+def patient(shown: str) -> str:
+    """A balancer's configuration with checks that have time on a slow machine, too."""
+    shown = shown.replace(" inter 1s", " inter 60s").replace("interval: 1s", "interval: 60s")
+    return shown.replace("- timeout: 1s", "- timeout: 60s")
+
+
 @one_loop
 @pytest.mark.parametrize("kind", BALANCERS)
 async def test_the_balancer_sends_a_project_to_one_replica(kind: str, tmp_path: Path) -> None:
     seen: list[tuple[int, Message]] = []
     shown = parts(text("gateway", NAMED))[FILES[kind]]
-    # The checks have time on a slow machine, too.
-    shown = shown.replace(" inter 1s", " inter 60s").replace("interval: 1s", "interval: 60s")
-    shown = shown.replace("- timeout: 1s", "- timeout: 60s")
     async with (
         replicas(seen) as ports,
-        balancer(kind, shown, tmp_path, ports, KEY) as (port, context),
+        balancer(kind, patient(shown), tmp_path, ports, KEY) as (port, context),
         aiohttp.ClientSession(f"https://localhost:{port}") as session,
     ):
 
@@ -220,3 +233,55 @@ async def test_the_balancer_sends_a_project_to_one_replica(kind: str, tmp_path: 
         assert request.values(b"host") == [b"localhost:%d" % port]
         names = {line.partition(b":")[0].lower() for line in request.lines}
         assert names <= {b"host", b"accept", b"accept-encoding", b"user-agent", b"connection"}
+
+
+@one_loop
+@pytest.mark.parametrize("kind", BALANCERS)
+async def test_a_replica_that_was_not_ready_at_the_balancer_s_start_is_used_once_it_is(
+    kind: str, tmp_path: Path
+) -> None:
+    starting = {0, 1, 2}
+    shown = parts(text("gateway", NAMED))[FILES[kind]]
+    async with (
+        replicas([], starting=starting) as ports,
+        balancer(kind, shown, tmp_path, ports, KEY) as (port, context),
+        aiohttp.ClientSession(f"https://localhost:{port}") as session,
+    ):
+
+        async def status() -> int:
+            async with session.get("/shop-1/v1/segments", ssl=context) as answer:
+                return answer.status
+
+        async with asyncio.timeout(WAIT_S):
+            while kind != "nginx" and await status() != 503:
+                await asyncio.sleep(0.02)
+            starting.clear()
+            while await status() != 200:
+                await asyncio.sleep(0.02)
+
+
+@one_loop
+@pytest.mark.parametrize("kind", BALANCERS)
+async def test_a_get_that_a_replica_leaves_without_an_answer_goes_to_another(
+    kind: str, tmp_path: Path
+) -> None:
+    failing: set[int] = set()
+    seen: list[tuple[int, Message]] = []
+    shown = parts(text("gateway", NAMED))[FILES[kind]]
+    async with (
+        replicas(seen, failing=failing) as ports,
+        balancer(kind, patient(shown), tmp_path, ports, KEY) as (port, context),
+        aiohttp.ClientSession(f"https://localhost:{port}") as session,
+    ):
+
+        async def get(name: str) -> int:
+            async with session.get(f"/{name}/v1/segments", ssl=context) as answer:
+                return answer.status
+
+        async with asyncio.timeout(WAIT_S):
+            while {number for number, _ in seen} != {0, 1, 2}:  # Envoy waits for its first checks
+                await asyncio.gather(*(get(f"shop-{n}") for n in range(60)))
+        failing.add(1)
+        names = [f"shop-{n}" for n in range(400)]
+        statuses = [await get(name) for name in names]
+        assert [name for name, status in zip(names, statuses, strict=True) if status != 200] == []
