@@ -226,7 +226,7 @@ def test_the_hosts_snippet_fits_the_schemas_and_has_every_name(names: list[str],
     service, deployment, program = yaml.safe_load_all(files["kubernetes.yaml"])
     for resource in (service, deployment, program):
         kubernetes_validate.validate(resource, "1.31", strict=True)
-    # Kubernetes mounts a token below /run/secrets after the volume there, which is read-only: the pod wouldn't start.
+    # Kubernetes would mount a token below /run/secrets, in the volume there, which is read-only.
     assert deployment["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
     [alias] = program["spec"]["template"]["spec"]["hostAliases"]
     assert alias == {"ip": service["spec"]["clusterIP"], "hostnames": names}
