@@ -1,8 +1,8 @@
 """The values for the text by which several replicas serve behind a balancer. Pure.
 
 All requests of a project go to one replica, which the balancer finds by hashing the project's name.
-The regular expressions of the text find that name in a path, as `proxy.gateway.route` does, without a list of names: the
-second segment is a number for a project of an account, and ``v1`` for others.
+The regular expressions of the text find that name in a path, as `proxy.gateway.route` does, without a
+list of names: the second segment is a number for a project of an account, and ``v1`` for others.
 """
 
 from __future__ import annotations
