@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from proxy.blocking import within
 from proxy.cli.console import fail, note, say
 from proxy.config.files import absolute, find_config_file, read, read_toml, working_folder
 from proxy.config.trust import READABLE, Untrusted
@@ -24,6 +25,8 @@ from proxy.errors import ConfigError
 PURPOSE = "End with 0 if the proxy on this computer answers, else with 1; for probes."
 TIMEOUT_S = 2.0
 """The bound of each wait for the proxy; the image's HEALTHCHECK is ended after 3 s."""
+MOST_S = 2 * TIMEOUT_S
+"""The bound of the whole: a server may send a byte now and then, and a name server be silent."""
 DEFAULTS: Mapping[str, object] = {
     "host": "localhost",
     "port": 8277,
@@ -177,22 +180,14 @@ def _fault(listener: Listener, key: str | None, *, is_ready: bool) -> str | None
     Each refusal of the proxy's own has the field Proxy-Status (RFC 9209), and its good answers have their
     words; another web server's have not, though one for a page of its own may answer each path with 200.
     """
-    connection = http.client.HTTPConnection(listener.host, listener.port or None, timeout=TIMEOUT_S)
     try:
-        connection.sock = _connected(listener, trusted_only=bool(key))
-        connection.request(
-            "GET", "/-/ready" if is_ready else "/-/healthy", headers={"X-API-Key": key} if key else {}
-        )
-        answer = connection.getresponse()
-        start = answer.read(_MOST_BYTES)
+        answer, start = within(MOST_S, listener, lambda: _answer(listener, key, is_ready))
     except ssl.SSLError as error:
         return f"no TLS that server.tls_cert fits ({error.reason or error})"
     except OSError as error:
         return f"can't be reached ({error.strerror or error})"
     except http.client.HTTPException:
         return _STRANGER
-    finally:
-        connection.close()
     status = answer.status
     is_told = (b'"ready":' if is_ready else b"alive\n") in start or "Proxy-Status" in answer.headers
     if status < 500 and not is_told:
@@ -203,6 +198,20 @@ def _fault(listener: Listener, key: str | None, *, is_ready: bool) -> str | None
         problem = "this key is not a caller's" if key else "a caller's key is needed to know"
         return f"{problem}; give --key-file, or set {KEY}"
     return None if status == 200 else f"answered {status}: not ready"
+
+
+def _answer(listener: Listener, key: str | None, is_ready: bool) -> tuple[http.client.HTTPResponse, bytes]:
+    """The proxy's answer, and how its content begins. Raises ConfigError, OSError, HTTPException."""
+    connection = http.client.HTTPConnection(listener.host, listener.port or None, timeout=TIMEOUT_S)
+    try:
+        connection.sock = _connected(listener, trusted_only=bool(key))
+        connection.request(
+            "GET", "/-/ready" if is_ready else "/-/healthy", headers={"X-API-Key": key} if key else {}
+        )
+        answer = connection.getresponse()
+        return answer, answer.read(_MOST_BYTES)
+    finally:
+        connection.close()
 
 
 def _connected(listener: Listener, *, trusted_only: bool) -> socket.socket:

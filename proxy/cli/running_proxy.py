@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 from proxy.cli.health import REACHED_BY, find_key, pinned
 from proxy.config.files import find_config_file, read
-from proxy.config.load import load_listener
+from proxy.config.load import load_listener, project_ports
 from proxy.config.settings import WILDCARDS, ServerSettings
 from proxy.config.trust import READABLE, Untrusted
 from proxy.config.variables import KEY
@@ -264,12 +264,17 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
 
 
 def _cert_for(origin: Origin, config: Path | None) -> Path | None:
-    """The configured certificate if ``origin`` is the configured listener; None where that can't be known."""
+    """The configured certificate if ``origin`` is a configured listener; None where that can't be known.
+
+    A project may have a listener of its own, with the same certificate.
+    """
     server = _configured(config) if origin.is_tls else None
     if server is None:
         return None
     is_host = server.host in (*WILDCARDS, origin.host) or (origin.is_loopback and is_loopback(server.host))
-    is_port = server.port in (0, origin.port)
+    is_port = server.port in (0, origin.port) or origin.port in project_ports(
+        find_config_file(config, os.environ).path, os.environ
+    )
     cert = server.tls_cert
     return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
 

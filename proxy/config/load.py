@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -93,6 +94,17 @@ def load_listener(file: Path | None, environ: Mapping[str, str]) -> ServerSettin
     no secret is read and no command is run. Raises ConfigError.
     """
     return _part_of(file, {}, environ, _listener_of).server
+
+
+def project_ports(file: Path | None, environ: Mapping[str, str]) -> set[int]:
+    """The ports of the projects' own listeners, as far as they can be read. Raises ConfigError."""
+    ports: set[int] = set()
+    for layer in (environment.read(environ, schema()).values, read_toml(file, []) if file else {}):
+        tables = layer.get("projects")
+        for table in tables.values() if isinstance(tables, dict) else ():
+            with contextlib.suppress(KeyError, OverflowError, TypeError, ValueError):
+                ports.add(int(table["port"]))
+    return ports
 
 
 def load_trial(file: Path | None, tables: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

@@ -209,6 +209,20 @@ async def test_another_web_server_at_the_port_is_not_taken_for_the_proxy(
         assert f"a program other than csq-proxy answers there (status {status})" in ended.stderr
 
 
+async def test_an_answer_that_comes_a_byte_at_a_time_does_not_hold_it_up(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(b"H")
+            await asyncio.sleep(0.1)
+
+    async with RawServer(drip) as server:
+        ended = await health(cwd=tmp_path, environ=environ, port=server.url.rpartition(":")[2])
+    assert ended.returncode == 1
+    assert "can't be reached (no answer within 4 s)" in ended.stderr
+
+
 async def test_it_loads_no_library_and_runs_no_command(environ: dict[str, str], tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     write(

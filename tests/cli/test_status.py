@@ -399,6 +399,18 @@ async def test_the_configured_certificate_is_trusted_where_the_url_is_the_config
             assert "give the --config" in shown.stderr
 
 
+async def test_the_configured_certificate_is_trusted_at_a_project_s_own_port(tmp_path: Path) -> None:
+    async with served_over_tls(tmp_path, "localhost", "127.0.0.1") as port:
+        server = '[server]\nport = 1\ntls_cert = "cert.pem"\n'
+        url = f"https://127.0.0.1:{port}"
+        (tmp_path / "config.toml").write_text(f"{server}[projects.shop]\nport = {port}\n[projects.odd]\n")
+        shown = await run("--url", url, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        (tmp_path / "config.toml").write_text(server)
+        shown = await run("--url", url, cwd=tmp_path, CSQ_PROXY_PROJECTS__SHOP__PORT=str(port))
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
 async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
     async with served_over_tls(tmp_path, "proxy.corp") as port:
         (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')
