@@ -7,6 +7,7 @@ through the proxy, and the files come from the storage by their signed URLs.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ def export(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: the folder {out} can't be made ({error.strerror})") from None
+    if not os.access(out, os.W_OK | os.X_OK):  # before a job is made
+        raise ConfigError(f"--out: the folder {out} isn't yours to write to")
     made = None
     try:
         if content is not None:

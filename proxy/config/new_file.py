@@ -80,6 +80,10 @@ def check_place(path: Path, section: Section) -> dict[str, dict[str, object]]:
     """
     try:
         if not path.exists():
+            if dead := next(
+                (one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None
+            ):
+                raise _not_writable(path, f"{dead} is a link to nothing")
             _check_folder(path, next(folder for folder in path.parents if folder.exists()))
             return {"projects": {}, "accounts": {}}
     except OSError as exc:  # another user's folder is on the way to it

@@ -16,6 +16,10 @@ from support import commands
 from support.demo import JOB, sandboxed
 from support.harness import Message, Upstream, gateway
 
+from proxy.cli.export import export
+from proxy.cli.running_proxy import RunningProxy
+from proxy.errors import ConfigError
+
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 
 
@@ -162,6 +166,17 @@ async def test_bad_arguments_end_with_2_before_anything_is_sent(
     shown = await run(*arguments, "--url", "http://127.0.0.1:1", cwd=tmp_path)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert said in shown.stderr
+
+
+async def test_a_folder_that_cannot_be_written_to_is_told_before_a_job_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(JOB))
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    nowhere = RunningProxy("http://127.0.0.1:1", None, None)
+    with pytest.raises(ConfigError, match="isn't yours to write to"):
+        export(nowhere, "shop", job_id=None, job=job, out=tmp_path, as_json=True)
 
 
 async def test_a_job_that_was_made_is_named_where_the_rest_fails(tmp_path: Path) -> None:

@@ -104,6 +104,19 @@ def test_a_file_that_cannot_be_added_to_is_told_before_the_questions_and_left_al
     assert path.read_bytes() == text
 
 
+@posix_only
+@pytest.mark.parametrize("place", ["config.toml", "dotfiles/config.toml"])
+def test_a_link_to_nothing_is_told_before_the_questions(place: str, tmp_path: Path) -> None:
+    link = tmp_path / place.partition("/")[0]
+    link.symlink_to(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=rf"can't be written \({link} is a link to nothing\)"):
+        check_place(tmp_path / place, "projects")
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="is a link to nothing"):
+        check_place(tmp_path / place, "projects")
+
+
 def test_a_name_that_another_program_added_meanwhile_is_not_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     check_place(path, "projects")
