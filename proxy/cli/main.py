@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -137,15 +137,24 @@ def _options(
 ) -> None: ...
 
 
+def _of_serve(name: str, words: Sequence[str] = ()) -> Any:
+    """An option that `proxy.cli.serve` reads, as the Tab key shows it; ``words`` are its values."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return typer.Option(name, help=start.HELP[name], autocompletion=offered if words else None)
+
+
 @cli.command(help=start.PURPOSE)
 def serve(
     *,
     config: ConfigOption = None,  # noqa: ARG001
-    sandbox: Annotated[bool, typer.Option("--sandbox")] = False,  # noqa: ARG001
-    host: str = "",  # noqa: ARG001
-    port: str = "",  # noqa: ARG001
-    log_level: str = "",  # noqa: ARG001
-    log_format: str = "",  # noqa: ARG001
+    sandbox: Annotated[bool, _of_serve("--sandbox")] = False,  # noqa: ARG001
+    host: Annotated[str, _of_serve("--host")] = "",  # noqa: ARG001
+    port: Annotated[str, _of_serve("--port")] = "",  # noqa: ARG001
+    log_level: Annotated[str, _of_serve("--log-level", start.LEVELS)] = "",  # noqa: ARG001
+    log_format: Annotated[str, _of_serve("--log-format", start.FORMATS)] = "",  # noqa: ARG001
 ) -> None:
     """Hand over to `proxy.cli.serve`, which reads the arguments. The options here are for completion."""
     start.main(sys.argv[sys.argv.index("serve") + 1 :])
@@ -158,7 +167,9 @@ def serve(
 def health(
     *,
     config: ConfigOption = None,  # noqa: ARG001
-    ready: Annotated[bool, typer.Option("--ready")] = False,  # noqa: ARG001
+    ready: Annotated[  # noqa: ARG001
+        bool, typer.Option("--ready", help="Ask for fresh tokens, too, as /-/ready does.")
+    ] = False,
     key_file: KeyFileOption = None,  # noqa: ARG001
 ) -> None:
     """Hand over to `proxy.cli.health`, which reads the arguments. The options here are for completion."""

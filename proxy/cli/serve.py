@@ -22,10 +22,20 @@ from proxy.errors import ConfigError, ListenError
 from proxy.process import harden, interruptibly, raise_descriptor_limit
 from proxy.server.passed_sockets import PassedSocket, take
 
-_LEVELS = ("debug", "info", "warning", "error")
-_FORMATS = ("auto", "text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "text", "json")
 _FORMAT = "CSQ_PROXY_LOG__FORMAT"
 PURPOSE = "Run the proxy until it is stopped (Ctrl-C or SIGTERM)."
+HELP = {
+    "--sandbox": "Serve a simulated Contentsquare: no file, no credentials.",
+    "--host": "The address to listen on. [default: localhost]",
+    "--port": "The port to listen on, 0 for any free one. [default: 8277]",
+    "--log-level": f"The log's level: {', '.join(LEVELS)}. [default: info]",
+    "--log-format": (
+        f"The log's format: {', '.join(FORMATS)}. [default: auto: text on a terminal, JSON lines elsewhere]"
+    ),
+}
+"""What the options of `serve` alone do, for its help, the manual page and the Tab key."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -136,7 +146,7 @@ def _logs_json(log_format: str | None, *, anew: bool = False) -> bool:
 
     if anew or not is_configured():
         wanted = log_format or os.environ.get(_FORMAT, "")
-        configure("info", wanted if wanted in _FORMATS else "auto")
+        configure("info", wanted if wanted in FORMATS else "auto")
     return is_json()
 
 
@@ -160,20 +170,11 @@ def make_parser() -> _Parser:
     """The parser of the options."""
     parser = _Parser("csq-proxy serve", description=PURPOSE, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration file (TOML).")
-    parser.add_argument(
-        "--sandbox", action="store_true", help="Serve a simulated Contentsquare: no file, no credentials."
-    )
-    parser.add_argument("--host", help="The address to listen on. [default: localhost]")
-    parser.add_argument(
-        "--port", type=_port, help="The port to listen on, 0 for any free one. [default: 8277]"
-    )
-    for name, words, default in (
-        ("level", _LEVELS, "info"),
-        ("format", _FORMATS, "auto: text on a terminal, JSON lines elsewhere"),
-    ):
-        help_ = f"The log's {name}: {', '.join(words)}. [default: {default}]"
-        flag, metavar = f"--log-{name}", name.upper()
-        parser.add_argument(flag, type=str.lower, choices=words, metavar=metavar, help=help_)
+    parser.add_argument("--sandbox", action="store_true", help=HELP["--sandbox"])
+    parser.add_argument("--host", help=HELP["--host"])
+    parser.add_argument("--port", type=_port, help=HELP["--port"])
+    for flag, words, metavar in (("--log-level", LEVELS, "LEVEL"), ("--log-format", FORMATS, "FORMAT")):
+        parser.add_argument(flag, type=str.lower, choices=words, metavar=metavar, help=HELP[flag])
     parser.add_argument("-h", "--help", action="store_true", help="Show this message and exit.")
     return parser
 

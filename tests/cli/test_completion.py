@@ -14,6 +14,7 @@ from support.commands import STARTUP_S, write
 from support.terminal import in_terminal
 from typer.testing import CliRunner
 
+from proxy.cli import health, serve
 from proxy.cli.main import cli
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
 
@@ -101,6 +102,8 @@ def test_offered_are_commands_projects_and_tools(
 
     options = ["--config", "--sandbox", "--host", "--port", "--log-level", "--log-format", "--help"]
     assert tab("serve", "--") == options
+    assert tab("serve", "--log-level", "") == ["debug", "info", "warning", "error"]
+    assert tab("serve", "--log-format", "j") == ["json"]
     assert tab("config", "") == ["show"]
     assert tab("snippets", "") == ["acme/42", "acme/43", "any/", "shop-de", "shop-fr"]
     assert tab("snippets", "--for", "") == [*FOR_CALLERS, *FOR_OPERATORS]
@@ -110,6 +113,17 @@ def test_offered_are_commands_projects_and_tools(
     assert tab("snippets", "--config", "odd.toml", "") == ["acme/42"]
     shell["CSQ_PROXY_PROJECTS__SHOP_US__CLIENT_ID"] = "id"
     assert tab("snippets", "shop-u") == ["shop-us"]
+
+
+@pytest.mark.parametrize("command", ["serve", "health"])
+def test_an_option_has_the_words_of_the_command_s_own_help(command: str) -> None:
+    parser = {"serve": serve, "health": health}[command].make_parser()
+    told = {action.option_strings[-1]: action.help for action in parser._actions}
+    line = {"_CSQ_PROXY_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    for option in sorted(told.keys() - {"--key-file"}):
+        asked = {**line, "_TYPER_COMPLETE_ARGS": f"csq-proxy {command} {option}"}
+        ended = CliRunner().invoke(cli, prog_name="csq-proxy", env=asked)
+        assert f"{option}\t{(told[option] or '').partition(' [')[0]}" in ended.stdout
 
 
 @pytest.mark.parametrize(
