@@ -107,12 +107,17 @@ class LocalOAuth:
         finally:
             project.running -= 1
         request.facts.is_relayed = True
-        content_type = answer.fields.get("Content-Type", "application/octet-stream").encode("latin-1")
+        content_type = _raw(answer.fields.get("Content-Type", "application/octet-stream"))
         coding = answer.fields.get("Content-Encoding")
-        fields = () if coding is None else ((b"Content-Encoding", coding.encode("latin-1")),)
+        fields = () if coding is None else ((b"Content-Encoding", _raw(coding)),)
         return await send_answer(
             request, answer.status, answer.body, content_type=content_type, fields=fields
         )
+
+
+def _raw(value: str) -> bytes:
+    """A field's value as it came: aiohttp reads it as UTF-8, and keeps other bytes as lone surrogates."""
+    return value.encode("utf-8", "surrogateescape")
 
 
 def is_for_oauth(target: bytes) -> bool:

@@ -220,6 +220,8 @@ class TokenEndpoint:
         if (outage := self.outage()) is not None:
             raise outage.error
         answer = await self._answer(ME_PATH, credentials, _identity(credentials))
+        if answer.status < 200:
+            raise TokenFetchError(f"{self._name}: its answer isn't valid HTTP", cause="malformed")
         error = self._error_of(answer, credentials)  # a 429 is obeyed
         if error is not None and error.cause == "loop":
             raise error

@@ -397,6 +397,9 @@ async def test_me_is_asked_with_the_real_credentials_and_no_bearer_token() -> No
         token.told = b"HTTP/1.1 418 X\r\nContent-Type: text/x\r\nContent-Length: 3\r\n\r\nhey"
         answer = await post(proxy, b"/shop/v1/oauth/me", {})
         assert (answer.status, answer.content, answer.values(b"content-type")) == (418, b"hey", [b"text/x"])
+        token.told = b"HTTP/1.1 200 X\r\nContent-Type: a/\xe9\xff\r\nContent-Length: 3\r\n\r\nhey"
+        answer = await post(proxy, b"/shop/v1/oauth/me", {})
+        assert (answer.status, answer.values(b"content-type")) == (200, [b"a/\xe9\xff"])
 
 
 @pytest.mark.parametrize(
@@ -404,6 +407,7 @@ async def test_me_is_asked_with_the_real_credentials_and_no_bearer_token() -> No
     [
         (b"", 502, "PROXY_UPSTREAM_UNREACHABLE"),
         (b"nonsense\r\n\r\n", 502, "PROXY_UPSTREAM_UNREACHABLE"),
+        (b"HTTP/1.1 101 X\r\nConnection: close\r\n\r\n", 502, "PROXY_UPSTREAM_UNREACHABLE"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nsecret-canary-1",
             502,
