@@ -1,6 +1,6 @@
 """The values for the texts by which operators run the proxy, such as Kubernetes and systemd.
 
-Pure, but for a look at the folders of the Python that a unit would run.
+Pure, but for a look at the environment, and at the folders of the Python that a unit would run.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def _percent(path: Path | str) -> str:
 
 def _windows(own: Sequence[str]) -> dict[str, str]:
     windowless = re.sub(r"python(\.exe)?\Z", r"pythonw\1", own[0])
+    domain, user = os.environ.get("USERDOMAIN"), os.environ.get("USERNAME")
     return {
+        "windows_user": escape(rf"{domain}\{user}" if domain and user else r"COMPUTER\USER"),
         "windows_pythonw": escape(windowless),
         "windows_program": escape(own[0]),
         "windows_arguments": escape(subprocess.list2cmdline(own[1:])),

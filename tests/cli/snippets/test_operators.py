@@ -393,6 +393,23 @@ def test_the_windows_snippet_is_two_files_of_xml() -> None:
     assert service.findtext("id") == "csq-proxy"
 
 
+def test_the_windows_task_starts_at_the_logon_of_its_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows lets only an administrator make a task for the logon of any user: "Access is denied"."""
+    for domain, shown in (("R&D", r"R&D\ann"), (None, r"COMPUTER\USER")):
+        if domain is None:
+            monkeypatch.delenv("USERDOMAIN")
+        else:
+            monkeypatch.setenv("USERDOMAIN", domain)
+            monkeypatch.setenv("USERNAME", "ann")
+        task = ET.fromstring(text("windows", settings_of()).split("</Task>")[0] + "</Task>")
+        [trigger] = task.iter(f"{TASK}LogonTrigger")
+        # The schema gives this order (MS-TSCH 2.5.3.7).
+        assert [(one.tag.removeprefix(TASK), one.text) for one in trigger] == [
+            ("Enabled", "true"),
+            ("UserId", shown),
+        ]
+
+
 def test_a_program_of_one_file_is_started_without_python() -> None:
     unit = text("systemd", FULL, own=("/usr/local/bin/csq-proxy",))
     assert "\nExecStart=/usr/local/bin/csq-proxy serve --config /etc/csq-proxy/config.toml\n" in unit
