@@ -191,7 +191,7 @@ def _called(place: RunningProxy, method: str, path: str, content: bytes | None =
     answer = place.call(method, path, content, timeout_s=CALL_TIMEOUT_S)
     members = answer.json()
     if isinstance(members, dict) and members.get("errorCode") == CallerUnknown.code:
-        raise place.refused(answer.status)
+        raise place.refused(answer)
     if answer.status // 100 != 2 or members is None:
         kind = _Passing if answer.status >= 500 or answer.status == 429 else ExportFailed
         raise kind(f"{place.url}: {_fault(answer, members)}")

@@ -38,6 +38,8 @@ DEFAULTS: Mapping[str, object] = {
 _MOST_BYTES = 64
 _END = "-----END CERTIFICATE-----"
 _STRANGER = "a program other than csq-proxy answers there"
+SPEAKS_TLS = b"port speaks HTTPS"
+"""In the answer of `proxy.server.tls` to a request without TLS."""
 REACHED_BY = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 _TRUE = ("true", "1", "on", "yes", "t", "y")
 _FALSE = ("false", "0", "off", "no", "f", "n")
@@ -189,6 +191,8 @@ def _fault(listener: Listener, key: str | None, *, is_ready: bool) -> str | None
     except http.client.HTTPException:
         return _STRANGER
     status = answer.status
+    if SPEAKS_TLS in start:
+        return "it speaks TLS, and server.tls_cert isn't set here; give its --config"
     is_told = (b'"ready":' if is_ready else b"alive\n") in start or "Proxy-Status" in answer.headers
     if status < 500 and not is_told:
         return f"{_STRANGER} (status {status})"

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from proxy.cli.health import REACHED_BY, find_key, pinned
-from proxy.config.files import find_config_file, read
+from proxy.cli.health import REACHED_BY, SPEAKS_TLS, find_key, pinned
+from proxy.config.files import absolute, find_config_file, read, working_folder
 from proxy.config.load import load_listener, project_ports
 from proxy.config.settings import WILDCARDS, ServerSettings
 from proxy.config.trust import READABLE, Untrusted
@@ -119,7 +119,7 @@ class RunningProxy(NamedTuple):
         """The answer of ``/-/status``, perhaps with the minutes of the last hour. Raises `Unreachable`."""
         answer = self.call("GET", "/-/status?hour=1" if with_hour else "/-/status")
         if answer.status != 200:
-            raise self.refused(answer.status)
+            raise self.refused(answer)
         status = answer.json()
         if not isinstance(status, dict) or "projects" not in status:
             raise self.stranger()
@@ -136,7 +136,7 @@ class RunningProxy(NamedTuple):
         if answer.status in (400, 404) and isinstance(found, dict) and "errorMessage" in found:
             raise ConfigError(f"{self.url}: {found['errorMessage']}")
         if answer.status != 200:
-            raise self.refused(answer.status)
+            raise self.refused(answer)
         if not (isinstance(found, dict) and isinstance(found.get("requests"), list) and "next" in found):
             raise self.stranger()
         return found
@@ -205,12 +205,20 @@ class RunningProxy(NamedTuple):
             ) from None
         return context
 
-    def refused(self, code: int) -> Unreachable:
+    def refused(self, answer: Answer) -> Unreachable:
         """The error for an answer of the proxy's own, with another status than 200."""
+        code = answer.status
         if code == 401:
             problem = "this key is not a caller's" if self.key else "a caller's key is needed"
             return Unreachable(f"{self.url}: {problem}; give --key-file, or set {KEY}")
         hint = ""
+        if SPEAKS_TLS in answer.content:
+            way = (
+                "give the --config with its server.tls_cert"
+                if self.url.startswith(UNIX)
+                else "begin the --url with https://"
+            )
+            return Unreachable(f"{self.url}: it speaks TLS; {way}")
         if code == 421:
             hint = "; give a --url with a host name in server.allowed_hosts"
         elif code == 404 or code // 100 == 3:
@@ -243,6 +251,7 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     """The running proxy, by flags, environment and configuration file. Raises ConfigError."""
     key = find_key(key_file)
     if url is not None and url.startswith(UNIX):
+        url = f"{UNIX}{absolute(url.removeprefix(UNIX), working_folder(), os.environ)}"
         return RunningProxy(url, _cert_for_unix(url, config), key, is_configured=True)
     if url is not None:
         origin = _origin(url)

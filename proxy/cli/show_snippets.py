@@ -85,7 +85,7 @@ def _of_running(proxy: RunningProxy, project: str | None, what: str | None) -> M
             )
         raise ConfigError(f"{name}: there is no such project; there are {', '.join(names)}")
     if answer.status != 200:
-        raise proxy.refused(answer.status)
+        raise proxy.refused(answer)
     try:
         texts = {str(one["tool"]): str(one["text"]) for one in found["tools"]}
     except (KeyError, TypeError):

@@ -77,7 +77,7 @@ def _ask(place: RunningProxy, process: int | None, pid: Any) -> None:
         told = answer.json()
         fail((f"{place.url}: {told['errorMessage'] if isinstance(told, dict) else 'refused'}",), 1)
     if answer.status not in (404, 405):  # which say that server.allow_quit is false
-        raise place.refused(answer.status)
+        raise place.refused(answer)
     if process is None:
         fail((f"{place.url}: it can't be stopped from here{_reason(place.url, pid)}: {_WAYS}",), 1)
     signal.pidfd_send_signal(process, signal.SIGTERM)
@@ -172,7 +172,9 @@ def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
 
 
 def _reason(url: str, pid: Any) -> str:
-    """The reason if the process is another user's; else empty."""
+    """The reason if a key for some projects hides the number, or the process is another user's; else empty."""
+    if pid is None:
+        return ", as this key is for some projects alone (--key-file gives another one)"
     if sys.platform == "linux" and _is_number(pid) and _is_here(url):
         with contextlib.suppress(OSError):
             if not _is_ours(pid) and (users := _users_of(pid)):

@@ -28,7 +28,7 @@ def wait(place: RunningProxy, timeout_s: float) -> None:
             if answer.status == 200:  # a web server that answers each path with a page of its own
                 fail((str(place.stranger()),), 1)
             if answer.status < 500:
-                fail((str(place.refused(answer.status)),), 1)
+                fail((str(place.refused(answer)),), 1)
             why = f"{place.url}: not ready; see csq-proxy status"
         if (left_s := end - time.monotonic()) <= 0:
             fail((f"{why} (waited {timeout_s:g} s)",), 1)

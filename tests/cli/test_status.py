@@ -411,6 +411,26 @@ async def test_the_configured_certificate_is_trusted_at_a_project_s_own_port(tmp
         assert (shown.returncode, shown.stderr) == (0, "")
 
 
+async def test_tls_that_was_not_expected_is_told(environ: dict[str, str], tmp_path: Path) -> None:
+    tls = tls_files(tmp_path, trustme.CA().issue_cert("localhost"))
+    server = {**tls, "unix_socket": str(tmp_path / "p.sock")}
+    async with gateway(projects=PROJECTS, server={"port": 0, **server}) as proxy:
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "it speaks TLS; begin the --url with https://" in shown.stderr
+        shown = await run("--url", "unix:p.sock", cwd=tmp_path)
+        assert "it speaks TLS; give the --config with its server.tls_cert" in shown.stderr
+        port = {"CSQ_PROXY_SERVER__PORT": str(proxy.port)}
+        shown = await asyncio.to_thread(commands.run, "health", environ={**environ, **port}, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+        assert "it speaks TLS, and server.tls_cert isn't set here" in shown.stderr
+        (tmp_path / "config.toml").write_text(
+            f'[server]\nunix_socket = "p.sock"\ntls_cert = "{tls["tls_cert"]}"\n'
+        )
+        shown = await run("--url", "unix:p.sock", cwd=tmp_path)
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
 async def test_a_certificate_for_another_name_is_told(tmp_path: Path) -> None:
     async with served_over_tls(tmp_path, "proxy.corp") as port:
         (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\ntls_cert = "cert.pem"\n')

@@ -250,6 +250,20 @@ def test_an_unknown_process_that_accepts_no_more_is_waited_for() -> None:
             process.kill()
 
 
+def test_without_quit_a_key_for_some_projects_is_named_as_the_reason(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    limits = {"CSQ_PROXY_CALLERS__BI__KEY": KEY, "CSQ_PROXY_CALLERS__BI__PROJECTS": "shop"}
+    with started(
+        "serve", "--config", config(tmp_path, "port = 0"), environ={**environ, **limits}, cwd=tmp_path
+    ) as proxy:
+        url = proxy.listening()
+        ended = run("stop", "--url", url, environ={**environ, "CSQ_PROXY_KEY": KEY}, cwd=tmp_path)
+        assert ended.returncode == 1
+        assert "as this key is for some projects alone" in ended.stderr
+        assert proxy.process.poll() is None
+
+
 def test_a_caller_with_limits_cannot_stop_it(environ: dict[str, str], tmp_path: Path) -> None:
     file = config(tmp_path, "port = 0\nallow_quit = true")
     limits = {"CSQ_PROXY_CALLERS__BI__KEY": KEY, "CSQ_PROXY_CALLERS__BI__READ_ONLY": "true"}
