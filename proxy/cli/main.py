@@ -139,11 +139,8 @@ def _options(
 
 def _of_serve(name: str, words: Sequence[str] = ()) -> Any:
     """An option that `proxy.cli.serve` reads, as the Tab key shows it; ``words`` are its values."""
-
-    def offered(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
-
-    return typer.Option(name, help=start.HELP[name], autocompletion=offered if words else None)
+    offered = (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
+    return typer.Option(name, help=start.HELP[name], autocompletion=offered)
 
 
 @cli.command(help=start.PURPOSE)

@@ -172,7 +172,7 @@ def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
 
 
 def _reason(url: str, pid: Any) -> str:
-    """The reason if a key for some projects hides the number, or the process is another user's; else empty."""
+    """The reason if a key for some projects hides the number, or the process is another user's; else ""."""
     if pid is None:
         return ", as this key is for some projects alone (--key-file gives another one)"
     if sys.platform == "linux" and _is_number(pid) and _is_here(url):
