@@ -443,6 +443,13 @@ def test_the_windows_service_has_all_in_places_of_the_computer() -> None:
     service = ET.fromstring(shown)
     assert service.findtext("executable") == r"%ProgramFiles%\csq-proxy\Scripts\python.exe"
     assert r'--config "%ProgramData%\csq-proxy\config.toml"' in (service.findtext("arguments") or "")
+    # WinSW 2 reads domain and user, and takes LocalSystem where there is only WinSW 3's username.
+    account = {one.tag: one.text for one in service.find("serviceaccount") or ()}
+    assert account == {
+        "domain": "NT AUTHORITY",
+        "user": "LocalService",
+        "username": r"NT AUTHORITY\LocalService",
+    }
     log = {one.get("name"): one.get("value") for one in service.iter("env")}
     assert log == {"CSQ_PROXY_LOG__FILE": r"%ProgramData%\csq-proxy\csq-proxy.log"}
     accounts = "*S-1-5-32-544:(OI)(CI)F", "*S-1-5-18:(OI)(CI)F", "*S-1-5-19:(OI)(CI)M"
