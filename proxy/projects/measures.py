@@ -213,8 +213,9 @@ class ProjectMeasures:
             self.slot_wait.add(facts.waited_s)
         if facts.shared is not None:
             self.shared[facts.shared] += 1
-            self._silent += 1
-            self._good_in_a_row -= 1  # it tells nothing of Contentsquare's state
+            if facts.cut_because is None:
+                self._silent += 1
+                self._good_in_a_row -= 1  # it tells nothing of Contentsquare's state
         if facts.replays:
             self.replays.update(facts.replays)
 

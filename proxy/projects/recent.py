@@ -78,7 +78,7 @@ class RecentRequest:
         facts = self.facts
         if facts.error_code is not None:
             return "proxy"
-        if facts.shared is not None:
+        if facts.shared is not None and facts.cut_because is None:
             return "stored"
         if not self.status:
             return None
@@ -91,7 +91,7 @@ class RecentRequest:
         facts = self.facts
         if facts.error_code is not None:
             return facts.error_code
-        if facts.shared is not None or not self.status:
+        if not self.status:
             return None
         return facts.vendor_code if facts.cut_because is None else CUT
 

@@ -42,6 +42,7 @@ class CallerSocket(asyncio.Protocol):
         "_tls_end",
         "opening",
         "peer",
+        "reset_because",
         "socket",
         "transport",
         "writing_paused",
@@ -60,6 +61,8 @@ class CallerSocket(asyncio.Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._tls_end: asyncio.TimerHandle | None = None
         """The next look whether TLS can end."""
+        self.reset_because: str | None = None
+        """Why the connection was reset; None where its end needs no words."""
         self._quiet_looks = 0
         """How many looks in a row found no byte that the caller's system has not taken."""
         self._holds = 0
@@ -152,7 +155,11 @@ class CallerSocket(asyncio.Protocol):
 
     def _limit_stall(self) -> None:
         if self._stall_timer is None:
-            self._stall_timer = self._loop.call_later(WRITE_STALL_S, self.abort)
+            self._stall_timer = self._loop.call_later(WRITE_STALL_S, self._on_stall, WRITE_STALL_S)
+
+    def _on_stall(self, limit_s: float) -> None:
+        self.reset_because = f"its caller took no byte for {limit_s:g} s"
+        self.abort()
 
     # The end
 

@@ -209,6 +209,8 @@ class CallerConnection(CallerSocket):
         self._queue.clear()
         request, self.current = self.current, None
         if request is not None:
+            if self._written is None:  # else it was counted and logged as answered
+                request.facts.cut_because = request.facts.cut_because or self.reset_because
             if exc is not None and request.head_sent and (fault := machine_fault(exc)) is not None:
                 request.facts.cut_because = fault.words
             if request.exchange is None:  # nobody will need the content

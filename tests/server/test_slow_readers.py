@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator
 
@@ -104,6 +105,29 @@ async def test_who_never_reads_the_end_of_an_answer_is_let_go(
         await until(lambda: not list(proxy.app._listeners.connections()))
         with pytest.raises(ConnectionResetError):
             await caller.rest()
+
+
+async def test_a_stored_answer_whose_reader_stands_still_is_told_as_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caller_socket, "WRITE_STALL_S", 0.2)
+    content = b'"%b"' % (b"x" * 900_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+    shop = {"client_id": "id-1", "client_secret": "secret-1", "apis": ["metrics"], "cache": "60s"}
+    async with gateway(Upstream(head + content), projects={"shop": shop}) as proxy:
+        assert (await proxy.call(b"GET /v1/segments")).content == content
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", proxy.port))
+            await loop.sock_sendall(sock, proxy.request(b"GET /v1/segments"))
+            [project] = proxy.app.projects()
+            await until(lambda: project.measures.shared["hit"])
+        [error] = project.measures.last_errors
+        assert error.message == "The answer was cut: its caller took no byte for 0.2 s. Send it again."
+        [_, last] = json.loads((await proxy.call(b"GET /-/requests")).content)["requests"]
+        assert (last["status"], last["error"], last["source"]) == (200, "PROXY_ANSWER_CUT", "proxy")
 
 
 async def test_who_reads_slowly_and_was_asked_to_close_still_gets_all() -> None:
