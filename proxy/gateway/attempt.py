@@ -92,14 +92,13 @@ class Attempt:
         "outcome",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - keywords take longer
         self,
         request: Request,
         connection: CloudConnection,
         lease: Lease,
         ended: Callable[[Attempt], None],
         recorder: Recorder | None,
-        *,
         may_be_stale: bool,
         may_outlive_way: bool,
     ) -> None:

@@ -70,14 +70,13 @@ class Exchange:
         "upstreams",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - keywords take longer
         self,
         request: Request,
         project: Project,
         api: Api,
         target: bytes,
         upstreams: Upstreams,
-        *,
         waits: Waits,
         queue_timeout_s: float,
         ended: Callable[[Exchange], None],
@@ -132,7 +131,7 @@ class Exchange:
         if connection is None:
             return False
         try:
-            self.send(connection, lease, self._on_attempt_ended, reused=True)
+            self.send(connection, lease, self._on_attempt_ended)
         except BaseException:
             self.attempt = None
             self.release_slot()
@@ -158,19 +157,18 @@ class Exchange:
         return True
 
     def send(
-        self, connection: CloudConnection, lease: Lease, ended: Callable[[Attempt], None], *, reused: bool
+        self,
+        connection: CloudConnection,
+        lease: Lease,
+        ended: Callable[[Attempt], None],
+        reused: bool = True,
     ) -> Attempt:
         """Send the request; ``reused``: the connection carried another one before, and may be closing."""
         # Once, because a way may die of the request itself: too big for a tunnel, for example.
         may_outlive_way = not self.changes and "stale" not in self.request.facts.replays
+        may_be_stale = reused and not self.changes
         self.attempt = attempt = Attempt(
-            self.request,
-            connection,
-            lease,
-            ended,
-            self.recorder,
-            may_be_stale=reused and not self.changes,
-            may_outlive_way=may_outlive_way,
+            self.request, connection, lease, ended, self.recorder, may_be_stale, may_outlive_way
         )
         self.project.calls.add()
         attempt.send(request_head(self.request.head, self.target, lease))
@@ -179,11 +177,11 @@ class Exchange:
     def _on_attempt_ended(self, attempt: Attempt) -> None:
         if attempt.is_final:
             self.note_answer()
-            self.finish(keep=attempt.keep)
+            self.finish(attempt.keep)
         else:
             self.request.connection.interrupted()
 
-    def finish(self, *, keep: bool) -> None:
+    def finish(self, keep: bool) -> None:
         """An answer is with the caller, or was cut; ``keep``: the caller's connection can be kept."""
         self.keep = keep
         self._is_attended = True

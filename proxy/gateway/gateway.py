@@ -118,7 +118,7 @@ class Gateway:
             self._count_and_log(request, exchange)
         except Exception as exc:  # noqa: BLE001 - the event loop is the caller, and would only print a bug
             self._report_bug(exc)
-        request.connection.done(request, keep=exchange.keep)
+        request.connection.done(request, exchange.keep)
 
     async def run(self, request: Request) -> bool:
         """Answer a request, or go on after `try_now`; whether the connection can be kept.
@@ -201,13 +201,13 @@ class Gateway:
             api,
             target,
             generation.outward.upstreams,
-            waits=self._stalls,
-            queue_timeout_s=generation.queue_timeout_s,
-            ended=self._on_exchange_ended,
+            self._stalls,
+            generation.queue_timeout_s,
+            self._on_exchange_ended,
         )
         request.exchange = exchange
         policy.check_secrets(head, target)
-        policy.check(head, target, project, caller, changes=exchange.changes)
+        policy.check(head, target, project, caller, exchange.changes)
         if caller is not None:
             self._check_in_flight(caller)
             self._in_flight[caller.name] += 1

@@ -72,7 +72,7 @@ def may_change_data(head: RequestHead, target: bytes) -> bool:
 
 
 def check(
-    head: RequestHead, target: bytes, project: ProjectLimits, caller: Caller | None, *, changes: bool
+    head: RequestHead, target: bytes, project: ProjectLimits, caller: Caller | None, changes: bool
 ) -> None:
     """Raise Forbidden where ``target`` (prefix removed) must not be sent for this project and caller.
 

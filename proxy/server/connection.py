@@ -266,7 +266,7 @@ class CallerConnection(CallerSocket):
 
     # The answer is written
 
-    def done(self, request: Request, *, keep: bool) -> None:
+    def done(self, request: Request, keep: bool) -> None:
         """The current request's answer is written; ``keep``: the connection can be used again."""
         if self.current is not request:  # the caller has left
             return

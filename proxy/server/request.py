@@ -112,7 +112,7 @@ class Connection(Source, Protocol):
     def serve(self) -> None:
         """Begin to answer the next request in the queue, if none is being answered."""
 
-    def done(self, request: Request, *, keep: bool) -> None:
+    def done(self, request: Request, keep: bool) -> None:
         """The current request's answer is written; ``keep``: the connection can be used again."""
 
     def interrupted(self) -> None:
