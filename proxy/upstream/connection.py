@@ -93,23 +93,19 @@ class CloudConnection(asyncio.BufferedProtocol):
         state = "closed" if self._transport is None else "busy" if self._sink else "idle"
         return f"<CloudConnection {self._owner.origin} {state}, {self.exchanges} exchanges>"
 
-    @property
     def is_usable(self) -> bool:
-        """Whether a request can be sent on the connection."""
-        return self._transport is not None and self._sink is None and not self._transport.is_closing()
+        """Whether a request can be sent on the connection: it is open, idle, and has nothing to read.
 
-    def has_unread_input(self) -> bool:
-        """Whether bytes or EOF have arrived that the event loop has not handed over yet. A system call.
-
-        Also True for a connection that is not usable.
+        A system call: bytes or EOF may have arrived that the event loop has not handed over yet.
         """
-        if not self.is_usable:
-            return True
+        transport = self._transport
+        if transport is None or self._sink is not None or transport.is_closing():
+            return False
         if self._poll_input is None:
             self._poll_input = self._new_poll()
             if self._poll_input is None:
-                return True
-        return self._poll_input(0) != []
+                return False
+        return self._poll_input(0) == []
 
     def _new_poll(self) -> Callable[[int], Sequence[object]] | None:
         """A function whose result is empty unless the socket can be read; None where the socket is closed."""

@@ -74,7 +74,7 @@ class Pool(Owner):
         now = self.loop.time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.has_unread_input():  # EOF, or an answer without a request
+            if not connection.is_usable():  # EOF, or an answer without a request
                 connection.close()
                 continue
             if connection.last_activity >= now - max_idle_s:

@@ -203,10 +203,10 @@ async def test_bytes_that_came_before_the_request_are_seen_without_a_turn_of_the
     async with RawServer(script) as server, closing(pool_of(server.url)) as pool:
         connection = await pool.connect()
         assert (await exchange(connection)).content == b"ok"
-        assert not connection.has_unread_input()
+        assert connection.is_usable()
         peer = servers.get_nowait().get_extra_info("socket")
         with socket.fromfd(peer.fileno(), peer.family, peer.type) as copy:
             copy.send(b"HTTP/1.1 200 OK\r\n\r\n")
         ends = time.monotonic() + WAIT_S
-        while not connection.has_unread_input():
+        while connection.is_usable():
             assert time.monotonic() < ends

@@ -25,10 +25,10 @@ async def test_an_idle_connection_that_says_anything_or_ends_is_dropped(unasked:
     async with RawServer(script) as server, closing(pool_of(server.url)) as pool:
         connection = await pool.connect()
         await exchange(connection)
-        assert connection.is_usable
+        assert connection.is_usable()
         go_on.set()
         await until(lambda: pool.is_unused)
-        assert not connection.is_usable
+        assert not connection.is_usable()
         assert pool.take_idle() is None
         assert repr(connection) == f"<CloudConnection {server.url} closed, 1 exchanges>"
 
@@ -81,7 +81,7 @@ async def test_a_bad_answer_fails_and_its_connection_is_never_used_again(
         with pytest.raises(error):
             await exchange(connection)
         assert pool.is_unused
-        assert not connection.is_usable
+        assert not connection.is_usable()
 
 
 async def test_interim_answers_and_trailers_reach_the_sink() -> None:

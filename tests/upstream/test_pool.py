@@ -60,7 +60,7 @@ async def test_connections_idle_for_too_long_are_closed_the_oldest_first() -> No
         await exchange(young)
         old.last_activity -= KEEP_ALIVE_S + 1
         pool.sweep(60)
-        assert not old.is_usable
+        assert not old.is_usable()
         assert pool.take_idle() is young
         assert pool.take_idle() is None
 
@@ -176,7 +176,7 @@ async def test_after_the_pool_is_closed_a_busy_connection_ends_with_its_exchange
         pool.close()
         go_on.set()
         assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
-        assert not connection.is_usable
+        assert not connection.is_usable()
         assert pool.is_unused
 
 
@@ -232,9 +232,9 @@ async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_one
         busy.start(sink, GET[:-2], is_head_request=False, request_done=True)
         watching = asyncio.create_task(upstreams.run())
         await asyncio.sleep(0.02)
-        assert idle.is_usable
+        assert idle.is_usable()
         slept_s = 20.0
-        await until(lambda: not idle.is_usable)
+        await until(lambda: not idle.is_usable())
         busy.write(GET[-2:])
         assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
         watching.cancel()

@@ -121,7 +121,7 @@ async def test_after_a_change_of_address_idle_connections_are_dropped_and_busy_o
             assert connection.way is not None
             connection.way.source = "192.0.2.1"
         pool.sweep(60)
-        assert [idle.is_usable, staying.is_usable] == [False, True]
+        assert [idle.is_usable(), staying.is_usable()] == [False, True]
         busy.write(GET[-2:])
         assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
 
@@ -234,14 +234,14 @@ async def dies_while_idle(world: Living) -> None:
     connection, _, writer = await world.connection()
     world.pool.give_back(connection)
     kill_way(connection, writer)
-    await until(lambda: not connection.is_usable)
+    await until(lambda: not connection.is_usable())
 
 
 async def lives_while_idle(world: Living) -> None:
     connection, _, _ = await world.connection()
     world.pool.give_back(connection)
     await asyncio.sleep(BEYOND_S)
-    assert connection.is_usable
+    assert connection.is_usable()
 
 
 async def lives_while_the_cloud_thinks(world: Living) -> None:
