@@ -134,14 +134,7 @@ def _asked(question: str, read: Callable[[str], T], usual: str | None, *, is_hid
     ``usual`` is what Enter means; None: the question comes again.
     """
     while True:
-        given = str(
-            typer.prompt(
-                question,
-                default=usual,
-                show_default=bool(usual) and not is_hidden,
-                hide_input=is_hidden and _is_terminal(),
-            )
-        )
+        given = _given(question, usual, is_hidden)
         if _NO_TEXT.search(given):
             say("That isn't text in this terminal's encoding.")
             continue
@@ -153,6 +146,29 @@ def _asked(question: str, read: Callable[[str], T], usual: str | None, *, is_hid
         except ValueError as wrong:
             fault = str(wrong)
             say(f"{fault[0].upper()}{fault[1:]}{'' if fault[-1] in '.?' else '.'}")
+
+
+def _given(question: str, usual: str | None, is_hidden: bool) -> str:
+    """The answer as it was given. Raises Typer's Abort, and ConfigError where nothing can be asked."""
+    try:
+        return str(
+            typer.prompt(
+                question,
+                default=usual,
+                show_default=bool(usual) and not is_hidden,
+                hide_input=is_hidden and _is_terminal(),
+            )
+        )
+    except UnicodeDecodeError:  # of a hidden answer, which getpass reads from the terminal itself
+        say()
+        return "\udcff"
+    except typer.Abort:
+        raise
+    except RuntimeError:
+        raise ConfigError(
+            "init: asks on standard output and reads standard input, but one of them is closed; nothing was"
+            " written"
+        ) from None
 
 
 def _is_terminal() -> bool:

@@ -16,6 +16,7 @@ import pytest
 from support.commands import STARTUP_S, write
 from support.configurations import posix_only
 from support.harness import free_port
+from support.terminal import PROGRAM, in_terminal
 from typer.testing import CliRunner
 
 from proxy.cli.live_check import Finding
@@ -244,6 +245,43 @@ def test_a_pipe_gives_the_secret_too_beside_a_terminal(environ: dict[str, str], 
     )
     assert ended.returncode == 0
     assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == "a-secret"
+
+
+@posix_only
+@pytest.mark.parametrize("closed", ["<&-", ">&-"], ids=["input", "output"])
+def test_a_stream_that_is_closed_is_told_in_one_line(
+    closed: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "proxy", "init", "--no-check", "--config", str(tmp_path / "x.toml")]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        input="shop\nid\na-secret\n\n\n",
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=STARTUP_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "one of them is closed; nothing was written" in ended.stderr
+    assert not (tmp_path / "x.toml").exists()
+
+
+@posix_only
+def test_a_hidden_answer_in_another_encoding_is_asked_for_again(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    command = (*PROGRAM, "init", "--no-check", "--config", str(tmp_path / "x.toml"))
+    with in_terminal("", *command, environ=environ, cwd=tmp_path) as terminal:
+        for number, answer in enumerate(("shop", "id", "s\udce9cret", "a-secret", "", "")):
+            terminal.wait_for(r"\n.*: $" if number else ": $")
+            terminal.shown = ""
+            terminal.type(f"{answer}\n")
+        terminal.wait_for("Wrote")
+        assert terminal.end() == 0
+    assert (
+        load(tmp_path / "x.toml", environ={}).projects["shop"].client_secret.get_secret_value() == "a-secret"
+    )
 
 
 # The trial

@@ -59,8 +59,8 @@ class InTerminal:
         self.shown = ""
 
     def type(self, text: str) -> None:
-        """Type this."""
-        os.write(self._master, text.encode())
+        """Type this; "\\udcff" is the byte 0xff."""
+        os.write(self._master, text.encode(errors="surrogateescape"))
 
     def wait_for(self, pattern: str) -> str:
         """Read what is shown until it matches ``pattern``; the first group of the match, or all of it."""
