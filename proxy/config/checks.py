@@ -104,7 +104,8 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(
             ("server", "host"),
             "not a loopback address, so every program that reaches it has your credentials' power; define"
-            " [callers] with a key for each, or listen on 127.0.0.1 (shared within a pod)",
+            " [callers] with a key for each (without a file: CSQ_PROXY_CALLERS__NAME__KEY), or listen on"
+            " 127.0.0.1 (shared within a pod)",
             (("callers",),),
         )
     yield from _allowed_hosts(settings)

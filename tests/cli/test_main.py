@@ -70,7 +70,10 @@ def test_a_sandbox_takes_callers_from_the_environment_so_that_other_computers_ca
     arguments = ("serve", "--sandbox", "--host", "0.0.0.0", "--port", "0")
     refused = run(*arguments, environ=environ, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "define [callers]" in refused.stderr
+    assert (
+        "define [callers] with a key for each (without a file: CSQ_PROXY_CALLERS__NAME__KEY)"
+        in refused.stderr
+    )
     environ["CSQ_PROXY_CALLERS__ME__KEY"] = "a-key-of-16-bytes-or-more"
     with started(*arguments, environ=environ, cwd=tmp_path) as proxy:
         assert get(f"{proxy.listening()}/demo-eu/v1/segments")[1]["errorCode"] == "PROXY_CALLER_UNKNOWN"
