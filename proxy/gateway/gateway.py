@@ -194,11 +194,10 @@ class Gateway:
         """
         head = request.head
         project, found, target = generation.route(head, request.connection.listener, caller, target)
-        api = project.apis[0] if found is None else found
         exchange = Exchange(
             request,
             project,
-            api,
+            project.apis[0] if found is None else found,
             target,
             generation.outward.upstreams,
             self._stalls,
@@ -211,7 +210,7 @@ class Gateway:
         if caller is not None:
             self._check_in_flight(caller)
             self._in_flight[caller.name] += 1
-        project.requests[api] += 1
+        project.requests[exchange.api] += 1
         project.running += 1
         exchange.is_counted = True
         return exchange
@@ -256,6 +255,7 @@ class Gateway:
             error = Internal("The proxy failed; its log says more.")
             self._report_bug(failure)
         if request.head_sent:
+            request.facts.cut_because = request.facts.cut_because or error.message.rstrip(".")
             request.connection.abort()
             return False
         if is_for_oauth(request.head.target):

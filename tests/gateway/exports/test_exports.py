@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import io
 import itertools
@@ -20,6 +21,7 @@ from support.storage import LAST_MODIFIED, Exporting, Stored, error, exporting
 from proxy.contentsquare import Api
 from proxy.gateway import entrance
 from proxy.gateway.exports import exports, pins
+from proxy.gateway.exports.content import Spool
 from proxy.logs.setup import configure
 from proxy.sandbox import Sandbox, SandboxOptions
 
@@ -800,3 +802,21 @@ async def test_a_call_that_the_proxy_refuses_is_logged_with_its_error() -> None:
         await until(lambda: "/-/exports/" in stream.getvalue())
     lines = [json.loads(line) for line in stream.getvalue().splitlines() if "route" in line]
     assert [(one["status"], one["error"]) for one in lines] == [(503, "PROXY_QUEUE_TIMEOUT")] * 2
+
+
+async def test_an_answer_that_a_fault_of_the_proxys_disk_cuts_is_told_as_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(spool: Spool, at: int, size: int) -> bytes:
+        if at:
+            raise OSError(errno.EIO, "no such sector")
+        return whole(spool, at, size)
+
+    whole = Spool._read
+    monkeypatch.setattr(Spool, "_read", read)
+    async with exporting(CSV + b"3,IT\n" * 200_000, MORE) as run:
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await run.get()
+        shown = json.loads((await run.proxy.call(b"GET /-/requests")).content)["requests"]
+        [export] = [one for one in shown if one["route"].startswith("/-/exports/")]
+        assert (export["status"], export["error"], export["source"]) == (200, "PROXY_ANSWER_CUT", "proxy")
