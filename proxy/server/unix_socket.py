@@ -97,15 +97,10 @@ def _bind(path: Path) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        if isinstance(exc, PermissionError):
-            raise ListenError(
-                f"server.unix_socket: can't listen on {path} ({exc.strerror}); let this user write to"
-                f" {path.parent}, or choose another path"
-            ) from None
-        raise ListenError(
-            f"server.unix_socket: can't listen on {path} ({exc.strerror}); is another csq-proxy running,"
-            " or something else in its place? Stop it, or choose another path"
-        ) from None
+        remedy = f"let this user write to {path.parent}, or choose another path"
+        if exc.errno == errno.EADDRINUSE:
+            remedy = "is another csq-proxy running, or something else there? Stop it, or choose another path"
+        raise ListenError(f"server.unix_socket: can't listen on {path} ({exc.strerror}); {remedy}") from None
     return sock
 
 

@@ -167,7 +167,9 @@ async def test_where_it_may_not_listen_it_does_not_blame_another_proxy(
 ) -> None:
     class Refused(socket.socket):
         def bind(self, address: Any, /) -> None:
-            if self.family == socket.AF_UNIX or address[1]:
+            if self.family == socket.AF_UNIX:
+                raise OSError(errno.EROFS, "Read-only file system")
+            if address[1]:
                 raise PermissionError(errno.EACCES, "Permission denied")
             super().bind(address)
 
