@@ -74,7 +74,8 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
             sys.exit(error.exit_code)
-        words = error.ctx.command_path if error.ctx else cli.info.name
+        command = [word for word in sys.argv[1:2] if not word.startswith("-")]
+        words = error.ctx.command_path if error.ctx else " ".join(("csq-proxy", *command))
         message = " ".join(error.format_message().split())
         fail((f"{message}{'' if message[-1] in '.?' else '.'} See: {words} --help",), 2)
     except typer.Abort:  # Ctrl-C at a question

@@ -387,7 +387,8 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
         (["sreve"], "No such command 'sreve'"),
         (["snippets", "a", "b\nc"], "Got unexpected extra argument"),
         (["serve", "--nope"], "No such option: --nope. See: "),
-        (["snippets", "--for"], "Option '--for' requires an argument. See: "),
+        (["snippets", "--for"], "Option '--for' requires an argument. See: csq-proxy snippets --help"),
+        (["--version=1"], "Option '--version' does not take a value. See: csq-proxy --help"),
         (["export"], "project: is missing"),
     ],
 )
