@@ -13,7 +13,7 @@ import datetime as dt
 import math
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -289,7 +289,7 @@ class _TokenChecks:
                 named = apis_of(members) or ()
                 apis = tuple(api for api in Api if api in named and subject.grant.allows(api))
                 if not apis:
-                    yield subject.finding("scope", "failed", "/v1/oauth/me names no API that is known here")
+                    yield _no_api(subject, named)
         for api in apis:
             async for finding in self._api_findings(subject, api):
                 yield finding
@@ -311,6 +311,15 @@ class _TokenChecks:
             yield subject.finding("endpoint", "ok", f"{lease.origin} can be reached", api)
         else:
             yield subject.finding(broken.check, "failed", broken.message, api)
+
+
+def _no_api(subject: _Subject, named: Collection[Api]) -> Finding:
+    if Api.ENRICHMENT in named:
+        message = "/v1/oauth/me names Enrichment alone, which needs integration_id"
+        return subject.finding("integration", "failed", message)
+    found = subject.finding("scope", "failed", "/v1/oauth/me names no API that is known here")
+    todo = "Ask a Contentsquare administrator for credentials with an API; if they have one, name it in apis."
+    return replace(found, next_step=todo)
 
 
 def _me_finding(subject: _Subject, members: Mapping[str, object]) -> Finding:

@@ -247,6 +247,7 @@ async def test_what_the_token_endpoint_says_is_told_apart(
     [
         ((500, {}), "credentials"),
         ((200, {"scopes": "unheard-of"}), "scope"),
+        ((200, {"scopes": "enrichment"}), "integration"),
         ((200, {"scopes": "metrics", "permissions": {"projects": [{"id": 43}]}}), "project"),
         ((503, {}), "answer"),
     ],
@@ -373,6 +374,15 @@ async def test_too_many_token_requests_are_to_be_waited_for(retry_after: bytes, 
         assert [one.next_step for one in findings if one.result != "ok"] == [todo, todo]
         [finding] = failed(await findings_of(told_values(server.url)))
         assert finding.next_step == todo
+
+
+async def test_where_me_names_no_api_the_advice_is_not_to_take_one_away() -> None:
+    told = Told()
+    told.me = (200, {})
+    async with RawServer(told) as server:
+        told.good["endpoint"] = server.url
+        [finding] = failed(await findings_of(told_values(server.url)))
+    assert finding.next_step.endswith("name it in apis.")
 
 
 async def test_me_asks_for_no_apis_where_they_are_named() -> None:
