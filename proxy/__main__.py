@@ -34,6 +34,8 @@ def main() -> NoReturn:
         fail(exc.faults, 2)
     except (ListenError, OutputLost) as exc:
         fail((str(exc),), 1)
+    except KeyboardInterrupt:  # Ctrl-C, in a command that has no use of its own for it
+        sys.exit(130)
     except OSError as exc:
         if sys.argv[1:2] != ["--install-completion"]:
             raise

@@ -40,8 +40,9 @@ def show(
             _show_all(page, _Lines(place), place)
     except Unreachable as error:
         fail((str(error),), 1)
-    except KeyboardInterrupt:  # how `--follow` ends
-        return
+    except KeyboardInterrupt:
+        if not follow:  # which ends so
+            raise
 
 
 def _show_all(page: dict[str, Any], show_one: _Show, place: RunningProxy) -> None:

@@ -51,7 +51,9 @@ def show(place: RunningProxy, *, as_json: bool, watch: bool, exit_zero: bool = F
             _print_table(place, status, watch=watch)
     except Unreachable as error:
         fail((str(error),), 1)
-    except KeyboardInterrupt:  # how `--watch` ends
+    except KeyboardInterrupt:
+        if not watch:  # which ends so
+            raise
         return
     if not (watch or exit_zero) and _is_failing(status):
         raise SystemExit(1)

@@ -401,6 +401,21 @@ def test_wrong_usage_is_one_line_and_ends_it_with_2(
     assert told.startswith(fault)
 
 
+@needs_signals
+@pytest.mark.parametrize("command", ["health", "wait", "status", "stop", "requests", "snippets"])
+def test_ctrl_c_ends_a_command_that_waits_without_a_word_and_not_with_0(
+    command: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(STARTUP_S)
+        environ["CSQ_PROXY_SERVER__PORT"] = str(silent.getsockname()[1])
+        with started(command, environ=environ, cwd=tmp_path) as waiting:
+            connection, _ = silent.accept()
+            with connection:
+                waiting.process.send_signal(signal.SIGINT)
+                assert waiting.end() == (130, "")
+
+
 def test_without_a_command_it_shows_which_there_are(environ: dict[str, str], tmp_path: Path) -> None:
     ended = run(environ=environ, cwd=tmp_path)
     assert "snippets  Print ready text" in ended.stderr + ended.stdout
