@@ -444,7 +444,7 @@ def test_the_windows_service_has_all_in_places_of_the_computer() -> None:
     assert service.findtext("executable") == r"%ProgramFiles%\csq-proxy\Scripts\python.exe"
     assert r'--config "%ProgramData%\csq-proxy\config.toml"' in (service.findtext("arguments") or "")
     # WinSW 2 reads domain and user, and takes LocalSystem where there is only WinSW 3's username.
-    account = {one.tag: one.text for one in service.find("serviceaccount") or ()}
+    account = {one.tag: one.text for one in service.iterfind("serviceaccount/*")}
     assert account == {
         "domain": "NT AUTHORITY",
         "user": "LocalService",
