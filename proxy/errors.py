@@ -122,6 +122,8 @@ class ConnectionLost(UpstreamError):
 class WayDied(ConnectionLost):
     """The network lost the connection, without FIN or RST: the peer answers nothing any more."""
 
+    WORDS = "the network lost the connection"
+
 
 class ProtocolViolation(UpstreamError):
     """The answer isn't valid HTTP/1.1 (RFC 9112), so none of the bytes after it can be trusted."""

@@ -143,7 +143,7 @@ class Gateway:
     async def _answer(self, request: Request) -> bool:
         exchange = exchange_of(request)
         if exchange is None or not exchange.is_counted:  # `try_now` didn't get so far
-            request.facts.began_at = time.perf_counter()
+            request.facts.began_at = request.facts.began_at or time.perf_counter()
             generation = self.generation
             caller, target, own = self._checked(request, generation)
             if not own or is_for_exports(target):

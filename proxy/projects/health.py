@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Final, Literal
 
-from proxy.errors import TokenFetchError
+from proxy.errors import TokenFetchError, WayDied
 from proxy.projects.measures import CUT, ENOUGH, LEFT, RECENT_MINUTES, OwnError, Recent
 from proxy.tokens.lease import State as TokenState
 
@@ -278,6 +278,8 @@ def _failure(state: State, failures: Mapping[str, int], total: int, evidence: Ev
         step = _REACH if side == "network" else f"Wait, and try again; {LIVE}."
     elif code == CUT and "its caller" in why:
         state, side = "degraded", "caller"
+    elif code == CUT and WayDied.WORDS in why:
+        side, step = "network", _REACH
     return Health(state, summary, side, f"{start}: {why or summary}.", step)
 
 

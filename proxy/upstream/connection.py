@@ -22,15 +22,12 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent, WayDied
 from proxy.machine import machine_fault
 from proxy.origin import Origin
 from proxy.upstream.parser import ResponseParser, ResponseSink
 from proxy.upstream.way import Way
-
-_WAY_DIED: Final = "the network lost the connection"
 
 
 class Owner:
@@ -176,7 +173,7 @@ class CloudConnection(asyncio.BufferedProtocol):
             silence = "its caller took no byte" if self._paused else "no byte"
             self._fail(UpstreamSilent(f"{silence} for {limit_s:g} s"))
         elif self._is_way_dead():
-            self._fail(WayDied(_WAY_DIED))
+            self._fail(WayDied(WayDied.WORDS))
 
     def is_lost(self) -> bool:
         """Whether the way of an idle connection died, or leads through another network now. System calls."""
@@ -318,7 +315,7 @@ def _has_read(transport: object) -> bool:
 def _loss(exc: BaseException | None) -> ConnectionLost:
     """The name of a connection's end before that of its answer; ``exc`` is the event loop's reason."""
     if isinstance(exc, TimeoutError):  # the system found that the way is dead
-        return WayDied(_WAY_DIED)
+        return WayDied(WayDied.WORDS)
     fault = None if exc is None else machine_fault(exc)
     if fault is not None:
         return ConnectionLost(f"the connection was lost: {fault.words}", proxy_status=fault.proxy_status)

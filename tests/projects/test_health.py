@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from proxy.errors import TokenFetchError
+from proxy.errors import TokenFetchError, WayDied
 from proxy.projects.health import Evidence, Token, health_of
 from proxy.projects.measures import CUT, ENOUGH, LEFT, OwnError, Recent
 
@@ -139,6 +139,13 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
             last_errors={CUT: OwnError(0.0, CUT, "The answer was cut: its caller took less. Send it again.")},
         ),
         ("degraded", "caller", "its caller took less"),
+    ),
+    "the network loses connections": (
+        Evidence(
+            recent=answers(5, 0, **{CUT: 5}),
+            last_errors={CUT: OwnError(0.0, CUT, f"The answer was cut: {WayDied.WORDS}. Send it again.")},
+        ),
+        ("failing", "network", "the network lost the connection"),
     ),
     "even a fresh token is refused": (
         Evidence(tokens=fresh(), recent=answers(3, 0, PROXY_TOKEN_REFUSED=3)),
