@@ -21,7 +21,7 @@ from datetime import date
 from typing import Final, Literal
 
 from proxy.errors import TokenFetchError, WayDied
-from proxy.projects.measures import CUT, ENOUGH, LEFT, RECENT_MINUTES, OwnError, Recent
+from proxy.projects.measures import CUT, ENOUGH, LEFT, LEFT_QUEUE, RECENT_MINUTES, OwnError, Recent
 from proxy.tokens.lease import State as TokenState
 
 State = Literal["working", "waiting", "degraded", "failing"]
@@ -39,6 +39,7 @@ END_DAYS: Final = 14
 
 LIVE: Final = "`csq-proxy check --live` names the broken link"
 _SUPPORT: Final = "Wait; if it goes on, ask Contentsquare's support, with a request_id of the log."
+_FEWER: Final = "Send fewer requests at once. Slow requests and other programs take slots, too."
 _REACH: Final = f"Check this computer's network, VPN and HTTP proxy: {LIVE}."
 _FAR_CAUSES: Final = frozenset(("connection_failed", "connection_lost", "connection_refused", "timeout"))
 _NEAR_CAUSES: Final = frozenset(("dns", "http_proxy", "tls"))
@@ -229,7 +230,13 @@ _FAILURES: Final[Mapping[str, tuple[str, Side, str, str]]] = {
         "no free slot",
         "caller",
         "",
-        "Send fewer requests at once. Slow requests and other programs take slots, too.",
+        _FEWER,
+    ),
+    LEFT_QUEUE: (
+        "no free slot",
+        "caller",
+        "their callers left after 10 s or more, most of it without a slot",
+        _FEWER,
     ),
     "PROXY_LOOP": (
         "the proxy reached itself",

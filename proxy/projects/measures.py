@@ -42,6 +42,8 @@ LEFT_AFTER_S: Final = 10.0
 """A caller that leaves after so long without an answer tells of trouble; one that leaves sooner doesn't."""
 LEFT: Final = "left"
 """In place of a status or code: the caller left after `LEFT_AFTER_S` without an answer."""
+LEFT_QUEUE: Final = "left the queue"
+"""The same, where most of the time was a wait for a slot."""
 CUT: Final = "PROXY_ANSWER_CUT"
 ERROR_CLASSES: Final = ("4xx", "5xx")
 CLASSES: Final = ("2xx", "3xx", *ERROR_CLASSES)
@@ -116,7 +118,7 @@ class Minute:
 
     ``silent`` counts the requests that tell nothing of the project's state: they got the answer to another
     request, or their callers left soon. ``troubles`` counts the answers of 4xx and 5xx, by Contentsquare's
-    status ("500") or the code of the proxy's error, and the callers that `LEFT`.
+    status ("500") or the code of the proxy's error, and the callers that `LEFT` or `LEFT_QUEUE`.
     """
 
     at: int
@@ -231,7 +233,7 @@ class ProjectMeasures:
             else:
                 self._count_own(facts.error_code, status // 100, status // 100)
         elif took_s >= LEFT_AFTER_S:
-            self._troubles[LEFT] += 1
+            self._troubles[LEFT_QUEUE if facts.waited_s > took_s / 2 else LEFT] += 1
             self._good_in_a_row = 0
         else:
             self._silent += 1

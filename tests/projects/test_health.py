@@ -9,7 +9,7 @@ import pytest
 
 from proxy.errors import TokenFetchError, WayDied
 from proxy.projects.health import Evidence, Token, health_of
-from proxy.projects.measures import CUT, ENOUGH, LEFT, OwnError, Recent
+from proxy.projects.measures import CUT, ENOUGH, LEFT, LEFT_QUEUE, OwnError, Recent
 
 END = date(2027, 1, 31)
 DOWN = "No answer from Contentsquare (host): the connection was refused. Try again; `csq-proxy` helps."
@@ -132,6 +132,10 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
     "callers leave without an answer": (
         Evidence(recent=answers(5, 0, **{LEFT: 5})),
         ("failing", "contentsquare", "left after 10 s"),
+    ),
+    "callers leave without a slot": (
+        Evidence(recent=answers(5, 0, **{LEFT_QUEUE: 5})),
+        ("failing", "caller", "without a slot"),
     ),
     "slow callers are cut": (
         Evidence(

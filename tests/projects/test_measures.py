@@ -16,6 +16,7 @@ from proxy.projects.measures import (
     HOUR,
     LEFT,
     LEFT_AFTER_S,
+    LEFT_QUEUE,
     MOST_ERRORS,
     Histogram,
     ProjectMeasures,
@@ -137,6 +138,10 @@ def test_shared_answers_and_callers_that_leave_soon_tell_nothing() -> None:
     assert (recent.requests, recent.troubles, recent.good_in_a_row) == (1, {"500": 1}, 0)
     mine.count_request(Api.METRICS, request(0), LEFT_AFTER_S)
     assert mine.recent().troubles == {"500": 1, LEFT: 1}
+    queued = request(0)
+    queued.facts.waited_s = LEFT_AFTER_S - 1
+    mine.count_request(Api.METRICS, queued, LEFT_AFTER_S)
+    assert mine.recent().troubles == {"500": 1, LEFT: 1, LEFT_QUEUE: 1}
 
 
 def test_good_answers_in_a_row_begin_anew_at_each_trouble_and_go_on_at_a_callers_mistake() -> None:
