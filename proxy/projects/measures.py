@@ -19,7 +19,6 @@ from typing import Final
 
 from proxy.contentsquare import SAFE_METHODS, Api
 from proxy.projects.usage import NO_CALLER, CallerUse, Use
-from proxy.server.facts import Facts
 from proxy.server.request import Request
 
 # fmt: off
@@ -209,7 +208,7 @@ class ProjectMeasures:
         if 0 < status < 400 and facts.cut_because is None:
             self._good_in_a_row += 1
         else:
-            self._count_trouble(measures, status, facts, took_s)
+            self._count_trouble(measures, request, took_s)
         if facts.waited_s:
             use.waited_s += facts.waited_s
             self.slot_wait.add(facts.waited_s)
@@ -221,8 +220,9 @@ class ProjectMeasures:
         if facts.replays:
             self.replays.update(facts.replays)
 
-    def _count_trouble(self, measures: ApiMeasures, status: int, facts: Facts, took_s: float) -> None:
+    def _count_trouble(self, measures: ApiMeasures, request: Request, took_s: float) -> None:
         """The answer was an error, was cut, or the caller left before it."""
+        status, facts = request.status, request.facts
         if facts.cut_because is not None:
             measures.cut += 1
             self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
@@ -232,7 +232,7 @@ class ProjectMeasures:
                 self._count_theirs(status)
             else:
                 self._count_own(facts.error_code, status // 100, status // 100)
-        elif took_s >= LEFT_AFTER_S:
+        elif took_s >= LEFT_AFTER_S and request.body.complete:
             self._troubles[LEFT_QUEUE if facts.waited_s > took_s / 2 else LEFT] += 1
             self._good_in_a_row = 0
         else:

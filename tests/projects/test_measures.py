@@ -22,6 +22,7 @@ from proxy.projects.measures import (
     ProjectMeasures,
     quantile_s,
 )
+from proxy.server.body import RequestBody
 
 
 class Wall:
@@ -141,6 +142,10 @@ def test_shared_answers_and_callers_that_leave_soon_tell_nothing() -> None:
     queued = request(0)
     queued.facts.waited_s = LEFT_AFTER_S - 1
     mine.count_request(Api.METRICS, queued, LEFT_AFTER_S)
+    assert mine.recent().troubles == {"500": 1, LEFT: 1, LEFT_QUEUE: 1}
+    upload = request(0)
+    upload.body = RequestBody(None)  # its end never came
+    mine.count_request(Api.METRICS, upload, LEFT_AFTER_S)
     assert mine.recent().troubles == {"500": 1, LEFT: 1, LEFT_QUEUE: 1}
 
 

@@ -13,7 +13,7 @@ from proxy.server.request import Request
 def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Request:
     connection: Any = SimpleNamespace(transport=None)
     body = RequestBody(connection)
-    body.received = 3
+    body.received, body.complete = 3, True
     made = Request(parse_request_head(method + b" / HTTP/1.1\r\nHost: x"), body, connection)
     made.status, made.answer_bytes = status, 7
     for name, value in rest.items():
