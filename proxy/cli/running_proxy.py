@@ -208,6 +208,8 @@ class RunningProxy(NamedTuple):
     def refused(self, answer: Answer) -> Unreachable:
         """The error for an answer of the proxy's own, with another status than 200."""
         code = answer.status
+        if code == 401 and "Proxy-Status" not in answer.fields:  # each refusal of the proxy's own has it
+            return self.stranger()
         if code == 401:
             problem = "this key is not a caller's" if self.key else "a caller's key is needed"
             return Unreachable(f"{self.url}: {problem}; give --key-file, or set {KEY}")

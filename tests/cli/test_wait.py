@@ -43,7 +43,7 @@ async def test_it_waits_for_a_proxy_without_tokens(environ: dict[str, str], tmp_
     ("status", "timeout_s", "says"),
     [
         (503, "0", "not ready"),
-        (401, "60", "a caller's key is needed"),
+        (401, "60", "a program other than csq-proxy answers there"),
         (404, "60", "is it a csq-proxy?"),
         (200, "60", "a program other than csq-proxy answers there"),
     ],
