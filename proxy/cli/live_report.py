@@ -37,13 +37,13 @@ def collect(settings: Settings) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Show the findings as a table, and below it how many failed or warned.
+    """Show the findings as a table, those that failed last, and below it how many failed or warned.
 
     On a narrow terminal each finding is a paragraph: a column beside four others would break each word.
     """
     terminal = Terminal()
     drawn = table("project", "API", "checks", "", "")
-    rows = list(_rows(findings))
+    rows = sorted(_rows(findings), key=lambda one: list(_COLOURS).index(one.result))
     for one in rows:
         step = f"\n[bold]Next:[/] {escape(one.next_step)}" if one.next_step else ""
         colour = f"[{_COLOURS[one.result]}]{one.result}[/]"

@@ -22,6 +22,7 @@ from support.commands import run, run_anew, write
 from support.harness import RawServer, free_port, read_message
 from support.windows import has_no_access_lists, verifies_certificates
 
+from proxy.cli import live_report
 from proxy.cli.live_check import Finding, examine, expiries, short_keys, unwritable_state
 from proxy.config.load import load
 from proxy.config.settings import Settings
@@ -609,3 +610,14 @@ client_secret = "canary-1"
         assert (await check("--strict", expires=tomorrow))[::2] == (1, {"warning"})
         assert (await check("--strict", expires=date(2999, 1, 1)))[::2] == (0, {"ok"})
         assert (await check(expires=date(2999, 1, 1)))[::2] == (0, {"ok"})
+
+
+def test_what_failed_stands_last_where_300_projects_scroll_by(capsys: pytest.CaptureFixture[str]) -> None:
+    live_report.show(
+        [Finding(f"shop-{n}", "", "token", "failed" if n == 7 else "ok", "told") for n in range(300)]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    *_, before, last, summary = (line for line in lines if "shop-" in line or "failed" in line)
+    assert "shop-299" in before
+    assert "shop-7" in last
+    assert summary == "1 failed."
