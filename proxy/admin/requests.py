@@ -150,6 +150,8 @@ def _members(one: RecentRequest) -> Iterator[tuple[str, object]]:
         yield "source", one.source
     if one.error is not None:
         yield "error", one.error
+    if one.cut_reason is not None:
+        yield "reason", one.cut_reason
     if one.api is not None or facts.waited_s:
         yield "wait_ms", _ms(facts.waited_s)
     if facts.upstream is not None:

@@ -149,6 +149,8 @@ def _details(one: dict[str, Any]) -> Iterator[str]:
         yield "the caller left before an answer"
     if "error" in one:
         yield str(one["error"])
+    if "reason" in one:
+        yield str(one["reason"])
     if one.get("wait_ms", 0) >= 100:
         yield f"waited {duration(one['wait_ms'])}"
     if "replayed" in one:

@@ -104,8 +104,8 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
         values["shared"] = facts.shared
     if facts.error_code is not None:
         values["error"] = facts.error_code
-    if facts.cut_because is not None:
-        values["reason"] = facts.cut_because
+    if (reason := request.cut_reason) is not None:
+        values["reason"] = reason
     values["request_id"] = request_id(request)
     if (trace := trace_id(request.head)) is not None:
         values["trace_id"] = trace

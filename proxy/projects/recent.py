@@ -48,6 +48,7 @@ class RecentRequest:
         "at",
         "bytes_in",
         "bytes_out",
+        "cut_reason",
         "facts",
         "id",
         "method",
@@ -70,6 +71,7 @@ class RecentRequest:
         self.took_s = took_s
         self.bytes_in = request.body.received
         self.bytes_out = request.answer_bytes
+        self.cut_reason = request.cut_reason
         self.facts = request.facts
 
     @property

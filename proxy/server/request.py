@@ -16,6 +16,7 @@ KEEP_ALIVE_S = 75.0
 KEPT: Final = b"Connection: keep-alive\r\nKeep-Alive: timeout=%d" % (KEEP_ALIVE_S - 5)
 """The field lines that tell callers that time, less 5 s: so a caller's next request doesn't cross the end."""
 
+CALLER_LEFT: Final = "the caller left before the end of the answer"
 UNIX = "unix:"
 """The scheme of a Unix socket's URL, before its path."""
 
@@ -168,6 +169,13 @@ class Request:
             if field.name == name:
                 return field.value
         return None
+
+    @property
+    def cut_reason(self) -> str | None:
+        """Why the request or its answer ended too early; None if it didn't, or its caller left before."""
+        if self.facts.cut_because is None and self.status and self.transport.is_closing():
+            return CALLER_LEFT
+        return self.facts.cut_because
 
     @property
     def may_keep(self) -> bool:

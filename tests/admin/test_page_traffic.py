@@ -23,6 +23,7 @@ FORTY = {
     for number in range(40)
 }
 KEY = "canary-key-0123456789abcdef"
+OTHER_KEY = "canary-key-of-another-one"
 CALLERS = {"powerbi": {"key": KEY}}
 ROWS = "[...document.querySelectorAll('[data-is=request-rows] tr:not([hidden])')].map((row) => row.innerText)"
 READOUT = "document.querySelector('[data-is=readout]').textContent"
@@ -218,3 +219,15 @@ async def _look(chromium: Browser) -> None:
         )
         assert await chromium.axe() == []
         assert await chromium.run("return document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+async def test_a_caller_with_limits_is_told_why_its_list_is_empty_beside_counts_of_others() -> None:
+    limited = {"key": KEY, "read_only": True}
+    callers = {"limited": limited, "other": {"key": OTHER_KEY}}
+    async with gateway(projects=PROJECTS, callers=callers) as proxy:
+        await proxy.call(b"GET /shop/v1/segments", b"X-API-Key: " + OTHER_KEY.encode())
+        async with page(proxy, f"anybody:{KEY}@") as chromium:
+            await drawn(chromium, "document.querySelector('[data-is=no-requests]')?.offsetParent")
+            shown = await text_of(chromium, "[data-is=no-requests]")
+    assert shown == "No request to show. A caller with limits sees its own requests only."

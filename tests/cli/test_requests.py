@@ -178,6 +178,8 @@ async def test_the_words_of_a_line() -> None:
     )
     left = {"at": ONE["at"], "method": "GET", "route": "/v1/x", "total_ms": 3, "request_id": "r"}
     assert text_of(left) == "-   nobody          3 ms  GET /v1/x  the caller left before an answer"
+    part = {**left, "status": 200, "source": "contentsquare", "reason": "the caller left before its end"}
+    assert text_of(part) == "200 Contentsquare   3 ms  GET /v1/x  the caller left before its end"
 
 
 @pytest.mark.parametrize(

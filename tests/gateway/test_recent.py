@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.cuts import reset
 from support.harness import OK, Gateway, Message, TokenServer, Upstream, gateway, read_message, until
 from support.storage import exporting
 
+from proxy.logs import configure
 from proxy.projects.recent import MOST_OF_ONE
 
 SECRET, KEY = "canary-secret-5f1c", "canary-key-of-the-analyst"
@@ -280,3 +282,30 @@ async def test_switched_off_nothing_is_kept_and_the_list_says_so() -> None:
         page = json.loads((await proxy.call(b"GET /-/requests")).body)
         assert page["requests"] == []
         assert "log.requests is false" in page["off"]
+
+
+async def test_a_caller_that_leaves_within_an_answer_is_told_from_one_that_took_all() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_message(reader)
+        if b"/long" in request.start_line:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+            await reader.read()
+        writer.write(OK)
+
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    async with gateway(script) as proxy:
+        await proxy.call(b"GET /v1/short", b"Connection: close")
+        reader, writer = await proxy.connect()
+        writer.write(proxy.request(b"GET /v1/long"))
+        await reader.readuntil(b"part")
+        reset(writer)
+        await until(lambda: len(proxy.app.overview.recent.after(0)) == 2)
+        whole, left = await listed(proxy)
+        assert "reason" not in whole
+        assert (left["status"], left["source"]) == (200, "contentsquare")
+        assert left["reason"] == "the caller left before the end of the answer"
+        assert [*await listed(proxy, b"?status=errors")] == []
+        await until(lambda: "request_cut_short" in stream.getvalue())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines() if "/v1/" in line]
+    assert [line.get("reason") for line in lines] == [None, left["reason"]]

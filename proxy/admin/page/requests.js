@@ -108,7 +108,7 @@ export class Requests {
     return [
       ['Whose error', trouble.side], ['What to do', trouble.next],
       ['Time', moment(request.at)], ['Caller', request.caller], ['API', request.api],
-      ['Answer', `${answerOf(request)}${request.error ? ` ${request.error}` : ''}`], ['Answered by', BY[request.source]],
+      ['Answer', `${answerOf(request)}${request.error ? ` ${request.error}` : ''}`], ['Ended too early', request.reason], ['Answered by', BY[request.source]],
       ['Waited for a slot', request.wait_ms === undefined ? undefined : milliseconds(request.wait_ms)],
       ['Contentsquare took', request.upstream_ms === undefined ? undefined : milliseconds(request.upstream_ms)],
       ['In all', request.total_ms === undefined ? undefined : milliseconds(request.total_ms)],
@@ -165,7 +165,8 @@ export class Requests {
     show(at['request-table'], fitting > 0);
     show(at['no-requests'], !fitting);
     set(at['no-requests'], this.isOff ? 'The list is switched off: log.requests is false.'
-      : this.rows.size ? 'No request here fits.' : 'No request yet.');
+      : this.rows.size ? 'No request here fits.'
+        : this.status.needs_key ? 'No request to show. A caller with limits sees its own requests only.' : 'No request has ended yet.');
     attribute(at['request-table'], 'aria-label', `${fitting} recent requests${this.name === '-' ? ' that reached no project' : ` of ${this.name}`}`);
   }
 }
@@ -173,7 +174,7 @@ export class Requests {
 const isError = ({ status, error }) => status >= 400 || error !== undefined;
 const isSlow = ({ total_ms: took }) => took >= SLOW_MS;
 const kindOf = (request) => (!isError(request) ? 'fine' : request.status < 500 && request.status >= 400 ? 'warn' : 'bad');
-const answerOf = ({ status }) => (status ? String(status) : 'the caller left');
+const answerOf = ({ status, error, reason }) => (!status ? 'the caller left' : reason && !error ? `${status}, the caller left` : String(status));
 const clockOf = (at) => new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' });
 
 function troubleOf({ source, status, error, request_id: id }, lastErrors) {
