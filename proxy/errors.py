@@ -300,6 +300,10 @@ class UpstreamUnreachable(ProxyError):
     code, status, proxy_status = "PROXY_UPSTREAM_UNREACHABLE", 502, "connection_terminated"
 
 
+class ExportFailed(UpstreamUnreachable):
+    """The storage of an export's files doesn't hand them over, or they can't be used."""
+
+
 class ProxyLoop(ProxyError):
     """The proxy reached itself: a person has to correct the hosts file or a setting."""
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from proxy.admin.admin import PREFIX, Admin
 from proxy.admin.overview import Overview
-from proxy.contentsquare import oauth_path
-from proxy.errors import Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
+from proxy.contentsquare import Api, oauth_path
+from proxy.errors import ExportFailed, Internal, ProxyError, ProxyLoop, QueueTimeout, Stopping
 from proxy.gateway import policy, tries
 from proxy.gateway.callers import Caller, WrongKey, WrongKeys
 from proxy.gateway.entrance import enter
@@ -32,6 +32,8 @@ from proxy.gateway.request_log import log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch
 from proxy.logs import OnEvent
+from proxy.projects import Project
+from proxy.projects.measures import CUT
 from proxy.server.answer import write_error
 from proxy.server.request import Request
 
@@ -237,6 +239,8 @@ class Gateway:
                 if request.facts.caller is not None:
                     self._in_flight[request.facts.caller] -= 1
             project.measures.count_request(exchange.api, request, took_s)
+        elif request.facts.cut_because is not None and (found := self._project_of(request)) is not None:
+            found.measures.count_failed_export(CUT, request.facts.cut_because)
         log_request(request, took_s)
         if self._recent.is_on:
             keep(self._recent, request, exchange, took_s)
@@ -275,18 +279,29 @@ class Gateway:
         exchange = exchange_of(request)
         if isinstance(error, ProxyLoop):
             self._on_event("loop_detected", {"error": error.message})
-        if exchange is None:
-            if request.facts.project is None:
-                self._overview.refusals.add(error.code)
-            for project in self._overview.projects():
-                if project.name == request.facts.project:
-                    project.measures.errors[error.code] += 1
+        if exchange is not None:
+            project, api = exchange.project, exchange.api
+        elif request.facts.project is None:
+            self._overview.refusals.add(error.code)
             return
-        project, api = exchange.project, exchange.api
+        elif (found := self._project_of(request)) is not None:
+            project, api = found, Api.DATA_EXPORT
+            if isinstance(error, ExportFailed):
+                project.measures.count_failed_export(error.code)
+            elif error.status < 500:  # "not ready", say, which a caller may ask for each second
+                project.measures.errors[error.code] += 1
+                return
+        else:
+            return
         project.measures.count_error(error.code, error.message, error.proxy_status)
         if error.status >= 500 and not isinstance(error, Stopping | ProxyLoop):
             values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)
+
+    def _project_of(self, request: Request) -> Project | None:
+        """The project of a request for an export."""
+        name = request.facts.project
+        return next((one for one in self._overview.projects() if one.name == name), None)
 
     def _report_bug(self, bug: Exception) -> None:
         self._on_event("request_failed_by_bug", {"cause": _kind_of(bug), "exc_info": bug})

@@ -174,6 +174,7 @@ class ProjectMeasures:
         """How many requests had each duration when the minute began; empty before the first minute."""
         self._errors = 0
         self._errors_proxy = 0
+        self._failed_exports = 0
         self._silent = 0
         self._troubles: Counter[str] = Counter()
         self._good_in_a_row = 0
@@ -225,7 +226,7 @@ class ProjectMeasures:
         status, facts = request.status, request.facts
         if facts.cut_because is not None:
             measures.cut += 1
-            self.count_error(CUT, f"The answer was cut: {facts.cut_because}. Send it again.")
+            self._count_cut(facts.cut_because)
             self._count_own(CUT, status // 100, 5)
         elif status:
             if facts.error_code is None:
@@ -253,6 +254,24 @@ class ProjectMeasures:
         self._not_theirs[counted_as] += 1
         if kind >= 5:
             self._good_in_a_row = 0
+
+    def count_failed_export(self, code: str, cut_because: str | None = None) -> None:
+        """Count an export whose files were not handed over, or whose answer was cut.
+
+        The calls to Contentsquare for an export are counted as requests, and the export itself only if it
+        failed though these calls didn't.
+        """
+        minute = self._now() // 60
+        if minute != self._minute:
+            self._begin_minute(minute)
+        self._failed_exports += 1
+        if cut_because is not None:
+            self.of(Api.DATA_EXPORT).cut += 1
+            self._count_cut(cut_because)
+        self._count_own(code, 0, 5)
+
+    def _count_cut(self, why: str) -> None:
+        self.count_error(CUT, f"The answer was cut: {why}. Send it again.")
 
     def count_error(self, code: str, message: str, proxy_status: str = "") -> None:
         """Count an answer that was an error of the proxy's own, and keep its message."""
@@ -312,7 +331,7 @@ class ProjectMeasures:
                 use.end_minute(self._minute)
         self._past.extend(self._current())
         self._minute, self._before = minute, self._durations()
-        self._errors = self._errors_proxy = self._silent = 0
+        self._errors = self._errors_proxy = self._failed_exports = self._silent = 0
         self._troubles = Counter()
 
     def _durations(self) -> list[int]:
@@ -327,7 +346,7 @@ class ProjectMeasures:
             counts = [now - before for now, before in zip(self._durations(), self._before, strict=True)]
             yield Minute(
                 at=int(self._minute) * 60,
-                requests=sum(counts),
+                requests=sum(counts) + self._failed_exports,
                 errors=self._errors,
                 errors_proxy=self._errors_proxy,
                 p50_s=quantile_s(counts, 0.5),

@@ -182,3 +182,20 @@ def test_counting_a_request_costs_next_to_nothing() -> None:
             mine.count_request(Api.METRICS, one, 0.02)
         least_s = min(least_s, (time.perf_counter() - began_at) / 1000)
     assert least_s < 5e-6  # about 0.6 us on a machine of 2024; traced by coverage it is more
+
+
+def test_a_failed_export_is_one_failed_request_of_its_minute() -> None:
+    wall = Wall()
+    mine = ProjectMeasures(wall)
+    mine.count_request(Api.DATA_EXPORT, request(200), 0.02)
+    mine.count_failed_export("PROXY_UPSTREAM_UNREACHABLE")
+    wall.s += 60
+    mine.count_failed_export(CUT, "its storage broke off")
+    assert [(one.requests, one.errors, one.errors_proxy) for one in mine.hour()] == [(2, 1, 1), (1, 1, 1)]
+    assert mine.recent().troubles == {"PROXY_UPSTREAM_UNREACHABLE": 1, CUT: 1}
+    assert (mine.recent().requests, mine.recent().good_in_a_row) == (3, 0)
+    assert mine.responses() == {
+        "contentsquare": {"2xx": 1, "3xx": 0, "4xx": 0, "5xx": 0},
+        "proxy": {"4xx": 0, "5xx": 2},
+    }
+    assert (mine.apis[Api.DATA_EXPORT].cut, mine.errors) == (1, {CUT: 1})

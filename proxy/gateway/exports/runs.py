@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, cast
 
 from proxy.contentsquare import FILES_LIVE_S, Api
-from proxy.errors import ExportExpired, ExportNotReady, UpstreamError, UpstreamUnreachable
+from proxy.errors import ExportExpired, ExportFailed, ExportNotReady, UpstreamError, UpstreamUnreachable
 from proxy.export_runs import NEWEST_FIRST, Members, RunReport, listed, newest, payload_of, text
 from proxy.gateway.exports.calls import RETRY_AFTER_S, OwnCalls
 from proxy.gateway.exports.storage import Storage, StorageRefused, StoredFile
@@ -196,21 +196,19 @@ class RunFinder:
         )
 
 
-def storage_trouble(what: str, proxy_status: str = "connection_terminated") -> UpstreamUnreachable:
+def storage_trouble(what: str, proxy_status: str = "connection_terminated") -> ExportFailed:
     """The answer where a storage doesn't hand a file over, for now."""
-    return UpstreamUnreachable(
+    return ExportFailed(
         f"The export's files can't be fetched: {what}. Try again.",
         proxy_status=proxy_status,
         retry_after_s=RETRY_AFTER_S,
     )
 
 
-def trouble_of(error: UpstreamError) -> UpstreamUnreachable:
+def trouble_of(error: UpstreamError) -> ExportFailed:
     """The answer where files can't be fetched; it asks for another try only where that can help."""
     if isinstance(error, BadFile) or error.proxy_status == "destination_ip_prohibited":
-        return UpstreamUnreachable(
-            f"The export's files can't be used: {error}.", proxy_status=error.proxy_status
-        )
+        return ExportFailed(f"The export's files can't be used: {error}.", proxy_status=error.proxy_status)
     return storage_trouble(str(error), error.proxy_status)
 
 
@@ -222,8 +220,8 @@ def _expired(run_id: str) -> ExportExpired:
     )
 
 
-def _unusable(why: str) -> UpstreamUnreachable:
-    return UpstreamUnreachable(
+def _unusable(why: str) -> ExportFailed:
+    return ExportFailed(
         f"Contentsquare's answer about the export can't be used: {why}.",
         proxy_status="http_protocol_error",
         retry_after_s=RETRY_AFTER_S,

@@ -820,3 +820,61 @@ async def test_an_answer_that_a_fault_of_the_proxys_disk_cuts_is_told_as_cut(
         shown = json.loads((await run.proxy.call(b"GET /-/requests")).content)["requests"]
         [export] = [one for one in shown if one["route"].startswith("/-/exports/")]
         assert (export["status"], export["error"], export["source"]) == (200, "PROXY_ANSWER_CUT", "proxy")
+
+
+async def test_an_export_that_its_storage_does_not_hand_over_is_a_trouble_of_its_project() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    async with exporting(CSV) as run:
+        [stored] = run.storage.objects.values()
+        stored.answer = error(503, "SlowDown")
+        for _ in range(3):
+            assert (await run.get()).status == 502
+        status = json.loads((await run.proxy.call(b"GET /-/status?hour=1")).content)["projects"]["shop"]
+        await until(lambda: "request_failed" in stream.getvalue())
+        assert status["health"]["side"] == "contentsquare"
+        assert status["health"]["reason"].startswith("3 of ")
+        assert "The export's files can't be fetched" in status["health"]["reason"]
+        assert [one["code"] for one in status["last_errors"]] == ["PROXY_UPSTREAM_UNREACHABLE"] * 3
+        assert sum(one["errors_proxy"] for one in status["hour"]) == 3
+        [project] = run.proxy.app.projects()
+        calls = project.calls.made
+        assert status["responses"]["contentsquare"]["2xx"] == calls
+        assert status["responses"]["proxy"] == {"4xx": 0, "5xx": 3}
+    [line] = [
+        one for one in map(json.loads, stream.getvalue().splitlines()) if one["event"] == "request_failed"
+    ]
+    assert (line["project"], line["api"], line["cause"]) == (
+        "shop",
+        "data-export",
+        "PROXY_UPSTREAM_UNREACHABLE",
+    )
+    assert "The export's files can't be fetched" in line["error"]
+
+
+async def test_an_export_that_was_cut_is_a_trouble_of_its_project() -> None:
+    async with exporting(CSV + b"3,IT\n" * 200_000) as run:
+        [stored] = run.storage.objects.values()
+        stored.cut_after = 150_000
+        for _ in range(3):
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await run.get()
+        status = json.loads((await run.proxy.call(b"GET /-/status")).content)["projects"]["shop"]
+        metrics = (await run.proxy.call(b"GET /-/metrics")).content
+    assert (status["health"]["state"], status["health"]["summary"]) == ("failing", "answers cut")
+    assert status["last_errors"][0]["code"] == "PROXY_ANSWER_CUT"
+    assert b'csq_proxy_answers_cut_total{api="data-export",project="shop"} 3.0' in metrics
+    assert b'csq_proxy_errors_total{code="PROXY_ANSWER_CUT",project="shop"} 3.0' in metrics
+    assert b'csq_proxy_responses_total{class="5xx",project="shop",source="proxy"} 3.0' in metrics
+    assert b'csq_proxy_responses_total{class="2xx",project="shop",source="contentsquare"} ' in metrics
+
+
+async def test_a_failed_call_for_an_export_is_one_failure_with_its_message() -> None:
+    async with exporting(CSV, contentsquare={"max_concurrency": 1, "queue_timeout": 0.05}) as run:
+        [project] = run.proxy.app.projects()
+        assert project.slots.try_acquire()
+        assert (await run.get()).error_code == "PROXY_QUEUE_TIMEOUT"
+        assert project.measures.recent().requests == 1
+        assert project.measures.recent().troubles == {"PROXY_QUEUE_TIMEOUT": 1}
+        [error] = project.measures.last_errors
+        assert error.code == "PROXY_QUEUE_TIMEOUT"
