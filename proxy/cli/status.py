@@ -20,7 +20,9 @@ EVERY_S = 2.0
 MOST_ERRORS = 3
 """The most errors that are shown for each project."""
 MOST_TROUBLES = 10
-"""Projects in trouble that are shown in detail; the table below has all."""
+"""Troubles that are shown in detail, each once for all projects that have it; the table below has all."""
+MOST_NAMES = 3
+"""Projects that are named for each of them."""
 FEW_PROJECTS = 3
 """The last errors of so many projects are shown although they work."""
 TROUBLE_DAYS = 14
@@ -150,6 +152,11 @@ def _drawn(place: RunningProxy, status: dict[str, Any], width: int) -> Renderabl
         Text(f"{whole['state']}: {whole['summary']}", _COLORS.get(whole["state"], "")),
         *_troubles(whole, projects),
         _table_of_projects(projects, width),
+        *(
+            []
+            if width >= _NARROW
+            else [Text(f"requests, errors, tokens: in {_NARROW} columns or more", "dim")]
+        ),
         *_notes(status, projects),
     )
 
@@ -158,9 +165,25 @@ def _troubles(whole: dict[str, Any], projects: list[tuple[str, dict[str, Any]]])
     """The three answers (why, whose trouble, what now) of each project in trouble, the worst first."""
     if whole.get("reason") and whole.get("project") is None:
         yield _trouble("csq-proxy", whole)
-    troubled = [(name, _health(one)) for name, one in projects if _health(one).get("reason")]
-    for name, health in troubled[:MOST_TROUBLES]:
-        yield _trouble(name, health)
+    for alike in _troubled(projects):
+        yield _trouble(_named([name for name, _ in alike]), _health(alike[0][1]))
+
+
+def _troubled(projects: list[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """The projects in trouble, together where all is the same; the worst first."""
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, project in projects:
+        health = _health(project)
+        if health.get("reason"):
+            groups.setdefault(repr(sorted(health.items())), []).append((name, project))
+    return [*groups.values()][:MOST_TROUBLES]
+
+
+def _named(names: list[str]) -> str:
+    others = len(names) - MOST_NAMES
+    if others <= 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMES])} and {others} others"
 
 
 def _trouble(name: str, health: dict[str, Any]) -> RenderableType:
@@ -244,13 +267,23 @@ def _notes(status: dict[str, Any], projects: list[tuple[str, dict[str, Any]]]) -
         yield Text(f"the changed configuration has an error: {fault}", "red")
     if dropped := status["log_lines_dropped"]:
         yield Text(f"log lines that couldn't be written: {dropped}", "yellow")
+    ends: dict[str, list[str]] = {}
     for name, project in projects:
         credentials = project["credentials"]
         if credentials["days_left"] is not None and TROUBLE_DAYS < credentials["days_left"] <= 30:
-            yield Text(f"{name}: credentials end on {credentials['expires']}: renew them", "yellow")
-        if len(projects) <= FEW_PROJECTS or _health(project)["state"] != "working":
-            for error in project["last_errors"][:MOST_ERRORS]:
-                yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
+            ends.setdefault(credentials["expires"], []).append(name)
+    for day, names in ends.items():
+        yield Text(f"{_named(names)}: credentials end on {day}: renew them", "yellow")
+    told = (
+        projects
+        if len(projects) <= FEW_PROJECTS
+        else [
+            next((one for one in alike if one[1]["last_errors"]), alike[0]) for alike in _troubled(projects)
+        ]
+    )
+    for name, project in told:
+        for error in project["last_errors"][:MOST_ERRORS]:
+            yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
 
 
 def _duration(seconds: float) -> str:

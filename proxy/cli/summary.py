@@ -44,11 +44,12 @@ def _lines(overview: Overview) -> Iterator[str]:
     where = " (and every address of this computer)" if has_all else ""
     yield from (f"csq-proxy {__version__} listens on {', '.join(urls)}{where}", "")
     calls = []
+    told: dict[str, str] = {}
     for project in overview.projects():
         url = overview.project_url(project.name)
         query = f"?projectId={project.grant.project_id}" if project.grant.project_id else ""
         calls.append(f"{url}/v1/segments{query}")
-        yield from (f"  {project.name}  {url}", *_tokens(project))
+        yield from (f"  {project.name}  {url}", *_tokens(project, told))
     for name in settings.accounts:
         url = overview.project_url(name)
         calls.append(f"{url}/PROJECT_ID/v1/segments")
@@ -67,8 +68,16 @@ def _lines(overview: Overview) -> Iterator[str]:
     yield from ("Stop: Ctrl-C", "")
 
 
-def _tokens(project: Project) -> Iterator[str]:
-    """A line about the tokens that are there, and for each reason why others aren't, or why none is kept."""
+def _tokens(project: Project, told: dict[str, str]) -> Iterator[str]:
+    """A line about the tokens that are there, and for each reason why others aren't, or why none is kept.
+
+    ``told`` has the reasons that other projects' lines tell: by reason, the name of the first such project.
+    """
+
+    def told_once(reason: str) -> str:
+        first = told.setdefault(reason, project.name)
+        return reason if first == project.name else f"no token, for the same reason as {first}"
+
     ends: list[datetime] = []
     without: dict[str, list[str]] = {}
     for api, keeper in project.keepers.items():
@@ -81,9 +90,10 @@ def _tokens(project: Project) -> Iterator[str]:
         until = " to ".join(dict.fromkeys(f"{end:%H:%M}" for end in (min(ends), max(ends))))
         yield f"    {len(ends)} {'API' if len(ends) == 1 else 'APIs'}, tokens until {until}"
     for reason, apis in without.items():
-        yield from _folded(f"{', '.join(apis)}: {reason}")
+        yield from _folded(f"{', '.join(apis)}: {told_once(reason)}")
     if not project.keepers:
-        for why in project.missing() or ["tokens are fetched on first use"]:
+        missing = [told_once(why.removeprefix(f"{project.name}: ")) for why in project.missing()]
+        for why in missing or ["tokens are fetched on first use"]:
             yield from _folded(why)
 
 

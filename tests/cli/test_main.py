@@ -741,6 +741,22 @@ def test_accounts_alone_have_a_summary_too(environ: dict[str, str], tmp_path: Pa
         assert get(f"{base}/-/ready")[0] == 200
 
 
+@needs_signals
+def test_a_reason_of_many_projects_stands_once_in_the_summary(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    project = '[projects.shop-{}]\nclient_id = "id"\nclient_secret = "secret-{}"\n{}\n'
+    projects = [project.format(n, n, 'apis = ["metrics"]' if n % 2 else "") for n in range(6)]
+    url = f"http://127.0.0.1:{free_port()}"
+    text = f'[contentsquare]\nauth_url = "{url}"\n[server]\nport = 0\n[log]\nlevel = "error"\n'
+    path = write(tmp_path / "many.toml", text + "".join(projects))
+    program = (sys.executable, "-m", "proxy", "serve", "--config", str(path))
+    with in_terminal("", *program, environ=environ, cwd=tmp_path) as terminal:
+        terminal.wait_for(r"Stop: Ctrl-C\n")
+        assert terminal.shown.count(f"the token endpoint {url}") == 1
+        assert terminal.shown.count("no token, for the same reason as shop-0\n") == 5
+
+
 def test_the_commands_print_at_one_place_only() -> None:
     """`say`, `say_json`, `fail` and `Terminal` escape what a terminal would obey."""
     printing = re.compile(

@@ -573,3 +573,21 @@ async def test_what_speaks_no_http_and_what_no_tls_are_one_line(tmp_path: Path) 
         shown = await run(cwd=tmp_path)
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
         assert "server.tls_cert: " in shown.stderr
+
+
+async def test_equal_troubles_of_many_projects_are_told_once(tmp_path: Path) -> None:
+    ends = str(utc_today() + dt.timedelta(days=20))
+    many = {f"shop-{number:03}": {**project(number), "expires": ends} for number in range(1, 41)}
+    async with gateway(token=TokenServer(status=401), projects=many) as proxy:
+        keepers = [keeper for one in proxy.app.projects() for keeper in one.keepers.values()]
+        await until(lambda: {one.status().state for one in keepers} == {"refused"})
+        for number in range(1, 41):
+            await proxy.call(b"GET /shop-%03d/v1/segments" % number)
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path, COLUMNS="40")
+    said = " ".join(shown.stdout.split())
+    assert "shop, shop-001, shop-002 and 38 others failing: no token why: No token: " in said
+    assert said.count("next:") == 1
+    assert f"shop-001, shop-002, shop-003 and 37 others: credentials end on {ends}: renew them" in said
+    assert said.count("PROXY_TOKEN_UNAVAILABLE") == 1
+    assert "requests, errors, tokens: in 64 columns or more" in said
+    assert sum("0/10" in line for line in shown.stdout.splitlines()) == 41
