@@ -1,6 +1,6 @@
-"""Failures of this computer itself: no descriptor, memory or port is left, or a rule forbids a connection.
+"""Failures of this computer itself: no descriptor, memory, port or network is left, or a rule forbids it.
 
-Such a failure says nothing about Contentsquare or the network. Libraries wrap the system's error, or hide it.
+Such a failure says nothing about Contentsquare. Libraries wrap the system's error, or hide it.
 Sources: errno(3), connect(2), send(2); RFC 9209, section 2.3 (error types).
 """
 
@@ -44,12 +44,19 @@ _FORBIDDEN = MachineFault(
     " the service (IPAddressDeny, SELinux)",
     "destination_ip_prohibited",
 )
+_NO_NETWORK = MachineFault(
+    "no_network",
+    "no network of this computer leads there (ENETUNREACH or EHOSTUNREACH); check its network and VPN",
+    "destination_ip_unroutable",
+)
 _FAULTS = {
     errno.EMFILE: _NO_DESCRIPTORS,
     errno.ENFILE: _NO_DESCRIPTORS,
     errno.ENOMEM: _NO_MEMORY,
     errno.ENOBUFS: _NO_MEMORY,
     errno.EADDRNOTAVAIL: _NO_PORT,
+    errno.ENETUNREACH: _NO_NETWORK,
+    errno.EHOSTUNREACH: _NO_NETWORK,
     errno.EPERM: _FORBIDDEN,
     errno.EACCES: _FORBIDDEN,
 }

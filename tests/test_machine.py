@@ -20,6 +20,8 @@ CAUSES = {
     errno.ENOMEM: "no_memory",
     errno.ENOBUFS: "no_memory",
     errno.EADDRNOTAVAIL: "no_port",
+    errno.ENETUNREACH: "no_network",
+    errno.EHOSTUNREACH: "no_network",
     errno.EPERM: "forbidden",
     errno.EACCES: "forbidden",
 }

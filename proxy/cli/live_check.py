@@ -63,6 +63,7 @@ _NEXT_STEP = {
 }
 _LINK_OF_STATUS = {
     "dns_error": "dns",
+    "dns_timeout": "dns",
     "tls_certificate_error": "tls",
     "tls_protocol_error": "tls",
     "proxy_loop_detected": "loop",

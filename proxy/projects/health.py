@@ -42,11 +42,13 @@ _SUPPORT: Final = "Wait; if it goes on, ask Contentsquare's support, with a requ
 _FEWER: Final = "Send fewer requests at once. Slow requests and other programs take slots, too."
 _REACH: Final = f"Check this computer's network, VPN and HTTP proxy: {LIVE}."
 _FAR_CAUSES: Final = frozenset(("connection_failed", "connection_lost", "connection_refused", "timeout"))
-_NEAR_CAUSES: Final = frozenset(("dns", "http_proxy", "tls"))
+_NEAR_CAUSES: Final = frozenset(("dns", "http_proxy", "no_network", "tls"))
 _NEAR_STATUSES: Final = frozenset(
     (
         "destination_ip_prohibited",
+        "destination_ip_unroutable",
         "dns_error",
+        "dns_timeout",
         "proxy_configuration_error",
         "proxy_internal_response",
         "tls_certificate_error",

@@ -67,6 +67,7 @@ _NO_ANSWER = frozenset(
         "loop",
         "no_descriptors",
         "no_memory",
+        "no_network",
         "no_port",
         "timeout",
         "tls",

@@ -33,11 +33,12 @@ from proxy.tokens.answer import TokenAnswer, apis_of, failure_of, http_date, lea
 from proxy.tokens.breaker import Breaker, NamedBy, Outage, always
 from proxy.tokens.clock import SYSTEM_CLOCK, Clock
 from proxy.tokens.lease import Lease
-from proxy.upstream.dns import NameResolver
+from proxy.upstream.dns import Addresses, NameResolver
 from proxy.upstream.http_proxy import HttpProxy
 from proxy.upstream.loop import VIA_NAME
 from proxy.upstream.tls import certificate_fault, tls_context
 
+DNS_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 TOTAL_TIMEOUT_S = 15.0
 MAX_CONNECTIONS = 32
@@ -132,9 +133,16 @@ class _Resolver(AbstractResolver):
                 proto=proto,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for found, _, proto, _, address in await self._resolver.addresses(host, port)
+            for found, _, proto, _, address in await self._look_up(host, port)
             if family in (socket.AF_UNSPEC, found)
         ]
+
+    async def _look_up(self, host: str, port: int) -> Addresses:
+        try:
+            async with asyncio.timeout(DNS_TIMEOUT_S):
+                return await self._resolver.addresses(host, port)
+        except TimeoutError:  # to aiohttp, it would be a time-out of the endpoint's
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
 
     async def close(self) -> None:
         pass
@@ -149,8 +157,8 @@ class TokenEndpoint:
     far this machine's clock is ahead of the endpoint's, in seconds (negative: behind), by the last
     ``Date`` of an answer; None before. Causes of `TokenFetchError`, for logs and metrics:
     connection_failed, connection_lost, connection_refused, credentials_refused, dns, endpoint_missing,
-    endpoint_refused, forbidden, http_proxy, loop, malformed, no_descriptors, no_memory, no_port, oversized,
-    rate_limited, redirected, server_error, timeout, tls, unexpected_status.
+    endpoint_refused, forbidden, http_proxy, loop, malformed, no_descriptors, no_memory, no_network, no_port,
+    oversized, rate_limited, redirected, server_error, timeout, tls, unexpected_status.
     """
 
     def __init__(
@@ -349,8 +357,9 @@ class TokenEndpoint:
         self._paused_until.pop(client_id, None)
 
     def _failure(self, error: Exception, http_proxy: HttpProxy | None) -> TokenFetchError:
+        way = self._name if http_proxy is None else f"{self._name}, through {http_proxy.place}"
         if (fault := hidden_fault(error)) is not None:
-            return TokenFetchError(f"{self._name}: {fault.words}", cause=fault.cause)
+            return TokenFetchError(f"{way}: {fault.words}", cause=fault.cause)
         cause, what = _wire_fault(error)
         if http_proxy is not None:
             if cause == "dns":  # the HTTP proxy looks up the cloud's name
@@ -363,7 +372,8 @@ class TokenEndpoint:
         if isinstance(refusal, ssl.SSLCertVerificationError):
             what = f"its certificate can't be verified: {certificate_fault(refusal, self._ca_file)}"
         retry_after_s = TLS_RETRY_S if cause == "tls" else None
-        return TokenFetchError(f"{self._name}: {what}", cause=cause, retry_after_s=retry_after_s)
+        named = self._name if cause == "http_proxy" else way
+        return TokenFetchError(f"{named}: {what}", cause=cause, retry_after_s=retry_after_s)
 
 
 async def apis_named(members: Awaitable[Mapping[str, object]]) -> frozenset[Api] | None:
@@ -392,6 +402,7 @@ def private_texts(credentials: Credentials) -> tuple[str, str]:
 
 _NO_NAME = ("dns", "its name can't be resolved; check DNS, or contentsquare.auth_url")
 _WIRE_FAULTS: tuple[tuple[type[Exception], str, str], ...] = (  # the first match counts
+    (aiohttp.ConnectionTimeoutError, "timeout", "no connection in time; check the network"),
     (TimeoutError, "timeout", "no answer in time"),
     (ssl.SSLError, "tls", "TLS with it failed"),
     (aiohttp.ClientProxyConnectionError, "http_proxy", "the HTTP proxy on the way to it can't be reached"),

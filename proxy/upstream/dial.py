@@ -18,10 +18,12 @@ from proxy.errors import ConnectFailed
 from proxy.machine import hidden_fault
 from proxy.origin import Origin
 from proxy.upstream.dns import Addresses, NameResolver
-from proxy.upstream.http_proxy import HttpProxy, http_proxy_for, open_tunnel
+from proxy.upstream.http_proxy import PROXY_FAILED, HttpProxy, http_proxy_for, open_tunnel
 from proxy.upstream.tls import certificate_fault
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
+_Stream = socket.socket | asyncio.Transport
+"""A connected socket, or the transport of an HTTP proxy's tunnel."""
 
 
 def _anywhere(_origin: Origin, _address: str) -> str | None:
@@ -58,56 +60,71 @@ class Dialer:
         Raises ConnectFailed within ``connect_timeout_s`` seconds; its message names the step that failed.
         """
         deadline = asyncio.get_running_loop().time() + self._connect_timeout_s
+        place = origin.authority
         try:
-            stream = await self._open_stream(origin, deadline)
+            proxy_url = self._find_proxy(origin)
+            if proxy_url is None:
+                stream: _Stream = await self._open_direct(origin, deadline)
+            else:
+                proxy = HttpProxy.parse(proxy_url)
+                place = proxy.place
+                stream = await self._open_tunnel(origin, proxy, deadline)
+                place = origin.authority
             await self._start(origin, protocol, stream, deadline)
         except ConnectFailed as failed:
             if (fault := hidden_fault(failed)) is None:
                 raise
-            problem = f"no connection to {origin.authority}: {fault.words}"
+            problem = f"no connection to {place}: {fault.words}"
             raise ConnectFailed(problem, proxy_status=fault.proxy_status) from None
 
-    async def _open_stream(self, origin: Origin, deadline: float) -> socket.socket | asyncio.Transport:
-        """A connected socket, or the transport of an HTTP proxy's tunnel."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                proxy_url = self._find_proxy(origin)
-                if proxy_url is None:
-                    return await self._open_direct(origin)
-                return await self._open_tunnel(origin, HttpProxy.parse(proxy_url))
-        except TimeoutError:
-            raise ConnectFailed(
-                f"no connection to {origin.authority} within {self._connect_timeout_s:g} s",
-                proxy_status="connection_timeout",
-            ) from None
-        except (socket.gaierror, UnicodeError):  # UnicodeError: the host is not a possible name
-            raise ConnectFailed(
-                f"the name {origin.host} can't be resolved", proxy_status="dns_error"
-            ) from None
-        except OSError:
-            raise ConnectFailed(f"{origin.authority} refused the connection or can't be reached") from None
-
-    async def _open_tunnel(self, origin: Origin, proxy: HttpProxy) -> asyncio.Transport:
-        try:
-            sock = await _connect(await self._resolver.addresses(proxy.host, proxy.port))
-        except (socket.gaierror, UnicodeError):
-            raise ConnectFailed(proxy.unresolved(), proxy_status="dns_error") from None
-        except OSError:
-            raise ConnectFailed(proxy.unreachable()) from None
-        return await open_tunnel(sock, proxy, origin)
-
-    async def _open_direct(self, origin: Origin) -> socket.socket:
-        addresses = await self._resolver.addresses(origin.host, origin.port)
+    async def _open_direct(self, origin: Origin, deadline: float) -> socket.socket:
+        unresolved = f"the name {origin.host} can't be resolved"
+        addresses = await self._look_up(origin.host, origin.port, unresolved, deadline)
         for *_, address in addresses:
             if (fault := self._address_fault(origin, str(address[0]))) is not None:
                 raise ConnectFailed(fault, proxy_status="destination_ip_prohibited")
-        return await _connect(addresses)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await _connect(addresses)
+        except TimeoutError:
+            problem = f"no connection to {origin.authority} within {self._connect_timeout_s:g} s"
+            raise ConnectFailed(problem, proxy_status="connection_timeout") from None
+        except OSError:
+            raise ConnectFailed(f"{origin.authority} refused the connection or can't be reached") from None
+
+    async def _open_tunnel(self, origin: Origin, proxy: HttpProxy, deadline: float) -> asyncio.Transport:
+        """The transport of a tunnel through the HTTP proxy."""
+        addresses = await self._look_up(proxy.host, proxy.port, proxy.unresolved(), deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                sock = await _connect(addresses)
+        except OSError:  # also TimeoutError
+            raise ConnectFailed(proxy.unreachable(), proxy_status=PROXY_FAILED) from None
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await open_tunnel(sock, proxy, origin)
+        except TimeoutError:
+            problem = f"{proxy.place} opened no tunnel within {self._connect_timeout_s:g} s"
+            raise ConnectFailed(problem, proxy_status=PROXY_FAILED) from None
+        except OSError:
+            raise ConnectFailed(proxy.unreachable(), proxy_status=PROXY_FAILED) from None
+
+    async def _look_up(self, host: str, port: int, unresolved: str, deadline: float) -> Addresses:
+        """The addresses of a name; ``unresolved`` are the words for a name without any."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._resolver.addresses(host, port)
+        except TimeoutError:
+            problem = f"{unresolved}: DNS gave no answer within {self._connect_timeout_s:g} s"
+            raise ConnectFailed(problem, proxy_status="dns_timeout") from None
+        except (OSError, UnicodeError):  # UnicodeError: the host is not a possible name
+            raise ConnectFailed(unresolved, proxy_status="dns_error") from None
 
     async def _start(
         self,
         origin: Origin,
         protocol: asyncio.BaseProtocol,
-        stream: socket.socket | asyncio.Transport,
+        stream: _Stream,
         deadline: float,
     ) -> None:
         """Hand ``stream`` to ``protocol``, with TLS where the origin wants it."""

@@ -21,6 +21,8 @@ from proxy.upstream.no_proxy import is_excepted
 
 _CHARACTERS = re.compile(r"[\w.:\[\]-]+/?")
 """The characters of a host and port; names of other scripts and ``_`` occur in companies."""
+PROXY_FAILED = "proxy_internal_response"
+"""RFC 9209's type for all that an HTTP proxy does in place of a tunnel."""
 
 
 def http_proxy_for(origin: Origin) -> str | None:
@@ -72,9 +74,14 @@ class HttpProxy(NamedTuple):
         """The URL without user and password."""
         return f"http://{bracketed(self.host)}:{self.port}"
 
+    @property
+    def place(self) -> str:
+        """The words for the HTTP proxy and where it listens."""
+        return f"the HTTP proxy {bracketed(self.host)}:{self.port}"
+
     def unreachable(self) -> str:
         """The words for a TCP connection that can't be made."""
-        return f"the HTTP proxy {bracketed(self.host)}:{self.port} refused the connection or can't be reached"
+        return f"{self.place} refused the connection or can't be reached"
 
     def unresolved(self) -> str:
         """The words for a name that DNS doesn't know."""
@@ -154,4 +161,4 @@ class _ConnectRequest(asyncio.Protocol):
 
     def _fail(self, reason: str) -> None:
         if not self.established.done():
-            self.established.set_exception(ConnectFailed(reason, proxy_status="proxy_internal_response"))
+            self.established.set_exception(ConnectFailed(reason, proxy_status=PROXY_FAILED))

@@ -20,6 +20,7 @@ import trustme
 from support.certificates import openssl_verifies
 from support.commands import run, run_anew, write
 from support.harness import RawServer, free_port, read_message
+from support.ways import silent_dns  # noqa: F401 - a fixture
 from support.windows import has_no_access_lists, verifies_certificates
 
 from proxy.cli import live_report
@@ -168,6 +169,14 @@ async def test_each_failure_is_named_with_the_next_step(
         assert says in finding.message
         assert todo in finding.next_step
     assert "canary" not in repr(findings)
+
+
+@pytest.mark.usefixtures("silent_dns")
+async def test_a_name_server_that_says_nothing_is_the_broken_link(values: dict[str, Any]) -> None:
+    no_such_name(values)
+    values["contentsquare"]["connect_timeout"] = 0.05
+    [finding] = await findings_of(values)
+    assert (finding.check, finding.result) == ("dns", "failed")
 
 
 async def test_the_same_secret_is_named_where_apis_are_configured(values: dict[str, Any]) -> None:

@@ -118,6 +118,22 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
         ),
         ("failing", "network", "30 of 30"),
     ),
+    "no name server answers": (
+        Evidence(
+            tokens=fresh(),
+            recent=answers(30, 0, PROXY_UPSTREAM_UNREACHABLE=30),
+            last_errors=unreachable("dns_timeout"),
+        ),
+        ("failing", "network", "30 of 30"),
+    ),
+    "this computer has no network": (
+        Evidence(
+            tokens=fresh(),
+            recent=answers(30, 0, PROXY_UPSTREAM_UNREACHABLE=30),
+            last_errors=unreachable("destination_ip_unroutable"),
+        ),
+        ("failing", "network", "30 of 30"),
+    ),
     "no local ports are left": (
         Evidence(
             recent=answers(30, 0, PROXY_UPSTREAM_UNREACHABLE=30),

@@ -1,4 +1,4 @@
-"""Ways to a cloud that die in silence: the kernel drops what arrives at one socket. Linux only."""
+"""Ways to a cloud that die in silence: the kernel drops what arrives at one socket (Linux only); dead DNS."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import ctypes
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
+from support.harness import WAIT_S
 
 from proxy.upstream.connection import CloudConnection
 
@@ -47,3 +50,18 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.upstream.way.DEAD_S", 1.5)
     monkeypatch.setattr("proxy.upstream.way.PROBE_AFTER_S", 1)
     monkeypatch.setattr("proxy.upstream.way.PROBE_EVERY_S", 1)
+
+
+@pytest.fixture
+def silent_dns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No name server answers: a lookup ends with the test. Addresses need none."""
+    ended, look_up = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(*arguments: Any, flags: int = 0, **options: Any) -> Any:
+        if not flags & socket.AI_NUMERICHOST:
+            ended.wait(WAIT_S)
+        return look_up(*arguments, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield
+    ended.set()

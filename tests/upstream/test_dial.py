@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from support.clouds import closing, dialer, exchange, pool_of, refusal, silent
 from support.descriptors import none_left
 from support.harness import RawServer, Upstream, free_port
+from support.ways import silent_dns  # noqa: F401 - a fixture
 from support.windows import verifies_certificates
 
 from proxy.upstream.tls import tls_context
@@ -40,6 +43,27 @@ async def test_a_name_that_cant_be_resolved_is_a_dns_error(monkeypatch: pytest.M
     error = await refusal(pool_of("https://api.contentsquare.example"))
     assert error.proxy_status == "dns_error"
     assert "api.contentsquare.example" in str(error)
+
+
+@pytest.mark.usefixtures("silent_dns")
+async def test_a_name_server_that_says_nothing_is_told_as_dns() -> None:
+    error = await refusal(pool_of("https://api.contentsquare.example", dialer(timeout_s=0.05)))
+    assert error.proxy_status == "dns_timeout"
+    assert "api.contentsquare.example" in str(error)
+    assert "DNS" in str(error)
+
+
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EHOSTUNREACH])
+async def test_a_computer_without_a_network_is_told_as_such(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("proxy.upstream.dial._connect", connect)
+    error = await refusal(pool_of("https://127.0.0.1"))
+    assert error.proxy_status == "destination_ip_unroutable"
+    assert "check its network" in str(error)
 
 
 async def test_a_tls_peer_that_says_nothing_is_given_up() -> None:

@@ -10,10 +10,12 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.clouds import closing, dialer, exchange, pool_of, refusal, silent
 from support.harness import WAIT_S, RawServer, Upstream, close, free_port
+from support.ways import silent_dns  # noqa: F401 - a fixture
 from support.windows import verifies_certificates
 
 from proxy.config.settings import Credentials
@@ -24,6 +26,9 @@ from proxy.tokens import TokenEndpoint, make_session
 from proxy.upstream.http_proxy import http_proxy_for
 from proxy.upstream.pool import Pool
 from proxy.upstream.tls import tls_context
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 
 @dataclass
@@ -74,6 +79,14 @@ async def behind(
         using = dialer(context, timeout_s=timeout_s, find_proxy=lambda _: url)
         async with closing(pool_of(CLOUD, using)) as pool:
             yield pool
+
+
+async def token_failure(session: ClientSession, url: str | None) -> TokenFetchError:
+    """What a token request says that fails on its way through the HTTP proxy at ``url``."""
+    endpoint = TokenEndpoint(session, CLOUD, allowed_endpoints=["x"], find_proxy=lambda _: url)
+    with pytest.raises(TokenFetchError) as caught:
+        await endpoint.me_members(Credentials(client_id="id", client_secret=Secret("secret")))
+    return caught.value
 
 
 @verifies_certificates
@@ -151,11 +164,10 @@ async def test_an_http_proxy_that_is_away_is_told_alike_for_calls_and_for_tokens
     url = f"http://{user}{place.format(port=free_port())}"
     on_calls = await refusal(pool_of(CLOUD, dialer(find_proxy=lambda _: url)))
     async with make_session() as session:
-        endpoint = TokenEndpoint(session, CLOUD, allowed_endpoints=["x"], find_proxy=lambda _: url)
-        with pytest.raises(TokenFetchError) as on_tokens:
-            await endpoint.me_members(Credentials(client_id="id", client_secret=Secret("secret")))
-    assert on_tokens.value.cause == "http_proxy"
-    assert str(on_tokens.value) == f"the token endpoint {CLOUD}: {on_calls}"
+        on_tokens = await token_failure(session, url)
+    assert on_tokens.cause == "http_proxy"
+    assert str(on_tokens) == f"the token endpoint {CLOUD}: {on_calls}"
+    assert on_calls.proxy_status in ("proxy_internal_response", "dns_error")
     assert "HTTP proxy" in str(on_calls)
     assert "canary" not in str(on_calls)
 
@@ -195,7 +207,31 @@ async def test_a_proxy_that_sends_more_than_its_answer_is_not_trusted() -> None:
 async def test_a_proxy_that_says_nothing_is_given_up() -> None:
     async with RawServer(silent) as server:
         using = dialer(timeout_s=0.05, find_proxy=lambda _: server.url)
-        assert (await refusal(pool_of(CLOUD, using))).proxy_status == "connection_timeout"
+        error = await refusal(pool_of(CLOUD, using))
+        async with make_session(total_timeout_s=0.05) as session:
+            on_tokens = await token_failure(session, server.url)
+    assert error.proxy_status == "proxy_internal_response"
+    assert f"the HTTP proxy 127.0.0.1:{server.port}" in str(error)
+    assert f"the HTTP proxy 127.0.0.1:{server.port}" in str(on_tokens)
+    assert on_tokens.cause == "timeout"
+
+
+@pytest.mark.usefixtures("silent_dns")
+async def test_a_proxy_whose_name_server_says_nothing_is_named() -> None:
+    using = dialer(timeout_s=0.05, find_proxy=lambda _: "http://proxy.example:3128")
+    error = await refusal(pool_of(CLOUD, using))
+    assert error.proxy_status == "dns_timeout"
+    assert "the HTTP proxy's name proxy.example" in str(error)
+
+
+@pytest.mark.usefixtures("silent_dns")
+async def test_a_token_endpoint_whose_name_server_says_nothing_is_a_matter_of_dns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.tokens.endpoint.DNS_TIMEOUT_S", 0.05)
+    async with make_session() as session:
+        assert (await token_failure(session, None)).cause == "dns"
+        assert (await token_failure(session, "http://proxy.example:3128")).cause == "http_proxy"
 
 
 @pytest.mark.parametrize(
