@@ -55,7 +55,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def silent_dns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No name server answers: a lookup ends with the test. Addresses need none."""
-    ended, look_up = threading.Event(), socket.getaddrinfo
+    ended = threading.Event()
+    look_up: Any = socket.getaddrinfo
 
     def getaddrinfo(*arguments: Any, flags: int = 0, **options: Any) -> Any:
         if not flags & socket.AI_NUMERICHOST:
