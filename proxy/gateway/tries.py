@@ -86,7 +86,10 @@ class _Tries:
                 exchange.release_slot()
                 self._prepare_after_crowding()
                 wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
-                await self._take_slot(wait_s, first=True)
+                try:
+                    await self._take_slot(wait_s, first=True)
+                except QueueTimeout as timeout:
+                    raise self._crowded_out(timeout) from None
         finally:
             exchange.attempt = None
             exchange.release_slot()
@@ -196,6 +199,17 @@ class _Tries:
         self._rewind("concurrency")
         self._max_idle_s = self._exchange.max_idle_s
         self._token_was_replaced = False
+
+    def _crowded_out(self, timeout: QueueTimeout) -> QueueTimeout:
+        """The answer where the cloud's refusals, and not our slots, took the time that a request may wait."""
+        exchange = self._exchange
+        n = exchange.request.facts.replays.count("concurrency")
+        return QueueTimeout(
+            f"Contentsquare refused this request {n} time{'s'[: n > 1]} in {exchange.queue_timeout_s:g} s,"
+            " because too many of its project ran at once: other programs use the project, too. Send fewer"
+            " requests at once, or raise contentsquare.queue_timeout",
+            retry_after_s=timeout.retry_after_s,
+        )
 
     def _rewind(self, why: str) -> None:
         request = self._exchange.request

@@ -57,7 +57,7 @@ _NEAR_STATUSES: Final = frozenset(
 )
 """RFC 9209's types of errors that arise before Contentsquare is reached."""
 _OWN_CAUSES: Final = frozenset(
-    ("credentials_refused", "forbidden", "loop", "no_descriptors", "no_memory", "no_port")
+    ("credentials_refused", "endpoint_refused", "forbidden", "loop", "no_descriptors", "no_memory", "no_port")
 )
 
 
@@ -158,17 +158,26 @@ def _no_token(
 
 def _side_of_fetch(error: TokenFetchError | None, evidence: Evidence) -> Side:
     cause = "" if error is None else error.cause
-    if cause in _OWN_CAUSES:
+    if cause in _OWN_CAUSES and not _lacks_rights(error):
         return "proxy"
     if cause in _NEAR_CAUSES or (cause in _FAR_CAUSES and not evidence.recent.good_in_a_row):
         return "network"
     return "contentsquare"
 
 
+def _lacks_rights(error: TokenFetchError | None) -> bool:
+    """Whether the credentials are right, but not for this API or project."""
+    return error is not None and error.status == 403
+
+
 def _step_of_fetch(error: TokenFetchError | None) -> str:
     cause = "" if error is None else error.cause
+    if _lacks_rights(error):
+        return f"Ask your Contentsquare administrator for these rights: {LIVE}."
     if cause == "credentials_refused":
         return f"Correct the credentials in the proxy's configuration: {LIVE}."
+    if cause == "endpoint_refused":
+        return f"If that host is Contentsquare's, add it to contentsquare.allowed_endpoints: {LIVE}."
     if cause in _NEAR_CAUSES or cause in _FAR_CAUSES:
         return _REACH
     if cause in _OWN_CAUSES:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -84,11 +85,18 @@ async def test_any_other_answer_arrives_as_it_was_sent(answer: bytes) -> None:
 
 
 async def test_while_the_deadline_lasts_only_then_the_caller_is_told() -> None:
-    async with gateway(Upstream(error(429, CROWDED)), contentsquare={"queue_timeout": 0.2}) as proxy:
+    upstream = Upstream(error(429, CROWDED))
+    async with gateway(upstream, contentsquare={"queue_timeout": 0.2}) as proxy:
         answer = await proxy.call(b"GET /v1/x")
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
         assert int(answer.values(b"retry-after")[0]) >= 1
-        assert b"other programs use the project too" in answer.body
+        told = re.search(
+            rb"Contentsquare refused this request (\d+) times? in 0\.2 s, because too many of its project ran"
+            rb" at once: other programs use the project, too\. Send fewer",
+            answer.body,
+        )
+        assert told is not None, answer.body
+        assert int(told[1]) == len(upstream.requests)
 
 
 async def test_content_too_long_to_be_sent_again_is_the_callers_to_send_again() -> None:

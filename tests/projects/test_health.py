@@ -23,6 +23,18 @@ def failed(cause: str, words: str = "it broke", status: int | None = None) -> To
     return TokenFetchError(words, cause=cause, permanent=cause == "credentials_refused", status=status)
 
 
+def test_the_next_step_fits_the_reason_why_there_is_no_token() -> None:
+    lacking = failed("credentials_refused", status=403)
+    for error, step in (
+        (REFUSED, "Correct the credentials in the proxy's configuration"),
+        (lacking, "Ask your Contentsquare administrator for these rights"),
+        (failed("endpoint_refused"), "add it to contentsquare.allowed_endpoints"),
+        (failed("timeout"), "Check this computer's network"),
+    ):
+        health = health_of(Evidence(tokens=[Token("metrics", "refused", error)]))
+        assert step in (health.next_step or "")
+
+
 def answers(requests: int, good_in_a_row: int = 0, **troubles: int) -> Recent:
     """Statuses of Contentsquare's are given as ``_500``."""
     counts = {code.lstrip("_"): n for code, n in troubles.items()}
@@ -56,6 +68,14 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
     "token refused for one API": (
         Evidence(is_ready=False, tokens=[*fresh(), Token("surveys", "refused", REFUSED)]),
         ("degraded", "proxy", "No token for surveys: "),
+    ),
+    "the credentials lack rights": (
+        Evidence(tokens=[Token("metrics", "refused", failed("credentials_refused", status=403))]),
+        ("failing", "contentsquare", "No token: it broke."),
+    ),
+    "the endpoint isn't allowed": (
+        Evidence(tokens=[Token("metrics", "failing", failed("endpoint_refused"))]),
+        ("failing", "proxy", "No token: it broke."),
     ),
     "token endpoint answers 503": (
         Evidence(is_ready=False, tokens=[Token("metrics", "failing", failed("server_error", status=503))]),

@@ -11,7 +11,7 @@ from proxy.server.request import Request
 
 
 def request(status: int = 200, method: bytes = b"GET", **rest: object) -> Request:
-    connection: Any = SimpleNamespace(transport=None)
+    connection: Any = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False))
     body = RequestBody(connection)
     body.received, body.complete = 3, True
     made = Request(parse_request_head(method + b" / HTTP/1.1\r\nHost: x"), body, connection)
