@@ -15,6 +15,9 @@ from proxy.errors import QueueTimeout
 
 _TICK_S = 0.001
 """uvloop's clock and timers have whole milliseconds: a deadline that is so near has passed."""
+STALLED_S = 5.0
+"""A timer that is so late says that the process stood still (a container's pause, SIGSTOP)."""
+_AFTER_STALL_S = 0.1
 
 
 class Turn:
@@ -105,6 +108,9 @@ class Turns:
 
     def _end_overdue(self) -> None:
         now = self._loop.time() + _TICK_S
+        if now - self._next_look > STALLED_S:  # the answers that came meanwhile free slots first
+            self._look_at(now + _AFTER_STALL_S)
+            return
         for turn in [turn for turn in self if turn.deadline <= now]:
             if self.remove(turn):
                 self._on_overdue(turn)

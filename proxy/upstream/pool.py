@@ -26,6 +26,8 @@ SURE_REUSE_S: Final = 5.0
 request that can't be sent twice."""
 SWEEP_S = 1.0
 """The time between two looks at all connections, or less for short time-outs."""
+STALLED_S = 5.0
+"""A look that comes so late says that the process stood still (a container's pause, SIGSTOP)."""
 WARM_S = 3600.0
 """For this time after a lease arrived, a connection to its origin is held ready; leases come more often."""
 COLD_S = (3.5, 30.0)
@@ -196,12 +198,16 @@ class Upstreams:
     async def run(self) -> None:
         """Watch the time-outs until cancelled."""
         interval_s = min(SWEEP_S, self._idle_timeout_s / 4)
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             while True:
+                due_at = loop.time() + interval_s
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval_s):
                         await self._woken.wait()
                 self._woken.clear()
+                if loop.time() - due_at > STALLED_S:  # the answers that came meanwhile are read first
+                    continue
                 self._sweep()
                 for origin in self._lacking():
                     group.create_task(self._open_ahead(origin))

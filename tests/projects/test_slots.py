@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from contextlib import suppress
 
@@ -98,6 +99,21 @@ async def test_who_waits_too_long_is_told_so_and_when_to_come_back() -> None:
     assert caught.value.retry_after_s == 1
     assert "all 3 slots" in caught.value.message
     assert (slots.in_use, slots.waiting) == (3, 0)
+
+
+async def test_a_slot_that_comes_free_while_the_process_stands_still_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.projects.turns.STALLED_S", 0.1)
+    slots, loop = Slots(1), asyncio.get_running_loop()
+    assert slots.try_acquire()
+    waiting = asyncio.create_task(slots.acquire("a", 0.02))
+    await settle()
+    loop.call_later(0.04, slots.release)
+    time.sleep(0.3)  # noqa: ASYNC251 - as SIGSTOP and SIGCONT
+    await waiting
+    with pytest.raises(QueueTimeout):
+        await slots.acquire("a", 0.02)
 
 
 async def test_no_time_at_all_means_no_wait() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from typing import TYPE_CHECKING
 
 from support.clouds import GET, Sink, closing, dialer, exchange, pool_of, silent
-from support.harness import OK, WAIT_S, RawServer, Upstream, read_message, until
+from support.harness import OK, WAIT_S, RawServer, Upstream, read_message, turns, until
 
 from proxy.origin import Origin
 from proxy.upstream.connection import CloudConnection
@@ -239,3 +241,32 @@ async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_one
         assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
         watching.cancel()
         upstreams.close()
+
+
+async def test_an_answer_that_came_while_the_process_stood_still_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.upstream.pool.STALLED_S", 0.1)
+    upstreams = Upstreams(dialer(), idle_timeout_s=0.4)
+    waker, woken = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pool = upstreams.pool(Origin.parse(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        sweeping = asyncio.create_task(upstreams.run())
+        connection, sink = await pool.connect(), Sink()
+        peer, _ = server.accept()
+        with peer, waker, woken:
+
+            def stand_still() -> None:
+                woken.recv(1)
+                peer.sendall(OK)
+                time.sleep(0.8)  # as SIGSTOP and SIGCONT
+
+            # After a callback for input, uvloop looks at its timers before it looks for input again.
+            asyncio.get_running_loop().add_reader(woken, stand_still)
+            connection.start(sink, GET, is_head_request=False, request_done=True)
+            waker.sendall(b"x")
+            assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
+            asyncio.get_running_loop().remove_reader(woken)
+        sweeping.cancel()
+        pool.close()
+        await turns()
