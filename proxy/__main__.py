@@ -35,6 +35,7 @@ def main() -> NoReturn:
     except (ListenError, OutputLost) as exc:
         fail((str(exc),), 1)
     except KeyboardInterrupt:  # Ctrl-C, in a command that has no use of its own for it
+        sys.unraisablehook = lambda _: None  # of an object that was half made: Python can't close it
         sys.exit(130)
     except OSError as exc:
         if sys.argv[1:2] != ["--install-completion"]:

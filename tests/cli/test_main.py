@@ -416,6 +416,24 @@ def test_ctrl_c_ends_a_command_that_waits_without_a_word_and_not_with_0(
                 assert waiting.end() == (130, "")
 
 
+def test_ctrl_c_shows_nothing_of_an_object_that_was_half_made(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    interrupted = """
+from proxy.__main__ import main
+from proxy.cli import health
+class HalfMade:
+    def __init__(self):
+        raise KeyboardInterrupt
+    def __del__(self):  # as those of open files and answers, since Python 3.14
+        raise AttributeError("it has no socket yet")
+health.main = lambda _: HalfMade()
+main()
+"""
+    with started("health", environ=environ, cwd=tmp_path, code=interrupted) as ended:
+        assert ended.end() == (130, "")
+
+
 def test_without_a_command_it_shows_which_there_are(environ: dict[str, str], tmp_path: Path) -> None:
     ended = run(environ=environ, cwd=tmp_path)
     assert "snippets  Print ready text" in ended.stderr + ended.stdout
