@@ -91,6 +91,7 @@ def of_project(
             api.value: {**_of_lease(keeper.status()), "requests": project.requests[api]}
             for api, keeper in project.keepers.items()
         },
+        "requests_refused": measures.refused,
         "responses": measures.responses(),
         "sharing": _of_sharing(project),
         "usage": {
@@ -114,6 +115,7 @@ def of_project_in_short(overview: Overview, project: Project, its_health: Health
         "read_only": project.read_only,
         "slots": {"in_use": slots.in_use, "waiting": slots.waiting, "limit": slots.limit},
         "requests": sum(project.requests.values()),
+        "requests_refused": project.measures.refused,
         "responses": project.measures.responses(),
     }
 

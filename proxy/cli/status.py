@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EVERY_S = 2.0
 """The time between two requests with ``--watch``."""
 MOST_ERRORS = 3
-"""The most errors that are shown for each project."""
+"""The most errors that are shown for each project; equal ones once."""
 MOST_TROUBLES = 10
 """Troubles that are shown in detail, each once for all projects that have it; the table below has all."""
 MOST_NAMES = 3
@@ -224,7 +224,9 @@ def _table_of_projects(projects: list[tuple[str, dict[str, Any]]], width: int) -
 
 
 def _requests(project: dict[str, Any]) -> int:
-    return sum(api["requests"] for api in project["apis"].values())
+    """Those that were forwarded, and those that the proxy refused."""
+    sent: int = sum(api["requests"] for api in project["apis"].values())
+    return sent + int(project.get("requests_refused", 0))
 
 
 def _errors(project: dict[str, Any]) -> int:
@@ -282,7 +284,8 @@ def _notes(status: dict[str, Any], projects: list[tuple[str, dict[str, Any]]]) -
         ]
     )
     for name, project in told:
-        for error in project["last_errors"][:MOST_ERRORS]:
+        newest = {(one["code"], one["message"]): one for one in reversed(project["last_errors"])}
+        for error in [*reversed(newest.values())][:MOST_ERRORS]:
             yield Text(f"{name}: {error['at'][:19]}Z {error['code']}: {error['message']}")
 
 

@@ -144,7 +144,13 @@ class Callers:
             caller = self._find(key)
             if caller is not None:
                 return caller, key.decode()
-        raise (WrongKey if keys else CallerUnknown)(
+        if keys:
+            raise WrongKey(
+                "The request's key is none of [callers] in the proxy's configuration: send the whole key of a"
+                " caller, as it stands there or in its key_file.",
+                fields=challenge,
+            )
+        raise CallerUnknown(
             "A key is needed: as the password (any user name), as a bearer token, as X-API-Key,"
             " or as the query parameter csq_key. The keys are in [callers] of the proxy's configuration.",
             fields=challenge,

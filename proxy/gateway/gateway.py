@@ -28,7 +28,7 @@ from proxy.gateway.generation import Generation
 from proxy.gateway.oauth import LocalOAuth, is_for_oauth, refuse
 from proxy.gateway.own import OwnPaths, asks_for_page, is_for_exports, is_own, may_be_own
 from proxy.gateway.recent import keep
-from proxy.gateway.request_log import log_request
+from proxy.gateway.request_log import is_probe, log_request
 from proxy.gateway.sharing import sharing
 from proxy.gateway.stalls import StallWatch
 from proxy.logs import OnEvent
@@ -238,6 +238,8 @@ class Gateway:
                 project.running -= 1
                 if request.facts.caller is not None:
                     self._in_flight[request.facts.caller] -= 1
+            else:
+                project.measures.refused += 1
             project.measures.count_request(exchange.api, request, took_s)
         elif request.facts.cut_because is not None and (found := self._project_of(request)) is not None:
             found.measures.count_failed_export(CUT, request.facts.cut_because)
@@ -282,7 +284,8 @@ class Gateway:
         if exchange is not None:
             project, api = exchange.project, exchange.api
         elif request.facts.project is None:
-            self._overview.refusals.add(error.code)
+            if not is_probe(request, error.status):
+                self._overview.refusals.add(error.code)
             return
         elif (found := self._project_of(request)) is not None:
             project, api = found, Api.DATA_EXPORT

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from proxy.contentsquare import Api
 from proxy.gateway.exchange import Exchange
+from proxy.gateway.request_log import is_probe
 from proxy.projects.recent import RecentRequest, RecentRequests, cut_target, kept_code, kept_id, kept_target
 from proxy.server.request import Request
 from proxy.server.request_id import sent_id
@@ -24,7 +25,7 @@ def keep(recent: RecentRequests, request: Request, exchange: Exchange | None, to
     api: Api | None = None
     if exchange is not None:
         project, api, is_checked = exchange.project.name, exchange.api, exchange.is_counted
-    elif project is None and facts.error_code is None:
+    elif project is None and (facts.error_code is None or is_probe(request, request.status)):
         return
     if is_checked:  # `proxy.gateway.policy` has found no secret: the target can wait until somebody reads it
         target = cut_target(request.head.target)

@@ -68,7 +68,7 @@ def log_request(request: Request, took_s: float) -> None:
     if not is_enabled_for(logging.INFO):
         return
     level = "info"
-    if request.exchange is None and _is_probe(request):
+    if request.exchange is None and is_probe(request, request.status):
         if not is_enabled_for(logging.DEBUG):
             return
         level = "debug"
@@ -112,10 +112,10 @@ def _values(request: Request, took_s: float) -> dict[str, object]:
     return values
 
 
-def _is_probe(request: Request) -> bool:
-    """Whether the request is a regular look at the proxy's state, and got a usual answer."""
+def is_probe(request: Request, status: int) -> bool:
+    """Whether the request is a regular look at the proxy's state, and its answer's status a usual one."""
     path = request.head.target.partition(b"?")[0]
-    return path in _PROBES and (request.status < 400 or request.status == _USUAL.get(path))
+    return path in _PROBES and (status < 400 or status == _USUAL.get(path))
 
 
 def _event(request: Request) -> str:

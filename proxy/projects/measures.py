@@ -165,6 +165,8 @@ class ProjectMeasures:
         self.shared = dict.fromkeys(SHARED, 0)
         self.errors: Counter[str] = Counter()
         self.last_errors: deque[OwnError] = deque(maxlen=MOST_ERRORS)
+        self.refused = 0
+        """Requests that the proxy's own rules refused: they were not forwarded."""
         self.slow_callers = 0
         """Answers that were cut because their callers were slow, and other requests waited for the slot."""
         self._now = wall_clock

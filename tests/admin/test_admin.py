@@ -205,6 +205,7 @@ async def test_status_shows_each_project_and_api() -> None:
                 "reason": None,
                 "next_step": None,
             },
+            "requests_refused": 0,
             "responses": {
                 "contentsquare": {"2xx": 0, "3xx": 0, "4xx": 0, "5xx": 0},
                 "proxy": {"4xx": 0, "5xx": 0},

@@ -412,3 +412,11 @@ async def test_a_key_in_the_query_may_be_raw_or_coded(key: str, *, coded: bool) 
     sent = quote(key, safe="") if coded else key
     async with gateway(callers={"bi": {"key": key}}) as proxy:
         assert (await proxy.call(b"GET /v1/x?csq_key=" + sent.encode())).status == 200
+
+
+async def test_a_wrong_key_is_told_from_none() -> None:
+    async with gateway(projects=PROJECTS, callers=CALLERS) as proxy:
+        for lines, says in (((), b"A key is needed"), ((b"X-API-Key: wrong",), b"key is none of [callers]")):
+            answer = await proxy.call(b"GET /shop/v1/x", *lines)
+            assert (answer.status, answer.error_code) == (401, "PROXY_CALLER_UNKNOWN")
+            assert says in answer.content

@@ -12,6 +12,7 @@ from support.harness import OK, Gateway, Message, TokenServer, Upstream, gateway
 from support.storage import exporting
 
 from proxy.logs import configure
+from proxy.projects.health import MISTAKES
 from proxy.projects.recent import MOST_OF_ONE
 
 SECRET, KEY = "canary-secret-5f1c", "canary-key-of-the-analyst"
@@ -309,3 +310,20 @@ async def test_a_caller_that_leaves_within_an_answer_is_told_from_one_that_took_
         await until(lambda: "request_cut_short" in stream.getvalue())
     lines = [json.loads(line) for line in stream.getvalue().splitlines() if "/v1/" in line]
     assert [line.get("reason") for line in lines] == [None, left["reason"]]
+
+
+async def test_a_probe_without_a_key_is_no_trouble_and_not_kept() -> None:
+    async with gateway(projects=PROJECTS, callers=CALLERS) as proxy:
+        for _ in range(MISTAKES + 1):
+            assert (await proxy.call(b"GET /-/healthy")).status == 401  # alive, by csq-proxy health
+        status = json.loads((await proxy.call(b"GET /-/status", WITH_KEY)).content)
+        assert (status["health"]["state"], status["requests_refused"]) == ("working", {})
+        assert await listed(proxy, b"", WITH_KEY) == []
+
+
+async def test_a_refused_request_of_a_project_counts_among_its_requests() -> None:
+    async with gateway(projects=PROJECTS) as proxy:
+        assert (await proxy.call(b"DELETE /ro/v1/segments/7")).status == 403
+        for query in (b"", b"?detail=shop"):
+            shown = json.loads((await proxy.call(b"GET /-/status" + query)).content)["projects"]["ro"]
+            assert (shown["requests_refused"], shown["responses"]["proxy"]["4xx"]) == (1, 1)

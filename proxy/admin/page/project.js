@@ -25,7 +25,8 @@ export function reach(project, status) {
   return url.origin;
 }
 
-const total = (project) => project.requests ?? Object.values(project.apis).reduce((sum, api) => sum + api.requests, 0);
+const total = (project) => (project.requests ?? Object.values(project.apis).reduce((sum, api) => sum + api.requests, 0))
+  + (project.requests_refused ?? 0);
 
 export class Card {
   constructor(name, onToggle) {
