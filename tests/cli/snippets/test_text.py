@@ -143,9 +143,13 @@ const UrlFetchApp = { fetch: (url, { headers }) => {
   const options = ['--noproxy', '*', '-sSf', ...fields, url];
   return { getContentText: () => execFileSync('curl', options, { encoding: 'utf8' }) };
 } };
-const SpreadsheetApp = { getActiveSheet: () => ({
-  clearContents: () => {},
-  getRange: (...place) => ({ setValues: (rows) => console.log(JSON.stringify([place, rows])) }),
+const sheets = {}; // of the spreadsheet; those that its owner has are missing here: no other may be cleared
+const SpreadsheetApp = { getActiveSpreadsheet: () => ({
+  getSheetByName: (name) => sheets[name] || null,
+  insertSheet: (name) => (sheets[name] = {
+    clearContents: () => {},
+    getRange: (...place) => ({ setValues: (rows) => console.log(JSON.stringify([name, place, rows])) }),
+  }),
 }) };
 """
 
@@ -155,9 +159,12 @@ const SpreadsheetApp = { getActiveSheet: () => ({
 @with_and_without_callers
 async def test_the_looker_snippet_fills_a_sheet(with_callers: bool, tmp_path: Path) -> None:
     async with served(with_callers) as settings:
-        script = f"{GOOGLE}{text('looker', settings)}\nvisits();"
+        script = f"{GOOGLE}{text('looker', settings)}\nvisits();\nvisits();"
         printed = await executed(tmp_path, "node", "it.js", file="it.js", content=script)
-    place, rows = json.loads(printed)
+    first, second = printed.splitlines()
+    assert first == second
+    name, place, rows = json.loads(first)
+    assert name == "visits"
     assert len(rows) == 91
     assert place == [1, 1, len(rows), len(rows[0])]
     assert "value" in rows[0]
