@@ -16,6 +16,9 @@ from proxy.foreign import shown
 from proxy.gateway.outward import plan
 from proxy.origin import bracketed
 
+_NARROW = 70
+"""Characters in a line. A narrower terminal shows fewer columns."""
+
 
 def try_certificates(settings: Settings) -> None:
     """Raise ConfigError where `serve` would: a file of certificates holds none, or can't be read."""
@@ -80,12 +83,17 @@ def show_settings(settings: Settings) -> None:
     for place in settings.passed_over:
         terminal.print(f"Passed over:   {escape(shown(place))}", highlight=False, soft_wrap=True)
     terminal.print(f"Listener:      {escape(_listener(settings))}", highlight=False)
-    drawn = table("project", "project_id", "APIs kept fresh", "path")
+    columns = ["project", "project_id", "APIs kept fresh", "path"]
+    if terminal.width < _NARROW:
+        columns.remove("path")  # the project's name says it, and needs the room
+    drawn = table(*columns)
     for name, project in settings.projects.items():
         apis = "by scope" if project.apis is None else ", ".join(api.value for api in project.apis)
         default = " (default)" if name == settings.default_project else ""
-        drawn.add_row(name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
+        row = (name + default, str(project.project_id or "-"), apis, f"/{name}/v1/...")
+        drawn.add_row(*row[: len(columns)])
     for name, account in settings.accounts.items():
         ids = "any" if account.projects is None else ", ".join(map(str, account.projects))
-        drawn.add_row(f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
+        row = (f"{name} (account)", ids, "on first use", f"/{name}/PROJECT_ID/v1/...")
+        drawn.add_row(*row[: len(columns)])
     terminal.print(drawn)
