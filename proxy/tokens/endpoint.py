@@ -367,7 +367,8 @@ class TokenEndpoint:
             elif isinstance(error, aiohttp.ClientProxyConnectionError):
                 what = http_proxy.unreachable()
             elif isinstance(error, aiohttp.ClientHttpProxyError):
-                what = http_proxy.refusal(error.status)
+                offers = [] if error.headers is None else error.headers.getall("Proxy-Authenticate", [])
+                what = http_proxy.refusal(error.status, offers)
         refusal = getattr(error, "certificate_error", error)  # aiohttp has it inside its own
         if isinstance(refusal, ssl.SSLCertVerificationError):
             what = f"its certificate can't be verified: {certificate_fault(refusal, self._ca_file)}"

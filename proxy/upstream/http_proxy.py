@@ -11,6 +11,7 @@ import contextlib
 import re
 import socket
 import urllib.request
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -21,6 +22,7 @@ from proxy.upstream.no_proxy import is_excepted
 
 _CHARACTERS = re.compile(r"[\w.:\[\]-]+/?")
 """The characters of a host and port; names of other scripts and ``_`` occur in companies."""
+_OFFERS_BASIC = re.compile(r"(?:^|,)\s*basic(?:[\s,]|$)", re.IGNORECASE)
 PROXY_FAILED = "proxy_internal_response"
 """RFC 9209's type for all that an HTTP proxy does in place of a tunnel."""
 
@@ -87,10 +89,16 @@ class HttpProxy(NamedTuple):
         """The words for a name that DNS doesn't know."""
         return f"the HTTP proxy's name {self.host} can't be resolved"
 
-    def refusal(self, status: int) -> str:
-        """The words for an answer to CONNECT that opens no tunnel."""
+    def refusal(self, status: int, challenges: Iterable[str]) -> str:
+        """The words for an answer to CONNECT that opens no tunnel, and has these ``Proxy-Authenticate``."""
         if status != 407:
             return f"the HTTP proxy refused the tunnel with status {status}"
+        offers = ",".join(challenges)
+        if offers and not _OFFERS_BASIC.search(offers):
+            return (
+                "the HTTP proxy wants a sign-in other than user and password (407), such as NTLM or Kerberos:"
+                " let a local program like Px or Cntlm sign in, and name that in HTTPS_PROXY"
+            )
         if self.authorization is None:
             return (
                 "the HTTP proxy wants a user and password (407): HTTPS_PROXY=http://user:password@host:port"
@@ -150,7 +158,8 @@ class _ConnectRequest(asyncio.Protocol):
             self._fail("the HTTP proxy's answer is not valid HTTP")
             return
         if not 200 <= answer.status < 300 or rest:
-            self._fail(self._proxy.refusal(answer.status))
+            offers = answer.fields.values(b"proxy-authenticate")
+            self._fail(self._proxy.refusal(answer.status, (value.decode("latin-1") for value in offers)))
         elif not self.established.done():
             if self._transport is not None:
                 self._transport.pause_reading()

@@ -178,6 +178,25 @@ async def test_a_407_without_a_user_says_how_one_is_given() -> None:
 
 
 @pytest.mark.parametrize(
+    ("offers", "words"),
+    [
+        ([b"Negotiate", b"NTLM"], "NTLM or Kerberos"),
+        ([b"Negotiate, NTLM", b"Digest realm=basic, nonce=x"], "NTLM or Kerberos"),
+        ([b"Negotiate", b'basic realm="x"'], "refused the user and password"),
+        ([b'NTLM, Basic realm="x"'], "refused the user and password"),
+        ([b"Basic"], "refused the user and password"),
+    ],
+)
+async def test_a_sign_in_that_a_password_does_not_help_is_told(offers: list[bytes], words: str) -> None:
+    lines = b"".join(b"Proxy-Authenticate: %b\r\n" % offer for offer in offers)
+    http_proxy = HttpProxy(0, b"HTTP/1.1 407 X\r\n%bContent-Length: 0\r\n\r\n" % lines)
+    async with behind(http_proxy, tls_context(), user="me:secret@") as pool:
+        assert words in str(await refusal(pool))
+    async with RawServer(http_proxy) as server, make_session() as session:
+        assert words in str(await token_failure(session, f"http://me:secret@127.0.0.1:{server.port}"))
+
+
+@pytest.mark.parametrize(
     ("answer", "words"),
     [
         (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "user and password"),
