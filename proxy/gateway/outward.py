@@ -77,8 +77,8 @@ def _digest(path: Path | None) -> bytes:
         return b""
     try:
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        raise ConfigError("contentsquare.ca_file: can't be read") from None
+    except OSError as error:
+        raise ConfigError(f"contentsquare.ca_file: can't read {path}: {error.strerror}") from None
 
 
 class Outward:

@@ -62,8 +62,10 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> N
     """
     try:
         context.load_cert_chain(cert, key, password=_no_pass_phrase)
-    except (OSError, ssl.SSLError):
+    except ssl.SSLError:
         raise ConfigError("server.tls_cert: the certificate and key can't be read as a PEM pair") from None
+    except OSError as error:
+        raise ConfigError(f"server.tls_cert: can't read the certificate or key: {error.strerror}") from None
 
 
 def host_in_urls(host: str, cert: Path | None) -> str:

@@ -35,11 +35,13 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
     if ca_file is not None:
         try:
             context.load_verify_locations(cafile=str(ca_file))
-        except (OSError, ssl.SSLError):
+        except ssl.SSLError:
             raise ConfigError(
                 f"contentsquare.ca_file: {ca_file} can't be read as PEM certificates;"
                 " export your company's CA as PEM"
             ) from None
+        except OSError as error:
+            raise ConfigError(f"contentsquare.ca_file: can't read {ca_file}: {error.strerror}") from None
     return context
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 import sys
@@ -18,6 +20,7 @@ from support.harness import WAIT_S, Gateway, Upstream, free_port, gateway, read_
 from support.snippets import TODAY
 
 from proxy.cli.snippets.text import text_of
+from proxy.errors import ConfigError
 from proxy.server import tls
 from proxy.server.caller_socket import MOST_UNWRITTEN_BYTES
 
@@ -31,6 +34,11 @@ LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + b"x" * SIZE
 @pytest.fixture
 def authority() -> trustme.CA:
     return trustme.CA()
+
+
+def test_a_file_that_is_away_is_not_called_a_file_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"server\.tls_cert: .*{os.strerror(errno.ENOENT)}"):
+        tls.server_tls(tmp_path / "cert.pem", tmp_path / "key.pem")
 
 
 def test_nothing_is_unacknowledged_on_a_closed_socket() -> None:

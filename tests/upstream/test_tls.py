@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def test_a_ca_file_that_holds_no_certificate_is_an_error_of_the_configuration(tm
         path.write_text(content)
         with pytest.raises(ConfigError, match=r"contentsquare\.ca_file"):
             tls_context(path)
-    with pytest.raises(ConfigError, match=r"contentsquare\.ca_file"):
+    with pytest.raises(ConfigError, match=rf"contentsquare\.ca_file: .*{os.strerror(errno.ENOENT)}"):
         tls_context(tmp_path / "missing.pem")
 
 
