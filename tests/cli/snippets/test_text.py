@@ -18,6 +18,7 @@ import tree_sitter
 import tree_sitter_powershell
 import yaml
 from support.commands import run
+from support.harness import Upstream, gateway
 from support.snippets import FULL, KEY, executed, needs, served, settings_of, text, with_and_without_callers
 
 from proxy.cli.snippets.text import FOR_CALLERS, FOR_OPERATORS
@@ -66,6 +67,18 @@ async def test_the_tableau_snippet_writes_a_table(with_callers: bool, tmp_path: 
     rows = list(csv.DictReader(io.StringIO(written)))
     assert len(rows) == 90
     assert int(rows[0]["value"]) > 0
+
+
+async def test_the_tableau_snippet_keeps_the_table_where_an_answer_has_no_rows(tmp_path: Path) -> None:
+    none = b'{"success": true, "payload": {"values": []}}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(none), none)
+    table = tmp_path / "visits.csv"
+    await asyncio.to_thread(table.write_text, "of yesterday", encoding="utf-8")
+    async with gateway(Upstream(answer)) as proxy:
+        script = text("tableau", settings_of(server={"port": proxy.port})).replace("/shop-fr/", "/")
+        with pytest.raises(AssertionError, match="No visits"):
+            await executed(tmp_path, sys.executable, "it.py", file="it.py", content=script)
+    assert await asyncio.to_thread(table.read_text, encoding="utf-8") == "of yesterday"
 
 
 @needs("curl")
