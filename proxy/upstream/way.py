@@ -16,6 +16,7 @@ import math
 import socket
 import struct
 import sys
+import time
 from typing import Final
 
 PLATFORM: str = sys.platform
@@ -78,7 +79,7 @@ def source_for(family: int, peer: tuple[str, int]) -> str | None:
 class Way:
     """The way of one connection over IPv4 or IPv6. Raises OSError where the peer has closed it already."""
 
-    __slots__ = ("_limit_s", "_peer", "_socket", "source")
+    __slots__ = ("_limit_s", "_no_route_since", "_peer", "_socket", "source")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -86,6 +87,7 @@ class Way:
         self.source = source_for(sock.family, self._peer)
         """This machine's address towards the peer when the connection was made."""
         self._limit_s = 0.0
+        self._no_route_since = math.inf
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._set_limit(PATIENT_S if PLATFORM == "linux" else DEAD_S)
 
@@ -105,12 +107,21 @@ class Way:
             limit_s = PATIENT_S if is_answering else DEAD_S
             with contextlib.suppress(*_CLOSED):
                 info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-                return is_silent(info, limit_s)
+                return is_silent(info, limit_s) or self._lacks_route(limit_s)
             return False
         limit_s = PATIENT_S if is_answering or is_uploading else DEAD_S
         if limit_s != self._limit_s:
             self._set_limit(limit_s)
         return False
+
+    def _lacks_route(self, limit_s: float) -> bool:
+        """Whether nothing could be sent to the peer for ``limit_s`` seconds, though it may still be heard."""
+        if source_for(self._socket.family, self._peer) is not None:
+            self._no_route_since = math.inf
+            return False
+        now = time.monotonic()
+        self._no_route_since = min(self._no_route_since, now)
+        return now - self._no_route_since >= limit_s
 
     def has_moved(self) -> bool:
         """Whether this machine would use another source address now than when the connection was made."""

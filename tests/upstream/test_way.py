@@ -301,6 +301,30 @@ async def test_a_way_that_dies_is_found_and_one_that_lives_is_kept() -> None:
 
 @linux_only
 @pytest.mark.usefixtures("hasty")
+async def test_a_way_without_a_route_dies_though_the_cloud_is_still_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[str | None] = ["127.0.0.1"]
+    monkeypatch.setattr("proxy.upstream.way.source_for", lambda *_: found[0])
+    async with living() as world:
+        connection, reader, writer = await world.connection()
+        sink = Sink()
+        connection.start(sink, GET, is_head_request=False, request_done=True)
+        await read_message(reader)
+        found[0] = None
+        await asyncio.sleep(DEAD_S / 20)
+        found[0] = "127.0.0.1"
+        await asyncio.sleep(BEYOND_S)
+        writer.write(OK)
+        assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
+        assert world.pool.take_idle() is connection
+        found[0] = None
+        with pytest.raises(WayDied):
+            await exchange(connection)
+
+
+@linux_only
+@pytest.mark.usefixtures("hasty")
 async def test_a_way_below_tls_that_dies_is_found(server_side: ssl.SSLContext, ca_file: Path) -> None:
     async with living(server_side, ca_file) as world:
         await asyncio.gather(
