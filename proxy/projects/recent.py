@@ -23,8 +23,8 @@ from proxy.server.request import Request
 
 MOST_OF_ONE: Final = 200
 """Requests of one project; also the requests that reached none."""
-MOST_OF_ALL: Final = 58_000
-"""Requests of all projects: with more than 290 projects in use, fewer of each are kept."""
+MOST_OF_ALL: Final = 57_000
+"""Requests of all projects: with more than 285 projects in use, fewer of each are kept."""
 MOST_LISTS: Final = 4_000
 """Projects whose requests are kept; the one that was used longest ago goes first. Each keeps 14 at least."""
 LONGEST_TARGET: Final = 200
