@@ -221,8 +221,7 @@ class Gateway:
         """Raise QueueTimeout where this caller has too many requests at once."""
         if self._in_flight[caller.name] >= MAX_IN_FLIGHT:
             raise QueueTimeout(
-                f"The caller {caller.name} has {MAX_IN_FLIGHT} requests at once; send fewer at a time.",
-                retry_after_s=2,
+                f"This caller has {MAX_IN_FLIGHT} requests at once; send fewer at a time.", retry_after_s=2
             )
 
     # After the answer

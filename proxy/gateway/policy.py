@@ -86,7 +86,7 @@ def check(
                 head, target, f"The project {project.name} is read-only here (read_only = true)"
             )
         if caller is not None and caller.read_only:
-            raise _may_only_read(head, target, f"The caller {caller.name} may only read")
+            raise _may_only_read(head, target, "This caller may only read")
     if project.project_id is not None:
         _check_project(target, project.project_id, project.name)
 

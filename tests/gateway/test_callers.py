@@ -232,6 +232,27 @@ async def test_a_caller_is_told_of_its_own_projects_alone() -> None:
         assert set(told["accounts"]) == {"mine"}
 
 
+async def test_the_errors_of_a_project_name_none_of_its_other_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.gateway.exports.exports.MOST_AT_ONCE", 0)
+    monkeypatch.setattr("proxy.gateway.entrance.ROOM_S", 0.01)
+    callers = {
+        "reader": {"key": "key-of-a-reader-1", "read_only": True},
+        "elsewhere": {"key": "elsewhere-key-12345", "projects": ["other"]},
+    }
+    reader, limited = b"X-API-Key: key-of-a-reader-1", b"X-API-Key: elsewhere-key-12345"
+    async with gateway(callers=callers, projects=PROJECTS) as proxy:
+        assert (await proxy.call(b"DELETE /other/v1/x", reader)).error_code == "PROXY_FORBIDDEN"
+        export = await proxy.call(b"GET /-/exports/other/1/latest.csv", reader)
+        monkeypatch.setattr("proxy.gateway.gateway.MAX_IN_FLIGHT", 0)
+        assert (await proxy.call(b"GET /other/v1/x", reader)).error_code == "PROXY_QUEUE_TIMEOUT"
+        assert export.error_code == "PROXY_QUEUE_TIMEOUT"
+        told = await proxy.call(b"GET /-/status?hour=1", limited)
+        assert len(json.loads(told.content)["projects"]["other"]["last_errors"]) == 3
+        assert b"reader" not in told.content
+
+
 async def test_a_key_that_a_caller_sent_in_a_wrong_place_is_shown_to_no_other_caller() -> None:
     key = b"app-key-12345-67890"
     callers = {"app": {"key": key.decode()}, "other": {"key": "key-of-the-other-caller"}}

@@ -60,6 +60,7 @@ _PATH: Final = re.compile(
 )
 _RUN: Final = re.compile(rb"run=([A-Za-z0-9_-]{1,128})\Z")
 _TYPES: Final = {"csv": b"text/csv; charset=utf-8", "jsonl": b"application/x-ndjson; charset=utf-8"}
+_BUSY: Final = f"This caller reads {MOST_AT_ONCE} exports at once already; wait for one of them."
 _METHODS: Final = ((b"Allow", b"GET, HEAD, OPTIONS"),)
 
 
@@ -141,7 +142,7 @@ class Exports:
         room = self._rooms[name]
         project.running += 1  # so that a reload doesn't close what this request uses
         try:
-            await take_place(room, _busy(name))
+            await take_place(room, _BUSY)
             try:
                 return await self._answer(request, generation, asked, project)
             finally:
@@ -203,13 +204,6 @@ class Exports:
     def close(self) -> None:
         """Forget the runs, and delete what was made of their files."""
         self._pins.close()
-
-
-def _busy(caller: str) -> str:
-    return (
-        f"The caller {caller or 'without a key'} reads {MOST_AT_ONCE} exports at once already; wait for one"
-        " of them."
-    )
 
 
 def _project(asked: _Asked, request: Request, generation: Generation, caller: Caller | None) -> Project:
