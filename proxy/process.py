@@ -1,7 +1,7 @@
-"""The process's settings in the operating system: no core dumps, enough descriptors, signals of the start.
+"""The process's settings in the operating system: core dumps, descriptors, signals of the start, locks.
 
 Each function does nothing on a system that lacks its call.
-Sources: setrlimit(2), prctl(2), tty(4).
+Sources: setrlimit(2), prctl(2), tty(4), flock(2).
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 _PR_SET_DUMPABLE = 4
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -195,3 +200,25 @@ def on_console_end(stop: Callable[[], object]) -> None:
 
     _console_handlers.append(handle)
     ctypes.windll.kernel32.SetConsoleCtrlHandler(handle, True)
+
+
+if sys.platform == "win32":
+
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file until the descriptor is closed; False where another descriptor has the lock."""
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file until the descriptor is closed; False where another descriptor has the lock."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -14,14 +14,15 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 from proxy.cli.running_proxy import NoRedirect
 from proxy.origin import Origin
+from proxy.process import try_lock
 from proxy.upstream.tls import verify_alike
 
 TIMEOUT_S = 60.0
@@ -130,8 +131,7 @@ class _Download:
             if other != part:
                 other.unlink()  # of another version
         here = start
-        with part.open("r+b" if start else "wb") as file:
-            file.seek(start)
+        with self._owned(part, start) as file:
             self.on_progress(here, length)
             while chunk := _read(answer):
                 file.write(chunk)
@@ -141,6 +141,21 @@ class _Download:
             raise _Broken(f"the connection ended after {here} of {length} bytes")
         part.replace(self.path)
         return here
+
+    @contextlib.contextmanager
+    def _owned(self, part: Path, start: int) -> Iterator[IO[bytes]]:
+        """The hidden file, open behind ``start``. Raises DownloadFailed if another command writes to it."""
+        taken = DownloadFailed(f"{self.path} is being stored by another command; wait for it")
+        try:
+            opened = part.open("r+b" if start else "ab")  # cuts nothing yet
+        except FileNotFoundError:
+            raise taken from None
+        with opened as file:
+            if not _locked(file) or not part.exists():  # it has its final name by now
+                raise taken
+            file.truncate(start)
+            file.seek(start)
+            yield file
 
     def _ask(self, fields: dict[str, str]) -> _Answer:
         asked = urllib.request.Request(self.url, headers={"Accept-Encoding": "identity", **fields})  # noqa: S310
@@ -157,6 +172,13 @@ class _Download:
             reason = getattr(error, "reason", error)
             raise _Broken(str(reason) or type(reason).__name__) from None
         return answer
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        return try_lock(file.fileno())
+    except OSError:  # a file system without locks
+        return True
 
 
 def _read(answer: _Answer) -> bytes:

@@ -12,19 +12,14 @@ import errno
 import json
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from proxy.config.trust import PRIVATE, Untrusted, folder_fault, refuse_untrusted
+from proxy.process import try_lock
 from proxy.projects.months import Month, Months, start_of, total
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 NAME: Final = "calls.json"
 VERSION: Final = 1
@@ -74,7 +69,7 @@ class CallsFile:
         descriptor = os.open(self.folder / "calls.lock", os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
         try:
             ends_at = time.monotonic() + LOCK_WAIT_S
-            while not _try_lock(descriptor):
+            while not try_lock(descriptor):
                 if time.monotonic() >= ends_at:
                     raise OSError(errno.EAGAIN, "another process holds its lock", str(self.path))
                 time.sleep(_LOCK_POLL_S)
@@ -114,25 +109,6 @@ class CallsFile:
             with contextlib.suppress(OSError):
                 new.unlink()
             raise
-
-
-if sys.platform == "win32":
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def _content(months: Months) -> bytes:

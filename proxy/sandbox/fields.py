@@ -145,7 +145,10 @@ def column(item: Any, scope: str) -> Column:
     field, alias = given.get("fieldName"), given.get("aliasName", "")
     of: Any = ""
     if not isinstance(field, str) or field not in FIELDS[scope]:
-        raise bad_request(f"Each of fields needs a fieldName that is exportable with scope {scope}.")
+        raise bad_request(
+            f"fields: {repr(field)[:80]} is no fieldName that is exportable with scope {scope};"
+            " GET /v1/exportable-fields lists them."
+        )
     if not isinstance(alias, str):
         raise bad_request("aliasName must be a string.")
     if field == "custom_var":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,3 +135,25 @@ async def test_a_refusal_is_told_with_the_storages_name(
 async def test_only_https_and_loopback_are_called(url: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed):
         download(url, tmp_path / "file", lambda *_: None)
+
+
+async def test_a_second_download_of_a_file_leaves_the_first_alone(tmp_path: Path) -> None:
+    path, has_begun, may_end = tmp_path / "file.csv", threading.Event(), threading.Event()
+
+    def hold(here: int, _: int | None) -> None:
+        if here:
+            has_begun.set()
+            assert may_end.wait(30)
+
+    async with RawServer(Storage()) as server:
+        url = f"{server.url}/file"
+        first = asyncio.create_task(asyncio.to_thread(download, url, path, hold))
+        try:
+            assert await asyncio.to_thread(has_begun.wait, 30)
+            with pytest.raises(DownloadFailed, match=r"file\.csv is being stored by another command"):
+                await asyncio.to_thread(download, url, path, lambda *_: None)
+        finally:
+            may_end.set()
+        assert await first == len(CONTENT)
+    assert path.read_bytes() == CONTENT
+    assert files_of(tmp_path) == ["file.csv"]

@@ -311,6 +311,13 @@ async def test_a_wrong_export_job_is_400(caller: Caller, changes: dict[str, Any]
     assert await caller.refused("POST", "/v1/exports", json=JOB | changes) == 400
 
 
+async def test_the_field_that_refuses_a_job_is_named(caller: Caller) -> None:
+    job = JOB | {"fields": [{"fieldName": "session_id"}, {"fieldName": "country"}]}
+    _, answer = await caller.call("POST", "/v1/exports", json=job)
+    assert "'country' is no fieldName" in answer["errorMessage"]
+    assert "GET /v1/exportable-fields" in answer["errorMessage"]
+
+
 async def test_fields_and_variables_are_listed(caller: Caller) -> None:
     fields = await caller.get("/v1/exportable-fields")
     assert {field["scope"] for field in fields} == {"sessions", "views"}
@@ -370,7 +377,7 @@ async def test_wrong_survey_requests_are_refused(caller: Caller) -> None:
 
 async def test_enrichments_are_taken_in_batches_of_at_most_200(caller: Caller) -> None:
     await caller.sign_in(caller.project, "enrichment", integration_id=7)
-    item = {"userId": "u", "sessionNumber": 1, "data": {"calls": 2}}
+    item = {"userId": "u", "sessionNumber": 1, "enrichment": {"calls": 2, "agent": 25 * "é", "sold": True}}
     content = {"integrationVersion": 1, "projectId": 42, "enrichments": [item] * 200}
 
     assert await caller.post("/v1/enrichments", content) == {"accepted": 200}
@@ -378,11 +385,24 @@ async def test_enrichments_are_taken_in_batches_of_at_most_200(caller: Caller) -
         ({"enrichments": [item] * 201}, 400),
         ({"enrichments": []}, 400),
         ({"enrichments": [item, None]}, 400),
+        ({"enrichments": [item, {"userId": "u"}]}, 400),
+        ({"enrichments": [item | {"userId": 1}]}, 400),
+        ({"enrichments": [item | {"enrichmentNumber": 4}]}, 400),
+        ({"enrichments": [item | {"enrichment": {"agent": 26 * "é"}}]}, 400),
+        ({"enrichments": [item | {"enrichment": {"agent": ["a"]}}]}, 400),
         ({"integrationVersion": "1"}, 400),
         ({"projectId": True}, 400),
         ({"projectId": 43}, 403),
     ):
         assert await caller.refused("POST", "/v1/enrichments", json=content | changes) == status
+
+
+async def test_the_item_that_refuses_a_batch_is_named(caller: Caller) -> None:
+    await caller.sign_in(caller.project, "enrichment", integration_id=7)
+    item = {"userId": "u", "sessionNumber": 1, "enrichment": {"agent": 51 * "a"}}
+    content = {"integrationVersion": 1, "projectId": 42, "enrichments": [item]}
+    _, answer = await caller.call("POST", "/v1/enrichments", json=content)
+    assert answer["errorMessage"] == "enrichments[0].enrichment.agent must have at most 50 bytes."
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,8 @@ async def answers(caller: Caller) -> AsyncIterator[tuple[str, str, Any]]:
     ):
         yield "POST", path, (await caller.call("POST", path, json=content))[1]
     await caller.sign_in(caller.project, "enrichment", integration_id=7)
-    batch = {"integrationVersion": 1, "projectId": 42, "enrichments": [{"userId": "u"}]}
+    items = [{"userId": "u", "sessionNumber": 1, "enrichment": {"calls": 2}}]
+    batch = {"integrationVersion": 1, "projectId": 42, "enrichments": items}
     yield "POST", "/v1/enrichments", (await caller.call("POST", "/v1/enrichments", json=batch))[1]
 
 
