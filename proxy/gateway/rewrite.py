@@ -50,6 +50,8 @@ _NOT_WITHOUT_TRAILERS: Final = _NOT_TO_CALLER | {b"trailer"}
 _NOT_SHARED: Final = _NOT_WITHOUT_TRAILERS | {b"age"}
 _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
+_IN_ANY_SPELLING: Final = TARGET_OVERRIDES | {b"contentlength", b"transferencoding"}
+"""Not forwarded, but for `_FRAMING_FIELD`: where ``_`` is read as ``-``, the content would end elsewhere."""
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """Options of ``Connection`` that name no field, or one that is dropped anyway."""
 _MOST_HOPS: Final = 999_999_999
@@ -81,8 +83,8 @@ def fields_to_upstream(section: FieldSection) -> bytes:
     drop = _NOT_TO_UPSTREAM | _nominated(section.connection)
     if section.minor == 0:
         drop = drop | {b"expect"}
-    if other_targets := section.fields.names.spelling(TARGET_OVERRIDES):
-        drop = drop | other_targets
+    if misleading := section.fields.names.spelling(_IN_ANY_SPELLING) - _FRAMING_FIELD:
+        drop = drop | misleading
     lines = section.fields.without(drop)
     if section.chunked:
         lines.append(b"Transfer-Encoding: chunked")
@@ -170,7 +172,7 @@ def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field
     """The caller's trailer fields that are forwarded."""
     drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
     if trailers:
-        drop = drop | FieldNames([field.name for field in trailers]).spelling(TARGET_OVERRIDES)
+        drop = drop | FieldNames([field.name for field in trailers]).spelling(_IN_ANY_SPELLING)
     return [field for field in trailers if field.name not in drop]
 
 
