@@ -276,6 +276,12 @@ def _notes(status: dict[str, Any], projects: list[tuple[str, dict[str, Any]]]) -
             ends.setdefault(credentials["expires"], []).append(name)
     for day, names in ends.items():
         yield Text(f"{_named(names)}: credentials end on {day}: renew them", "yellow")
+    used = [
+        *status.get("account_usage", {}).items(),
+        *((name, one.get("usage", {})) for name, one in projects),
+    ]
+    for name, notice in [(name, one["notice"]) for name, one in used if one.get("notice")][:MOST_TROUBLES]:
+        yield Text(f"{name}: {notice}", "yellow")
     told = (
         projects
         if len(projects) <= FEW_PROJECTS

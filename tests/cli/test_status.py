@@ -89,6 +89,18 @@ async def test_credentials_that_end_soon_are_told_from_those_that_have_ended(
     assert words.format(on) in shown.stdout
 
 
+async def test_a_quota_that_is_nearly_used_is_told(tmp_path: Path) -> None:
+    projects = {"shop": {**PROJECTS["shop"], "quota": 1}, "other": {**PROJECTS["shop"], "quota": 9}}
+    accounts = {"acme": {"client_id": "id-2", "client_secret": "secret-2", "quota": 1}}
+    async with gateway(projects=projects, accounts=accounts) as proxy:
+        for name in (b"shop", b"other", b"acme/42"):
+            await proxy.call(b"GET /%b/v1/segments" % name)
+        shown = await run("--url", f"http://127.0.0.1:{proxy.port}", cwd=tmp_path)
+    assert "shop: 1 of 1 calls of " in shown.stdout
+    assert "acme: 1 of 1 calls of " in shown.stdout
+    assert " of 9 calls" not in shown.stdout
+
+
 def project(number: int) -> dict[str, object]:
     return {
         "client_id": f"id-{number}",
