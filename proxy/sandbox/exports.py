@@ -292,9 +292,9 @@ def _columns(value: object, scope: str) -> tuple[Column, ...]:
     if not isinstance(value, list) or not value:
         raise bad_request("fields must be a list that isn't empty.")
     columns = tuple(column(item, scope) for item in value)
-    names = [item.label for item in columns]
-    if len(set(names)) < len(names):
-        raise bad_request("fields must not name a field more than once.")
+    for names in ([(item.field, item.of) for item in columns], [item.label for item in columns]):
+        if len(set(names)) < len(names):
+            raise bad_request("fields must not name a field, or a column, more than once.")
     return columns
 
 

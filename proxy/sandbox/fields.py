@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.sandbox.parameters import number_in
 from proxy.sandbox.wire import bad_request
 
 _LIST = "array"
@@ -153,7 +154,7 @@ def column(item: Any, scope: str) -> Column:
         raise bad_request("aliasName must be a string.")
     if field == "custom_var":
         of = str(given.get("customVarPosition"))
-        if not (of.isascii() and of.isdigit() and 1 <= int(of) <= MAX_CUSTOM_VARS):
+        if not 1 <= (number_in(of) or 0) <= MAX_CUSTOM_VARS:
             raise bad_request(f"customVarPosition must be between 1 and {MAX_CUSTOM_VARS}.")
     if field == "dynamic_var":
         of = given.get("dynamicVarKey")
