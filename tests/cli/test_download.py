@@ -125,8 +125,9 @@ async def test_a_refusal_is_told_with_the_storages_name(
     status: int, error: type[DownloadFailed], tries: int, tmp_path: Path
 ) -> None:
     storage = Storage(status=status)
-    with pytest.raises(error, match=rf"127\.0\.0\.1: answered {status}"):
+    with pytest.raises(error, match=rf"127\.0\.0\.1: answered {status}") as failure:
         await fetch(storage, tmp_path / "file")
+    assert ("are kept for 7 days" in str(failure.value)) == (error is LinkRefused)
     assert len(storage.requests) == tries
     assert not files_of(tmp_path)
 
