@@ -412,8 +412,22 @@ def test_ctrl_c_ends_a_command_that_waits_without_a_word_and_not_with_0(
         with started(command, environ=environ, cwd=tmp_path) as waiting:
             connection, _ = silent.accept()
             with connection:
+                connection.settimeout(STARTUP_S)
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(4096)
+                _until_asleep(waiting.process.pid)
                 waiting.process.send_signal(signal.SIGINT)
                 assert waiting.end() == (130, "")
+
+
+def _until_asleep(pid: int) -> None:
+    """Wait until a process does nothing but wait; where there is no /proc, this can't be known."""
+    end = time.monotonic() + STARTUP_S
+    state = Path(f"/proc/{pid}/stat")
+    while state.exists() and state.read_text().rpartition(") ")[2][0] != "S":
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_ctrl_c_shows_nothing_of_an_object_that_was_half_made(

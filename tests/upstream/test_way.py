@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import struct
@@ -304,21 +305,27 @@ async def test_a_way_that_dies_is_found_and_one_that_lives_is_kept() -> None:
 async def test_a_way_without_a_route_dies_though_the_cloud_is_still_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found: list[str | None] = ["127.0.0.1"]
-    monkeypatch.setattr("proxy.upstream.way.source_for", lambda *_: found[0])
+    connect, has_route = socket.socket.connect, True
+
+    def routed(probe: socket.socket, peer: tuple[str, int]) -> None:
+        if probe.type == socket.SOCK_DGRAM and not has_route:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        connect(probe, peer)
+
+    monkeypatch.setattr(socket.socket, "connect", routed)
     async with living() as world:
         connection, reader, writer = await world.connection()
         sink = Sink()
         connection.start(sink, GET, is_head_request=False, request_done=True)
         await read_message(reader)
-        found[0] = None
+        has_route = False
         await asyncio.sleep(DEAD_S / 20)
-        found[0] = "127.0.0.1"
+        has_route = True
         await asyncio.sleep(BEYOND_S)
         writer.write(OK)
         assert await asyncio.wait_for(sink.done, WAIT_S) == b"ok"
         assert world.pool.take_idle() is connection
-        found[0] = None
+        has_route = False
         with pytest.raises(WayDied):
             await exchange(connection)
 
