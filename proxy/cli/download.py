@@ -165,7 +165,7 @@ class _Download:
             error.close()
             if error.code in _EXPIRED:
                 raise LinkRefused(
-                    f"{_host(self.url)}: answered {error.code} to the file's URL; a run's files are kept for 7 days"
+                    f"{_host(self.url)}: answered {error.code} to the file's URL; files are kept for 7 days"
                 ) from None
             if error.code < 500 and error.code not in (408, 429):
                 raise DownloadFailed(f"{_host(self.url)}: answered {error.code}") from None
