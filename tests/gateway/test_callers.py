@@ -280,6 +280,10 @@ WAYS = {
     "field with an API": (b"GET /v1/segments", b"X-CSQ-Project: %b", b"X-CSQ-Api: nonsense"),
     "dot segments": (b"GET /%b/%%2e%%2e/v1/segments",),
     "refresh": (b"POST /-/refresh/%b", b"Content-Length: 0"),
+    "placeholder": (b"GET /x", b"Authorization: Bearer csq-proxy.%b.elsewhere-key-12345"),
+    "export": (b"GET /-/exports/%b/1/latest.csv",),
+    "texts": (b"GET /-/snippets?project=%b",),
+    "requests": (b"GET /-/requests?project=%b",),
     "token": (b"POST /%b/v1/oauth/token", b"Content-Length: 2"),
     "me": (b"POST /%b/v1/oauth/me", b"Content-Length: 2"),
 }
