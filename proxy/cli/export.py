@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.cli.console import fail, say, say_json
 from proxy.cli.download import DownloadBroken, DownloadFailed, LinkRefused, OnProgress, download
-from proxy.cli.running_proxy import Answer, RunningProxy, Unreachable
+from proxy.cli.running_proxy import Answer, Cut, RunningProxy, Unreachable
 from proxy.config.checks import name_fault
 from proxy.contentsquare import PROJECT_ID
 from proxy.errors import CallerUnknown, ConfigError
@@ -164,6 +164,10 @@ def _wait(one: _Export, say_state: Callable[[str], None]) -> RunReport:
         try:
             run, faults = one.newest_run() if run is None else one.run(run), 0
             has_answered = True
+        except Cut:
+            faults += 1
+            if faults >= _MOST_FAULTS:
+                raise
         except (_Passing, Unreachable) as error:
             faults += 1
             if faults >= _MOST_FAULTS or (isinstance(error, Unreachable) and not has_answered):

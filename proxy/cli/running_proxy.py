@@ -41,6 +41,10 @@ class Unreachable(Exception):
     """The proxy can't be reached, or refuses; the message is one line for people."""
 
 
+class Cut(Unreachable):
+    """The connection was reset within an answer, as the proxy does with an answer that it can't complete."""
+
+
 class NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: a key is sent to the given address only."""
 
@@ -170,6 +174,8 @@ class RunningProxy(NamedTuple):
                 return Answer(answer.status, answer.headers, content)
         except http.client.HTTPException:
             raise self.stranger() from None
+        except ConnectionResetError:
+            raise Cut(f"{self.url}: the answer was cut; csq-proxy requests tells why") from None
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from support import commands
+from support.cuts import reset
 from support.demo import JOB, sandboxed
-from support.harness import Message, Upstream, gateway
+from support.harness import Message, RawServer, Upstream, gateway, read_message
 
 from proxy.cli.export import export
 from proxy.cli.running_proxy import RunningProxy
@@ -252,3 +253,24 @@ async def test_a_key_that_is_missing_or_wrong_is_told_at_once(key: str, said: st
         shown = await run("shop", "--id", "7", "--url", url, cwd=tmp_path, CSQ_PROXY_KEY=key)
     assert shown.returncode == 1
     assert f"{said}; give --key-file" in shown.stderr
+
+
+async def test_a_cut_answer_about_the_run_is_asked_for_again(tmp_path: Path) -> None:
+    asked: list[Message] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await read_message(reader))
+        if len(asked) == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
+            await writer.drain()
+            reset(writer)
+            return
+        run = {"jobRunId": 9, "state": "success", "files": [{"url": f"{server.url}/file"}]}
+        payload: object = [run] if b"/runs?" in asked[-1].start_line else run
+        writer.write(json_answer({"success": True, "payload": payload}))
+        await writer.drain()
+
+    async with RawServer(answer) as server:
+        shown = await run("shop", "--id", "7", "--out", "out", "--url", server.url, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert len(files_of(tmp_path / "out")) == 1
