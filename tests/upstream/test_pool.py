@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
-from typing import TYPE_CHECKING
 
+import pytest
 from support.clouds import GET, Sink, closing, dialer, exchange, pool_of, silent
 from support.harness import OK, WAIT_S, RawServer, Upstream, read_message, turns, until
 
@@ -15,9 +16,6 @@ from proxy.upstream.connection import CloudConnection
 from proxy.upstream.dial import Dialer
 from proxy.upstream.pool import FRESH, KEEP_ALIVE_S, MOST_READY, Pool, Upstreams
 from proxy.upstream.tls import tls_context
-
-if TYPE_CHECKING:
-    import pytest
 
 
 async def test_the_connection_used_last_is_used_next() -> None:
@@ -243,6 +241,7 @@ async def test_after_the_machine_slept_idle_connections_are_dropped_and_busy_one
         upstreams.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows' event loop has no add_reader")
 async def test_an_answer_that_came_while_the_process_stood_still_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
