@@ -6,9 +6,11 @@ A check yields a `Fault` for each fault that it finds. The rules for a single ke
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,15 +124,15 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, "not available on Windows; leave it out")
     elif len(os.fsencode(server.unix_socket)) > _LONGEST_SOCKET:
         yield Fault(path, f"the path may have at most {_LONGEST_SOCKET} bytes; choose a shorter one")
-    elif not server.unix_socket.parent.is_dir():
-        yield Fault(path, f"there is no folder {server.unix_socket.parent}; make it first")
+    elif fault := _folder_fault(server.unix_socket.parent):
+        yield Fault(path, fault)
 
 
 def _log_file(path: Path) -> str | None:
     """The fault of ``log.file``: lines could not go there, or other users could put a file in its place."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}; make it first"
-    place = path if path.exists() else path.parent
+    if fault := _folder_fault(path.parent):
+        return fault
+    place = path if os.access(path, os.F_OK) else path.parent
     if place is path and not path.is_file():
         return f"{path} is not a file; name one, or leave it out: the log then goes to standard error"
     if not os.access(place, os.W_OK):
@@ -169,9 +171,9 @@ def _files(settings: Settings) -> Iterator[Fault]:
     if settings.log.file is not None and (fault := _log_file(settings.log.file)):
         yield Fault(("log", "file"), fault)
     for section, key, path in files:
-        if path is not None and not os.access(path, os.R_OK):
-            yield Fault((section, key), f"can't read {path}" if path.exists() else absence(path))
-        elif path is not None and (fault := _file_fault(path, is_private=key == "tls_key")):
+        if path is not None and (
+            fault := _unreadable(path) or _file_fault(path, is_private=key == "tls_key")
+        ):
             yield Fault((section, key), fault)
 
 
@@ -188,6 +190,30 @@ def _state_dir(folder: Path | None) -> Iterator[Fault]:
         fault = f"can't look at {folder}: {error.strerror}"
     if fault is not None:
         yield Fault(("server", "state_dir"), fault)
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """The fault of a folder that isn't there, or that this user can't look at."""
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except OSError as error:
+        return f"can't look at {folder}: {error.strerror}"
+    return None if is_folder else f"there is no folder {folder}; make it first"
+
+
+def _unreadable(path: Path) -> str | None:
+    """The fault of a file that isn't there, or that this user can't read."""
+    if os.access(path, os.R_OK):
+        return None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return absence(path)
+    except OSError as error:
+        return f"can't read {path}: {error.strerror}"
+    return f"can't read {path}: {os.strerror(errno.EACCES)}"
 
 
 def _file_fault(path: Path, *, is_private: bool) -> str | None:

@@ -25,6 +25,8 @@ _MOST_TRIES = 3
 """How often a file is opened that is replaced at that moment, as editors and Kubernetes do."""
 SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
+_LONGEST_NAME = 255
+"""Bytes of one name in a path, on the usual file systems."""
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 
 
@@ -91,6 +93,15 @@ def absolute(path: str, base: Path, environ: Mapping[str, str]) -> Path:
     if home is not None and (path == "~" or path.startswith(("~/", "~\\"))):
         return home / path[2:]
     return base / path
+
+
+def path_fault(path: str) -> str | None:
+    """The fault of a text that can't be a path, such as the certificate that the path should lead to."""
+    if "\0" in path:
+        return "must be a path, which has no NUL character"
+    if len(path.splitlines()) > 1 or any(len(os.fsencode(name)) > _LONGEST_NAME for name in Path(path).parts):
+        return "must be a path; put the text into a file, and the path of that file here"
+    return None
 
 
 def working_folder() -> Path:

@@ -330,7 +330,7 @@ def _prepared(layer: Mapping[str, Any], table: Schema, base: Path, environ: Mapp
         node = table.get(key, table.get(ANY_NAME, Leaf.SCALAR))
         if isinstance(value, Mapping) and not isinstance(node, Leaf):
             copy[key] = _prepared(value, node, base, environ)
-        elif node is Leaf.PATH and isinstance(value, (str, Path)) and str(value) not in ("", "."):
+        elif node is Leaf.PATH and isinstance(value, (str, Path)) and value not in ("", Path()):
             copy[key] = absolute(str(value), base, environ)
         elif node is Leaf.SECRET and isinstance(value, str):
             copy[key] = Secret(value) if value else value
@@ -346,7 +346,7 @@ def _source(way: str, value: object, folder: Path | None) -> secrets.Source:
             return secrets.Source(command=tuple(words), folder=folder)
         raise secrets.SecretUnusable('must be a program and its arguments, such as ["op", "read", "..."]')
     if isinstance(value, Path):
-        return secrets.Source(file=value)
+        return secrets.in_file(value, folder or working_folder())
     raise secrets.SecretUnusable("must be a path, in quotes")
 
 

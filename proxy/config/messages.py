@@ -29,7 +29,7 @@ _BY_TYPE = {
     "bool": "must be true or false",
     "date": "must be a date, such as 2027-01-31",
     "float": "must be a number of seconds",
-    "finite_number": "must be a number of seconds",
+    "finite_number": "must be a number, not inf or nan",
     "int": "must be a whole number",
     "path_type": "must be a path, in quotes",
     "string_type": "must be text, in quotes",
@@ -89,7 +89,8 @@ def _limit(context: Mapping[str, Any]) -> str:
         return "must not be empty"
     for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
         if name in context:
-            return f"must be {words} {context[name]:g}"
+            limit = context[name]
+            return f"must be {words} {int(limit) if limit == int(limit) else limit}"
     return ""
 
 

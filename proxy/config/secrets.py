@@ -43,6 +43,8 @@ _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # On some systems these are memory, on others a disk; on all of them every user can write there.
 _SHARED_FOLDERS = frozenset(("/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108 - named to be excluded
 _TASKKILL = f"{os.environ.get('SYSTEMROOT', 'C:/Windows')}/System32/taskkill.exe"
+_MAY_BE_A_SECRET = re.compile(r"(?=.*[0-9])[A-Za-z0-9+/=_-]{16,}\s*\Z")
+"""A relative path that may be a secret, put in the place of its file's path."""
 _STARTING_S = 2.0
 """How long the end of the process waits for a command that is being started; a program's disk may hang."""
 _running: set[subprocess.Popen[bytes]] = set()
@@ -72,6 +74,23 @@ class Source:
             read_at = time.monotonic()
             text = read_file(self.file) if self.file else run_command(self.command, self.folder)
             return Secret(text, self, read_at)
+
+
+def in_file(path: Path, base: Path) -> Source:
+    """The source for a secret's file; ``base`` is the folder of a relative path.
+
+    Raises SecretUnusable, without the path, where no file is there and the path may be the secret itself.
+    """
+    given = str(path.relative_to(base)) if path.is_relative_to(base) else ""
+    if _MAY_BE_A_SECRET.match(given):
+        try:
+            path.stat()
+        except OSError:
+            raise SecretUnusable(
+                f"there is no such file in {base}; it isn't shown here, since it may be the secret itself;"
+                " give the path of a file that holds the secret"
+            ) from None
+    return Source(file=path)
 
 
 def read_all(sources: Iterable[Source]) -> dict[Source, Secret | SecretUnusable]:

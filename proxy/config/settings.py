@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from proxy.config.files import path_fault
 from proxy.config.pasted import value_of
 from proxy.contentsquare import AUTH_URL, DOWNLOAD_HOSTS, MAX_CONCURRENCY, Api
 from proxy.origin import Origin
@@ -56,8 +57,8 @@ def _secret(value: object) -> object:
 
 
 def _path(value: object) -> object:
-    if isinstance(value, (str, Path)) and "\0" in str(value):
-        raise ValueError("must be a path, which has no NUL character")
+    if isinstance(value, (str, Path)) and (fault := path_fault(str(value))):
+        raise ValueError(fault)
     return None if value in ("", Path()) else value
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.configurations import CANARY, SHOP, Writer, faults_of, project
@@ -69,6 +73,56 @@ def test_a_unix_socket_needs_a_folder_and_a_short_path(write: Writer) -> None:
         (fault,) = faults_of(write(f"[server]\nunix_socket = '{socket}'\n{SHOP}"))
         assert fault.startswith("server.unix_socket: ")
         assert words in fault or "Windows" in fault
+
+
+@pytest.mark.parametrize(
+    "key", ["server.tls_cert", "server.unix_socket", "log.file", "contentsquare.ca_file"]
+)
+def test_a_file_in_a_folder_that_this_user_can_not_enter_is_one_fault(
+    key: str, write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of /etc/letsencrypt/live, which is root's alone."""
+    closed = tmp_path / "closed"
+    (closed / "in").mkdir(parents=True)
+    (closed / "in/it.pem").touch()
+
+    def guarded(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looked(path: Path, *rest: Any, **options: Any) -> Any:
+            if closed in Path(path).parents:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return look(path, *rest, **options)
+
+        return looked
+
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: closed not in Path(path).parents and access(path, mode)
+    )
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(Path, name, guarded(getattr(Path, name)))
+    section, name = key.split(".")
+    config = write(f"[{section}]\n{name} = 'closed/in/it.pem'\n{SHOP}")
+    fault = next(one for one in faults_of(config) if one.startswith(f"{key}: "))
+    if sys.platform == "win32" and name == "unix_socket":
+        return
+    assert fault.startswith((f"{key}: can't read {closed}", f"{key}: can't look at {closed}"))
+    assert fault.endswith(os.strerror(errno.EACCES))
+
+
+def test_a_key_or_certificate_in_the_place_of_its_path_is_not_shown(write: Writer) -> None:
+    pem = f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"
+    for key in ("TLS_KEY", "TLS_CERT", "UNIX_SOCKET", "STATE_DIR"):
+        for text in (pem, pem.replace("\n", " ") * 50):
+            faults = faults_of(write(SHOP), {f"CSQ_PROXY_SERVER__{key}": text})
+            assert "must be a path" in faults[0]
+            assert faults[0].endswith("put the text into a file, and the path of that file here")
+
+
+def test_a_dot_is_the_folder_of_the_file(write: Writer, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert load(write(f"[server]\nstate_dir = '.'\n{SHOP}"), environ={}).server.state_dir == tmp_path
+    [fault] = faults_of(write(f"[log]\nfile = '.'\n{SHOP}"))
+    assert fault.startswith(f"log.file: {tmp_path} is not a file")
 
 
 def test_the_folder_for_counts_must_be_there_and_be_a_folder(write: Writer, tmp_path: Path) -> None:

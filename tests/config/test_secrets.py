@@ -46,6 +46,22 @@ def test_without_the_variable_of_systemd_s_credentials_that_is_what_is_told(name
         assert "the variable CREDENTIALS_DIRECTORY isn't set; systemd sets it" in fault
 
 
+@pytest.mark.parametrize("secret", [CANARY, f"kQ7/{CANARY}", f"{CANARY}\n", CANARY * 20])
+def test_a_secret_in_the_place_of_its_path_is_not_shown(secret: str, write: Writer, tmp_path: Path) -> None:
+    project = {"CSQ_PROXY_PROJECTS__SHOP__CLIENT_ID": "id"}
+    for key in ("PROJECTS__SHOP__CLIENT_SECRET_FILE", "CALLERS__BI__KEY_FILE"):
+        [fault] = faults_of(write(SHOP if "KEY" in key else ""), {**project, f"CSQ_PROXY_{key}": secret})
+        assert "it isn't shown here, since it may be the secret itself" in fault
+    [fault] = faults_of(environ={"CONTENTSQUARE_CLIENT_ID": "id", "CONTENTSQUARE_CLIENT_SECRET_FILE": secret})
+    assert "it isn't shown" in fault
+
+
+def test_the_name_of_a_secret_s_file_is_shown_where_it_is_a_name(write: Writer, tmp_path: Path) -> None:
+    for name in ("no", "shop.secret", "run/secrets/csq_client_secret", "/run/secrets/csq-proxy-shop-42"):
+        [fault] = faults_of(write(f"[projects.shop]\nclient_id = 'id'\nclient_secret_file = '{name}'\n"))
+        assert fault.endswith(f"there is no file {tmp_path / name}")
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
