@@ -315,9 +315,10 @@ class Breaker:
             return
         self._closed_at = asyncio.get_running_loop().time()
         unanswered, self._limits = self._limits, set()
+        due = self._closed_at + LATE_S
         for limit in unanswered:
-            due = self._closed_at + LATE_S
-            limit.reschedule(due if (when := limit.when()) is None else min(when, due))
+            if not limit.expired():  # else its call ends in a moment
+                limit.reschedule(due if (when := limit.when()) is None else min(when, due))
         self.outage = self._probe = self._preferred = None
         self._room = self._under_way + ROOM[0]  # requests that got no answer may still be under way
         self._next_at = self._not_before = -math.inf

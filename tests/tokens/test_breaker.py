@@ -12,7 +12,7 @@ from support.keeping import HOUR
 from support.outages import LATENCY_S, NO_ANSWER, Answer, World, answered, no_answer
 
 from proxy.errors import TokenFetchError, TokenNotWanted, TokenUnavailable
-from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, RATE, ROOM, NamedBy
+from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, PROBE_LIMIT_S, RATE, ROOM, NamedBy
 
 OUTAGES = [*map(no_answer, NO_ANSWER), *map(answered, (502, 503, 504))]
 """Failures that open the breaker at once."""
@@ -271,6 +271,30 @@ def test_a_request_that_an_outage_left_without_answer_is_sent_again_after_its_en
         await left
         assert world.clock.monotonic() - closed_at <= LATE_S + 1
         assert [name for _, name in world.begun] == ["a", "b", "c", "b"]
+
+    simulate(live)
+
+
+def test_an_outage_may_end_in_the_moment_in_which_another_request_takes_too_long() -> None:
+    async def live(world: World) -> None:
+        world.answer = lambda _: no_answer("connection_refused")
+        with pytest.raises(TokenFetchError):
+            await world.request("a")
+        world.answer = lambda _: no_answer("timeout")
+        left = asyncio.create_task(world.request("b"))
+        while len(world.begun) < 2:
+            await asyncio.sleep(0.01)
+        ends_at = world.begun[1][0] + PROBE_LIMIT_S - 5e-10  # in the same turn of the loop, and before it
+
+        async def call() -> str:
+            await asyncio.sleep(ends_at - world.clock.monotonic())
+            return "answered"
+
+        assert await world.breaker.run("c", call) == "answered"
+        assert world.breaker.outage is None
+        world.answer = lambda _: HOUR
+        with contextlib.suppress(TokenFetchError):
+            await left
 
     simulate(live)
 
