@@ -149,8 +149,9 @@ class _Collector:
 
     def write(self, data: bytes) -> None:
         if len(self.answer) + len(data) > MOST_BYTES:
-            if self.limit is not None:
-                self.limit.reschedule(self.loop.time())
+            limit, self.limit = self.limit, None  # only once: a time limit that is over can't be changed
+            if limit is not None:
+                limit.reschedule(self.loop.time())
             return
         self.answer += data
 

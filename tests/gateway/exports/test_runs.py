@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ import pytest
 from support.harness import Message, TokenServer, free_port
 from support.storage import CLOSE, Exporting, Stored, days_ago, error, exporting, json_answer
 
-from proxy.gateway.exports.calls import OwnCalls
+from proxy.gateway.exports.calls import MOST_BYTES, OwnCalls, _Collector
+from proxy.server.request import Listener
 
 CSV = b"session_id,country\n1,FR\n2,DE\n"
 NEW = b"session_id,country\n9,FR\n"
@@ -275,6 +277,22 @@ async def test_trouble_of_contentsquare(path: str, answer: bytes, expected: tupl
         assert (status, code if expected[1] else None, after) == expected
         [project] = run.proxy.app.projects()
         assert (project.slots.in_use, project.running) == (0, 0)
+
+
+async def test_what_comes_behind_too_long_an_answer_is_no_error() -> None:
+    loop, errors = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _, told: errors.append(told))
+    collector = _Collector(Listener(0, "http://127.0.0.1:1", 1, None))
+
+    async def call() -> None:
+        async with asyncio.timeout(None) as collector.limit:
+            for _ in range(3):
+                loop.call_soon(collector.write, bytes(MOST_BYTES + 1))
+                await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await call()
+    assert not errors
 
 
 async def test_a_refused_token_is_replaced_and_a_crowd_is_waited_for() -> None:
