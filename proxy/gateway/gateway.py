@@ -240,14 +240,20 @@ class Gateway:
             else:
                 project.measures.refused += 1
             project.measures.count_request(exchange.api, request, took_s)
-        elif request.facts.cut_because is not None and (found := self._project_of(request)) is not None:
-            found.measures.count_failed_export(CUT, request.facts.cut_because)
+        elif request.facts.cut_because is not None:
+            self._count_cut_export(request, request.facts.cut_because)
         log_request(request, took_s)
         if self._recent.is_on:
             keep(self._recent, request, exchange, took_s)
         # These refer to the request, and it to them: free all without the collector.
         request.exchange = None
         request.facts.refusal = None
+
+    def _count_cut_export(self, request: Request, why: str) -> None:
+        """An answer of the proxy's own was cut, which counts for a project if it was an export."""
+        project = self._project_of(request)
+        if project is not None and _api_of(request) is not None:
+            project.measures.count_failed_export(CUT, why)
 
     async def _answer_failure(self, request: Request, failure: Exception) -> bool:
         """Answer a request that failed; whether the connection can be kept."""
@@ -280,28 +286,29 @@ class Gateway:
         exchange = exchange_of(request)
         if isinstance(error, ProxyLoop):
             self._on_event("loop_detected", {"error": error.message})
-        if exchange is not None:
-            project, api = exchange.project, exchange.api
-        elif request.facts.project is None:
+        if exchange is None and request.facts.project is None:
             if not is_probe(request, error.status):
                 self._overview.refusals.add(error.code)
             return
-        elif (found := self._project_of(request)) is not None:
-            project, api = found, Api.DATA_EXPORT
-            if isinstance(error, ExportFailed):
-                project.measures.count_failed_export(error.code)
-            elif error.status < 500:  # "not ready", say, which a caller may ask for each second
-                project.measures.errors[error.code] += 1
-                return
-        else:
+        project = self._project_of(request) if exchange is None else exchange.project
+        if project is None:
             return
+        if (
+            exchange is None and error.status < 500
+        ):  # "not ready", say, which a caller may ask for each second
+            project.measures.errors[error.code] += 1
+            return
+        if isinstance(error, ExportFailed):
+            project.measures.count_failed_export(error.code)
         project.measures.count_error(error.code, error.message, error.proxy_status)
         if error.status >= 500 and not isinstance(error, Stopping | ProxyLoop):
-            values = {"project": project.name, "api": api.value, "cause": error.code, "error": error.message}
+            api = _api_of(request)
+            of_api = {} if api is None else {"api": api.value}
+            values = {"project": project.name, **of_api, "cause": error.code, "error": error.message}
             self._on_event("request_failed", values)
 
     def _project_of(self, request: Request) -> Project | None:
-        """The project of a request for an export."""
+        """The project of a request that isn't forwarded: of an export, or of ``/v1/oauth/me``."""
         name = request.facts.project
         return next((one for one in self._overview.projects() if one.name == name), None)
 
@@ -314,6 +321,13 @@ def _kind_of(bug: Exception) -> str:
     frames = traceback.extract_tb(bug.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return type(bug).__name__ + place
+
+
+def _api_of(request: Request) -> Api | None:
+    """The API of a project's request: for an export, Data Export; None for ``/v1/oauth/me``."""
+    if (exchange := exchange_of(request)) is not None:
+        return exchange.api
+    return None if is_for_oauth(request.head.target) else Api.DATA_EXPORT
 
 
 def _is_under_way(request: Request) -> bool:

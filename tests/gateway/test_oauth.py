@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +23,11 @@ from support.harness import (
     free_port,
     gateway,
     read_message,
+    until,
 )
 
 from proxy.gateway.oauth import MAX_CONTENT_BYTES
+from proxy.logs.setup import configure
 
 KEY = "key-with/1+%2F"
 CALLERS = {
@@ -471,3 +475,44 @@ async def test_a_pause_that_me_asks_for_is_kept() -> None:
         assert (answer.status, answer.error_code) == (503, "PROXY_TOKEN_UNAVAILABLE")
         assert answer.values(b"retry-after") == [b"7"]
         assert len(token.asked) == 1
+
+
+async def test_trouble_with_me_is_logged_without_an_api() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    token = Me()
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        token.told = b""
+        assert (await post(proxy, b"/shop/v1/oauth/me", {})).status == 502
+        await until(lambda: "request_failed" in stream.getvalue())
+    [line] = [
+        one for one in map(json.loads, stream.getvalue().splitlines()) if one["event"] == "request_failed"
+    ]
+    assert (line["project"], line["cause"]) == ("shop", "PROXY_UPSTREAM_UNREACHABLE")
+    assert "api" not in line
+
+
+async def test_an_answer_of_me_that_its_caller_does_not_take_is_no_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.server.answer.STALL_S", 0.1)
+    token = Me()
+    token.told = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+    async with gateway(token=token, projects=PROJECTS) as proxy:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        with sock:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", proxy.port))
+            head = b"POST /shop/v1/oauth/me HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % proxy.port
+            await asyncio.get_running_loop().sock_sendall(
+                sock, head + JSON + b"\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            requests: list[dict[str, Any]] = []
+            async with asyncio.timeout(WAIT_S):
+                while not requests:
+                    requests = of(await proxy.call(b"GET /-/requests?project=shop"))["requests"]
+        assert "piece" in requests[0]["reason"]
+        status = of(await proxy.call(b"GET /-/status"))["projects"]["shop"]
+        assert not status["last_errors"]
+        assert status["responses"]["proxy"] == {"4xx": 0, "5xx": 0}
