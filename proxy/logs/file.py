@@ -1,4 +1,4 @@
-"""The log's file (``log.file``), rotated by its size with the standard library's `RotatingFileHandler`.
+"""The log's file (``log.file``), rotated by its size.
 
 Hides when the file is opened: at the first line, after an error, and where another program moved or removed
 it. Only this user can read it. A write may raise OSError, and the next one then tries again.
@@ -13,7 +13,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 MOST_BYTES = 10 * 1024 * 1024
@@ -35,10 +34,8 @@ class LogFile:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
-        # It never opens a file: the stream is ours, with our mode and flags.
-        self._rotation = RotatingFileHandler(
-            os.path.realpath(path), maxBytes=MOST_BYTES, backupCount=KEPT, delay=True
-        )
+        real = os.path.realpath(path)
+        self._names = (real, *(f"{real}.{number}" for number in range(1, KEPT + 1)))
         self._clock = clock
         self._file: io.FileIO | None = None
         self._size = 0
@@ -76,7 +73,7 @@ class LogFile:
                 self._size = os.fstat(self._file.fileno()).st_size  # another process may write, too
                 return self._file
             self.close()
-        descriptor = os.open(self._rotation.baseFilename, _FLAGS, 0o600)
+        descriptor = os.open(self._names[0], _FLAGS, 0o600)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -88,7 +85,7 @@ class LogFile:
         if sys.platform == "win32":  # a file that is open can be neither moved nor removed there
             return True
         try:
-            named = Path(self._rotation.baseFilename).stat()
+            named = Path(self._names[0]).stat()
         except OSError:
             return False
         return os.path.samestat(os.fstat(file.fileno()), named)
@@ -99,7 +96,14 @@ class LogFile:
             return file
         self.close()
         try:
-            self._rotation.doRollover()
+            self._rename()
         except OSError:
             self._rotate_at = now + RETRY_S
         return self._look(now)
+
+    def _rename(self) -> None:
+        """Give each file the next name, up to the first free one: so further tries lose none."""
+        names = self._names
+        free = next((place for place, name in enumerate(names) if not os.path.exists(name)), KEPT)  # noqa: PTH110
+        for place in range(free, 0, -1):
+            os.replace(names[place - 1], names[place])  # noqa: PTH105 - text, as it is

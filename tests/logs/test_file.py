@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ LINE = b"x" * (MOST_BYTES // 2 - 1) + b"\n"
 
 
 def test_lines_are_added_to_the_file_that_is_there(file: LogFile, path: Path) -> None:
-    path.write_text("before\n")
+    path.write_bytes(b"before\n")
     assert file.write(b"after\n") == 6
     assert path.read_bytes() == b"before\nafter\n"
 
@@ -97,23 +96,33 @@ def test_only_this_user_can_read_it_and_the_rotated_ones(file: LogFile, path: Pa
     assert {stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()} == {0o600}
 
 
-def test_a_rotation_that_fails_is_tried_again_later_and_no_line_is_lost(
-    file: LogFile, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("held", ["", ".1"])
+def test_a_rotation_that_fails_is_tried_again_later_and_loses_nothing(
+    file: LogFile, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    tries = []
+    """Such as while a viewer on Windows holds one of the files open, however long that is."""
+    for number in range(2 * (KEPT + 1)):
+        file.write(b"%06d" % number + LINE[6:])
+    tries, replace = [], os.replace
 
-    def locked(*_: object) -> None:
-        tries.append(1)
-        raise PermissionError(13, "another program has the file open")
+    def unless_held(source: str, target: str) -> None:
+        if source == f"{path.resolve()}{held}":
+            tries.append(1)
+            raise PermissionError(13, "another program has the file open")
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotatingFileHandler, "rotate", locked)
-        for _ in range(4):
-            file.write(LINE)
-    assert (len(tries), path.stat().st_size, older(path)) == (1, 4 * len(LINE), [])
-    clock.now += RETRY_S
-    file.write(LINE)
-    assert (path.stat().st_size, older(path)) == (len(LINE), [".1"])
+        for name in ("replace", "rename"):
+            patch.setattr(os, name, unless_held)
+        for _ in range(KEPT):
+            for _ in range(2):
+                file.write(LINE)
+            clock.now += RETRY_S
+    assert (len(tries), path.stat().st_size) == (KEPT, (2 + 2 * KEPT) * len(LINE))
+    file.write(b"%06d" % 999_999 + LINE[6:])
+    assert older(path) == [f".{number + 1}" for number in range(KEPT)]
+    first = [one.read_bytes()[:6] for one in (path, *(Path(f"{path}.{n + 1}") for n in range(KEPT)))]
+    assert first == [b"999999", *(b"%06d" % (2 * (KEPT - back)) for back in range(KEPT))]
 
 
 @on_posix
