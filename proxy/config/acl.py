@@ -37,6 +37,7 @@ _RIGHTS = {
     "FW": 0x00120116,
     "FR": 0x00120089,
     "KR": 0x00020019,
+    "KW": 0x00020006,
     "CC": 0x00000001,
     "KA": 0x000F003F,
     "DC": 0x00000002,
@@ -54,6 +55,7 @@ _NO_OTHER_USER = frozenset(("LS", "NS", "AC"))
 """The accounts of services, which an administrator lets read, and all app packages."""
 _PACKAGES = "S-1-15-"
 """How the SIDs of app packages and their capabilities begin: of a user's programs, which run as that user."""
+_ANOTHER_S = "it belongs to another user"
 _ENTRY = re.compile(r"\(([^()]*)")  # an entry with a condition has parentheses within it
 _PARTS = re.compile(
     r"(?:O:(?P<owner>[-0-9A-Z]+?))?(?:G:[-0-9A-Z]+?)?(?:D:(?P<list>[A-Z_]*?(?:\(.*\))?))?(?:S:.*)?\Z"
@@ -67,7 +69,7 @@ def fault_in(sddl: str, ours: frozenset[str], *, is_folder: bool) -> str | None:
         return "its access list can't be understood"
     trusted = _TRUSTED | ours
     if parts["owner"] is not None and parts["owner"] not in trusted:
-        return f"it belongs to another user ({parts['owner']})"
+        return f"{_ANOTHER_S} ({parts['owner']})"
     for sid in _having(parts["list"] or "", _TO_FOLDER if is_folder else _TO_FILE):
         if sid not in trusted:
             return f"others ({sid}) can change it"
@@ -81,6 +83,14 @@ def exposure_in(sddl: str, ours: frozenset[str]) -> str | None:
         if sid not in _TRUSTED | _NO_OTHER_USER | ours and not sid.startswith(_PACKAGES):
             return f"others ({sid}) can read it"
     return None
+
+
+def with_advice(place: Path, fault: str, sid: str) -> str:
+    """The fault of a file, and how the user ``sid`` mends it, in cmd.exe and in PowerShell."""
+    if fault.startswith(_ANOTHER_S):
+        return f"{place}: {fault}; put a copy in its place, which is yours"
+    private = f'icacls "{place}" /inheritance:r /grant:r "*{sid}:F"'
+    return f'{place}: {fault}; run: icacls "{place}" /reset, then: {private}'
 
 
 def _having(entries: str, rights: int) -> Iterator[str]:
@@ -186,21 +196,18 @@ if sys.platform == "win32":
             if fault is not None and is_folder:
                 return f"{place}: {fault}; use a file in your own user folder"
             if fault is not None:
-                return _with_command(place, fault)
+                return with_advice(place, fault, own_sid())
         return None
 
     def exposure_of(path: Path) -> str | None:
         """Why a file with a secret is not private; None for a private one, or without an access list."""
         said = sddl(path)
         fault = None if said is None else exposure_in(said, _ours())
-        return None if fault is None else _with_command(path, fault)
+        return None if fault is None else with_advice(path, fault, own_sid())
 
     def _ours() -> frozenset[str]:
         sid = own_sid()
         return frozenset((sid, _ALIASES.get(sid, sid)))
-
-    def _with_command(place: Path, fault: str) -> str:
-        return f'{place}: {fault}; run: icacls "{place}" /inheritance:r /grant:r "%USERNAME%:F"'
 
     def is_known(path: Path) -> bool:
         """Whether the file has an access list that can be read."""

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -178,14 +179,14 @@ def _started(command: Sequence[str], folder: Path | None, shown: str) -> subproc
             raise SecretUnusable(f"{shown} wasn't run: the proxy ends")
         try:
             process = subprocess.Popen(  # noqa: S603 - the owner of the configuration chose it
-                list(command),
+                [_program(command[0], folder), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
                 # A session, too: a program that asks for a password on the terminal fails and doesn't wait.
                 start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
+                creationflags=_no_window(),
             )
         except FileNotFoundError:
             raise SecretUnusable(f"there is no program {shown}; give its full path") from None
@@ -194,6 +195,22 @@ def _started(command: Sequence[str], folder: Path | None, shown: str) -> subproc
             raise SecretUnusable(f"can't run {shown}: {reason}") from None
         _running.add(process)
     return process
+
+
+def _program(word: str, folder: Path | None) -> str:
+    """The program to start. By itself, Windows looks for ``.exe`` alone, and not in the command's folder."""
+    if sys.platform != "win32":
+        return word
+    if not os.path.dirname(word):  # noqa: PTH120 - as it is written
+        return shutil.which(word) or word
+    path = str((folder or Path()) / word)
+    endings = os.environ.get("PATHEXT", ".EXE;.BAT;.CMD").split(os.pathsep)
+    return next((path + end for end in (*endings, "") if Path(path + end).is_file()), path)
+
+
+def _no_window() -> int:
+    """The flags of a process with a console of its own, which isn't shown. On Windows alone."""
+    return getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
 
 def _output(process: subprocess.Popen[bytes], shown: str) -> bytes:
@@ -237,7 +254,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         return
     if sys.platform == "win32":
         subprocess.run(  # noqa: S603
-            (_TASKKILL, "/T", "/F", "/PID", str(process.pid)), check=False, capture_output=True
+            (_TASKKILL, "/T", "/F", "/PID", str(process.pid)),
+            check=False,
+            capture_output=True,
+            creationflags=_no_window(),
         )
     else:
         with contextlib.suppress(OSError):

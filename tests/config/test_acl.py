@@ -29,6 +29,7 @@ PRIVATE = f"O:{ME}D:PAI(A;;FA;;;SY)(A;;FA;;;BA)(A;;FA;;;{ME})"
         (f"O:{ME}D:(A;;GW;;;BU)", "others (BU) can change it"),
         (f"O:{ME}D:(A;;SDWDWO;;;BU)", "others (BU) can change it"),
         (f"O:{ME}D:(A;;0x2;;;BU)", "others (BU) can change it"),
+        (f"O:{ME}D:(A;;KW;;;BU)", "others (BU) can change it"),
         (f"O:{ME}D:(A;OICIIO;FA;;;BU)", None),  # for what is inside only
         (f"O:{ME}D:(D;;FA;;;BU)(A;;FR;;;WD)", None),
         (
@@ -74,6 +75,20 @@ def test_a_folder_is_bad_where_others_can_replace_what_is_in_it(sddl: str, is_go
 )
 def test_a_secret_is_exposed_where_others_can_read_its_file(sddl: str, said: str | None) -> None:
     assert acl.exposure_in(sddl, frozenset((ME,))) == said
+
+
+@pytest.mark.parametrize("fault", ["others (BU) can change it", "others (WD) can read it"])
+def test_the_commands_that_mend_a_file_are_the_same_in_each_shell(fault: str) -> None:
+    """In PowerShell, %USERNAME% isn't replaced. Entries of the file's own outlive /inheritance:r."""
+    assert acl.with_advice(Path("a b.toml"), fault, ME) == (
+        f'a b.toml: {fault}; run: icacls "a b.toml" /reset, then:'
+        f' icacls "a b.toml" /inheritance:r /grant:r "*{ME}:F"'
+    )
+
+
+def test_a_file_of_another_user_is_not_mended_by_its_access_list() -> None:
+    fault = acl.fault_in(f"O:{OTHER}D:(A;;FA;;;{ME})", frozenset((ME,)), is_folder=False) or ""
+    assert acl.with_advice(Path("a"), fault, ME) == f"a: {fault}; put a copy in its place, which is yours"
 
 
 def test_everywhere_else_the_modes_tell(tmp_path: Path) -> None:

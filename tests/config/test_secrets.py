@@ -361,6 +361,37 @@ def test_a_command_has_no_terminal_to_ask_on() -> None:
     assert secrets.run_command((sys.executable, "-c", program)) == "session True ''"
 
 
+@pytest.mark.skipif(sys.platform != "win32", reason="an operating system runs .cmd files")
+@pytest.mark.parametrize(
+    "word", ["secret-tool", "secret-tool.cmd", "./secret-tool", "sub/../secret-tool.cmd"]
+)
+def test_a_command_may_be_a_script_of_windows(
+    word: str, write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of Azure and Google Cloud are; a relative path begins in the file's folder, as elsewhere."""
+    write(f"@echo off\necho {CANARY}-%1\n", "secret-tool.cmd")
+    (tmp_path / "sub").mkdir()
+    path = write(f"[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['{word}', 'x']")
+    if "/" not in word:
+        monkeypatch.setenv("PATH", f"{os.environ['PATH']};{tmp_path}")
+    assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == f"{CANARY}-x"
+
+
+def test_a_command_opens_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows, from a proxy without a console: each look would take the keyboard from its user."""
+    flags = []
+
+    def popen(*_: object, creationflags: int, **__: object) -> None:
+        flags.append(creationflags)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(secrets.SecretUnusable, match="there is no program"):
+        secrets.run_command(("tool",))
+    assert flags == [0x08000000]
+
+
 LATE = """
 import subprocess, sys, threading
 from proxy.config import secrets
