@@ -8,7 +8,14 @@ from typing import Any
 from rich.markup import escape
 
 from proxy.cli import live_report
-from proxy.cli.live_check import Finding, expiries, short_keys, unknown_owners, unwritable_state
+from proxy.cli.live_check import (
+    Finding,
+    expiries,
+    short_keys,
+    unknown_owners,
+    unusable_listeners,
+    unwritable_state,
+)
 from proxy.cli.tables import Terminal, table
 from proxy.config.expiry import utc_today
 from proxy.config.settings import Settings
@@ -61,6 +68,7 @@ def findings(settings: Settings, *, live: bool) -> list[Finding]:
     """Warnings of files, keys and dates of expiry; with ``live`` also the tests at Contentsquare."""
     offline = (
         *unknown_owners(settings),
+        *unusable_listeners(settings),
         *unwritable_state(settings),
         *short_keys(settings),
         *expiries(settings, utc_today()),

@@ -176,6 +176,11 @@ def find_key(file: Path | None) -> str | None:
     return key
 
 
+def is_answered(listener: Listener) -> bool:
+    """Whether a csq-proxy answers there."""
+    return _fault(listener, None, is_ready=False) is None
+
+
 def _fault(listener: Listener, key: str | None, *, is_ready: bool) -> str | None:
     """The fault of the proxy's answer; None where all is well. Raises ConfigError.
 

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from proxy.cli.health import REACHED_BY, Listener, is_answered
 from proxy.config.expiry import days_left, step_of
 from proxy.config.pasted import description
 from proxy.config.settings import Settings
@@ -26,6 +27,8 @@ from proxy.errors import ConnectFailed, TokenFetchError
 from proxy.logs.leaks import SHORTEST_ANYWHERE
 from proxy.origin import Origin
 from proxy.projects import Grant
+from proxy.server.listeners import unusable_ports
+from proxy.server.unix_socket import socket_fault
 from proxy.tokens import Lease, TokenEndpoint, make_session
 from proxy.tokens.answer import apis_of, quotable
 from proxy.tokens.endpoint import private_texts
@@ -41,6 +44,8 @@ Result = Literal["ok", "warning", "failed"]
 _NEXT_STEP = {
     "key": f"Take a random key of at least {SHORTEST_ANYWHERE} characters.",
     "state": "Give the folder to the user that the proxy runs as, or the counts end with the process.",
+    "listener": "Mend this first, unless a service manager passes the sockets, or another computer or user"
+    " runs the proxy.",
     "files": "Keep the file in a folder that only you can change.",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
     " (nslookup); behind a company's network set HTTPS_PROXY.",
@@ -144,6 +149,16 @@ def unwritable_state(settings: Settings) -> Iterator[Finding]:
     folder = settings.server.state_dir
     if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
         yield _finding("state", "warning", f"this user can't write to server.state_dir ({folder})")
+
+
+def unusable_listeners(settings: Settings) -> Iterator[Finding]:
+    """A warning for each address on which `serve` could not listen now, unless a csq-proxy answers there."""
+    server = settings.server
+    for port, fault in unusable_ports(settings):
+        if not is_answered(Listener(REACHED_BY.get(server.host, server.host), port, None, server.tls_cert)):
+            yield _finding("listener", "warning", fault)
+    if server.unix_socket is not None and (fault := socket_fault(server.unix_socket)):
+        yield _finding("listener", "warning", fault)
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:

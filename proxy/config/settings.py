@@ -90,9 +90,18 @@ def _not_empty(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
 def _listen_host(value: str) -> str:
     host = value.removeprefix("[").removesuffix("]")
     is_ipv6 = host.count(":") > 1
-    if not _HOST.match(host) or (":" in host and not is_ipv6):
+    if host == "*":
+        raise ValueError('must be a name or an address; all addresses are "0.0.0.0", or "::" for IPv6')
+    if not _HOST.match(host) or (":" in host and not is_ipv6) or not _is_encodable(host):
         raise ValueError("must be a name or an address without a port; the port is server.port")
     return host.lower()
+
+
+def _is_encodable(host: str) -> bool:
+    try:
+        return host.isprintable() and bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _host_value(value: str) -> str:

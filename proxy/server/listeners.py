@@ -164,7 +164,9 @@ class Listeners:
         for one in passed:
             self._add_port((one.sock,), str(one.sock.getsockname()[0]), project)
         if not passed:
-            hosts = _hosts(host, key)
+            hosts, fault = _hosts(host)
+            if fault:
+                get_logger("proxy").debug("no_ipv6_loopback", key=key, error=fault)
             self._add_port(_bind_all(hosts, port, key), hosts[0], project)
 
     def _add_port(self, sockets: tuple[socket.socket, ...], host: str, project: str | None) -> None:
@@ -204,17 +206,28 @@ def _by_purpose(passed: Sequence[PassedSocket], settings: Settings) -> dict[str 
     return found
 
 
-def _hosts(host: str, key: str) -> tuple[str, ...]:
-    """The addresses to listen on: for ``localhost``, both of its addresses that this machine has.
+def unusable_ports(settings: Settings) -> Iterator[tuple[int, str]]:
+    """Each port on which the proxy could not listen now, and why. Leaves no socket open."""
+    server = settings.server
+    ports = {"server.port": server.port}
+    ports |= {f"projects.{name}.port": one.port for name, one in settings.projects.items() if one.port}
+    for key, port in ports.items() if server.tcp else ():
+        try:
+            for sock in _bind_all(_hosts(server.host)[0], port, key):
+                sock.close()
+        except (ConfigError, ListenError) as error:
+            yield port, str(error)
+
+
+def _hosts(host: str) -> tuple[tuple[str, ...], str | None]:
+    """The addresses to listen on; for ``localhost`` both of its own, or the first one and why not ::1.
 
     Many programs try ::1 first where they are given ``localhost``.
     """
     if host != "localhost":
-        return (host,)
-    if fault := _ipv6_fault(LOCALHOST[1]):
-        get_logger("proxy").debug("no_ipv6_loopback", key=key, error=fault)
-        return LOCALHOST[:1]
-    return LOCALHOST
+        return (host,), None
+    fault = _ipv6_fault(LOCALHOST[1])
+    return (LOCALHOST[:1] if fault else LOCALHOST), fault
 
 
 def _bind_all(

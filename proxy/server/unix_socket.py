@@ -23,6 +23,17 @@ LOOK_S = 1.0
 """Seconds between two looks at the file."""
 
 
+def socket_fault(path: Path) -> str | None:
+    """Why no Unix socket could be made at the path; None where one could, or is. Changes nothing."""
+    if os.access(path, os.F_OK) and not path.is_socket():
+        reason, remedy = os.strerror(errno.EADDRINUSE), "something else is there; choose another path"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        reason, remedy = os.strerror(errno.EACCES), _let_write(path)
+    else:
+        return None
+    return f"server.unix_socket: can't listen on {path} ({reason}); {remedy}"
+
+
 class UnixSocket:
     """A listening Unix socket and its file, which only its owner can use. Raises ConfigError, ListenError.
 
@@ -97,11 +108,15 @@ def _bind(path: Path) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        remedy = f"let this user write to {path.parent}, or choose another path"
+        remedy = _let_write(path)
         if exc.errno == errno.EADDRINUSE:
             remedy = "is another csq-proxy running, or something else there? Stop it, or choose another path"
         raise ListenError(f"server.unix_socket: can't listen on {path} ({exc.strerror}); {remedy}") from None
     return sock
+
+
+def _let_write(path: Path) -> str:
+    return f"let this user write to {path.parent}, or choose another path"
 
 
 def _is_answered(path: Path) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime, timedelta
@@ -18,13 +21,20 @@ from typing import Any
 import pytest
 import trustme
 from support.certificates import openssl_verifies
-from support.commands import run, run_anew, write
-from support.harness import RawServer, free_port, read_message
+from support.commands import STARTUP_S, run, run_anew, write
+from support.harness import RawServer, free_port, gateway, read_message
 from support.ways import silent_dns  # noqa: F401 - a fixture
 from support.windows import has_no_access_lists, verifies_certificates
 
 from proxy.cli import live_report
-from proxy.cli.live_check import Finding, examine, expiries, short_keys, unwritable_state
+from proxy.cli.live_check import (
+    Finding,
+    examine,
+    expiries,
+    short_keys,
+    unusable_listeners,
+    unwritable_state,
+)
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.sandbox import Sandbox, SandboxOptions
@@ -334,6 +344,39 @@ def test_a_short_key_is_a_warning() -> None:
     assert "of the caller bi has 15 bytes" in finding.message
 
 
+def test_an_address_that_another_program_has_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        for sock in (taken, other):
+            threading.Thread(target=refuse_one, args=(sock,), daemon=True).start()
+        port, another = taken.getsockname()[1], other.getsockname()[1]
+        values = told_values("http://127.0.0.1:1")
+        values["projects"]["shop"]["port"] = another
+        settings = settings_of({**values, "server": {"host": "127.0.0.1", "port": port}})
+        findings = [*unusable_listeners(settings)]
+    assert {(one.check, one.result) for one in findings} == {("listener", "warning")}
+    assert [one.message.partition(" (")[0] for one in findings] == [
+        f"server.port: can't listen on 127.0.0.1:{port}",
+        f"projects.shop.port: can't listen on 127.0.0.1:{another}",
+    ]
+
+
+def refuse_one(server: socket.socket) -> None:
+    """Answer one caller as another program does."""
+    server.settimeout(STARTUP_S)
+    with contextlib.suppress(OSError):
+        caller, _ = server.accept()
+        with caller:
+            caller.recv(4096)
+            caller.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+
+async def test_an_address_that_a_csq_proxy_has_is_no_warning() -> None:
+    async with gateway(server={"port": 0, "host": "127.0.0.1"}) as proxy:
+        server = {"host": "127.0.0.1", "port": proxy.port}
+        settings = settings_of({**told_values("http://127.0.0.1:1"), "server": server})
+        assert await asyncio.to_thread(lambda: [*unusable_listeners(settings)]) == []
+
+
 def test_a_folder_for_counts_that_this_user_cannot_write_to_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,6 +562,8 @@ def served(sandbox: Sandbox, values: dict[str, Any], tmp_path: Path) -> Path:
 auth_url = "{vendor["auth_url"]}"
 ca_file = "ca.pem"
 allowed_endpoints = {json.dumps(vendor["allowed_endpoints"])}
+[server]
+port = 0
 [projects.shop]
 client_id = "{shop["client_id"]}"
 client_secret = "{shop["client_secret"]}"

@@ -88,6 +88,8 @@ def test_the_public_url_is_an_origin_whose_host_is_accepted(
         ("[server]\nport = 80.5", "server.port: must be a whole number"),
         ("[server]\nhost = 'localhost:80'", "server.host: must be a name or an address without a port"),
         ("[server]\nhost = ''", "server.host: must be a name or an address"),
+        ("[server]\nhost = '\u202e'", "server.host: must be a name or an address"),
+        ("[server]\nhost = '*'", "server.host: must be a name or an address; all addresses are"),
         ("[server]\nallowed_hosts = 'a'", "server.allowed_hosts: must be a list, in square brackets"),
         (
             "[server]\nallowed_hosts = ['a', 'http://b']",

@@ -146,3 +146,23 @@ async def test_a_start_that_fails_leaves_no_file(folder: Path) -> None:
             async with on(path):
                 pass
     assert not path.exists()
+
+
+def test_whether_a_socket_can_be_made_is_seen_without_making_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = folder / "s", folder / "file"
+    assert unix_socket.socket_fault(path) is None
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(path))
+        assert unix_socket.socket_fault(path) is None  # the proxy's, or that of one that has ended
+    assert not other.exists()
+    for place in (folder, other):
+        other.touch()
+        fault = unix_socket.socket_fault(place)
+        assert fault is not None
+        assert fault.endswith("; something else is there; choose another path")
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    fault = unix_socket.socket_fault(path)
+    assert fault is not None
+    assert fault.endswith(f"; let this user write to {folder}, or choose another path")
