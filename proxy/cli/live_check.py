@@ -157,8 +157,8 @@ def unusable_listeners(settings: Settings) -> Iterator[Finding]:
     for port, fault in unusable_ports(settings):
         if not is_answered(Listener(REACHED_BY.get(server.host, server.host), port, None, server.tls_cert)):
             yield _finding("listener", "warning", fault)
-    if server.unix_socket is not None and (fault := socket_fault(server.unix_socket)):
-        yield _finding("listener", "warning", fault)
+    if server.unix_socket is not None and (why := socket_fault(server.unix_socket)):
+        yield _finding("listener", "warning", why)
 
 
 def expiries(settings: Settings, today: dt.date) -> Iterator[Finding]:
