@@ -27,6 +27,8 @@ SYSTEM_FILE = Path("/etc/csq-proxy/config.toml")
 _CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})[/\\]")
 _LONGEST_NAME = 255
 """Bytes of one name in a path, on the usual file systems."""
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_BACKSLASHES = r"write / for \, or put it in single quotes"
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 
 
@@ -99,8 +101,17 @@ def path_fault(path: str) -> str | None:
     """The fault of a text that can't be a path, such as the certificate that the path should lead to."""
     if "\0" in path:
         return "must be a path, which has no NUL character"
+    if fault := lost_backslash(path):
+        return fault
     if len(path.splitlines()) > 1 or any(len(os.fsencode(name)) > _LONGEST_NAME for name in Path(path).parts):
         return "must be a path; put the text into a file, and the path of that file here"
+    return None
+
+
+def lost_backslash(path: str) -> str | None:
+    """The fault of a path of Windows in which TOML took a backslash and a letter for an escape; else None."""
+    if sys.platform == "win32" and _CONTROL.search(path.rstrip()) and "-----" not in path:  # no PEM
+        return f"a \\ began an escape in it; {_BACKSLASHES}"
     return None
 
 
@@ -186,11 +197,7 @@ def _syntax_fault(path: Path, text: str, message: str) -> str:
     lines = text.splitlines() or [""]
     row, column = (int(place[1]), int(place[2])) if place and place[1] else (len(lines), len(lines[-1]) + 1)
     at_fault = lines[row - 1] if row <= len(lines) else ""
-    hint = (
-        "; in a Windows path write / for \\, or put it in single quotes"
-        if '"' in at_fault and "\\" in at_fault
-        else ""
-    )
+    hint = f"; in a Windows path {_BACKSLASHES}" if '"' in at_fault and "\\" in at_fault else ""
     return f"{path}:{row}:{column}: not valid TOML: {_TOML_PLACE.sub('', message)}{hint}"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from proxy.blocking import NoThread
-from proxy.config.files import read
+from proxy.config.files import lost_backslash, read
 from proxy.config.pasted import value_of
 from proxy.config.trust import PRIVATE, Untrusted
 from proxy.secret import Secret
@@ -80,9 +80,11 @@ class Source:
 def in_file(path: Path, base: Path) -> Source:
     """The source for a secret's file; ``base`` is the folder of a relative path.
 
-    Raises SecretUnusable, without the path, where no file is there and the path may be the secret itself.
+    Raises SecretUnusable; without the path, where no file is there and the path may be the secret itself.
     """
-    given = str(path.relative_to(base)) if path.is_relative_to(base) else ""
+    if fault := lost_backslash(str(path)):
+        raise SecretUnusable(fault)
+    given = path.relative_to(base).as_posix() if path.is_relative_to(base) else ""
     if _MAY_BE_A_SECRET.match(given):
         try:
             path.stat()

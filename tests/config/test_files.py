@@ -30,6 +30,17 @@ def test_the_first_file_found_is_read(write: Writer, tmp_path: Path, monkeypatch
     assert load(None, ONE_PROJECT, home, search=False).source is None
 
 
+@pytest.mark.skipif(sys.platform != "win32", reason="elsewhere a tab in a path is only rare")
+@pytest.mark.parametrize("key", ["client_secret_file", "log.file"])
+@pytest.mark.parametrize("path", [r"C:\tokens\new", "C:/bob/\\new"])
+def test_a_path_of_windows_whose_backslashes_toml_took_is_told_as_such(
+    key: str, path: str, write: Writer
+) -> None:
+    table = "[projects.shop]\nclient_id = 'id'" if "." not in key else f"{SHOP}[log]"
+    [fault] = faults_of(write(f'{table}\n{key.rpartition(".")[2]} = "{path}"\n'))
+    assert fault.endswith(f"{key}: a \\ began an escape in it; write / for \\, or put it in single quotes")
+
+
 def test_windows_has_a_place_for_a_user_s_programs_before_that_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
