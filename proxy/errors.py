@@ -24,6 +24,11 @@ values are the error types of RFC 9209, section 2.3.
 
 from __future__ import annotations
 
+from typing import Literal
+
+Side = Literal["caller", "proxy", "contentsquare", "network"]
+"""Whose trouble a failure is."""
+
 
 class CsqProxyError(Exception):
     """The root of this program's own errors."""
@@ -90,10 +95,12 @@ class TokenNotWanted(CsqProxyError):
 class UpstreamError(CsqProxyError):
     """An upstream connection, or the answer on it, failed.
 
-    ``proxy_status`` is the error type of RFC 9209, section 2.3.
+    ``proxy_status`` is the error type of RFC 9209, section 2.3. ``side``: whose trouble an answer is that it
+    cuts.
     """
 
     proxy_status = "proxy_internal_error"
+    side: Side = "contentsquare"
 
     def __init__(self, message: str, *, proxy_status: str | None = None) -> None:
         super().__init__(message)
@@ -122,7 +129,10 @@ class ConnectionLost(UpstreamError):
 class WayDied(ConnectionLost):
     """The network lost the connection, without FIN or RST: the peer answers nothing any more."""
 
-    WORDS = "the network lost the connection"
+    side = "network"
+
+    def __init__(self) -> None:
+        super().__init__("the network lost the connection")
 
 
 class ProtocolViolation(UpstreamError):
@@ -132,9 +142,14 @@ class ProtocolViolation(UpstreamError):
 
 
 class UpstreamSilent(UpstreamError):
-    """No byte came within ``contentsquare.idle_timeout``."""
+    """No byte moved within ``contentsquare.idle_timeout``; ``side`` "caller": the caller took none."""
 
     proxy_status = "connection_read_timeout"
+
+    def __init__(self, limit_s: float, side: Side = "contentsquare") -> None:
+        silence = "its caller took no byte" if side == "caller" else "no byte"
+        super().__init__(f"{silence} for {limit_s:g} s")
+        self.side = side
 
 
 class ProxyError(CsqProxyError):

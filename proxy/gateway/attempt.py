@@ -18,6 +18,7 @@ from proxy.gateway.held_error import HeldError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
 from proxy.http1 import Field, ResponseHead, chunk, last_chunk
 from proxy.server.body import RequestBody
+from proxy.server.facts import Cut
 from proxy.server.request import Request, WritingPeer
 from proxy.tokens import Lease
 from proxy.upstream.connection import CloudConnection
@@ -281,7 +282,7 @@ class Attempt:
     def on_failure(self, error: UpstreamError) -> None:
         """The answer will never be complete: if a part went to the caller, it must not look whole."""
         if self._request.head_sent:
-            self._request.facts.cut_because = str(error)
+            self._request.facts.cut = Cut(str(error), error.side)
             self._abort_caller()
         elif (
             (self._may_be_stale or (self._may_outlive_way and isinstance(error, WayDied)))

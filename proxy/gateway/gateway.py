@@ -35,6 +35,7 @@ from proxy.logs import OnEvent
 from proxy.projects import Project
 from proxy.projects.measures import CUT
 from proxy.server.answer import write_error
+from proxy.server.facts import Cut
 from proxy.server.request import Request
 
 MAX_IN_FLIGHT = 256
@@ -88,7 +89,7 @@ class Gateway:
     def _stopped(self, request: Request) -> Stopping:
         """The answer to a request that ends as the proxy stops; if it has begun, note why it is cut."""
         if request.head_sent:
-            request.facts.cut_because = "the proxy stopped before its end"
+            request.facts.cut = Cut("the proxy stopped before its end", "proxy")
         return answer_at_stop(exchange_of(request))
 
     # The two engines (see `proxy.gateway.exchange`)
@@ -240,8 +241,8 @@ class Gateway:
             else:
                 project.measures.refused += 1
             project.measures.count_request(exchange.api, request, took_s)
-        elif request.facts.cut_because is not None:
-            self._count_cut_export(request, request.facts.cut_because)
+        elif request.facts.cut is not None:
+            self._count_cut_export(request, request.facts.cut)
         log_request(request, took_s)
         if self._recent.is_on:
             keep(self._recent, request, exchange, took_s)
@@ -249,11 +250,11 @@ class Gateway:
         request.exchange = None
         request.facts.refusal = None
 
-    def _count_cut_export(self, request: Request, why: str) -> None:
+    def _count_cut_export(self, request: Request, cut: Cut) -> None:
         """An answer of the proxy's own was cut, which counts for a project if it was an export."""
         project = self._project_of(request)
         if project is not None and _api_of(request) is not None:
-            project.measures.count_failed_export(CUT, why)
+            project.measures.count_failed_export(CUT, cut)
 
     async def _answer_failure(self, request: Request, failure: Exception) -> bool:
         """Answer a request that failed; whether the connection can be kept."""
@@ -266,7 +267,7 @@ class Gateway:
             error = Internal("The proxy failed; its log says more.")
             self._report_bug(failure)
         if request.head_sent:
-            request.facts.cut_because = request.facts.cut_because or error.message.rstrip(".")
+            request.facts.cut = request.facts.cut or Cut(error.message.rstrip("."), "proxy")
             request.connection.abort()
             return False
         if is_for_oauth(request.head.target):

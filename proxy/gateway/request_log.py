@@ -122,7 +122,7 @@ def _event(request: Request) -> str:
     if not request.transport.is_closing():
         return "request_answered"
     # Closed by the caller, or by the proxy because the answer was cut.
-    return "request_cut_short" if request.status or request.facts.cut_because else "request_abandoned"
+    return "request_cut_short" if request.status or request.facts.cut else "request_abandoned"
 
 
 def _ms(duration_s: float) -> float:

@@ -24,6 +24,7 @@ from typing import Final
 from proxy.config.settings import ServerSettings
 from proxy.gateway.exchange import Exchange, exchange_of
 from proxy.projects import Slots
+from proxy.server.facts import Cut
 from proxy.server.request import Request
 
 LOOK_S: Final = 1.0
@@ -129,9 +130,10 @@ class StallWatch:
             if left.setdefault(slots, slots.waiting) > 0:
                 left[slots] -= 1
                 exchange.project.measures.slow_callers += 1
-                exchange.request.facts.cut_because = (
+                exchange.request.facts.cut = Cut(
                     f"its caller took less than {settings.min_rate} bytes/s over {after_s:g} s,"
-                    " while other requests waited for a slot"
+                    " while other requests waited for a slot",
+                    "caller",
                 )
                 exchange.request.connection.abort()
 

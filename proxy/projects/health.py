@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Final, Literal
 
-from proxy.errors import TokenFetchError, WayDied
+from proxy.errors import Side, TokenFetchError
 from proxy.projects.measures import CUT, ENOUGH, LEFT, LEFT_QUEUE, RECENT_MINUTES, OwnError, Recent
 from proxy.tokens.lease import State as TokenState
 
 State = Literal["working", "waiting", "degraded", "failing"]
-Side = Literal["caller", "proxy", "contentsquare", "network"]
 SEVERITY: Final[tuple[State, ...]] = ("failing", "degraded", "waiting", "working")
 """The worst state first."""
 FEW: Final = 3
@@ -294,10 +293,12 @@ def _failure(state: State, failures: Mapping[str, int], total: int, evidence: Ev
     if code == "PROXY_UPSTREAM_UNREACHABLE":
         side = _side_of_reach(last, evidence)
         step = _REACH if side == "network" else f"Wait, and try again; {LIVE}."
-    elif code == CUT and "its caller" in why:
-        state, side = "degraded", "caller"
-    elif code == CUT and WayDied.WORDS in why:
-        side, step = "network", _REACH
+    elif last is not None and last.side is not None:
+        side = last.side
+        if side == "caller":
+            state = "degraded"
+        elif side == "network":
+            step = _REACH
     return Health(state, summary, side, f"{start}: {why or summary}.", step)
 
 

@@ -18,7 +18,9 @@ from itertools import accumulate
 from typing import Final
 
 from proxy.contentsquare import SAFE_METHODS, Api
+from proxy.errors import Side
 from proxy.projects.usage import NO_CALLER, CallerUse, Use
+from proxy.server.facts import Cut
 from proxy.server.request import Request
 
 # fmt: off
@@ -153,6 +155,8 @@ class OwnError:
     message: str
     proxy_status: str = ""
     """The error type of RFC 9209, section 2.3."""
+    side: Side | None = None
+    """Of an answer that was cut: whose trouble it was."""
 
 
 class ProjectMeasures:
@@ -208,7 +212,7 @@ class ProjectMeasures:
         use.requests += 1
         use.bytes_in += request.body.received
         use.bytes_out += request.answer_bytes
-        if 0 < status < 400 and facts.cut_because is None:
+        if 0 < status < 400 and facts.cut is None:
             self._good_in_a_row += 1
         else:
             self._count_trouble(measures, request, took_s)
@@ -217,7 +221,7 @@ class ProjectMeasures:
             self.slot_wait.add(facts.waited_s)
         if facts.shared is not None:
             self.shared[facts.shared] += 1
-            if facts.cut_because is None:
+            if facts.cut is None:
                 self._silent += 1
                 self._good_in_a_row -= 1  # it tells nothing of Contentsquare's state
         if facts.replays:
@@ -226,9 +230,9 @@ class ProjectMeasures:
     def _count_trouble(self, measures: ApiMeasures, request: Request, took_s: float) -> None:
         """The answer was an error, was cut, or the caller left before it."""
         status, facts = request.status, request.facts
-        if facts.cut_because is not None:
+        if facts.cut is not None:
             measures.cut += 1
-            self._count_cut(facts.cut_because)
+            self._count_cut(facts.cut)
             self._count_own(CUT, status // 100, 5)
         elif status:
             if facts.error_code is None:
@@ -257,7 +261,7 @@ class ProjectMeasures:
         if kind >= 5:
             self._good_in_a_row = 0
 
-    def count_failed_export(self, code: str, cut_because: str | None = None) -> None:
+    def count_failed_export(self, code: str, cut: Cut | None = None) -> None:
         """Count an export whose files were not handed over, or whose answer was cut.
 
         The calls to Contentsquare for an export are counted as requests, and the export itself only if it
@@ -267,18 +271,18 @@ class ProjectMeasures:
         if minute != self._minute:
             self._begin_minute(minute)
         self._failed_exports += 1
-        if cut_because is not None:
+        if cut is not None:
             self.of(Api.DATA_EXPORT).cut += 1
-            self._count_cut(cut_because)
+            self._count_cut(cut)
         self._count_own(code, 0, 5)
 
-    def _count_cut(self, why: str) -> None:
-        self.count_error(CUT, f"The answer was cut: {why}. Send it again.")
+    def _count_cut(self, cut: Cut) -> None:
+        self.count_error(CUT, f"The answer was cut: {cut.why}. Send it again.", side=cut.side)
 
-    def count_error(self, code: str, message: str, proxy_status: str = "") -> None:
+    def count_error(self, code: str, message: str, proxy_status: str = "", side: Side | None = None) -> None:
         """Count an answer that was an error of the proxy's own, and keep its message."""
         self.errors[code] += 1
-        self.last_errors.append(OwnError(self._now(), code, message, proxy_status))
+        self.last_errors.append(OwnError(self._now(), code, message, proxy_status, side))
 
     def responses(self) -> dict[str, dict[str, int]]:
         """How many answers were Contentsquare's and how many the proxy's, each by status class ("2xx").

@@ -80,11 +80,11 @@ class RecentRequest:
         facts = self.facts
         if facts.error_code is not None:
             return "proxy"
-        if facts.shared is not None and facts.cut_because is None:
+        if facts.shared is not None and facts.cut is None:
             return "stored"
         if not self.status:
             return None
-        is_theirs = (self.api is not None or facts.is_relayed) and facts.cut_because is None
+        is_theirs = (self.api is not None or facts.is_relayed) and facts.cut is None
         return "contentsquare" if is_theirs else "proxy"
 
     @property
@@ -95,7 +95,7 @@ class RecentRequest:
             return facts.error_code
         if not self.status:
             return None
-        return facts.vendor_code if facts.cut_because is None else CUT
+        return facts.vendor_code if facts.cut is None else CUT
 
     @property
     def upstream_s(self) -> float:

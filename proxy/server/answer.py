@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from proxy.errors import ProxyError
 from proxy.http1 import date_now
+from proxy.server.facts import Cut
 from proxy.server.request import KEPT, Request
 from proxy.server.request_id import request_id
 
@@ -123,7 +124,7 @@ async def send_answer(
             async with asyncio.timeout(STALL_S):
                 await request.connection.drained()
     except TimeoutError:
-        request.facts.cut_because = f"the caller did not take a piece of it in {STALL_S:g} s"
+        request.facts.cut = Cut(f"the caller did not take a piece of it in {STALL_S:g} s", "caller")
         request.connection.abort()
         return False
     return keep

@@ -9,6 +9,7 @@ import struct
 import sys
 from typing import Final, cast
 
+from proxy.server.facts import Cut
 from proxy.server.request import WritingPeer
 from proxy.server.tls import SHUTDOWN_TIMEOUT_S, unacknowledged
 
@@ -40,9 +41,9 @@ class CallerSocket(asyncio.Protocol):
         "_quiet_looks",
         "_stall_timer",
         "_tls_end",
+        "cut",
         "opening",
         "peer",
-        "reset_because",
         "socket",
         "transport",
         "writing_paused",
@@ -61,7 +62,7 @@ class CallerSocket(asyncio.Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._tls_end: asyncio.TimerHandle | None = None
         """The next look whether TLS can end."""
-        self.reset_because: str | None = None
+        self.cut: Cut | None = None
         """Why the connection was reset; None where its end needs no words."""
         self._quiet_looks = 0
         """How many looks in a row found no byte that the caller's system has not taken."""
@@ -155,10 +156,10 @@ class CallerSocket(asyncio.Protocol):
 
     def _limit_stall(self) -> None:
         if self._stall_timer is None:
-            self._stall_timer = self._loop.call_later(WRITE_STALL_S, self._on_stall, WRITE_STALL_S)
+            self._stall_timer = self._loop.call_later(WRITE_STALL_S, self._on_stall)
 
-    def _on_stall(self, limit_s: float) -> None:
-        self.reset_because = f"its caller took no byte for {limit_s:g} s"
+    def _on_stall(self) -> None:
+        self.cut = Cut(f"its caller took no byte for {WRITE_STALL_S:g} s", "caller")
         self.abort()
 
     # The end

@@ -15,6 +15,7 @@ from typing import Protocol
 from proxy.machine import machine_fault
 from proxy.server.caller_socket import CallerSocket
 from proxy.server.departure import DepartureWatch
+from proxy.server.facts import Cut
 from proxy.server.linger import Linger
 from proxy.server.parser import HEAD_TIMEOUT_S, MAX_PIPELINED, RequestParser
 from proxy.server.request import KEEP_ALIVE_S, Listener, Request
@@ -210,9 +211,9 @@ class CallerConnection(CallerSocket):
         request, self.current = self.current, None
         if request is not None:
             if self._written is None:  # else it was counted and logged as answered
-                request.facts.cut_because = request.facts.cut_because or self.reset_because
+                request.facts.cut = request.facts.cut or self.cut
             if exc is not None and request.head_sent and (fault := machine_fault(exc)) is not None:
-                request.facts.cut_because = fault.words
+                request.facts.cut = Cut(fault.words, "proxy")
             if request.exchange is None:  # nobody will need the content
                 request.body.release()
             request.abandon()

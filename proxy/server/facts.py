@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from proxy.errors import ProxyError
+from typing import NamedTuple
+
+from proxy.errors import ProxyError, Side
 from proxy.origin import Origin
+
+
+class Cut(NamedTuple):
+    """Why the proxy cut a connection before its answer was whole, and whose trouble that is."""
+
+    why: str
+    side: Side
 
 
 class Facts:
@@ -12,7 +21,7 @@ class Facts:
     __slots__ = (
         "began_at",
         "caller",
-        "cut_because",
+        "cut",
         "error_code",
         "is_relayed",
         "is_stopped",
@@ -54,7 +63,7 @@ class Facts:
         """The errorCode of Contentsquare's answer, where that is a small JSON error."""
         self.is_relayed = False
         """Whether an answer without an exchange holds what Contentsquare, or its storage, answered."""
-        self.cut_because: str | None = None
-        """Why the proxy cut the connection before the answer was whole; None if it didn't."""
+        self.cut: Cut | None = None
+        """None if the proxy didn't cut the connection."""
         self.is_stopped = False
         """Whether the request has to end now, because the proxy has stopped."""

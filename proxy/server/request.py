@@ -173,9 +173,9 @@ class Request:
     @property
     def cut_reason(self) -> str | None:
         """Why the request or its answer ended too early; None if it didn't, or its caller left before."""
-        if self.facts.cut_because is None and self.status and self.transport.is_closing():
-            return CALLER_LEFT
-        return self.facts.cut_because
+        if self.facts.cut is not None:
+            return self.facts.cut.why
+        return CALLER_LEFT if self.status and self.transport.is_closing() else None
 
     @property
     def may_keep(self) -> bool:

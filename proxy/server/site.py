@@ -23,6 +23,7 @@ from proxy.logs import OnEvent
 from proxy.server.caller_socket import WRITE_STALL_S
 from proxy.server.capacity import make_room
 from proxy.server.connection import CallerConnection, Handler
+from proxy.server.facts import Cut
 from proxy.server.request import Listener
 from proxy.server.strangers import Strangers
 from proxy.server.tls import HANDSHAKE_TIMEOUT_S, speaks_plain_http
@@ -137,7 +138,7 @@ class CallerServer(Server):
                 connection.close()
             if now - self._stopping_since >= GRACE_S and connection.is_dispensable:
                 if connection.current is not None:
-                    connection.current.facts.cut_because = "the proxy stopped before its answer"
+                    connection.current.facts.cut = Cut("the proxy stopped before its answer", "proxy")
                 connection.abort()
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002 - aiohttp's

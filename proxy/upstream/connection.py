@@ -170,10 +170,9 @@ class CloudConnection(asyncio.BufferedProtocol):
     def fail_if_silent(self, limit_s: float) -> None:
         """Fail the exchange if no byte moved for ``limit_s`` seconds in either direction, or the way died."""
         if self._loop.time() - self.last_activity > limit_s:
-            silence = "its caller took no byte" if self._paused else "no byte"
-            self._fail(UpstreamSilent(f"{silence} for {limit_s:g} s"))
+            self._fail(UpstreamSilent(limit_s, "caller" if self._paused else "contentsquare"))
         elif self._is_way_dead():
-            self._fail(WayDied(WayDied.WORDS))
+            self._fail(WayDied())
 
     def is_lost(self) -> bool:
         """Whether the way of an idle connection died, or leads through another network now. System calls."""
@@ -315,7 +314,7 @@ def _has_read(transport: object) -> bool:
 def _loss(exc: BaseException | None) -> ConnectionLost:
     """The name of a connection's end before that of its answer; ``exc`` is the event loop's reason."""
     if isinstance(exc, TimeoutError):  # the system found that the way is dead
-        return WayDied(WayDied.WORDS)
+        return WayDied()
     fault = None if exc is None else machine_fault(exc)
     if fault is not None:
         return ConnectionLost(f"the connection was lost: {fault.words}", proxy_status=fault.proxy_status)

@@ -176,14 +176,18 @@ CASES: dict[str, tuple[Evidence, tuple[str, str | None, str]]] = {
     "slow callers are cut": (
         Evidence(
             recent=answers(5, 0, **{CUT: 3}),
-            last_errors={CUT: OwnError(0.0, CUT, "The answer was cut: its caller took less. Send it again.")},
+            last_errors={
+                CUT: OwnError(0.0, CUT, "The answer was cut: its caller took less. Send it.", side="caller")
+            },
         ),
         ("degraded", "caller", "its caller took less"),
     ),
     "the network loses connections": (
         Evidence(
             recent=answers(5, 0, **{CUT: 5}),
-            last_errors={CUT: OwnError(0.0, CUT, f"The answer was cut: {WayDied.WORDS}. Send it again.")},
+            last_errors={
+                CUT: OwnError(0.0, CUT, f"The answer was cut: {WayDied()}. Send it again.", side="network")
+            },
         ),
         ("failing", "network", "the network lost the connection"),
     ),

@@ -23,6 +23,7 @@ from proxy.projects.measures import (
     quantile_s,
 )
 from proxy.server.body import RequestBody
+from proxy.server.facts import Cut
 
 
 class Wall:
@@ -91,14 +92,14 @@ def test_only_the_last_errors_are_kept_and_all_are_counted() -> None:
 
 def test_a_cut_answer_is_an_error_though_its_status_was_good() -> None:
     mine = ProjectMeasures()
-    mine.count_request(Api.METRICS, request(cut_because="the connection ended"), 0.1)
+    mine.count_request(Api.METRICS, request(cut=Cut("the connection ended", "contentsquare")), 0.1)
     assert (mine.of(Api.METRICS).cut, mine.hour()[0].errors) == (1, 1)
     assert mine.last_errors[0].code == "PROXY_ANSWER_CUT"
 
 
 def test_an_answer_that_was_cut_is_the_proxys_error_and_a_shared_one_is_contentsquares() -> None:
     mine = ProjectMeasures()
-    mine.count_request(Api.METRICS, request(cut_because="the connection ended"), 0.1)
+    mine.count_request(Api.METRICS, request(cut=Cut("the connection ended", "contentsquare")), 0.1)
     mine.count_request(Api.METRICS, request(shared="hit"), 0.1)
     mine.count_request(Api.METRICS, request(0), 0.1)
     mine.count_request(Api.METRICS, request(502, error_code="PROXY_LOOP"), 0.1)
@@ -190,7 +191,7 @@ def test_a_failed_export_is_one_failed_request_of_its_minute() -> None:
     mine.count_request(Api.DATA_EXPORT, request(200), 0.02)
     mine.count_failed_export("PROXY_UPSTREAM_UNREACHABLE")
     wall.s += 60
-    mine.count_failed_export(CUT, "its storage broke off")
+    mine.count_failed_export(CUT, Cut("its storage broke off", "contentsquare"))
     assert [(one.requests, one.errors, one.errors_proxy) for one in mine.hour()] == [(2, 1, 1), (1, 1, 1)]
     assert mine.recent().troubles == {"PROXY_UPSTREAM_UNREACHABLE": 1, CUT: 1}
     assert (mine.recent().requests, mine.recent().good_in_a_row) == (3, 0)

@@ -101,7 +101,8 @@ class OwnCalls:
                 keep(self._recent, request, exchange, took_s)
             request.exchange = None
         if collector.is_aborted:
-            raise _unusable(f"it was cut ({request.facts.cut_because or 'its caller left'})")
+            cut = request.facts.cut
+            raise _unusable(f"it was cut ({'its caller left' if cut is None else cut.why})")
         lines, _, content = collector.answer.partition(b"\r\n\r\n")
         return parse_response_head(bytes(lines)), bytes(content)
 

@@ -28,6 +28,7 @@ from proxy.errors import (
     PreconditionFailed,
     ProxyError,
     RangeNotSatisfiable,
+    Side,
     UnknownProject,
     UpstreamError,
 )
@@ -45,6 +46,7 @@ from proxy.http1.ranges import NOT_MODIFIED, NotSatisfiable, asked_range, failed
 from proxy.projects import Project
 from proxy.projects.recent import RecentRequests
 from proxy.server.answer import Fields, begin_answer, write_answer
+from proxy.server.facts import Cut
 from proxy.server.request import Request
 
 PREFIX: Final = b"/-/exports/"
@@ -324,16 +326,16 @@ async def _stream(request: Request, begin: Callable[[], bool], length: int | Non
     except (StorageRefused, ProxyError, UpstreamError) as error:
         if not request.head_sent:
             raise
-        return _cut(request, str(error))
+        return _cut(request, str(error), error.side if isinstance(error, UpstreamError) else "contentsquare")
     if length is not None and request.answer_bytes != length:
-        return _cut(request, "the export's content has another length than was told")
+        return _cut(request, "the export's content has another length than was told", "contentsquare")
     if chunked:
         request.write(last_chunk([]))
     return keep
 
 
-def _cut(request: Request, why: str) -> bool:
+def _cut(request: Request, why: str, side: Side) -> bool:
     """Reset the connection, so that the part that was sent doesn't look whole."""
-    request.facts.cut_because = why
+    request.facts.cut = Cut(why, side)
     request.connection.abort()
     return False

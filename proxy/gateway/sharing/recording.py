@@ -164,7 +164,7 @@ class Recording:
         if self._running.is_over:
             return
         request = self._request
-        has_left = request.transport.is_closing() and request.facts.cut_because is None
+        has_left = request.transport.is_closing() and request.facts.cut is None
         self._let_go(vacant=has_left or self._running.leader_had_no_slot)
 
     # WritingPeer
