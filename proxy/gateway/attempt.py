@@ -201,6 +201,8 @@ class Attempt:
 
     def on_request_broken(self, error: ProxyError) -> None:
         """The caller's framing is malformed: the cloud must not take the request for whole."""
+        if self._request.head_sent:
+            self._request.facts.cut = Cut(error.message.rstrip("."), "caller")
         self.stop(error)
 
     # ResponseSink: from the cloud to the caller

@@ -312,6 +312,29 @@ async def test_a_caller_that_leaves_within_an_answer_is_told_from_one_that_took_
     assert [line.get("reason") for line in lines] == [None, left["reason"]]
 
 
+async def test_content_that_is_malformed_while_its_answer_comes_is_told_as_the_callers_trouble() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"ok")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+        await reader.read()
+
+    async with gateway(script) as proxy:
+        for count in range(1, 4):
+            reader, writer = await proxy.connect()
+            writer.write(proxy.request(b"POST /v1/x", b"Transfer-Encoding: chunked", body=b"2\r\nok\r\n"))
+            await reader.readuntil(b"part")
+            writer.write(b"G\r\n")
+            await until(lambda: len(proxy.app.overview.recent.after(0)) == count)  # noqa: B023
+            writer.close()
+        one = (await listed(proxy))[-1]
+        assert (one["error"], one["reason"].partition(":")[0]) == (
+            "PROXY_ANSWER_CUT",
+            "The request's content can't be read",
+        )
+        health = json.loads((await proxy.call(b"GET /-/status")).body)["projects"]["shop"]["health"]
+        assert (health["state"], health["side"]) == ("degraded", "caller")
+
+
 async def test_a_probe_without_a_key_is_no_trouble_and_not_kept() -> None:
     async with gateway(projects=PROJECTS, callers=CALLERS) as proxy:
         for _ in range(MISTAKES + 1):
