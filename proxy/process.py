@@ -13,6 +13,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 if sys.platform == "win32":
     import msvcrt
@@ -26,6 +30,9 @@ if sys.platform == "win32":
     STOP_SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break
 CONSOLE_GRACE_S = 4.0
 """How long Windows lets a process work on whose console is closed, or whose user logs off: 5 s at least."""
+REPLACE_WAIT_S = 1.0 if sys.platform == "win32" else 0.0
+"""How long `replace` tries: on Windows, a virus scanner may have a new file open for a moment."""
+_REPLACE_POLL_S = 0.02
 _CONSOLE_ENDS = (2, 6)  # CTRL_CLOSE_EVENT, CTRL_SHUTDOWN_EVENT
 _CTRL_LOGOFF_EVENT = 5
 _console_handlers: list[object] = []
@@ -222,3 +229,17 @@ else:
         except BlockingIOError:
             return False
         return True
+
+
+def replace(new: Path, old: Path) -> None:
+    """Give the file ``new`` the name of ``old``, in its place. Raises OSError."""
+    ends_at = time.monotonic() + REPLACE_WAIT_S
+    while True:
+        try:
+            new.replace(old)
+        except PermissionError:
+            if time.monotonic() >= ends_at:
+                raise
+            time.sleep(_REPLACE_POLL_S)
+        else:
+            return

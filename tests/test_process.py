@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import process
 from proxy.process import own_command
 
 LOOK = """
@@ -35,3 +36,28 @@ def test_the_program_knows_the_words_that_start_it_again(monkeypatch: pytest.Mon
     assert own_command() == [sys.executable, str(Path("dist/csq-proxy.pyz").absolute())]
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert own_command() == [sys.executable]
+
+
+@pytest.mark.parametrize("scans", [2, 1_000_000])
+def test_a_virus_scanner_that_has_a_file_open_is_waited_for(
+    scans: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to replace such a file. No scanner has one open for long."""
+    monkeypatch.setattr(process, "REPLACE_WAIT_S", 30.0 if scans == 2 else 0.1)
+    new, old, replace = tmp_path / "new", tmp_path / "old", Path.replace
+    new.write_bytes(b"new")
+    tries = []
+
+    def replaced(path: Path, target: Path) -> Path:
+        tries.append(1)
+        if len(tries) <= scans:
+            raise PermissionError(13, "Access is denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    if scans == 2:
+        process.replace(new, old)
+        assert (old.read_bytes(), len(tries)) == (b"new", 3)
+    else:
+        with pytest.raises(PermissionError):
+            process.replace(new, old)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from proxy.cli.running_proxy import NoRedirect
 from proxy.origin import Origin
-from proxy.process import try_lock
+from proxy.process import replace, try_lock
 from proxy.upstream.tls import verify_alike
 
 TIMEOUT_S = 60.0
@@ -33,6 +33,8 @@ PAUSE_S = 1.0
 """Before the second of them; it doubles each time."""
 _CHUNK = 256 * 1024
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})\Z")
+_LONGEST_PATH = 259
+"""The characters of a path that Windows takes, where nobody has changed that."""
 _EXPIRED = (401, 403, 404, 410)
 """Statuses by which a storage refuses a URL for good."""
 
@@ -114,8 +116,10 @@ class _Download:
             etag, length = answer.headers["ETag"], _length(answer)
             part = _part(self.path, etag)
             start = part.stat().st_size if part.exists() and part.suffix == ".part" else 0
-            if not start or (length is not None and start >= length):
+            if not start or (length is not None and start > length):
                 return self._store(answer, part, 0, length)
+        if start == length:  # it could not be given its name
+            return self._store(None, part, start, length)
         with contextlib.closing(self._ask({"Range": f"bytes={start}-", "If-Range": etag})) as answer:
             if answer.status == 200:
                 return self._store(answer, part, 0, _length(answer))
@@ -125,31 +129,49 @@ class _Download:
                 raise _Broken("sent another part than the one that was asked for")
             return self._store(answer, part, start, int(found[2]))
 
-    def _store(self, answer: _Answer, part: Path, start: int, length: int | None) -> int:
-        """Write the content behind the first ``start`` bytes; a whole file gets its name."""
+    def _store(self, answer: _Answer | None, part: Path, start: int, length: int | None) -> int:
+        """Write the content behind the first ``start`` bytes; a whole file gets its name.
+
+        ``answer`` None: all is here.
+        """
         for other in _parts(self.path):
             if other != part:
                 other.unlink()  # of another version
         here = start
         with self._owned(part, start) as file:
             self.on_progress(here, length)
-            while chunk := _read(answer):
+            while answer is not None and (chunk := _read(answer)):
                 file.write(chunk)
                 here += len(chunk)
                 self.on_progress(here, length)
         if length is not None and here != length:
             raise _Broken(f"the connection ended after {here} of {length} bytes")
-        part.replace(self.path)
+        try:
+            replace(part, self.path)
+        except PermissionError as error:  # Windows
+            raise DownloadFailed(
+                f"can't replace {self.path} ({error.strerror}); close the program that has it open"
+            ) from None
         return here
 
     @contextlib.contextmanager
     def _owned(self, part: Path, start: int) -> Iterator[IO[bytes]]:
-        """The hidden file, open behind ``start``. Raises DownloadFailed if another command writes to it."""
+        """The hidden file, open behind ``start``.
+
+        Raises DownloadFailed if another command writes to it, and OSError.
+        """
         taken = DownloadFailed(f"{self.path} is being stored by another command; wait for it")
         try:
             opened = part.open("r+b" if start else "ab")  # cuts nothing yet
         except FileNotFoundError:
-            raise taken from None
+            if start:
+                raise taken from None
+            if len(str(part.absolute())) > _LONGEST_PATH:
+                raise DownloadFailed(
+                    f"{self.path}: Windows takes {_LONGEST_PATH} characters in a path; choose a folder with"
+                    " a shorter one"
+                ) from None
+            raise
         with opened as file:
             if not _locked(file) or not part.exists():  # it has its final name by now
                 raise taken

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from proxy.config.trust import PRIVATE, Untrusted, folder_fault, refuse_untrusted
-from proxy.process import try_lock
+from proxy.process import replace, try_lock
 from proxy.projects.months import Month, Months, start_of, total
 
 NAME: Final = "calls.json"
@@ -92,7 +92,7 @@ class CallsFile:
             return _months(content), None
         except Damaged:
             aside = self.path.with_name(f"{NAME}.damaged")
-            self.path.replace(aside)
+            replace(self.path, aside)
             return None, aside
 
     def _write(self, months: Months) -> None:
@@ -104,7 +104,7 @@ class CallsFile:
                 file.write(_content(months))
                 file.flush()
                 os.fsync(descriptor)
-            new.replace(self.path)
+            replace(new, self.path)
         except OSError:
             with contextlib.suppress(OSError):
                 new.unlink()

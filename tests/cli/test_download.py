@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import threading
 from collections.abc import Callable
@@ -158,3 +159,42 @@ async def test_a_second_download_of_a_file_leaves_the_first_alone(tmp_path: Path
         assert await first == len(CONTENT)
     assert path.read_bytes() == CONTENT
     assert files_of(tmp_path) == ["file.csv"]
+
+
+async def test_a_file_that_another_program_has_open_is_told_and_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, a table in Excel can't be replaced."""
+    path = tmp_path / "file.csv"
+    path.write_bytes(b"old")
+
+    def fails(*_: object) -> Path:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(
+            DownloadFailed, match=r"can't replace .*file\.csv \(Access is denied\); close the"
+        ):
+            await fetch(Storage(), path)
+    assert path.read_bytes() == b"old"
+    storage = Storage(cut=lambda _: 0)
+    await fetch(storage, path)
+    assert path.read_bytes() == CONTENT
+    assert files_of(tmp_path) == ["file.csv"]
+
+
+@pytest.mark.parametrize("name", ["file", "f" * 235])
+async def test_a_path_that_can_not_be_made_is_not_another_commands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows takes 259 characters, unless an administrator has changed that."""
+
+    def fails(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises((FileNotFoundError, DownloadFailed)) as raised:
+        await fetch(Storage(), tmp_path / name)
+    assert isinstance(raised.value, DownloadFailed) is (name != "file")
+    assert "another command" not in str(raised.value)
