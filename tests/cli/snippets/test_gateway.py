@@ -93,7 +93,10 @@ def test_the_resources_fit_the_schemas(settings: Settings) -> None:
     [container] = pod["containers"]
     assert container["env"][1]["value"].endswith("$(POD_IP):" + port)
     assert str(found["Service csq-proxy"]["spec"]["ports"][0]["port"]) == port
-    assert found["PodDisruptionBudget csq-proxy"]["spec"]["maxUnavailable"] == 1
+    for name, kind in (("csq-proxy", "StatefulSet"), ("csq-proxy-balancer", "Deployment")):
+        budget = found[f"PodDisruptionBudget {name}"]["spec"]
+        assert budget["maxUnavailable"] == 1
+        assert budget["selector"] == found[f"{kind} {name}"]["spec"]["selector"]
     [endpoint] = monitor["spec"]["endpoints"]
     assert endpoint["port"] == found["Service csq-proxy"]["spec"]["ports"][0]["name"]
     assert monitor["spec"]["selector"]["matchLabels"] == found["Service csq-proxy"]["metadata"]["labels"]
