@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ CONSOLE_GRACE_S = 4.0
 REPLACE_WAIT_S = 1.0 if sys.platform == "win32" else 0.0
 """How long `replace` tries: on Windows, a virus scanner may have a new file open for a moment."""
 _REPLACE_POLL_S = 0.02
+_BARE = re.compile(r"[\w.:/\\=+~-]+\Z")
+"""A word that needs no quotes in a shell of Windows."""
 _CONSOLE_ENDS = (2, 6)  # CTRL_CLOSE_EVENT, CTRL_SHUTDOWN_EVENT
 _CTRL_LOGOFF_EVENT = 5
 _console_handlers: list[object] = []
@@ -57,6 +60,26 @@ def own_command() -> list[str]:
     if sys.argv[0].endswith(".pyz"):
         return [sys.executable, os.path.abspath(sys.argv[0])]  # noqa: PTH100 - pathlib is loaded late
     return [sys.executable, "-m", "proxy"]
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The words as a line to paste into the shell that started this process."""
+    if sys.platform == "win32":
+        return windows_line(words, is_cmd="PROMPT" in os.environ)  # cmd.exe sets it, PowerShell doesn't
+    import shlex  # noqa: PLC0415 - only where it is used
+
+    return shlex.join(words)
+
+
+def windows_line(words: Sequence[str], *, is_cmd: bool) -> str:
+    """The words as a line for cmd.exe, or for PowerShell, which starts a program in quotes by ``&`` alone."""
+    quoted = [word if _BARE.match(word) else _in_quotes(word, is_cmd=is_cmd) for word in words]
+    return " ".join(["&", *quoted] if quoted[0].startswith('"') and not is_cmd else quoted)
+
+
+def _in_quotes(word: str, *, is_cmd: bool) -> str:
+    text = word if is_cmd else re.sub("([`$])", r"`\1", word)
+    return f'"{text}\\"' if text.endswith("\\") else f'"{text}"'
 
 
 def harden() -> None:

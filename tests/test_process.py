@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy import process
-from proxy.process import own_command
+from proxy.process import command_line, own_command, windows_line
 
 LOOK = """
 import resource, ctypes
@@ -61,3 +61,34 @@ def test_a_virus_scanner_that_has_a_file_open_is_waited_for(
     else:
         with pytest.raises(PermissionError):
             process.replace(new, old)
+
+
+@pytest.mark.parametrize(
+    ("words", "in_powershell", "in_cmd"),
+    [
+        (["csq-proxy", "check", "--live"], "csq-proxy check --live", None),
+        ([r".\csq-proxy.exe", "serve"], r".\csq-proxy.exe serve", None),
+        (
+            [r"C:\My Tools\python.exe", "-m", "proxy", "--config", r"C:\R&D (FR)\a.toml"],
+            r'& "C:\My Tools\python.exe" -m proxy --config "C:\R&D (FR)\a.toml"',
+            r'"C:\My Tools\python.exe" -m proxy --config "C:\R&D (FR)\a.toml"',
+        ),
+        (["csq-proxy", "C:/O'Brien/a,b.toml"], """csq-proxy "C:/O'Brien/a,b.toml\"""", None),
+        (
+            ["csq-proxy", "\\\\server\\share$\\Jos\u00e9\\"],
+            'csq-proxy "\\\\server\\share`$\\Jos\u00e9\\\\"',
+            'csq-proxy "\\\\server\\share$\\Jos\u00e9\\\\"',
+        ),
+        (["csq-proxy", ""], 'csq-proxy ""', None),
+    ],
+)
+def test_a_command_line_of_windows_can_be_pasted_into_its_shells(
+    words: list[str], in_powershell: str, in_cmd: str | None
+) -> None:
+    assert windows_line(words, is_cmd=False) == in_powershell
+    assert windows_line(words, is_cmd=True) == (in_cmd or in_powershell)
+
+
+def test_a_command_line_is_one_of_this_system_s_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT", "$P$G")  # as in cmd.exe
+    assert command_line(["a b", "c"]) == ('"a b" c' if sys.platform == "win32" else "'a b' c")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,7 +22,7 @@ from proxy.cli import config_show
 from proxy.cli import serve as start
 from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
-from proxy.process import own_command
+from proxy.process import command_line, own_command
 
 cli = typer.Typer(
     name="csq-proxy",
@@ -118,9 +116,11 @@ def _command(*words: str, config: Path | None) -> str:
         called_as = own_command()
     else:
         found = shutil.which(path.stem)
-        called_as = [path.stem if found and Path(found).resolve() == path.resolve() else str(path)]
+        # Windows may leave .exe out; PowerShell doesn't look in the current folder, as `which` does there.
+        programs = {one.resolve().with_suffix("") for one in (path, Path(found or "."))}
+        called_as = [path.stem if len(programs) == 1 and Path(found or "").is_absolute() else str(path)]
     line = [*called_as, *words, *([] if config is None else ["--config", str(config)])]
-    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
+    return command_line(line)
 
 
 def _version(wanted: bool) -> None:

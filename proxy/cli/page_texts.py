@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from proxy.admin.overview import PageTexts
 from proxy.config.settings import Settings
-from proxy.process import own_command
+from proxy.process import command_line, own_command
 
 
 def page_texts(arguments: Sequence[str], source: Path | None) -> PageTexts:
@@ -22,8 +19,7 @@ def page_texts(arguments: Sequence[str], source: Path | None) -> PageTexts:
     words = ["csq-proxy", "serve", *arguments]
     if source is not None and not any(word.startswith("--config") for word in arguments):
         words += ["--config", str(source.absolute())]
-    joined = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
-    return PageTexts(start=joined, tools=_tools)
+    return PageTexts(start=command_line(words), tools=_tools)
 
 
 def _tools(settings: Settings, project: str) -> Mapping[str, str]:
