@@ -1,4 +1,4 @@
-"""The process's settings in the operating system: core dumps, descriptors, signals of the start, locks.
+"""The process in the operating system: core dumps, descriptors, signals of the start, pauses, locks.
 
 Each function does nothing on a system that lacks its call.
 Sources: setrlimit(2), prctl(2), tty(4), flock(2).
@@ -29,6 +29,8 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 """The signals that ask for a stop."""
 if sys.platform == "win32":
     STOP_SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break
+STALLED_S = 5.0
+"""A timer that is so late says that the process stood still (a container's pause, SIGSTOP)."""
 CONSOLE_GRACE_S = 4.0
 """How long Windows lets a process work on whose console is closed, or whose user logs off: 5 s at least."""
 REPLACE_WAIT_S = 1.0 if sys.platform == "win32" else 0.0

@@ -12,11 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 
 from proxy.errors import QueueTimeout
+from proxy.process import STALLED_S
 
 _TICK_S = 0.001
 """uvloop's clock and timers have whole milliseconds: a deadline that is so near has passed."""
-STALLED_S = 5.0
-"""A timer that is so late says that the process stood still (a container's pause, SIGSTOP)."""
 _AFTER_STALL_S = 0.1
 
 

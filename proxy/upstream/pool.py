@@ -14,6 +14,7 @@ from typing import Final
 
 from proxy.errors import ConnectFailed
 from proxy.origin import Origin
+from proxy.process import STALLED_S
 from proxy.upstream.connection import CloudConnection, Owner
 from proxy.upstream.dial import Dialer
 
@@ -26,8 +27,6 @@ SURE_REUSE_S: Final = 5.0
 request that can't be sent twice."""
 SWEEP_S = 1.0
 """The time between two looks at all connections, or less for short time-outs."""
-STALLED_S = 5.0
-"""A look that comes so late says that the process stood still (a container's pause, SIGSTOP)."""
 WARM_S = 3600.0
 """For this time after a lease arrived, a connection to its origin is held ready; leases come more often."""
 COLD_S = (3.5, 30.0)
