@@ -258,13 +258,13 @@ class RunningProxy(NamedTuple):
 def find(config: Path | None, url: str | None, key_file: Path | None) -> RunningProxy:
     """The running proxy, by flags, environment and configuration file. Raises ConfigError."""
     key = find_key(key_file)
+    file, others = find_config_file(config, os.environ)
     if url is not None and url.startswith(UNIX):
         url = f"{UNIX}{absolute(url.removeprefix(UNIX), working_folder(), os.environ)}"
-        return RunningProxy(url, _cert_for_unix(url, config), key, is_configured=True)
+        return RunningProxy(url, _cert_for_unix(url, file), key, is_configured=True)
     if url is not None:
         origin = _origin(url)
-        return RunningProxy(str(origin), _cert_for(origin, config), key)
-    file, others = find_config_file(config, os.environ)
+        return RunningProxy(str(origin), _cert_for(origin, file), key)
     server = load_listener(file, os.environ)
     if not server.tcp:
         if server.unix_socket is None:
@@ -280,34 +280,32 @@ def find(config: Path | None, url: str | None, key_file: Path | None) -> Running
     return RunningProxy(place, server.tls_cert, key, others, is_configured=True)
 
 
-def _cert_for(origin: Origin, config: Path | None) -> Path | None:
+def _cert_for(origin: Origin, file: Path | None) -> Path | None:
     """The configured certificate if ``origin`` is a configured listener; None where that can't be known.
 
     A project may have a listener of its own, with the same certificate.
     """
-    server = _configured(config) if origin.is_tls else None
+    server = _configured(file) if origin.is_tls else None
     if server is None:
         return None
     is_host = server.host in (*WILDCARDS, origin.host) or (origin.is_loopback and is_loopback(server.host))
-    is_port = server.port in (0, origin.port) or origin.port in project_ports(
-        find_config_file(config, os.environ).path, os.environ
-    )
+    is_port = server.port in (0, origin.port) or origin.port in project_ports(file, os.environ)
     cert = server.tls_cert
     return cert if is_host and is_port and cert is not None and os.access(cert, os.R_OK) else None
 
 
-def _cert_for_unix(url: str, config: Path | None) -> Path | None:
+def _cert_for_unix(url: str, file: Path | None) -> Path | None:
     """The configured certificate if ``url`` is the configured Unix socket's."""
-    server = _configured(config)
+    server = _configured(file)
     if server is None or url != f"{UNIX}{server.unix_socket}":
         return None
     return server.tls_cert
 
 
-def _configured(config: Path | None) -> ServerSettings | None:
+def _configured(file: Path | None) -> ServerSettings | None:
     """The configured listener; None where the configuration can't be used."""
     try:
-        return load_listener(find_config_file(config, os.environ).path, os.environ)
+        return load_listener(file, os.environ)
     except ConfigError:
         return None
 
