@@ -121,9 +121,9 @@ class Exchange:
         if slots.try_acquire():
             self._slots = slots
             return self._send_on_idle(lease)
-        self.begin_wait()
+        self._begin_wait()
         self._queued_at = slots
-        self._turn = slots.enqueue(self.turn_key(), self.queue_timeout_s, self._on_turn)
+        self._turn = slots.enqueue(self._turn_key(), self.queue_timeout_s, self._on_turn)
         return True
 
     def _send_on_idle(self, lease: Lease) -> bool:
@@ -141,7 +141,7 @@ class Exchange:
     def _on_turn(self, error: QueueTimeout | None) -> bool:
         """The wait in the queue is over; ``error`` None: with a slot."""
         self._turn = None
-        self.end_wait()
+        self._end_wait()
         is_sent = False
         if error is not None:
             self.request.facts.refusal = error
@@ -218,18 +218,30 @@ class Exchange:
             return False
         self._queued_at.leave(self._turn)
         self._turn = None
-        self.end_wait()
+        self._end_wait()
         return True
 
     # The slot
 
-    def begin_wait(self) -> None:
-        """The request begins to wait for a slot; call `end_wait` when the wait is over."""
+    async def take_slot(self, wait_s: float, *, first: bool) -> None:
+        """Take a slot within ``wait_s`` seconds; ``first``: before the requests that wait already.
+
+        Raises QueueTimeout.
+        """
+        slots = self.project.slots
+        if first or not slots.try_acquire():
+            self._begin_wait()
+            try:
+                await slots.acquire(self._turn_key(), wait_s, first=first)
+            finally:
+                self._end_wait()
+        self._slots = slots
+
+    def _begin_wait(self) -> None:
         self._wait_began_at = time.perf_counter()
         self._waits.begin_wait()
 
-    def end_wait(self) -> None:
-        """The request has its slot, or waits no longer."""
+    def _end_wait(self) -> None:
         self._waits.end_wait()
         self.request.facts.waited_s += time.perf_counter() - self._wait_began_at
 
@@ -243,13 +255,9 @@ class Exchange:
         """Whether the request holds a slot."""
         return self._slots is not None
 
-    def turn_key(self) -> Hashable:
+    def _turn_key(self) -> Hashable:
         """Requests with different keys take turns at the slots: the caller, or else its connection."""
         return self.request.facts.caller or id(self.request.connection)
-
-    def hold_slot(self, slots: Slots) -> None:
-        """A slot of these was acquired for the request."""
-        self._slots = slots
 
     def release_slot(self) -> None:
         """Give the slot back, if one is held."""

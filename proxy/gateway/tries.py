@@ -1,8 +1,8 @@
 """The loop of tries: sends one request until its answer is with the caller, and waits meanwhile.
 
 Decides when a request may be sent again: after a refused token, on a connection that had gone stale, and
-when the cloud refuses it because too many run at once. Must not know how
-tokens are fetched, or how slots are shared.
+when the cloud refuses it because too many run at once. Must not know how tokens are fetched, or how slots are
+shared.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Tries:
         try:
             if not exchange.has_slot:
                 await self._usable_lease()  # the token's answer may tell which project's slots these are
-                await self._take_slot(wait_s, first=False)
+                await exchange.take_slot(wait_s, first=False)
             while True:
                 attempt = await self._answered_attempt()
                 if attempt.outcome is not Outcome.CROWDED:
@@ -87,24 +87,12 @@ class _Tries:
                 self._prepare_after_crowding()
                 wait_s = max(0.0, deadline - asyncio.get_running_loop().time())
                 try:
-                    await self._take_slot(wait_s, first=True)
+                    await exchange.take_slot(wait_s, first=True)
                 except QueueTimeout as timeout:
                     raise self._crowded_out(timeout) from None
         finally:
             exchange.attempt = None
             exchange.release_slot()
-
-    async def _take_slot(self, wait_s: float, *, first: bool) -> None:
-        """Take a slot within ``wait_s`` seconds; ``first``: before the requests that wait already."""
-        exchange = self._exchange
-        slots = exchange.project.slots
-        if first or not slots.try_acquire():
-            exchange.begin_wait()
-            try:
-                await slots.acquire(exchange.turn_key(), wait_s, first=first)
-            finally:
-                exchange.end_wait()
-        exchange.hold_slot(slots)
 
     async def _answered_attempt(self) -> Attempt:
         """Try until the answer is with the caller or was cut, or the cloud says that too many run at once."""

@@ -431,8 +431,7 @@ async def seconds_until_cut(taken_at: Callable[[float], int], *, waits_from_s: f
         queue_timeout_s=60,
         ended=lambda _: None,
     )
-    assert slots.try_acquire()
-    exchange.hold_slot(slots)
+    await exchange.take_slot(0.0, first=False)
     watch.begin_wait()
     loop = asyncio.get_running_loop()
     began_at = loop.time()
