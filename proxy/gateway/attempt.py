@@ -16,14 +16,12 @@ from proxy.contentsquare import CONCURRENT_API_CALL
 from proxy.errors import ConnectionLost, ProxyError, RequestTimeout, UpstreamError, UpstreamSilent, WayDied
 from proxy.gateway.held_error import HeldError
 from proxy.gateway.rewrite import interim_head, response_head, trailers_to_caller, trailers_to_upstream
-from proxy.http1 import Field, ResponseHead, chunk, last_chunk
+from proxy.http1 import BODYLESS, Field, ResponseHead, chunk, last_chunk
 from proxy.server.body import RequestBody
 from proxy.server.facts import Cut
 from proxy.server.request import Request, WritingPeer
 from proxy.tokens import Lease
 from proxy.upstream.connection import CloudConnection
-
-_BODYLESS: Final = (204, 304)
 
 
 class Outcome(enum.Enum):
@@ -223,7 +221,7 @@ class Attempt:
             self._no_answer = Outcome.STALE
             return
         asked, connection = request.head, request.connection
-        bodyless = head.status in _BODYLESS or asked.method == b"HEAD"
+        bodyless = head.status in BODYLESS or asked.method == b"HEAD"
         ends = bodyless or head.content_length is not None
         self._caller_chunked = chunked = not ends and asked.minor == 1
         self.keep = keep = (

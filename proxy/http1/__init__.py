@@ -7,7 +7,7 @@
 from proxy.http1.chunked import ChunkedDecoder, chunk, last_chunk
 from proxy.http1.dates import date_now, parse_date
 from proxy.http1.fields import METHOD_OVERRIDES, TARGET_OVERRIDES, Field, FieldLines, FieldNames
-from proxy.http1.heads import FieldSection, RequestHead, ResponseHead
+from proxy.http1.heads import BODYLESS, FieldSection, RequestHead, ResponseHead
 from proxy.http1.parser import (
     MAX_HEAD_BYTES,
     check_request_start,
@@ -17,6 +17,7 @@ from proxy.http1.parser import (
 )
 
 __all__ = [
+    "BODYLESS",
     "MAX_HEAD_BYTES",
     "METHOD_OVERRIDES",
     "TARGET_OVERRIDES",

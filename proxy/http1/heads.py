@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from proxy.http1.fields import NO_OPTIONS, FieldLines, FieldNames
+
+BODYLESS: Final = (204, 304)
+"""The statuses of final answers that never have content (RFC 9110, section 6.4.1)."""
 
 
 class FieldSection:

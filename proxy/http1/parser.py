@@ -42,6 +42,7 @@ _VERSIONS: Final = {b"HTTP/1.0": 0, **{b"HTTP/1.%d" % minor: 1 for minor in rang
 """The minor version by which a message is read: a later one is read as 1.1 (RFC 9110, section 2.5)."""
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _STATUS_LINE_START: Final = b"HTTP/1."
+_TOO_LONG: Final = f"the answer's head is longer than {MAX_HEAD_BYTES} bytes"
 
 
 def _check_line_breaks(part: bytes, start: int) -> None:
@@ -87,7 +88,7 @@ def check_response_start(part: bytes, start: int) -> None:
     except SyntaxFault as exc:
         raise ProtocolViolation(f"the answer holds {exc}") from None
     if len(part) > MAX_HEAD_BYTES:
-        raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
+        raise ProtocolViolation(_TOO_LONG)
 
 
 def parse_request_head(head: bytes, before: FieldSection | None = None) -> RequestHead:
@@ -184,6 +185,8 @@ def parse_response_head(head: bytes, before: FieldNames | None = None) -> Respon
     ProtocolViolation on a head that RFC 9112 forbids or that can be read in two ways; the message names the
     reason and holds no bytes of the head.
     """
+    if len(head) > MAX_HEAD_BYTES:
+        raise ProtocolViolation(_TOO_LONG)
     try:
         lines = split_lines(head)
         if len(lines) > MAX_FIELDS:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 
 from proxy.errors import ProxyError
-from proxy.http1 import date_now
+from proxy.http1 import BODYLESS, date_now
 from proxy.server.facts import Cut
 from proxy.server.request import KEPT, Request
 from proxy.server.request_id import request_id
@@ -23,8 +23,6 @@ PSEUDONYM = b"csq-proxy"
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[421] = b"Misdirected Request"
-_BODYLESS = (204, 304)
-"""No content, so no fields about one (RFC 9110, sections 8.6 and 15.4.5)."""
 PIECE = 65_536
 """Bytes of a long answer that are written at once."""
 STALL_S = 30.0
@@ -80,7 +78,7 @@ def _head(
     """Whether the connection can be kept, and the answer's head, which is about to be written."""
     keep = request.may_keep and request.body.complete and request.error is None
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
-    if status not in _BODYLESS:
+    if status not in BODYLESS:
         lines.append(b"Content-Type: " + content_type)
         if length is not None:
             lines.append(b"Content-Length: %d" % length)

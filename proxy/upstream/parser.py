@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from proxy.errors import ProtocolViolation, UpstreamError
 from proxy.http1 import (
-    MAX_HEAD_BYTES,
+    BODYLESS,
     ChunkedDecoder,
     Field,
     FieldNames,
@@ -117,8 +117,9 @@ class ResponseParser:
                 start = max(0, len(self._buffer) - 3)
                 data = self._buffer + data
             end = data.find(b"\r\n\r\n", start)
-            if end < 0 or end > MAX_HEAD_BYTES:
-                self._hold(data, is_complete=end >= 0)
+            if end < 0:
+                check_response_start(data, len(self._buffer))
+                self._buffer = data
                 return False
             self._buffer = b""
             head = parse_response_head(data[:end], self._names)
@@ -158,13 +159,6 @@ class ResponseParser:
             sink.on_body(data)
         return False
 
-    def _hold(self, data: bytes, *, is_complete: bool) -> None:
-        """Keep a head until its rest comes; raise ProtocolViolation if it is too long or can't become one."""
-        if is_complete:
-            raise ProtocolViolation(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
-        check_response_start(data, len(self._buffer))
-        self._buffer = data
-
     def _check_informational(self, head: ResponseHead) -> None:
         self._informational += 1
         if head.status == 101 or self._informational > MAX_INFORMATIONAL:
@@ -178,7 +172,7 @@ class ResponseParser:
         self.trailers = []
         self._left = 0
         self._mode = _LENGTH
-        if self._is_head_request or head.status in (204, 304):
+        if self._is_head_request or head.status in BODYLESS:
             return
         if head.chunked:
             self._mode, self._decoder = _CHUNKED, ChunkedDecoder()
