@@ -43,7 +43,7 @@ class BodySink(Protocol):
 class RequestBody:
     """One request's content: buffered until a sink takes it, then handed on as it arrives.
 
-    The first ``replay_bytes`` are kept so that the request can be sent again: see `rewind`.
+    The first `BUFFER_BYTES` are kept so that the request can be sent again: see `rewind`.
     """
 
     __slots__ = (
@@ -59,7 +59,6 @@ class RequestBody:
         "complete",
         "on_end",
         "received",
-        "replay_bytes",
         "trailers",
     )
 
@@ -72,7 +71,6 @@ class RequestBody:
         self._kept: list[bytes] | None = []
         self._kept_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
-        self.replay_bytes = BUFFER_BYTES
         self.complete = False
         self.broken: ProxyError | None = None
         self.on_end: Callable[[], None] | None = None
@@ -133,7 +131,7 @@ class RequestBody:
         self.received += len(data)
         if self._kept is not None:
             self._kept_bytes += len(data)
-            if self._kept_bytes <= self.replay_bytes:
+            if self._kept_bytes <= BUFFER_BYTES:
                 self._kept.append(data)
             else:
                 self._kept = None

@@ -20,6 +20,7 @@ from proxy.config.trust import READABLE
 from proxy.errors import ConfigError
 from proxy.http1 import date_now
 from proxy.origin import bracketed
+from proxy.server.linger import LINGER_S
 
 if sys.platform != "win32":
     import fcntl
@@ -34,8 +35,6 @@ _SO_NWRITE: Final = 0x1024
 SHUTDOWN_TIMEOUT_S = 1.0 if sys.platform in ("linux", "darwin") else 30.0
 """How long a caller may take to answer the end of TLS; then the event loop drops the rest of an answer. Where
 `unacknowledged` works, TLS ends only after the caller has taken the whole answer, so a second is enough."""
-LINGER_S = 5.0
-"""How long the rest of a plain request is read and dropped."""
 _PIECE_BYTES: Final = 64 * 1024
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _HINT = b"This port speaks HTTPS: let the URL begin with https://\n"

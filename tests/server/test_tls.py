@@ -21,7 +21,7 @@ from support.snippets import TODAY
 
 from proxy.cli.snippets.text import text_of
 from proxy.errors import ConfigError
-from proxy.server import tls
+from proxy.server import linger, tls
 from proxy.server.caller_socket import MOST_UNWRITTEN_BYTES
 
 if sys.platform != "win32":
@@ -136,7 +136,7 @@ async def test_plain_http_on_a_tls_port_is_told_to_use_https(
 async def test_a_plain_caller_that_sends_on_or_leaves_is_let_go(
     leaves: bool, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tls.LINGER_S == 5
+    assert linger.LINGER_S == 5
     monkeypatch.setattr("proxy.server.tls.LINGER_S", 0.1)
     async with secured(authority, tmp_path) as proxy:
         reader, writer = await proxy.connect()
