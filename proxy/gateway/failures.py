@@ -34,16 +34,13 @@ def answer_for(error: UpstreamError | ProxyError, lease: Lease, *, changes: bool
     host = lease.origin.authority
     may_be_done = changes and not isinstance(error, ConnectFailed)
     retry_after_s = None if may_be_done else RETRY_AFTER_S
+    advice = "The call may have been made: check before you send it again" if may_be_done else "Try again"
     if isinstance(error, UpstreamSilent):
-        advice = (
-            "The call may have been made: check before you send it again, " if may_be_done else "Try again, "
-        )
         return UpstreamTimeout(
-            f"Contentsquare ({host}) did not answer: {error}. {advice}ask for less,"
+            f"Contentsquare ({host}) did not answer: {error}. {advice}, ask for less,"
             " or raise contentsquare.idle_timeout.",
             retry_after_s=retry_after_s,
         )
-    advice = "The call may have been made: check before you send it again" if may_be_done else "Try again"
     return UpstreamUnreachable(
         f"No answer from Contentsquare ({host}): {error}. {advice};"
         " `csq-proxy check --live` helps to find why.",

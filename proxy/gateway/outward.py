@@ -107,22 +107,12 @@ class Outward:
             breaker=Breaker(vendor.auth_url, on_event),
             resolver=resolver,
         )
-        dialer = Dialer(
-            tls, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file, resolver=resolver
+        dialer = partial(
+            Dialer, tls, connect_timeout_s=vendor.connect_timeout, ca_file=vendor.ca_file, resolver=resolver
         )
-        self.upstreams = Upstreams(
-            dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
-        )
-        self.downloads = Upstreams(
-            Dialer(
-                tls,
-                connect_timeout_s=vendor.connect_timeout,
-                ca_file=vendor.ca_file,
-                resolver=resolver,
-                address_fault=partial(address_fault, allowed=vendor.allowed_downloads),
-            ),
-            idle_timeout_s=vendor.idle_timeout,
-            clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s,
+        self.upstreams = _upstreams(dialer(), vendor)
+        self.downloads = _upstreams(
+            dialer(address_fault=partial(address_fault, allowed=vendor.allowed_downloads)), vendor
         )
         """Connections to the storages of exports' files, which get no token."""
         self._tasks = (spawn(self.upstreams.run()), spawn(self.downloads.run()))
@@ -143,3 +133,9 @@ class Outward:
         self.upstreams.close()
         self.downloads.close()
         await self._session.close()
+
+
+def _upstreams(dialer: Dialer, vendor: ContentsquareSettings) -> Upstreams:
+    return Upstreams(
+        dialer, idle_timeout_s=vendor.idle_timeout, clock_jump_s=SuspendWatch(SYSTEM_CLOCK).jump_s
+    )
