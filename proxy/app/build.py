@@ -25,7 +25,7 @@ from proxy.projects.calls import MonthlyCalls
 from proxy.projects.renewals import Renewals
 from proxy.projects.shared_answers import SharedAnswers
 from proxy.projects.stored import Store
-from proxy.server.request import UNIX, Listener
+from proxy.server.request import Listener
 from proxy.upstream.loop import OwnListeners
 
 
@@ -213,7 +213,7 @@ def _own_hosts(listener: Listener, port: int) -> Iterator[str]:
 
     A Unix socket, which no web page reaches, is called by the URLs of the main ``port``, too.
     """
-    if listener.url.startswith(UNIX):
+    if listener.is_unix:
         yield from (f"{name}:{port}" for name in LOOPBACK_NAMES)
     with contextlib.suppress(ValueError):  # a Unix socket, or a name: that needs server.allowed_hosts
         origin = Origin.parse(listener.url)

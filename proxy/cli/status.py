@@ -83,20 +83,20 @@ def _print_table(place: RunningProxy, status: dict[str, Any], *, watch: bool) ->
     from proxy.cli.tables import Terminal  # noqa: PLC0415
 
     terminal = Terminal()
-    shown = _table_of(place, status, terminal.width)
+    drawn = _table_of(place, status, terminal.width)
     if not watch:
-        terminal.print(shown)
+        terminal.print(drawn)
     elif not terminal.is_terminal or terminal.is_dumb_terminal:
-        terminal.print(shown)
+        terminal.print(drawn)
         while sys.stdout is not None:  # None: the reader has closed the pipe
             time.sleep(EVERY_S)
             terminal.print(_table_now(place, terminal.width))
     else:
-        with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
+        with Live(drawn, console=terminal, auto_refresh=False, screen=True) as live:
             while True:
-                live.update(shown, refresh=True)
+                live.update(drawn, refresh=True)
                 time.sleep(EVERY_S)
-                shown = _table_now(place, terminal.width)
+                drawn = _table_now(place, terminal.width)
 
 
 def _table_now(place: RunningProxy, width: int) -> RenderableType:
@@ -149,7 +149,7 @@ def _drawn(place: RunningProxy, status: dict[str, Any], width: int) -> Renderabl
     projects = sorted(status["projects"].items(), key=_severity)
     return Group(
         Text(title),
-        Text(f"{whole['state']}: {whole['summary']}", _COLORS.get(whole["state"], "")),
+        Text(f"{whole['state']}: {whole['summary']}", _color(whole)),
         *_troubles(whole, projects),
         _table_of_projects(projects, width),
         *(

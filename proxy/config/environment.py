@@ -103,7 +103,7 @@ def _suggestion(name: str, schema: Schema) -> str:
     chosen = parts[1] if len(parts) > 1 and parts[1] else "NAME"
     known = [CONFIG, *(f"{PREFIX}{rest}" for rest in _variables(schema, chosen))]
     same_key = [
-        candidate for candidate in known if re.split("__", candidate.removeprefix(PREFIX))[-1] == parts[-1]
+        candidate for candidate in known if candidate.removeprefix(PREFIX).split("__")[-1] == parts[-1]
     ]
     matches = difflib.get_close_matches(name, same_key or known, n=1, cutoff=0.6)
     return f"; did you mean {matches[0]}?" if matches else "; see config.example.toml for the settings"

@@ -20,7 +20,7 @@ import datetime as dt
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +94,7 @@ class ReloadStatus:
     count: int = 0
     refused: int = 0
     last_at: dt.datetime | None = None
-    last_faults: tuple[str, ...] = field(default=())
+    last_faults: tuple[str, ...] = ()
 
 
 class Reloader:

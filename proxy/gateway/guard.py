@@ -136,8 +136,8 @@ def authority_of(head: RequestHead) -> bytes | None:
 
 def _is_opened(head: RequestHead) -> bool:
     """Whether a browser opens the target in a tab or window of its own (W3C, Fetch Metadata)."""
-    modes, kinds = head.fields.values(b"sec-fetch-mode"), head.fields.values(b"sec-fetch-dest")
-    return list(modes) == [b"navigate"] and list(kinds) == [b"document"]
+    mode, kind = head.fields.only(b"sec-fetch-mode"), head.fields.only(b"sec-fetch-dest")
+    return mode == b"navigate" and kind == b"document"
 
 
 def _is_own_referer(value: bytes, head: RequestHead) -> bool:

@@ -142,9 +142,9 @@ class Router:
     def _of_account(self, name: str, project_id: bytes, caller: Caller | None) -> Project:
         if not _PROJECT_ID.match(project_id) or self._account_project is None:
             raise UnknownProject(f"The account {name} needs a project's number: /{name}/42/v1/...")
-        found = self._account_project(name, int(project_id), "" if caller is None else caller.name)
+        number = int(project_id)
+        found = self._account_project(name, number, "" if caller is None else caller.name)
         if found is None:
-            number = int(project_id)
             raise UnknownProject(
                 f"There is no project {name}/{number}: {number} is not among accounts.{name}.projects."
             )

@@ -174,7 +174,7 @@ def _closer_verdict(fields: FieldLines) -> Verdict:
         if name in directives:
             return Verdict(name)
     for name in (b"set-cookie", b"content-disposition", b"trailer"):
-        if fields.has_any(frozenset((name,))):
+        if name in fields.names.places:
             return Verdict(name)
     varies = {name.strip().lower() for value in fields.values(b"vary") for name in value.split(b",")}
     if b"*" in varies or varies & _APART:

@@ -171,8 +171,7 @@ async def _write(request: Request, answer: Answer, shared: str) -> bool:
     keep, content = _write_start(request, answer, shared)
     connection = request.connection
     for start in range(0, len(content), PIECE_BYTES):
-        if connection.writing_paused:
-            await connection.drained()
+        await connection.drained()
         if request.transport.is_closing():
             return False
         piece = content[start : start + PIECE_BYTES]
