@@ -23,7 +23,7 @@ from proxy.blocking import NoThread, in_thread
 from proxy.errors import MethodRefused, NotFound, UnknownProject
 from proxy.projects.naming import names_like
 from proxy.projects.readiness import NOT_YET
-from proxy.server.answer import send_answer, write_answer, write_error, write_json
+from proxy.server.answer import send_answer, write_answer, write_json
 from proxy.server.request import Request
 
 PREFIX = b"/-/"
@@ -179,7 +179,7 @@ class Admin:
         name = query.get("project", [""])[0]
         texts, overview = self._overview.page_texts, self._overview
         if not name or not sees(name) or all(name != project.name for project in overview.projects()):
-            return write_error(request, self._unknown("/-/snippets?project=", name[:64], sees))
+            raise self._unknown("/-/snippets?project=", name[:64], sees)
         if texts is None:
             raise NotFound("The proxy was started by a program that has no texts: use csq-proxy snippets.")
         settings, tools = overview.settings_in_use, texts.tools
@@ -198,7 +198,7 @@ class Admin:
                 return write_json(
                     request, 202, {"project": name, "refreshing": [api.value for api in project.keepers]}
                 )
-        return write_error(request, self._unknown("/-/refresh/", name[:64], sees))
+        raise self._unknown("/-/refresh/", name[:64], sees)
 
     def _unknown(self, path: str, name: str, sees: Sees) -> UnknownProject:
         projects = (project.name for project in self._overview.projects() if "/" not in project.name)
