@@ -32,6 +32,7 @@ MOST_TRIES = 6
 PAUSE_S = 1.0
 """Before the second of them; it doubles each time."""
 _CHUNK = 256 * 1024
+_LENGTH = re.compile(r"\d{1,18}\Z", re.ASCII)
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})\Z")
 _LONGEST_PATH = 259
 """The characters of a path that Windows takes, where nobody has changed that."""
@@ -213,8 +214,8 @@ def _read(answer: _Answer) -> bytes:
 
 
 def _length(answer: _Answer) -> int | None:
-    text = answer.headers["Content-Length"] or ""
-    return int(text) if text.isascii() and text.isdigit() else None
+    found = _LENGTH.match(answer.headers["Content-Length"] or "")
+    return None if found is None else int(found[0])
 
 
 def _part(path: Path, etag: str | None) -> Path:

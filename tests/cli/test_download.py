@@ -25,6 +25,7 @@ class Storage:
 
     content: bytes = CONTENT
     etag: str = '"one"'
+    length: bytes = b""
     cut: Callable[[int], int | None] = lambda _: None
     status: int = 0
     requests: list[Message] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Storage:
             fields.append(b"Content-Range: bytes %d-%d/%d" % (start, length - 1, length))
         if self.etag:
             fields.append(b"ETag: " + self.etag.encode())
-        fields.append(b"Content-Length: %d" % (len(self.content) - start))
+        fields.append(b"Content-Length: " + (self.length or b"%d" % (len(self.content) - start)))
         writer.write(b"\r\n".join((b"HTTP/1.1 " + status, *fields, b"Connection: close", b"", b"")))
         cut = self.cut(len(self.requests))
         writer.write(self.content[start:] if cut is None else self.content[start : start + cut])
@@ -78,6 +79,12 @@ async def test_a_whole_file_has_its_name_and_leaves_nothing_else(tmp_path: Path)
     assert (seen[0], seen[-1]) == ((0, len(CONTENT)), (len(CONTENT), len(CONTENT)))
     [request] = storage.requests
     assert not [line for line in request.lines if line.lower().startswith((b"authorization", b"x-api-key"))]
+
+
+async def test_an_impossible_length_is_no_length(tmp_path: Path) -> None:
+    seen = await fetch(Storage(length=b"9" * 5_000), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), None)
 
 
 @pytest.mark.parametrize("etag", ['"one"', 'W/"weak"', ""])
