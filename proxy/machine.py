@@ -62,7 +62,17 @@ _FAULTS = {
 }
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 """The errors of a computer without IPv6, or without IPv4: the other family's error counts."""
-_NUMBER = re.compile(r"\[(?:Errno|WinError) (\d+)\]")
+_NUMBER = re.compile(r"\[(Errno|WinError) (\d+)\]")
+_WINDOWS = {
+    52: errno.EADDRNOTAVAIL,
+    121: errno.ETIMEDOUT,
+    1231: errno.ENETUNREACH,
+    1232: errno.EHOSTUNREACH,
+    1450: errno.ENOBUFS,
+    10013: errno.EACCES,
+    10024: errno.EMFILE,
+}
+"""Numbers of Windows that Python gives no errno: of its event loop, and in the text of an error."""
 _PASSING = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN, errno.EIO),
     *(getattr(errno, name) for name in ("EDQUOT", "ESTALE") if hasattr(errno, name)),
@@ -85,6 +95,11 @@ def machine_fault(error: BaseException) -> MachineFault | None:
         if isinstance(seen, socket.gaierror) and seen.errno == socket.EAI_MEMORY:
             return _NO_MEMORY
     return None
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether the system ended a connection since its peer left all unanswered."""
+    return isinstance(error, TimeoutError) or errno.ETIMEDOUT in _numbers(error)
 
 
 def hidden_fault(error: BaseException) -> MachineFault | None:
@@ -117,7 +132,10 @@ def _numbers(error: BaseException) -> set[int]:
     """The numbers of errno(3) in an error: several where it is of attempts to several addresses."""
     if not isinstance(error, OSError) or isinstance(error, socket.gaierror | ssl.SSLError):
         return set()  # the numbers of these two are of other kinds
-    return set(map(int, _NUMBER.findall(str(error)))) if error.errno is None else {error.errno}
+    if error.errno is None:
+        found = [(kind == "WinError", int(number)) for kind, number in _NUMBER.findall(str(error))]
+        return {_WINDOWS.get(number, number) if is_windows else number for is_windows, number in found}
+    return {_WINDOWS.get(getattr(error, "winerror", None) or 0, error.errno)}
 
 
 def _error_of_a_try() -> OSError | None:

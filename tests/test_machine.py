@@ -12,7 +12,7 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 from support.descriptors import none_left
 
-from proxy.machine import hidden_fault, machine_fault, passes
+from proxy.machine import hidden_fault, is_timeout, machine_fault, passes
 
 CAUSES = {
     errno.EMFILE: "no_descriptors",
@@ -50,10 +50,47 @@ def test_a_fault_has_its_name_however_its_error_is_wrapped(code: int) -> None:
     assert errno.errorcode[code] in fault.words
 
 
+class WindowsError(OSError):
+    """An error of Windows' event loop: an OSError of no other class, with a number of Windows' own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.EINVAL, "The words are in the user's language")
+        self.winerror = number
+
+    def __str__(self) -> str:
+        return f"[WinError {self.winerror}] {self.strerror}"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (52, "no_port"),
+        (1231, "no_network"),
+        (1232, "no_network"),
+        (1450, "no_memory"),
+        (64, None),
+        (121, None),
+    ],
+)
+def test_the_numbers_of_windows_event_loop_are_known(number: int, said: str | None) -> None:
+    error = WindowsError(number)
+    assert cause(error) == cause(aiohttp.ClientConnectorError(KEY, error)) == said
+    assert cause(OSError(f"Multiple exceptions: {error}, {error}")) == said
+    assert cause(OSError(f"Multiple exceptions: {error}, [WinError 1225] refused")) is None
+
+
+def test_an_end_by_the_system_s_time_limit_is_told_from_others() -> None:
+    assert is_timeout(TimeoutError(errno.ETIMEDOUT, "x"))
+    assert is_timeout(WindowsError(121))  # "The semaphore timeout period has expired"
+    assert not is_timeout(WindowsError(64))
+    assert not is_timeout(ConnectionResetError())
+
+
 def test_the_error_of_the_family_that_this_computer_has_counts() -> None:
     assert cause(several(errno.ENETUNREACH, errno.EPERM)) == "forbidden"
     assert cause(several(errno.EADDRNOTAVAIL, errno.ECONNREFUSED)) is None
     assert cause(several(errno.ENOMEM, errno.ECONNREFUSED)) is None
+    assert cause(OSError("Multiple exceptions: [WinError 1231] a, [WinError 10013] b")) == "forbidden"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from proxy.errors import ConnectionLost, ProtocolViolation, UpstreamError, UpstreamSilent, WayDied
-from proxy.machine import machine_fault
+from proxy.machine import is_timeout, machine_fault
 from proxy.origin import Origin
 from proxy.upstream.parser import ResponseParser, ResponseSink
 from proxy.upstream.way import Way
@@ -313,7 +313,7 @@ def _has_read(transport: object) -> bool:
 
 def _loss(exc: BaseException | None) -> ConnectionLost:
     """The name of a connection's end before that of its answer; ``exc`` is the event loop's reason."""
-    if isinstance(exc, TimeoutError):  # the system found that the way is dead
+    if exc is not None and is_timeout(exc):  # the system found that the way is dead
         return WayDied()
     fault = None if exc is None else machine_fault(exc)
     if fault is not None:
