@@ -6,6 +6,7 @@ Hides rich. Must not know how the findings are made (`proxy.cli.live_check`).
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -32,7 +33,8 @@ def collect(settings: Settings) -> list[Finding]:
             status.update(f"Asking Contentsquare ... {escape(where)}: {finding.result}")
         return found
 
-    with Terminal(stderr=True).status("Asking Contentsquare ...") as status:
+    is_shown = sys.stderr is not None and sys.stderr.isatty()
+    with Terminal(stderr=True, quiet=not is_shown).status("Asking Contentsquare ...") as status:
         return asyncio.run(collected())
 
 

@@ -67,7 +67,9 @@ def main() -> NoReturn:
         code = cli(standalone_mode=False)
     except typer.BadParameter as error:
         option = max(error.param.opts, key=len) if error.param else "the command line"
-        fail((f"{option}: {error.message or 'is missing'}",), 2)
+        if not error.message:  # an argument that must be given
+            option, error.message = option.upper(), f"is missing; see: csq-proxy {sys.argv[1]} --help"
+        fail((f"{option}: {error.message}",), 2)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -33,7 +33,12 @@ _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)
 
 
 def named_config_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The configuration file that a flag names, else ``$CSQ_PROXY_CONFIG``; None where neither does."""
+    """The configuration file that a flag names, else ``$CSQ_PROXY_CONFIG``; None where neither does.
+
+    Raises ConfigError for an empty flag.
+    """
+    if explicit == Path():  # of an empty variable, most likely
+        raise ConfigError("--config: must be the path of a file, not empty and not a folder")
     named = explicit or environ.get(CONFIG)
     return absolute(str(named), working_folder(), environ) if named else None
 

@@ -34,6 +34,7 @@ _DOT: Final = ord(".")
 _PERCENT: Final = ord("%")
 _QUESTION_MARK: Final = ord("?")
 _VERSION: Final = re.compile(rb"/v[0-9]+(?=[/?]|\Z)")
+_NUMBER_AND_VERSION: Final = re.compile(rb"/[0-9]+/v[0-9]+(?=[/?]|\Z)")
 _PROJECT_ID: Final = re.compile(rb"[1-9][0-9]{0,17}\Z")
 _APIS: Final = {api.value.encode(): api for api in Api}
 
@@ -120,6 +121,8 @@ class Router:
             return self.project(project, caller), target, 0
         at = len(first) + 1
         if first and target[at : at + 2] == b"/v" and _VERSION.match(target, at):
+            raise self._unknown(first, caller)
+        if self._accounts and first and _NUMBER_AND_VERSION.match(target, at):
             raise self._unknown(first, caller)
         if by_token is not None:
             return self.project(by_token, caller), target, 0

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import trustme
 from support.certificates import openssl_verifies
-from support.commands import STARTUP_S, run, run_anew, write
+from support.commands import STARTUP_S, run, run_anew, started, write
 from support.harness import RawServer, free_port, gateway, read_message
 from support.ways import silent_dns  # noqa: F401 - a fixture
 from support.windows import has_no_access_lists, verifies_certificates
@@ -569,6 +569,22 @@ client_id = "{shop["client_id"]}"
 client_secret = "{shop["client_secret"]}"
 """
     return write(tmp_path / "live.toml", text)
+
+
+@has_no_access_lists
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that is full")
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has a loop of its own
+async def test_progress_that_can_not_be_shown_is_no_failure(environ: dict[str, str], served: Path) -> None:
+    full = """
+import os
+from proxy.__main__ import main
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+main()
+"""
+    arguments = ("check", "--live", "--config", str(served))
+    unbuffered = {**environ, "PYTHONUNBUFFERED": "1"}
+    with started(*arguments, environ=unbuffered, cwd=served.parent, code=full) as ended:
+        assert await asyncio.to_thread(ended.end) == (0, "")
 
 
 @has_no_access_lists

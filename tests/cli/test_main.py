@@ -389,7 +389,9 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
         (["serve", "--nope"], "No such option: --nope. See: "),
         (["snippets", "--for"], "Option '--for' requires an argument. See: csq-proxy snippets --help"),
         (["--version=1"], "Option '--version' does not take a value. See: csq-proxy --help"),
-        (["export"], "project: is missing"),
+        (["export"], "PROJECT: is missing; see: csq-proxy export --help"),
+        (["check", "--config", ""], "--config: must be the path of a file, not empty and not a folder"),
+        (["serve", "--config", ""], "--config: must be the path of a file, not empty and not a folder"),
     ],
 )
 def test_wrong_usage_is_one_line_and_ends_it_with_2(

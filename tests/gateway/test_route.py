@@ -111,6 +111,8 @@ def test_paths_that_no_project_is_named_by_go_to_the_default() -> None:
 def test_a_misspelt_project_is_not_taken_for_a_path_of_the_default() -> None:
     with pytest.raises(UnknownProject, match="/shop-fr/v1/"):
         router(default="shop-us").route(b"/shop-rf/v1/exports")
+    with pytest.raises(UnknownProject, match="/acme/42/v1/"):
+        router(default="shop-us").route(b"/acne/42/v1/exports")
 
 
 @pytest.mark.parametrize(
