@@ -105,6 +105,7 @@ def make_session(
         connector=aiohttp.TCPConnector(
             ssl=ssl_context if ssl_context is not None else tls_context(),
             resolver=_Resolver(resolver or NameResolver()),
+            use_dns_cache=False,  # lookups are shared already
             limit=MAX_CONNECTIONS,
             force_close=True,
         ),

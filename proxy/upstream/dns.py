@@ -51,7 +51,9 @@ class NameResolver:
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             )
             lookup.add_done_callback(lambda ended: self._on_end(key, ended))
-        return await asyncio.shield(lookup)
+        # Not by asyncio.shield: from Python 3.14 on, it logs a failure that comes after the wait was given up.
+        await asyncio.wait((lookup,))
+        return lookup.result()
 
     def _on_end(self, key: tuple[str, int], lookup: asyncio.Future[Addresses]) -> None:
         del self._lookups[key]

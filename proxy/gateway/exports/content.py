@@ -97,7 +97,8 @@ class Spools:
         """The content in a temporary file; None where it has no room. Raises what ``content`` does."""
         opening: asyncio.Future[IO[bytes]] = in_thread(tempfile.TemporaryFile)
         try:
-            spool = Spool(self, await asyncio.shield(opening))
+            await asyncio.wait((opening,))
+            spool = Spool(self, opening.result())
         except OSError:  # no folder to write to, or no file descriptor is left
             return None
         except asyncio.CancelledError:
