@@ -275,7 +275,12 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
                 " give an address of this computer"
             ) from None
         remedy = f"choose another port{' with --port' if key == 'server.port' else ''}"
-        if isinstance(exc, PermissionError) and sys.platform != "win32":  # there it may mean a taken port
+        if isinstance(exc, PermissionError) and sys.platform == "win32":
+            remedy = (
+                "it may be another user's program's, or kept by Windows (see netsh interface ipv4 show"
+                f" excludedportrange protocol=tcp); {remedy}"
+            )
+        elif isinstance(exc, PermissionError):
             remedy = f"ports below 1024 are often for administrators alone; {remedy}"
         else:
             remedy = f"is another csq-proxy running? Stop it, or {remedy}"

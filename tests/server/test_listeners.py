@@ -237,6 +237,18 @@ def test_windows_has_nothing_but_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         settings(server={"tcp": False})
 
 
+def test_a_port_that_windows_keeps_for_itself_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "access permissions")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("proxy.server.listeners._listen", refused)
+    with pytest.raises(
+        ListenError, match=r"excludedportrange protocol=tcp\); choose another port with --port$"
+    ):
+        bound(settings(server={"port": 8277}))
+
+
 def test_a_reload_says_that_the_change_needs_a_restart() -> None:
     before, after = settings(), settings(server={"tcp": False})
     assert differences(before, after, before).needs_restart == ("server.tcp",)
