@@ -33,6 +33,7 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 _OF_CREDENTIALS = frozenset(("credentials", "scope", "project", "integration"))
 """The checks of `proxy.cli.live_check` that fail where an answer is wrong."""
 _WRONG = "Contentsquare refuses these credentials, or they don't fit together. They are not written yet:"
+_CTRL_V = "\x16"
 _NOTHING = ("", "-")
 """Answers that leave a key out; the second one where Enter means an earlier answer."""
 Tables: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -177,6 +178,8 @@ def _is_terminal() -> bool:
 
 
 def _value(answer: str) -> str:
+    if set(answer) == {_CTRL_V}:
+        raise ValueError("Ctrl-V pastes nothing here; paste with a right click or Shift-Insert")
     try:
         return value_of(answer)
     except ValueError as wrong:

@@ -53,6 +53,15 @@ def test_an_answer_that_cannot_be_is_asked_for_again(tmp_path: Path) -> None:
     assert load(path, environ={}).projects["shop-fr"].project_id == 42
 
 
+def test_ctrl_v_that_pasted_nothing_is_told_with_the_other_ways(tmp_path: Path) -> None:
+    """In consoles of Windows, a hidden answer gets the character of Ctrl-V."""
+    path = tmp_path / "config.toml"
+    given = "shop\nid\n\x16\n\x16\x16\nsecret-1\n\n\n"
+    result = CliRunner().invoke(cli, ["init", "--no-check", "--config", str(path)], input=given)
+    assert result.output.count("Ctrl-V pastes nothing here; paste with a right click or Shift-Insert.") == 2
+    assert load(path, environ={}).projects["shop"].client_secret.get_secret_value() == "secret-1"
+
+
 @pytest.mark.parametrize("given", ["", "shop\nid\n"])
 def test_answers_that_end_too_soon_are_a_line_that_says_what_else_to_do(given: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
