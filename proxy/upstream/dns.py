@@ -51,7 +51,7 @@ class NameResolver:
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             )
             lookup.add_done_callback(lambda ended: self._on_end(key, ended))
-        # Not by asyncio.shield: from Python 3.14 on, it logs a failure that comes after the wait was given up.
+        # Not asyncio.shield: from Python 3.14 on, it logs a failure that comes when nobody waits any more.
         await asyncio.wait((lookup,))
         return lookup.result()
 
