@@ -164,13 +164,10 @@ def _wait(one: _Export, say_state: Callable[[str], None]) -> RunReport:
         try:
             run, faults = one.newest_run() if run is None else one.run(run), 0
             has_answered = True
-        except Cut:
-            faults += 1
-            if faults >= _MOST_FAULTS:
-                raise
         except (_Passing, Unreachable) as error:
             faults += 1
-            if faults >= _MOST_FAULTS or (isinstance(error, Unreachable) and not has_answered):
+            may_pass = has_answered or isinstance(error, (_Passing, Cut))
+            if faults >= _MOST_FAULTS or not may_pass:
                 raise
         if run is not None and run.is_success:
             if not run.files:
