@@ -102,10 +102,12 @@ class UpstreamError(CsqProxyError):
     proxy_status = "proxy_internal_error"
     side: Side = "contentsquare"
 
-    def __init__(self, message: str, *, proxy_status: str | None = None) -> None:
+    def __init__(self, message: str, *, proxy_status: str | None = None, side: Side | None = None) -> None:
         super().__init__(message)
         if proxy_status is not None:
             self.proxy_status = proxy_status
+        if side is not None:
+            self.side = side
 
 
 class ConnectFailed(UpstreamError):
@@ -148,8 +150,7 @@ class UpstreamSilent(UpstreamError):
 
     def __init__(self, limit_s: float, side: Side = "contentsquare") -> None:
         silence = "its caller took no byte" if side == "caller" else "no byte"
-        super().__init__(f"{silence} for {limit_s:g} s")
-        self.side = side
+        super().__init__(f"{silence} for {limit_s:g} s", side=side)
 
 
 class ProxyError(CsqProxyError):

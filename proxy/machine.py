@@ -14,13 +14,19 @@ import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from proxy.errors import Side
+
 
 class MachineFault(NamedTuple):
-    """``cause`` is for logs and metrics, ``words`` say what to do, ``proxy_status`` is RFC 9209's type."""
+    """``cause`` is for logs and metrics, ``words`` say what to do, ``proxy_status`` is RFC 9209's type.
+
+    ``side``: whose trouble it is.
+    """
 
     cause: str
     words: str
     proxy_status: str = "proxy_internal_error"
+    side: Side = "proxy"
 
 
 _NO_DESCRIPTORS = MachineFault(
@@ -43,11 +49,13 @@ _FORBIDDEN = MachineFault(
     "this computer forbids it (EPERM or EACCES); check the rules of its firewall, of the container and of"
     " the service (IPAddressDeny, SELinux)",
     "destination_ip_prohibited",
+    "network",
 )
 _NO_NETWORK = MachineFault(
     "no_network",
     "no network of this computer leads there (ENETUNREACH or EHOSTUNREACH); check its network and VPN",
     "destination_ip_unroutable",
+    "network",
 )
 _FAULTS = {
     errno.EMFILE: _NO_DESCRIPTORS,

@@ -317,5 +317,6 @@ def _loss(exc: BaseException | None) -> ConnectionLost:
         return WayDied()
     fault = None if exc is None else machine_fault(exc)
     if fault is not None:
-        return ConnectionLost(f"the connection was lost: {fault.words}", proxy_status=fault.proxy_status)
+        words = f"the connection was lost: {fault.words}"
+        return ConnectionLost(words, proxy_status=fault.proxy_status, side=fault.side)
     return ConnectionLost("the connection was closed before the answer was complete")

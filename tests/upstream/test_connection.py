@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 from support.clouds import GET, Sink, closing, exchange, pool_of, silent
@@ -82,6 +83,25 @@ async def test_a_bad_answer_fails_and_its_connection_is_never_used_again(
             await exchange(connection)
         assert pool.is_unused
         assert not connection.is_usable()
+
+
+@pytest.mark.parametrize(
+    ("code", "side"),
+    [
+        (errno.ECONNRESET, "contentsquare"),
+        (errno.ETIMEDOUT, "network"),
+        (errno.EHOSTUNREACH, "network"),
+        (errno.ENOBUFS, "proxy"),
+    ],
+)
+async def test_the_system_s_error_tells_whose_trouble_a_cut_answer_is(code: int, side: str) -> None:
+    async with RawServer(silent) as server, closing(pool_of(server.url)) as pool:
+        connection, sink = await pool.connect(), Sink()
+        connection.start(sink, GET, is_head_request=False, request_done=True)
+        connection.connection_lost(OSError(code, "failed"))
+        with pytest.raises(ConnectionLost) as raised:
+            await sink.done
+        assert raised.value.side == side
 
 
 async def test_interim_answers_and_trailers_reach_the_sink() -> None:
