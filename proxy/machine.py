@@ -53,7 +53,7 @@ _FORBIDDEN = MachineFault(
 )
 _NO_NETWORK = MachineFault(
     "no_network",
-    "no network of this computer leads there (ENETUNREACH or EHOSTUNREACH); check its network and VPN",
+    "no network of this computer leads there (ENETUNREACH, EHOSTUNREACH, ENETDOWN); check network and VPN",
     "destination_ip_unroutable",
     "network",
 )
@@ -65,6 +65,7 @@ _FAULTS = {
     errno.EADDRNOTAVAIL: _NO_PORT,
     errno.ENETUNREACH: _NO_NETWORK,
     errno.EHOSTUNREACH: _NO_NETWORK,
+    errno.ENETDOWN: _NO_NETWORK,
     errno.EPERM: _FORBIDDEN,
     errno.EACCES: _FORBIDDEN,
 }

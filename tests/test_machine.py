@@ -22,6 +22,7 @@ CAUSES = {
     errno.EADDRNOTAVAIL: "no_port",
     errno.ENETUNREACH: "no_network",
     errno.EHOSTUNREACH: "no_network",
+    errno.ENETDOWN: "no_network",
     errno.EPERM: "forbidden",
     errno.EACCES: "forbidden",
 }
