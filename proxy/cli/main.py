@@ -66,10 +66,8 @@ def main() -> NoReturn:
     try:
         code = cli(standalone_mode=False)
     except typer.BadParameter as error:
-        option = max(error.param.opts, key=len) if error.param else "the command line"
-        if not error.message:  # an argument that must be given
-            option, error.message = option.upper(), f"is missing; see: csq-proxy {sys.argv[1]} --help"
-        fail((f"{option}: {error.message}",), 2)
+        fault = error.message or f"is missing; see: csq-proxy {sys.argv[1]} --help"
+        fail((f"{max(error.param.opts, key=len) if error.param else 'the command line'}: {fault}",), 2)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -146,7 +144,7 @@ def _of_serve(name: str, words: Sequence[str] = ()) -> Any:
     return typer.Option(name, help=start.HELP[name], autocompletion=offered)
 
 
-@cli.command(help=start.PURPOSE)
+@cli.command(help=start.PURPOSE, short_help="Run the proxy until it is stopped.")
 def serve(
     *,
     config: ConfigOption = None,  # noqa: ARG001
@@ -277,7 +275,7 @@ def stop_proxy(*, config: ConfigOption = None, url: UrlOption = None, key_file: 
     stop(find(config, url, key_file))
 
 
-@cli.command("requests")
+@cli.command("requests", short_help="Show the last requests of the running proxy.")
 def show_requests(
     *,
     project: Annotated[

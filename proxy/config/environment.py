@@ -54,8 +54,8 @@ def read(environ: Mapping[str, str], schema: Schema) -> Environment:
         path, leaf = _resolve(name, schema)
         if leaf is None:
             found.faults.append(f"{name}: unknown variable{_suggestion(name, schema)}")
-        elif value:
-            _put(found, path, name, _parse(found, name, value) if leaf is Leaf.LIST else value)
+        elif value and (parsed := _parse(found, name, value) if leaf is Leaf.LIST else value) is not None:
+            _put(found, path, name, parsed)
     _read_sidecar(environ, found)
     return found
 
@@ -87,20 +87,21 @@ def _put(found: Environment, path: tuple[str, ...], name: str, value: object) ->
     found.names[path] = name
 
 
-def _parse(found: Environment, name: str, value: str) -> list[Any]:
+def _parse(found: Environment, name: str, value: str) -> list[Any] | None:
+    """The list; None after a fault."""
     if value.lstrip().startswith("[") and not _IPV6_HOST.match(value.lstrip()):
         try:
             items = json.loads(value)
         except (RecursionError, ValueError):
             found.faults.append(f"{name}: must be a JSON list, or values with commas between them")
-            return []
+            return None
         return list(items)
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
 def _suggestion(name: str, schema: Schema) -> str:
     parts = name.removeprefix(PREFIX).split("__")
-    chosen = parts[1] if len(parts) > 1 and parts[1] else "NAME"
+    chosen = parts[1] if len(parts) > 2 and parts[1] else "NAME"
     known = [CONFIG, *(f"{PREFIX}{rest}" for rest in _variables(schema, chosen))]
     same_key = [
         candidate for candidate in known if candidate.removeprefix(PREFIX).split("__")[-1] == parts[-1]

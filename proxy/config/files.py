@@ -29,6 +29,12 @@ _LONGEST_NAME = 255
 """Bytes of one name in a path, on the usual file systems."""
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _BACKSLASHES = r"write / for \, or put it in single quotes"
+_HINTS = {
+    "Cannot overwrite a value": "; this key is there twice",
+    "Illegal character '\\n'": "; is a quote missing at its end?",
+    "Invalid value": "; text needs quotes around it",
+}
+"""The advice for the most usual faults, by the words of `tomllib`."""
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 
 
@@ -202,7 +208,9 @@ def _syntax_fault(path: Path, text: str, message: str) -> str:
     lines = text.splitlines() or [""]
     row, column = (int(place[1]), int(place[2])) if place and place[1] else (len(lines), len(lines[-1]) + 1)
     at_fault = lines[row - 1] if row <= len(lines) else ""
-    hint = f"; in a Windows path {_BACKSLASHES}" if '"' in at_fault and "\\" in at_fault else ""
+    hint = next((words for start, words in _HINTS.items() if message.startswith(start)), "")
+    if '"' in at_fault and "\\" in at_fault:
+        hint = f"; in a Windows path {_BACKSLASHES}"
     return f"{path}:{row}:{column}: not valid TOML: {_TOML_PLACE.sub('', message)}{hint}"
 
 

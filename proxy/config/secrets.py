@@ -191,6 +191,10 @@ def _started(command: Sequence[str], folder: Path | None, shown: str) -> subproc
                 creationflags=_no_window(),
             )
         except FileNotFoundError:
+            if len(command) == 1 and " " in command[0]:  # a whole line, which may hold a secret
+                raise SecretUnusable(
+                    'must be a program and its arguments, each a word of its own: ["op", "read", "..."]'
+                ) from None
             raise SecretUnusable(f"there is no program {shown}; give its full path") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a valid command"

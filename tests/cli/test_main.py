@@ -389,7 +389,7 @@ def test_faults_of_the_configuration_are_a_line_each_and_end_it_with_2(
         (["serve", "--nope"], "No such option: --nope. See: "),
         (["snippets", "--for"], "Option '--for' requires an argument. See: csq-proxy snippets --help"),
         (["--version=1"], "Option '--version' does not take a value. See: csq-proxy --help"),
-        (["export"], "PROJECT: is missing; see: csq-proxy export --help"),
+        (["export"], "project: is missing; see: csq-proxy export --help"),
         (["check", "--config", ""], "--config: must be the path of a file, not empty and not a folder"),
         (["serve", "--config", ""], "--config: must be the path of a file, not empty and not a folder"),
     ],

@@ -191,7 +191,11 @@ def test_the_lone_sidecar_does_not_mix_with_a_project_of_its_name(place: str, wr
             "CSQ_PROXY_PROJECTS__SHOP_FR__CLIENTID",
             "unknown variable; did you mean CSQ_PROXY_PROJECTS__SHOP_FR__CLIENT_ID?",
         ),
-        ("CSQ_PROXY_PROJECTS__SHOP", "unknown variable; did you mean CSQ_PROXY_PROJECTS__SHOP__PORT?"),
+        ("CSQ_PROXY_PROJECTS__SHOP", "unknown variable; did you mean CSQ_PROXY_PROJECTS__NAME__PORT?"),
+        (
+            "CSQ_PROXY_PROJECTS__CLIENT_ID",
+            "unknown variable; did you mean CSQ_PROXY_PROJECTS__NAME__CLIENT_ID?",
+        ),
         ("CSQ_PROXY_", "unknown variable; did you mean CSQ_PROXY_CONFIG?"),
     ],
 )
@@ -218,7 +222,9 @@ def test_kubernetes_service_variables_are_not_ours(write: Writer) -> None:
 def test_a_wrong_value_from_the_environment_names_the_variable(write: Writer) -> None:
     path = write(f"[server]\nport = 1\n{SHOP}")
     environ = {"CSQ_PROXY_SERVER__PORT": "many", "CSQ_PROXY_PROJECTS__SHOP__APIS": "[metrics]"}
+    environ["CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS"] = "[a"
     assert faults_of(path, environ) == [
+        "CSQ_PROXY_CONTENTSQUARE__ALLOWED_ENDPOINTS: must be a JSON list, or values with commas between them",
         "CSQ_PROXY_PROJECTS__SHOP__APIS: must be a JSON list, or values with commas between them",
         "server.port (CSQ_PROXY_SERVER__PORT): must be a whole number",
     ]

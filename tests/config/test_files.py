@@ -147,6 +147,9 @@ def test_a_working_folder_that_was_removed_does_no_harm(
         ("[server]\nport = = 1\n", "2:8", ""),
         ("[server\n", "1:8", ""),
         (f'[projects.shop]\nclient_secret = "{CANARY}', "2:36", ""),
+        (f'[projects.shop]\nclient_secret = "{CANARY}\n', "2:36", "; is a quote missing at its end?"),
+        (f"[projects.shop]\nclient_secret = {CANARY}\n", "2:17", "; text needs quotes around it"),
+        ("[server]\nport = 1\nport = 2\n", "3:9", "; this key is there twice"),
         ('[server]\ntls_key = "C:\\users\\key.pem"\n', "2:", "write / for \\"),
     ],
 )

@@ -160,6 +160,10 @@ def test_a_command_is_run_without_a_shell_in_the_file_s_folder(write: Writer) ->
             "[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['no-such-program-here', 'x']",
             "there is no program no-such-program-here; give its full path",
         ),
+        (
+            f"[projects.shop]\nclient_id = 'id'\nclient_secret_command = ['op read {CANARY}']",
+            'must be a program and its arguments, each a word of its own: ["op", "read", "..."]',
+        ),
     ],
 )
 def test_a_command_that_fails_is_a_fault_without_its_output(
