@@ -12,7 +12,7 @@ import re
 import shlex
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,11 +128,13 @@ def _listeners(settings: Settings) -> Iterator[Fault]:
         yield Fault(path, fault)
 
 
-def _log_file(path: Path) -> str | None:
+def _log_file(path: Path, files_read: Iterable[Path]) -> str | None:
     """The fault of ``log.file``: lines could not go there, or other users could put a file in its place."""
     if fault := _folder_fault(path.parent):
         return fault
     place = path if os.access(path, os.F_OK) else path.parent
+    if place is path and any(os.access(one, os.F_OK) and path.samefile(one) for one in files_read):
+        return f"{path} is read by the proxy; name a file for the log alone"
     if place is path and not path.is_file():
         return f"{path} is not a file; name one, or leave it out: the log then goes to standard error"
     if not os.access(place, os.W_OK):
@@ -168,7 +170,7 @@ def _files(settings: Settings) -> Iterator[Fault]:
         ("server", "tls_key", settings.server.tls_key),
         ("contentsquare", "ca_file", settings.contentsquare.ca_file),
     )
-    if settings.log.file is not None and (fault := _log_file(settings.log.file)):
+    if settings.log.file is not None and (fault := _log_file(settings.log.file, settings.files)):
         yield Fault(("log", "file"), fault)
     for section, key, path in files:
         if path is not None and (

@@ -118,6 +118,15 @@ def test_a_key_or_certificate_in_the_place_of_its_path_is_not_shown(write: Write
             assert faults[0].endswith("put the text into a file, and the path of that file here")
 
 
+@pytest.mark.parametrize("name", ["config.toml", "secret", "folder/../secret"])
+def test_the_log_is_written_into_no_file_that_is_read(name: str, write: Writer, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    write("s3cret-of-a-file", "secret")
+    text = "[projects.shop]\nclient_id = 'id'\nclient_secret_file = 'secret'\n"
+    [fault] = faults_of(write(f"[log]\nfile = '{name}'\n{text}"))
+    assert fault == f"log.file: {tmp_path / name} is read by the proxy; name a file for the log alone"
+
+
 def test_a_dot_is_the_folder_of_the_file(write: Writer, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     assert load(write(f"[server]\nstate_dir = '.'\n{SHOP}"), environ={}).server.state_dir == tmp_path
