@@ -291,6 +291,10 @@ class CallerConnection(CallerSocket):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._written is not None:  # later: asyncio would end a transport twice that is closed in here
+            self._loop.call_soon(self._on_taken)
+
+    def _on_taken(self) -> None:
         if self._written is not None and self.current is not None:
             self.done(self.current, keep=self._written)
 

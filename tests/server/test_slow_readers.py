@@ -147,3 +147,31 @@ async def test_those_who_never_read_keep_nobody_else_out(monkeypatch: pytest.Mon
             await stack.enter_async_context(reader(proxy, upstream))
         async with asyncio.timeout(WAIT_S):
             assert (await proxy.call(b"GET /-/healthy")).status == 200
+
+
+async def test_a_connection_that_closes_as_its_caller_catches_up_closes_once() -> None:
+    errors: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    upstream = Upstream()
+    async with gateway(upstream) as proxy:
+        for size in range(60_000, 2_000_000, 15_000):  # until a part is left with us
+            upstream.answer = answer_of(size)
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                sock.setblocking(False)
+                known = set(proxy.app._listeners.connections())
+                await loop.sock_connect(sock, ("127.0.0.1", proxy.port))
+                await until(lambda known=known: set(proxy.app._listeners.connections()) - known)  # type: ignore[misc]
+                [connection] = set(proxy.app._listeners.connections()) - known
+                await until(lambda: connection.transport)  # noqa: B023
+                assert connection.transport is not None
+                connection.transport.set_write_buffer_limits(0)  # writing goes on once nothing is left
+                await loop.sock_sendall(sock, proxy.request(b"GET /v1/x", b"Connection: close"))
+                await until(lambda: connection.answered or connection.writing_paused)  # noqa: B023
+                if connection.current is None or connection.current.exchange is not None:
+                    continue  # all was taken, or not all has come
+                assert (await Reader(sock, connection, size).rest()).endswith(b"x" * size)
+                break
+        await until(lambda: not list(proxy.app._listeners.connections()))
+    assert not errors
