@@ -48,8 +48,9 @@ _NEXT_STEP = {
     " runs the proxy.",
     "files": "Keep the file in a folder that only you can change.",
     "dns": "Check the name in contentsquare.auth_url, and that this computer's DNS answers"
-    " (nslookup); behind a company's network set HTTPS_PROXY.",
-    "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here.",
+    " (nslookup); behind a company's network set HTTPS_PROXY (a proxy script, PAC, is not read).",
+    "tcp": "Check contentsquare.auth_url, the firewall, and whether HTTPS_PROXY is needed here"
+    " (a proxy script, PAC, is not read).",
     "http-proxy": "Check HTTPS_PROXY and NO_PROXY: http://host:port, or http://user:password@host:port.",
     "tls": "Check this computer's date, contentsquare.auth_url, and whether the network inspects TLS.",
     "clock": "Set this computer's clock (turn on time synchronisation).",

@@ -170,12 +170,14 @@ class RunningProxy(NamedTuple):
                 is_error = answer.status >= 300
                 content = self._content(answer, timeout_s, MOST_ERROR_BYTES if is_error else sys.maxsize)
                 if answer.length and not is_error:
-                    raise http.client.IncompleteRead(content)
+                    raise self._cut()
                 return Answer(answer.status, answer.headers, content)
+        except http.client.IncompleteRead:  # a server in front may end a cut answer without a reset
+            raise self._cut() from None
         except http.client.HTTPException:
             raise self.stranger() from None
         except ConnectionResetError:
-            raise Cut(f"{self.url}: the answer was cut; csq-proxy requests tells why") from None
+            raise self._cut() from None
         except OSError as error:
             raise Unreachable(self._silent(error)) from None
 
@@ -189,6 +191,9 @@ class RunningProxy(NamedTuple):
             if time.monotonic() > end:
                 raise Unreachable(f"{self.url}: its answer doesn't end; is it a csq-proxy?")
         return b"".join(parts)
+
+    def _cut(self) -> Cut:
+        return Cut(f"{self.url}: the answer was cut; csq-proxy requests tells why")
 
     def stranger(self) -> Unreachable:
         """The error for an answer that isn't ours."""

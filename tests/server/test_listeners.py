@@ -237,6 +237,15 @@ def test_windows_has_nothing_but_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         settings(server={"tcp": False})
 
 
+@needs_ipv6
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too_on_each_system() -> None:
+    listeners = Listeners()
+    listeners.bind(settings(server={"host": "::"}, callers={"bi": {"key": "a-key-of-16-bytes"}}))
+    for host in ("127.0.0.1", "::1"):
+        socket.create_connection((host, listeners.all[0].port), 10).close()
+    asyncio.run(listeners.close())
+
+
 def test_a_port_that_windows_keeps_for_itself_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "access permissions")
