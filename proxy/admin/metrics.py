@@ -236,6 +236,8 @@ class _Families:
         # The measures count only the requests that waited; all others waited for 0 s.
         at_once = ended - sum(measures.slot_wait.counts)
         self.slot_wait.add_metric([name], *_buckets(measures.slot_wait, at_once))
+        if project.readiness.wanted is None:  # nobody knows yet for which APIs
+            self.seconds_left.add_metric([name, ""], 0)
         for api, keeper in project.keepers.items():
             status = keeper.status()
             if status.is_wanted:  # the others end as they should: no alert may take that for a failure

@@ -171,6 +171,7 @@ class Project:
 
     def _refresh_leases(self) -> None:
         self._leases.refresh_now()
+        self._discover_anew()
         self._services.endpoint.hurry(self.credentials)
 
     def forget_answers(self) -> None:
@@ -259,13 +260,18 @@ class Project:
         self._keep_wanted()
         self._emit("apis_discovered", {"apis": [api.value for api in self.readiness.wanted]})
 
+    def _discover_anew(self) -> None:
+        """Ask now for the wanted APIs, unless an answer has named them."""
+        if self._discovering is not None and not (self._discovering.done() and self.readiness.wanted):
+            self._discovering.cancel()
+            self._discovering = self._spawn(self._discover())
+
     # Events
 
     def _on_secret_changed(self) -> None:
         self._failover.start_over()
         self._leases.retry_failed()
-        if self._discovering is not None and self._discovering.done() and not self.readiness.wanted:
-            self._discovering = self._spawn(self._discover())
+        self._discover_anew()
 
     def _on_switch(self, to: PairName, error: TokenFetchError) -> None:
         self._emit("credentials_switched", {"to": to, "cause": error.cause, "error": str(error)})

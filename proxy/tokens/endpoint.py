@@ -381,12 +381,14 @@ class TokenEndpoint:
 async def apis_named(members: Awaitable[Mapping[str, object]]) -> frozenset[Api] | None:
     """The APIs that an answer of `TokenEndpoint.me_members` names; None if no try can bring them.
 
-    Raises `TokenFetchError` if a later try may bring them.
+    Raises `TokenFetchError` if a later try may bring them, and where the credentials are refused (401): other
+    refusals may be of this question alone.
     """
     try:
         return apis_of(await members)
     except TokenFetchError as error:
-        if error.permanent or error.cause in ("malformed", "oversized"):
+        is_refused = error.permanent and error.status != 401
+        if is_refused or error.cause in ("malformed", "oversized"):
             return None
         raise
 

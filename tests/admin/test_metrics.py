@@ -146,6 +146,14 @@ async def test_token_failures_are_counted_by_cause_and_errors_say_what_to_do() -
         assert "answered 403" in error["message"]
 
 
+@pytest.mark.parametrize("status", [401, 500])
+async def test_a_project_whose_apis_are_not_known_yet_has_no_token(status: int) -> None:
+    projects = {"shop": {"client_id": "id-1", "client_secret": "secret-1"}}
+    async with gateway(token=TokenServer(status=status), projects=projects) as proxy:
+        assert (await metrics(proxy))["token_seconds_left", "shop", ""] == 0
+        assert (await proxy.call(b"GET /-/ready")).status == 503
+
+
 async def test_the_hours_minutes_are_shown_where_they_are_asked_for() -> None:
     async with gateway() as proxy:
         await proxy.call(b"GET /v1/segments")

@@ -35,7 +35,7 @@ async def test_discovered_enrichment_is_kept_where_there_is_an_integration_id() 
 
 @pytest.mark.parametrize(
     "answer",
-    [(403, {}), (404, {}), (401, {}), (200, []), (200, {}), (200, {"scopes": 7}), (200, {"scopes": ""})],
+    [(400, {}), (403, {}), (404, {}), (200, []), (200, {}), (200, {"scopes": 7}), (200, {"scopes": ""})],
 )
 async def test_apis_that_cant_be_read_are_none_from_the_start(answer: tuple[int, object]) -> None:
     host = AuthHost([answer])
@@ -47,6 +47,22 @@ async def test_apis_that_cant_be_read_are_none_from_the_start(answer: tuple[int,
         assert len(host.questions) == 1
         life.project.keeper(Api.METRICS)
         await until(lambda: host.tokens)
+
+
+async def test_with_refused_credentials_a_project_is_not_ready_until_they_are_good() -> None:
+    host = AuthHost([(401, {}), (401, {}), (200, {"scopes": "metrics"})])
+    async with living(host, Grant(CREDENTIALS)) as life:
+        project = life.project
+        life.clock.slept = [0.0] * 48  # one short sleep, then long ones
+        project.start()
+        await until(lambda: len(life.clock.slept) == 50)
+        assert project.is_settled
+        assert "answered 401" in project.missing()[0]
+        assert [failure["cause"] for failure in life.failures] == ["credentials_refused"] * 2
+        assert all(seconds >= 60 for seconds in life.clock.slept[48:])
+        project.refresh_now()
+        await until(lambda: project.is_ready)
+        assert list(project.keepers) == [Api.METRICS]
 
 
 async def test_discovery_goes_on_with_backoff_until_there_is_an_answer() -> None:

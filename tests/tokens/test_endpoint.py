@@ -769,7 +769,7 @@ async def test_the_credentials_scopes_are_read_leniently(
     assert json.loads(calls[0].kwargs["data"]) == {"client_id": "an-id-5f1c", "client_secret": SECRET}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
+@pytest.mark.parametrize("status", [400, 403, 404])
 async def test_scopes_that_cant_be_read_are_none_and_me_says_why(answers: fake_answers, status: int) -> None:
     answers.post(ME_URL, status=status, repeat=True)
     async with endpoint_at(AUTH_URL) as endpoint:
@@ -782,6 +782,12 @@ async def test_scopes_that_another_try_may_bring_are_an_error(answers: fake_answ
     answers.post(ME_URL, status=status)
     async with endpoint_at(AUTH_URL) as endpoint:
         assert not (await failure(apis_named(endpoint.me_members(CREDENTIALS)))).permanent
+
+
+async def test_refused_credentials_are_an_error(answers: fake_answers) -> None:
+    answers.post(ME_URL, status=401)
+    async with endpoint_at(AUTH_URL) as endpoint:
+        assert (await failure(apis_named(endpoint.me_members(CREDENTIALS)))).cause == "credentials_refused"
 
 
 async def test_scopes_of_an_unreachable_endpoint_are_an_error(answers: fake_answers) -> None:
