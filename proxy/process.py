@@ -256,12 +256,15 @@ else:
         return True
 
 
-def replace(new: Path, old: Path) -> None:
-    """Give the file ``new`` the name of ``old``, in its place. Raises OSError."""
+def replace(new: Path, old: Path, by: Callable[[Path, Path], object] | None = None) -> None:
+    """Give the file ``new`` the name of ``old``, in its place; ``by`` may do it. Raises OSError."""
     ends_at = time.monotonic() + REPLACE_WAIT_S
     while True:
         try:
-            new.replace(old)
+            if by is None:
+                new.replace(old)
+            else:
+                by(new, old)
         except PermissionError:
             if time.monotonic() >= ends_at:
                 raise

@@ -22,6 +22,7 @@ from proxy.config.files import read, read_table
 from proxy.config.secrets import exposure
 from proxy.config.trust import READABLE, fault_of
 from proxy.errors import ConfigError
+from proxy.process import replace
 
 Section: TypeAlias = Literal["projects", "accounts"]
 _NEW = "# Written by `csq-proxy init`; config.example.toml explains every setting there is.\n"
@@ -172,7 +173,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _take_place(part, path)
+        replace(part, path, _take_place)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tomllib
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from support.configurations import posix_only
 from support.texts import texts
 
+from proxy import process
+from proxy.config import new_file
 from proxy.config.new_file import Answers, check_place, text_of, write, written
 from proxy.errors import ConfigError
 
@@ -115,6 +118,25 @@ def test_a_link_to_nothing_is_told_before_the_questions(place: str, tmp_path: Pa
     link.symlink_to(link)
     with pytest.raises(ConfigError, match="is a link to nothing"):
         check_place(tmp_path / place, "projects")
+
+
+def test_a_file_that_a_virus_scanner_has_open_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tries, take = tmp_path / "config.toml", [], new_file._take_place
+    path.write_bytes(FILES["comments"])
+    path.chmod(0o600)
+
+    def refused_at_first(part: Path, place: Path) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        take(part, place)
+
+    monkeypatch.setattr(process, "REPLACE_WAIT_S", 30.0)
+    monkeypatch.setattr(new_file, "_take_place", refused_at_first)
+    write(path, SHOP)
+    assert tomllib.loads(path.read_text("utf-8"))["projects"].keys() == {"shop"}
 
 
 def test_a_name_that_another_program_added_meanwhile_is_not_written_twice(tmp_path: Path) -> None:
