@@ -53,7 +53,8 @@ _FORBIDDEN = MachineFault(
 )
 _NO_NETWORK = MachineFault(
     "no_network",
-    "no network of this computer leads there (ENETUNREACH, EHOSTUNREACH, ENETDOWN); check network and VPN",
+    "no network of this computer leads there (ENETUNREACH, EHOSTUNREACH or ENETDOWN); check its network and"
+    " VPN",
     "destination_ip_unroutable",
     "network",
 )
