@@ -133,6 +133,12 @@ def _of_process(overview: Overview) -> Iterator[Metric]:
     gauges = (
         (lag.last_s, _gauge("event_loop_lag_seconds", "How late the event loop was at the last check.")),
         (lag.max_s, _gauge("event_loop_lag_max_seconds", "The longest lag of the last one to two minutes.")),
+        (
+            len(reload.last_faults),
+            _gauge(
+                "configuration_faults", "Errors of the changed configuration, which is not in use; 0: none."
+            ),
+        ),
     )
     counters = (
         (overview.log_lines_dropped, _counter("log_lines_dropped", "Log lines that couldn't be written.")),

@@ -838,6 +838,8 @@ async def test_a_bad_file_changes_nothing_and_is_told_counted_and_shown(
         assert (shown["count"], shown["refused"]) == (0, 1)
         assert shown["last_at"].endswith("+00:00")
         assert any(fault in line for line in shown["last_faults"])
+        faults = b"\ncsq_proxy_configuration_faults %d.0\n"
+        assert faults % len(shown["last_faults"]) in (await running.call(b"GET /-/metrics")).content
         output = capsys.readouterr().err
         [refused] = [json.loads(line) for line in output.splitlines() if "reload_refused" in line]
         assert refused["faults"] == shown["last_faults"]
@@ -846,6 +848,7 @@ async def test_a_bad_file_changes_nothing_and_is_told_counted_and_shown(
         assert running.status == (1, 1)
         shown = json.loads((await running.call(b"GET /-/status")).body)["reload"]
         assert shown["last_faults"] == []
+        assert faults % 0 in (await running.call(b"GET /-/metrics")).content
         assert len(running.token.requests) == 1
 
 
