@@ -265,6 +265,8 @@ def _callers(settings: Settings) -> Iterator[Fault]:
         for index, project in enumerate(caller.projects or ()):
             if project not in known:
                 hint = did_you_mean(project, known) or f"; known: {', '.join(known) or 'none'}"
+                if project == "*":
+                    hint = "; leave projects out to allow all"
                 needs: tuple[KeyPath, ...] = (
                     ("projects", project),
                     ("accounts", project),

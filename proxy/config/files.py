@@ -114,7 +114,8 @@ def path_fault(path: str) -> str | None:
         return "must be a path, which has no NUL character"
     if fault := lost_backslash(path):
         return fault
-    if len(path.splitlines()) > 1 or any(len(os.fsencode(name)) > _LONGEST_NAME for name in Path(path).parts):
+    is_long = any(len(os.fsencode(name)) > _LONGEST_NAME for name in Path(path).parts)
+    if is_long or len(path.splitlines()) > 1 or "-----BEGIN" in path:
         return "must be a path; put the text into a file, and the path of that file here"
     return None
 

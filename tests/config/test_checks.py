@@ -53,6 +53,10 @@ from proxy.config.load import load
             project("shop") + f"[callers.x]\nkey = 'k'\nprojects = ['{CANARY.upper()}']",
             "callers.x.projects[0]: no project or account is named so; known: shop",
         ),
+        (
+            project("shop") + "[callers.x]\nkey = 'k'\nprojects = ['*']",
+            "callers.x.projects[0]: no project or account is named so; leave projects out to allow all",
+        ),
         (project("a") + "[callers.x]\nread_only = true", "callers.x.key: missing; give key or key_file"),
         (project("a") + "[callers.x]\nkey = 'a b'", "callers.x.key: must be printable ASCII without spaces"),
         (project("a") + "[callers.x]\nkey = '...'", "callers.x.key: is still the example's dots"),
@@ -112,7 +116,7 @@ def test_a_file_in_a_folder_that_this_user_can_not_enter_is_one_fault(
 def test_a_key_or_certificate_in_the_place_of_its_path_is_not_shown(write: Writer) -> None:
     pem = f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"
     for key in ("TLS_KEY", "TLS_CERT", "UNIX_SOCKET", "STATE_DIR"):
-        for text in (pem, pem.replace("\n", " ") * 50):
+        for text in (pem, pem.replace("\n", ""), pem.replace("\n", " ") * 50):
             faults = faults_of(write(SHOP), {f"CSQ_PROXY_SERVER__{key}": text})
             assert "must be a path" in faults[0]
             assert faults[0].endswith("put the text into a file, and the path of that file here")
