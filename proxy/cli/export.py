@@ -135,16 +135,18 @@ def _checked(job_id: str | None, job: Path | None) -> bytes | None:
             raise ConfigError(f"--id: must be a job's number; {job_id!r} is none")
         return None
     try:
-        content = job.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = job.read_bytes()
     except OSError as error:
         raise ConfigError(f"--job: {job} can't be read ({error.strerror})") from None
+    given = ""
     try:
-        described = json.loads(content)
+        given = content.decode(json.detect_encoding(content))
+        described = json.loads(given)
     except (ValueError, RecursionError):
         described = None
     if not isinstance(described, dict):
         raise ConfigError(f"--job: {job} must hold a JSON object, as POST /v1/exports takes it")
-    return content
+    return given.encode()
 
 
 def _make(place: RunningProxy, project: str, content: bytes) -> str:

@@ -180,11 +180,16 @@ async def test_a_folder_that_cannot_be_written_to_is_told_before_a_job_is_made(
         export(nowhere, "shop", job_id=None, job=job, out=tmp_path, as_json=True)
 
 
-async def test_a_job_that_was_made_is_named_where_the_rest_fails(tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text(json.dumps(JOB))
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16"]
+)  # on Windows, > of PowerShell writes the last
+async def test_a_job_that_was_made_is_named_where_the_rest_fails(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(JOB), encoding)
+    sent = []
 
     def answered(request: Message) -> bytes:
         if request.start_line.startswith(b"POST"):
+            sent.append(request.body)
             return json_answer({"success": True, "payload": {"jobId": 7}}, 201)
         return json_answer({"success": False, "errorMessage": "no"}, 404)
 
@@ -193,6 +198,7 @@ async def test_a_job_that_was_made_is_named_where_the_rest_fails(tmp_path: Path)
         shown = await run("shop", "--job", "job.json", "--url", url, cwd=tmp_path)
     assert shown.returncode == 1
     assert "job 7 is made: to go on, give --id 7 in place of --job" in shown.stderr
+    assert sent == [json.dumps(JOB).encode()]
 
 
 async def test_a_proxy_that_does_not_run_is_told(tmp_path: Path) -> None:
