@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 _LONG_KEYS = ("exception", "stack")
 _FIRST_KEYS = ("timestamp", "level", "logger", "event")
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""The numbers of the levels in sd-daemon(3)."""
 # Dataclasses are left to their own `repr`, which may hide a field.
 _JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
 
@@ -113,6 +115,8 @@ def configure(
         _renderers = [ShortLines(_stream(), _clean, colors=_wants_colors())] if on_terminal else [*_text()]
     else:
         _renderers = [_render_json]
+    if _is_journal():
+        _renderers = [*_renderers[:-1], _with_priority(_renderers[-1])]
     start: list[Processor] = [add_logger_name, add_log_level, _add_time]
     end: list[Processor] = [structlog.processors.format_exc_info, _put_first_keys_first, *_renderers]
     if as_text and on_terminal and _level > logging.DEBUG:
@@ -203,6 +207,28 @@ def log_file() -> Path | None:
 def is_on_terminal() -> bool:
     """Whether lines go to a terminal."""
     return is_terminal(_stream())
+
+
+def _is_journal() -> bool:
+    """Whether lines go to systemd's journal (systemd.exec(5), ``$JOURNAL_STREAM``)."""
+    journal, stream = os.environ.get("JOURNAL_STREAM"), _stream()
+    if not journal or stream is None:
+        return False
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or no stream of the system's
+        return False
+    return journal == f"{status.st_dev}:{status.st_ino}"
+
+
+def _with_priority(render: Callable[..., Any]) -> Processor:
+    """Begin each line with its level as the journal takes it: ``<4>``, which the journal removes."""
+
+    def render_with_priority(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        priority = _PRIORITIES.get(str(event["level"]), _PRIORITIES["info"])
+        return f"<{priority}>{render(logger, method, event)!s}"
+
+    return render_with_priority
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -72,6 +72,28 @@ def logged(write: Callable[[Any], object], level: str = "info", rendering: str =
 # ---- rendering
 
 
+@pytest.mark.parametrize("rendering", ["json", "text"])
+def test_the_journal_gets_the_level_of_each_line(
+    rendering: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = ("debug", "info", "warning", "error", "critical")
+    with (tmp_path / "journal").open("w+") as journal, (tmp_path / "other").open("w+") as other:
+        status = os.fstat(journal.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        for stream in (journal, other):
+            log.configure("debug", rendering, stream)
+            for level in levels:
+                log.log_soon("proxy", level, "listening", {})
+            log.get_logger("proxy").error("failed")
+            logging.getLogger("library").warning("words")
+            log._sink.flush()
+            stream.seek(0)
+        starts = [line[:3] for line in journal]
+        assert starts == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>", "<4>"]
+        assert not any(line.startswith("<") for line in other)
+        log.configure("info", rendering, io.StringIO())
+
+
 def test_a_json_line_holds_time_level_logger_event_and_the_values() -> None:
     (line,) = logged(
         lambda logger: logger.info("token_fetched", project="shop", expires_in=3600)
