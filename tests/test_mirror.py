@@ -20,6 +20,7 @@ COVERED_BY = {
     "tokens/record": "tokens/test_keeper",
     "cli/check": "cli/test_main",
     "cli/console": "cli/test_main",
+    "cli/epilogs": "cli/test_export",
     "cli/live_report": "cli/test_live_check",
     "cli/running_proxy": "cli/test_status",
     "cli/sandbox": "cli/test_main",

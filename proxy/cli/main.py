@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from proxy import __version__
-from proxy.cli import config_show
+from proxy.cli import config_show, epilogs
 from proxy.cli import serve as start
 from proxy.cli.console import fail, say, say_json
 from proxy.errors import ConfigError
@@ -304,9 +304,12 @@ def show_requests(
     show(find(config, url, key_file), project=project, status=status, follow=follow, as_json=as_json)
 
 
-@cli.command(short_help="Make an export, wait for it, and store its files.")
+@cli.command(short_help="Make an export, wait for it, and store its files.", epilog=epilogs.OF_EXPORT)
 def export(
-    project: Annotated[str, typer.Argument(help="A project, or ACCOUNT/42.", autocompletion=_projects)],
+    project: Annotated[
+        str,
+        typer.Argument(metavar="PROJECT", help="A project, or ACCOUNT/42.", autocompletion=_projects),
+    ],
     *,
     job_id: Annotated[str | None, typer.Option("--id", metavar="JOB_ID", help="A job that exists.")] = None,
     job: Annotated[
@@ -333,7 +336,10 @@ def snippets(
     project: Annotated[
         str | None,
         typer.Argument(
-            help="A project, or ACCOUNT/42.", show_default="the default", autocompletion=_projects
+            metavar="PROJECT",
+            help="A project, or ACCOUNT/42.",
+            show_default="the default",
+            autocompletion=_projects,
         ),
     ] = None,
     *,
@@ -386,19 +392,7 @@ def init(
         sys.exit(1)
 
 
-_OF_THE_SANDBOX = """\
-Its data are made up: the same request has the same answer, whatever the seed. Speed Analysis takes
-2026-01-01 for today. With --lenient, a token request may also have ids as digits and no scope. JSON
-schemas of the answers are in the package, in sandbox/schemas.
-
-A new export job (POST /v1/exports) may have, beyond Contentsquare's parameters: rows (1000), files (3,
-that the rows are divided between), compression (gzip, or none), and cutAfter (bytes of content after
-which each download ends too early; the rest can be had with Range). Files of more than 4000 rows have the
-same rows again.
-"""
-
-
-@cli.command(epilog=_OF_THE_SANDBOX)
+@cli.command(epilog=epilogs.OF_SANDBOX)
 def sandbox(
     *,
     port: Annotated[

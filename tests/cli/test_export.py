@@ -61,6 +61,15 @@ async def test_a_new_job_is_made_waited_for_and_downloaded(with_callers: bool, t
             assert stored.read_bytes() == (tmp_path / "new" / "out" / stored.name).read_bytes()
 
 
+async def test_the_job_in_the_help_is_one(tmp_path: Path) -> None:
+    told = await run("--help", cwd=tmp_path)
+    [job] = re.findall(r"\{\"name.*\}(?=\n)", told.stdout, re.DOTALL)
+    (tmp_path / "job.json").write_text(job)
+    async with sandboxed() as (url, _, _):
+        shown = await run("shop", "--job", "job.json", "--url", url, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
 def json_answer(members: object, status: int = 200) -> bytes:
     body = json.dumps(members).encode()
     return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
