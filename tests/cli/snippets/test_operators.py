@@ -32,7 +32,7 @@ from support.snippets import (
     with_and_without_callers,
 )
 
-from proxy.config.acl import fault_in
+from proxy.config.acl import exposure_in, fault_in
 from proxy.config.load import load
 from proxy.config.settings import Settings
 
@@ -451,14 +451,19 @@ def test_the_windows_service_has_all_in_places_of_the_computer() -> None:
         "username": r"NT AUTHORITY\LocalService",
     }
     log = {one.get("name"): one.get("value") for one in service.iter("env")}
-    assert log == {"CSQ_PROXY_LOG__FILE": r"%ProgramData%\csq-proxy\csq-proxy.log"}
-    accounts = "*S-1-5-32-544:(OI)(CI)F", "*S-1-5-18:(OI)(CI)F", "*S-1-5-19:(OI)(CI)M"
+    assert log == {"CSQ_PROXY_LOG__FILE": r"%ProgramData%\csq-proxy\data\csq-proxy.log"}
+    accounts = "*S-1-5-32-544:(OI)(CI)F", "*S-1-5-18:(OI)(CI)F", "*S-1-5-19:(OI)(CI)RX"
     assert " ".join(f'"{one}"' for one in accounts) in shown
+    assert r'csq-proxy\data" /grant "*S-1-5-19:(OI)(CI)M"' in shown
 
 
-def test_the_access_list_that_the_windows_service_s_folder_gets_is_good() -> None:
-    for given, is_folder in (
-        ("PAI(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;OICI;0x1301bf;;;LS)", True),
-        ("(A;;0x1301bf;;;LS)", False),
-    ):
-        assert fault_in(f"O:BAD:{given}", frozenset(("LS",)), is_folder=is_folder) is None
+def test_the_access_lists_that_the_windows_service_s_files_get_are_good() -> None:
+    folder = "O:BAD:PAI(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;OICI;0x1200a9;;;LS)"
+    config = "O:BAD:AI(A;ID;FA;;;BA)(A;ID;FA;;;SY)(A;ID;0x1200a9;;;LS)"
+    data = "O:BAD:AI(A;OICI;0x1301bf;;;LS)(A;OICIID;FA;;;BA)(A;OICIID;FA;;;SY)(A;OICIID;0x1200a9;;;LS)"
+    service, administrator = frozenset(("LS",)), frozenset(("S-1-5-21-1-2-3-1001",))
+    for user in (service, administrator):  # who tries the configuration by `csq-proxy check`
+        assert fault_in(folder, user, is_folder=True) is None
+        assert fault_in(config, user, is_folder=False) is None
+        assert exposure_in(config, user) is None
+    assert fault_in(data, service, is_folder=True) is None
