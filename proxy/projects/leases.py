@@ -48,8 +48,11 @@ class Leases:
 
     @property
     def any_usable(self) -> bool:
-        """Whether an API has a usable token now, or may have an inherited one."""
-        return bool(self._inherited) or any(keeper.current() is not None for keeper in self.keepers.values())
+        """Whether an API has a usable token now, perhaps an inherited one that no request has used yet."""
+        now = self._clock.monotonic()
+        return any(lease.usable_until > now for lease in self._inherited.values()) or any(
+            keeper.current() is not None for keeper in self.keepers.values()
+        )
 
     def make(self, api: Api) -> LeaseKeeper:
         """Make and start the keeper of an API that has none yet."""

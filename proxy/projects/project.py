@@ -120,7 +120,7 @@ class Project:
 
     @property
     def has_lease(self) -> bool:
-        """Whether an API has a usable token now, or may have an inherited one."""
+        """Whether an API has a usable token now."""
         return self._leases.any_usable
 
     @property

@@ -48,6 +48,40 @@ def test_a_token_that_two_projects_use_is_redacted_until_neither_does(tokens: Re
     assert not hidden(TOKENS[0])
 
 
+async def test_an_inherited_token_that_no_request_needs_is_usable_until_its_end_only() -> None:
+    clock, tasks = FakeClock(), list[asyncio.Task[None]]()
+    endpoint = Endpoint(clock, HOUR)
+
+    async def fetch(_: Api) -> Lease:
+        return await endpoint.fetch()
+
+    before, after = (
+        Leases(
+            "acme/42",
+            fetch,
+            outage=lambda: None,
+            demand=lambda _: Demand(lambda: False, lambda: 1, lambda: False, clock.monotonic),
+            spawn=lambda work: tasks.append(asyncio.create_task(work)),
+            clock=clock,
+            on_event=lambda *_: None,
+        )
+        for _ in range(2)
+    )
+    before.make(Api.METRICS)
+    await clock.advance(1)
+    after.inherit(before)
+    assert before.any_usable
+    assert after.any_usable
+    await clock.advance(4 * HOUR)
+    assert not before.any_usable
+    assert not after.any_usable
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for leases in (before, after):
+        leases.forget_tokens()
+
+
 async def test_in_a_day_a_replica_fetches_tokens_only_for_what_requests_use() -> None:
     clock = FakeClock()
     endpoints: dict[Api, Endpoint] = {}
