@@ -5,6 +5,7 @@ A fault is a line for people: it names the file, and the line and column where t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -157,6 +158,10 @@ def read(path: Path, most: int = -1, *, advice: str = PRIVATE) -> Content:
         except Replaced:
             if tries <= 1:
                 raise
+        except PermissionError:
+            if path.is_dir():  # Windows
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+            raise
         return opened(tries - 1)
 
     return within(READ_TIMEOUT_S, identity(path), opened)

@@ -179,3 +179,7 @@ def test_paths_in_the_file_are_relative_to_its_folder(write: Writer, tmp_path: P
     home = {"HOME": str(tmp_path / "a"), "USERPROFILE": str(tmp_path / "a")}
     environ = {**home, "CSQ_PROXY_CONTENTSQUARE__CA_FILE": "~/ca.pem"}
     assert load(path, environ=environ).contentsquare.ca_file == tmp_path / "a/ca.pem"
+
+
+def test_a_folder_in_a_files_place_is_told_as_such_on_each_system(tmp_path: Path) -> None:
+    assert faults_of(tmp_path) == [f"{tmp_path}: can't read it: {os.strerror(errno.EISDIR)}"]
