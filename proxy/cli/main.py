@@ -115,10 +115,10 @@ def _command(*words: str, config: Path | None) -> str:
     if path.stem != cli.info.name or path.suffix == ".pyz":
         called_as = own_command()
     else:
-        found = shutil.which(path.stem)
-        # Windows may leave .exe out; PowerShell doesn't look in the current folder, as `which` does there.
-        programs = {one.resolve().with_suffix("") for one in (path, Path(found or "."))}
-        called_as = [path.stem if len(programs) == 1 and Path(found or "").is_absolute() else str(path)]
+        found = Path(shutil.which(path.stem) or "")
+        # Windows may leave .exe out. PowerShell doesn't look in the current folder, where a relative path is.
+        is_found = found.is_absolute() and len({one.resolve().with_suffix("") for one in (path, found)}) == 1
+        called_as = [path.stem if is_found else str(path)]
     line = [*called_as, *words, *([] if config is None else ["--config", str(config)])]
     return command_line(line)
 

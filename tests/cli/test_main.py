@@ -703,6 +703,20 @@ def test_a_command_to_go_on_with_can_be_pasted(environ: dict[str, str], tmp_path
     assert said.endswith(('"', "'"))
 
 
+@pytest.mark.parametrize("is_on_path", [True, False])
+def test_the_program_s_path_is_a_part_of_such_a_command_where_the_shell_needs_it(
+    is_on_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ("csq-proxy.exe" if sys.platform == "win32" else "csq-proxy")
+    program.touch(0o755)
+    config = write(tmp_path / "config.toml", CONFIG)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("PATH", str(tmp_path) if is_on_path else "")
+    monkeypatch.chdir(Path(tmp_path.anchor))  # a folder without a name
+    said = CliRunner().invoke(cli, ["check", "--config", str(config)]).output.splitlines()[-1]
+    assert said.partition(": ")[2].startswith("csq-proxy check" if is_on_path else str(program))
+
+
 def test_characters_that_the_terminal_lacks_are_escaped(environ: dict[str, str], tmp_path: Path) -> None:
     config = write(tmp_path / "\u65e5\u672c.toml", CONFIG)
     environ = {**environ, "PYTHONIOENCODING": "cp1252"}
