@@ -94,6 +94,8 @@ def test_the_kubernetes_snippet_fits_the_schema_and_its_configuration_is_ours(tm
     assert asked == {"startupProbe": False, "readinessProbe": True, "livenessProbe": False}
     secret = next(volume["secret"] for volume in pod["volumes"] if "secret" in volume)
     assert secret["defaultMode"] == 0o400
+    [tmp] = [mount["name"] for mount in sidecar["volumeMounts"] if mount["mountPath"] == "/tmp"]
+    assert any(volume["name"] == tmp and "emptyDir" in volume for volume in pod["volumes"])
     names = re.findall(r"--from-file=(\S+)=FILE", text("kubernetes", FULL))
     assert names == ["shop-fr", "shop-fr.standby", "own", "acme", "caller_powerbi"]
 
@@ -128,7 +130,11 @@ def test_systemd_asks_the_proxy_once_at_its_start_where_its_own_user_can() -> No
 def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Path) -> None:
     compose = yaml.safe_load(text("compose", FULL))
     service = compose["services"]["csq-proxy"]
-    assert service["network_mode"] == "service:my-app"
+    # An app that ends and starts again must not take the network with it.
+    app, network = (compose["services"][name] for name in ("my-app", "network"))
+    assert service["network_mode"] == app["network_mode"] == "service:network"
+    assert (network["image"], network["healthcheck"]) == (service["image"], {"disable": True})
+    assert service["tmpfs"] == ["/tmp"]  # Polars and DuckDB need the length of an export
     assert service["secrets"] == list(compose["secrets"])
     assert service["configs"][0]["source"] in compose["configs"]
     # `up` of Compose 2.40 refuses `content:` for a read-only container; `config` doesn't.
@@ -189,8 +195,11 @@ def test_docker_compose_starts_the_snippet(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     os.chown(write(tmp_path / "secrets" / "shop-fr", "canary-1"), 65532, -1)
     limits = {"nofile": 1024, "nproc": 1024}
-    app = {"image": IMAGE, "network_mode": "none", "entrypoint": ["sleep", "600"], "ulimits": limits}
-    services = {"my-app": app, "csq-proxy": {"image": IMAGE, "ulimits": limits}}
+    services: dict[str, dict[str, object]] = {
+        "network": {"image": IMAGE, "network_mode": "none", "ulimits": limits},
+        "my-app": {"image": IMAGE, "entrypoint": ["sleep", "600"], "ulimits": limits},
+        "csq-proxy": {"image": IMAGE, "ulimits": limits},
+    }
     (tmp_path / "compose.override.yaml").write_text(yaml.safe_dump({"services": services}))
     started = run("up", "--detach")
     try:
