@@ -1,7 +1,7 @@
 # Two stages: the first builds and installs the wheel, the second contains only the result.
 # The container runs as a user without rights, and works on a read-only root file system. It writes files only in
-# server.state_dir, a volume for the counts of calls, and in /tmp, for exports whose length is asked for. Podman and buildah leave HEALTHCHECK out of the
-# image, unless they are told to build it with "--format docker".
+# server.state_dir, a volume for the counts of calls, and in /tmp, for exports whose length is asked for.
+# Podman and buildah leave HEALTHCHECK out of the image, unless they are told to build it with "--format docker".
 ARG PYTHON=3.14
 
 FROM python:${PYTHON}-slim AS build
