@@ -41,7 +41,10 @@ _DRAIN_TIMEOUT_S = 30.0
 """For a proxy that doesn't tell its own."""
 _LISTENS = "0A"
 _SYNCHRONIZE = 0x00100000
-_MANAGERS = {"win32": "Stop-Service csq-proxy", "darwin": "launchctl bootout gui/$UID/csq-proxy"}
+_MANAGERS = {
+    "win32": "Stop-Service csq-proxy or schtasks /End /TN csq-proxy",
+    "darwin": "launchctl bootout gui/$UID/csq-proxy",
+}
 _WAYS = (
     "set server.allow_quit = true, press Ctrl-C where it runs,"
     f" or use its service manager, as {_MANAGERS.get(sys.platform, 'systemctl stop csq-proxy')}"
