@@ -69,9 +69,9 @@ def _replica(settings: Settings) -> Settings:
                 state_dir=server.state_dir,
             ),
             "projects": {
-                name: project.model_copy(
-                    update={"port": 0, "apis": () if project.apis is None else project.apis}
-                )
+                # A token that is wanted from the start and can't be had makes each replica not ready: one
+                # project's credentials would end the calls of all.
+                name: project.model_copy(update={"port": 0, "apis": ()})
                 for name, project in settings.projects.items()
             },
             "callers": callers,
