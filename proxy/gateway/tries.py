@@ -44,7 +44,8 @@ async def run(exchange: Exchange) -> bool:
     try:
         await uploads.enter(body, max(1, slots.limit // 2), exchange.queue_timeout_s)
     except TimeoutError:
-        if body.is_paused:  # the proxy itself reads no further
+        # The proxy itself reads no further, or the caller waits for the cloud's 100 (Continue).
+        if body.is_paused or (exchange.request.head.expects_continue and not body.received):
             raise QueueTimeout(
                 "Requests whose content is still coming use half of this project's slots already:"
                 " send the request again.",

@@ -188,3 +188,11 @@ async def test_who_waits_in_vain_for_a_place_and_isnt_read_from_is_not_blamed() 
         answer = await proxy.call(b"POST /v1/exports", b"Content-Length: %d" % len(content), body=content)
         assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
         assert answer.values(b"retry-after") == [b"2"]
+
+
+async def test_who_waits_in_vain_for_a_place_and_for_a_100_is_not_blamed() -> None:
+    settings = {"max_concurrency": 2, "queue_timeout": 0.2}
+    async with gateway(Upstream(), contentsquare=settings) as proxy:
+        await upload_for_ever(proxy)
+        answer = await proxy.call(b"POST /v1/exports", b"Expect: 100-continue", *SLOW)
+        assert (answer.status, answer.error_code) == (503, "PROXY_QUEUE_TIMEOUT")
