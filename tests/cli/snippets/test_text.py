@@ -59,10 +59,18 @@ async def test_the_python_snippet_prints_a_row_a_day(with_callers: bool, tmp_pat
     assert re.fullmatch(r"(2026-03-0\dT\S+ \d+\n){7}", printed)
 
 
+ELSEWHERE = (
+    sys.executable,
+    "-c",
+    "import os, runpy; path = os.path.abspath('it.py'); os.chdir('/'); runpy.run_path(path)",
+)
+"""A command that runs the script as a scheduler does: in another folder, as Windows' in System32."""
+
+
 @with_and_without_callers
 async def test_the_tableau_snippet_writes_a_table(with_callers: bool, tmp_path: Path) -> None:
     async with served(with_callers) as settings:
-        await executed(tmp_path, sys.executable, "it.py", file="it.py", content=text("tableau", settings))
+        await executed(tmp_path, *ELSEWHERE, file="it.py", content=text("tableau", settings))
     written = await asyncio.to_thread((tmp_path / "visits.csv").read_text, encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(written)))
     assert len(rows) == 90
