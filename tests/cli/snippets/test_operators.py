@@ -127,6 +127,12 @@ def test_systemd_asks_the_proxy_once_at_its_start_where_its_own_user_can() -> No
     assert "ExecStartPost" not in text("systemd", settings_of(server={"tcp": False}))  # root's socket
 
 
+def test_systemd_leaves_the_metrics_of_the_process_what_they_need() -> None:
+    assert "ProcSubset=" not in text(
+        "systemd", FULL
+    )  # prometheus_client reads the start's time from /proc/stat
+
+
 def test_the_compose_snippet_is_whole_and_its_configuration_is_ours(tmp_path: Path) -> None:
     compose = yaml.safe_load(text("compose", FULL))
     service = compose["services"]["csq-proxy"]
