@@ -282,6 +282,9 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
             )
         elif isinstance(exc, PermissionError):
             remedy = f"ports below 1024 are often for administrators alone; {remedy}"
+        elif sys.platform == "win32":
+            killed = " (after one that was killed, Windows may hold the port for minutes)"
+            remedy = f"is another csq-proxy running? Stop it{killed}, or {remedy}"
         else:
             remedy = f"is another csq-proxy running? Stop it, or {remedy}"
         raise ListenError(

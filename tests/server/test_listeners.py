@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -246,15 +247,28 @@ def test_all_addresses_of_ipv6_are_those_of_ipv4_too_on_each_system() -> None:
     asyncio.run(listeners.close())
 
 
-def test_a_port_that_windows_keeps_for_itself_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(errno.EACCES, "access"),
+            "excludedportrange protocol=tcp); choose another port with",
+        ),
+        (
+            OSError(errno.EADDRINUSE, "in use"),
+            "after one that was killed, Windows may hold the port for minutes",
+        ),
+    ],
+)
+def test_why_windows_gives_a_port_to_nobody_is_told(
+    error: OSError, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> socket.socket:
-        raise PermissionError(errno.EACCES, "access permissions")
+        raise error
 
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr("proxy.server.listeners._listen", refused)
-    with pytest.raises(
-        ListenError, match=r"excludedportrange protocol=tcp\); choose another port with --port$"
-    ):
+    with pytest.raises(ListenError, match=re.escape(words)):
         bound(settings(server={"port": 8277}))
 
 
