@@ -125,13 +125,14 @@ if sys.platform == "win32":
     _kernel32.GetCurrentProcess.restype = wintypes.HANDLE
     _kernel32.LocalFree.argtypes = (ctypes.c_void_p,)
     _kernel32.CloseHandle.argtypes = (wintypes.HANDLE,)
+    _IS_WINE = hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
     def sddl(path: Path) -> str | None:
         """The owner and the access list of a file or folder, None where there is none to read.
 
         Wine makes lists up from the modes of files, and can't say "sticky": its lists count as none.
         """
-        return None if hasattr(ctypes.WinDLL("ntdll"), "wine_get_version") else _sddl(path)
+        return None if _IS_WINE else _sddl(path)
 
     def _sddl(path: Path) -> str | None:
         descriptor = ctypes.c_void_p()

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.logs import OnEvent
 from proxy.machine import passes
+
+if sys.platform == "win32":
+    from proxy.config import acl
 
 WATCH_S = 1.0
 """Seconds between two looks at the files, and from one requested reload to the next."""
@@ -62,7 +66,10 @@ def signature(path: Path) -> Signature:
         status = path.stat()
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    seen = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if sys.platform == "win32":  # where ctime is of the file's making, and does not show `icacls`
+        return *seen, hash(acl.sddl(path))
+    return seen
 
 
 def signatures(paths: Iterable[Path]) -> dict[Path, Signature]:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,14 @@ from proxy.config.changes import Changes
 from proxy.config.settings import Settings
 from proxy.config.watch import MOST_IN_VAIN, MOST_TRIES, Reloader, signature
 from proxy.errors import ConfigError
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="elsewhere ctime shows a change of the mode")
+def test_another_access_list_is_a_change_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can make a file good that was refused, such as one with a secret."""
+    before = signature(tmp_path)
+    monkeypatch.setattr("proxy.config.acl.sddl", lambda _: "D:(A;;FA;;;SY)")
+    assert signature(tmp_path) not in (None, before)
 
 
 @pytest.fixture(autouse=True)
