@@ -222,6 +222,7 @@ def test_without_tcp_the_passed_sockets_are_served(tmp_path: Path) -> None:
     assert bound(settings(server={"tcp": False}), PassedSocket("", unix)) == [[]]
 
 
+@needs_unix
 def test_without_tcp_and_without_a_socket_there_is_nothing_to_serve() -> None:
     with pytest.raises(ConfigError, match=r"^server.tcp: false, .* set server.unix_socket to a path"):
         bound(settings(server={"tcp": False}))
@@ -272,6 +273,7 @@ def test_why_windows_gives_a_port_to_nobody_is_told(
         bound(settings(server={"port": 8277}))
 
 
+@needs_unix
 def test_a_reload_says_that_the_change_needs_a_restart() -> None:
     before, after = settings(), settings(server={"tcp": False})
     assert differences(before, after, before).needs_restart == ("server.tcp",)
