@@ -160,7 +160,7 @@ class Reloader:
         if asked or self._is_due(now, before):
             changed, faults = _differing(now, self._known), self.status.last_faults
             earlier = await self._aside(lambda: signatures(self._files_and_neighbours()))
-            await self._reload()
+            await self._reload(is_known=not asked and not changed & set(self._files()))
             self._count_in_vain(changed, faults)
             if self._is_worth_another_try(now, before):
                 return now
@@ -236,7 +236,8 @@ class Reloader:
         future.add_done_callback(lambda done: done.exception())  # nobody waits for it any more
         raise _NotNow(_HANGS)
 
-    async def _reload(self) -> None:
+    async def _reload(self, *, is_known: bool) -> None:
+        """Load and apply; ``is_known``: no file has changed, so the same faults as before aren't told again."""
         self.status.last_at = dt.datetime.now(dt.UTC)
         try:
             apply = await self._aside(lambda: self._prepare(self._load()), LOAD_TIMEOUT_S)
@@ -245,7 +246,8 @@ class Reloader:
         except ConfigError as error:
             if passes(error, error.faults):
                 raise _NotNow(*error.faults) from None
-            self._refuse(error.faults)
+            if not (is_known and error.faults == self.status.last_faults):
+                self._refuse(error.faults)
         except Exception as error:  # noqa: BLE001 - a bug, perhaps; the running configuration stays
             reason = getattr(error, "strerror", None) or type(error).__name__
             fault = f"the configuration can't be read ({reason})"

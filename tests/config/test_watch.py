@@ -87,6 +87,7 @@ async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_mi
     config, written = tmp_path / "config.toml", tmp_path / "csq-proxy.log"
     config.write_text("1")
     loads = looks = 0
+    events: list[str] = []
 
     def load() -> Settings:
         nonlocal loads
@@ -100,7 +101,7 @@ async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_mi
         looks += 1
         return [config]
 
-    reloader = Reloader(load, lambda _: list, files, lambda *_: None)  # type: ignore[arg-type, return-value]
+    reloader = Reloader(load, lambda _: list, files, lambda event, _: events.append(event))  # type: ignore[arg-type, return-value]
     task = asyncio.create_task(reloader.watch())
     reloader.reload_soon()
     await until(lambda: loads >= 1 + MOST_IN_VAIN)
@@ -110,6 +111,9 @@ async def test_a_log_beside_a_refused_configuration_is_not_taken_for_what_was_mi
     loads_before = loads
     (tmp_path / "secret").write_text("comes late")
     await until(lambda: loads > loads_before)
+    assert (events, reloader.status.refused) == (["reload_refused"], 1)
+    config.write_text("22")
+    await until(lambda: events == ["reload_refused"] * 2)
     task.cancel()
 
 
