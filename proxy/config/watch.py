@@ -237,7 +237,7 @@ class Reloader:
         raise _NotNow(_HANGS)
 
     async def _reload(self, *, is_known: bool) -> None:
-        """Load and apply; ``is_known``: no file has changed, so the same faults as before aren't told again."""
+        """Load and apply; ``is_known``: no file has changed, so the same faults aren't told again."""
         self.status.last_at = dt.datetime.now(dt.UTC)
         try:
             apply = await self._aside(lambda: self._prepare(self._load()), LOAD_TIMEOUT_S)
