@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import os
 import re
 import ssl
 import time
@@ -163,7 +164,7 @@ class _Download:
         """
         taken = DownloadFailed(f"{self.path} is being stored by another command; wait for it")
         try:
-            opened = part.open("r+b" if start else "ab")  # cuts nothing yet
+            opened = open(part, "r+b" if start else "ab", opener=_opened)  # noqa: SIM115 - cuts nothing yet
         except FileNotFoundError:
             if start:
                 raise taken from None
@@ -172,6 +173,10 @@ class _Download:
                     f"{self.path}: Windows takes {_LONGEST_PATH} characters in a path; choose a folder with"
                     " a shorter one"
                 ) from None
+            raise
+        except OSError:
+            if part.is_symlink():
+                raise DownloadFailed(f"{part} is a link to another file; remove it") from None
             raise
         with opened as file:
             if not _locked(file) or not part.exists():  # it has its final name by now
@@ -197,6 +202,11 @@ class _Download:
             reason = getattr(error, "reason", error)
             raise _Broken(str(reason) or type(reason).__name__) from None
         return answer
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file that is no link: another user who may write to the folder could lead us elsewhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _locked(file: IO[bytes]) -> bool:

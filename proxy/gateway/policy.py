@@ -33,6 +33,8 @@ _LEAK: Final = (
 )
 _FORM: Final = re.compile(rb"\bform\b|urlencoded|multipart", re.IGNORECASE)
 """Types of forms: ``application/x-www-form-urlencoded``, ``multipart/form-data``, ``multipart/mixed``."""
+_TYPE: Final = frozenset((b"contenttype",))
+"""The field that has the type, for `FieldNames.spelling`."""
 
 
 class ProjectLimits(Protocol):
@@ -125,12 +127,13 @@ def _overrides(head: RequestHead) -> frozenset[bytes]:
 
 
 def _has_form_type(head: RequestHead) -> bool:
-    return any(map(_FORM.search, head.fields.values(b"content-type")))
+    names = head.fields.names.spelling(_TYPE)
+    return any(_FORM.search(field.value) for field in head.fields.among(names))
 
 
 def _has_form(head: RequestHead) -> bool:
     """Whether the content may be a form; Rack takes the content of a POST without a type for a form."""
-    if b"content-type" in head.fields.names.places:
+    if b"content-type" in head.fields.names.places and b"content-type" not in head.connection:
         return _has_form_type(head)
     return head.method not in SAFE_METHODS and (head.chunked or (head.content_length or 0) > 0)
 

@@ -52,6 +52,8 @@ _FRAMING_FIELD: Final = frozenset((b"content-length",))
 """Never dropped because ``Connection`` names it: the content would lose its bounds."""
 _IN_ANY_SPELLING: Final = TARGET_OVERRIDES | {b"contentlength", b"transferencoding"}
 """Not forwarded, but for `_FRAMING_FIELD`: where ``_`` is read as ``-``, the content would end elsewhere."""
+_NOT_IN_TRAILERS: Final = _IN_ANY_SPELLING | {b"contenttype"}
+"""A server that takes trailers for fields of the head would take the content for a form."""
 _COMMON_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 """Options of ``Connection`` that name no field, or one that is dropped anyway."""
 _MOST_HOPS: Final = 999_999_999
@@ -172,7 +174,7 @@ def trailers_to_upstream(trailers: list[Field], head: RequestHead) -> list[Field
     """The caller's trailer fields that are forwarded."""
     drop = _NOT_TO_UPSTREAM | _nominated(head.connection)
     if trailers:
-        drop = drop | FieldNames([field.name for field in trailers]).spelling(_IN_ANY_SPELLING)
+        drop = drop | FieldNames([field.name for field in trailers]).spelling(_NOT_IN_TRAILERS)
     return [field for field in trailers if field.name not in drop]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.harness import Message, RawServer, read_message
 
-from proxy.cli.download import MOST_TRIES, DownloadBroken, DownloadFailed, LinkRefused, download
+from proxy.cli.download import MOST_TRIES, DownloadBroken, DownloadFailed, LinkRefused, _part, download
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the command has no loop
 CONTENT = bytes(range(256)) * 1000
@@ -146,6 +147,18 @@ async def test_only_https_and_loopback_are_called(url: str, tmp_path: Path) -> N
         download(url, tmp_path / "file", lambda *_: None)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a link takes a right there")
+@pytest.mark.parametrize("etag", ['"one"', ""])
+async def test_a_link_in_the_hidden_files_place_leads_nowhere(etag: str, tmp_path: Path) -> None:
+    """Others may write to the folder, and the name can be guessed."""
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_bytes(b"precious")
+    _part(path, etag or None).symlink_to(other)
+    with pytest.raises(DownloadFailed, match="is a link"):
+        await fetch(Storage(etag=etag), path)
+    assert other.read_bytes() == b"precious"
+
+
 async def test_a_second_download_of_a_file_leaves_the_first_alone(tmp_path: Path) -> None:
     path, has_begun, may_end = tmp_path / "file.csv", threading.Event(), threading.Event()
 
@@ -200,7 +213,7 @@ async def test_a_path_that_can_not_be_made_is_not_another_commands(
     def fails(*_: object) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
-    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr("proxy.cli.download._opened", fails)
     with pytest.raises((FileNotFoundError, DownloadFailed)) as raised:
         await fetch(Storage(), tmp_path / name)
     assert isinstance(raised.value, DownloadFailed) is (name != "file")

@@ -241,7 +241,7 @@ async def test_request_trailers_go_on_without_what_is_ours_or_hop_by_hop() -> No
     async with gateway(upstream) as proxy:
         trailers = (
             b"X-Sum: 1\r\nx-sum: 2\r\nAuthorization: Bearer y\r\nX-Hop: 1\r\nX-API-Key: k\r\n"
-            b"X-CSQ-Project: other\r\nx-csq-api: metrics\r\nX-Empty:\r\n"
+            b"X-CSQ-Project: other\r\nx-csq-api: metrics\r\nContent-Type: a/form\r\nX-Empty:\r\n"
         )
         await proxy.call(b"POST /x", CHUNKED, b"Connection: x-hop", body=b"2\r\nok\r\n0\r\n%b\r\n" % trailers)
         assert upstream.requests[0].body == b"2\r\nok\r\n0\r\nX-Sum: 1\r\nx-sum: 2\r\nX-Empty:\r\n\r\n"

@@ -164,6 +164,7 @@ def test_read_only_lets_through_safe_methods_and_the_listed_reads_to_the_byte(
         b"X-HTTPMethodOverride: DELETE",
         b"Content-Type: application/x-www-form-urlencoded",
         b"Content-Type: multipart/form-data; boundary=x",
+        b"Content_Type: application/x-www-form-urlencoded",
     ],
 )
 def test_read_only_refuses_fields_that_override_the_method(field: bytes) -> None:
@@ -172,6 +173,15 @@ def test_read_only_refuses_fields_that_override_the_method(field: bytes) -> None
         assert is_refused(start, field, project=Shop(read_only=True))
         assert not is_refused(start, field)
         assert not is_refused(start, b"X-Method: 1", caller=READER)
+
+
+@pytest.mark.parametrize("connection", [b"Connection: Content-Type", b"Connection: close, content-type"])
+def test_read_only_takes_content_whose_type_is_not_forwarded_for_a_form(connection: bytes) -> None:
+    lines = (b"Content-Type: application/json", b"Content-Length: 14")
+    start = b"POST /v1/speed-analysis/event/list"
+    assert is_refused(start, *lines, connection, caller=READER)
+    assert not is_refused(start, *lines, caller=READER)
+    assert not is_refused(start, *lines, connection)
 
 
 @pytest.mark.parametrize("read_only", ["caller", "project"])
