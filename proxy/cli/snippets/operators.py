@@ -96,6 +96,10 @@ def _systemd(settings: Settings, own: Sequence[str]) -> dict[str, str]:
     programs = [word for word in own if word not in ("-m", "proxy")]
     places = [*programs, *map(os.path.realpath, programs)]
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
+    # Where root tries the configuration: the service's own user has the folder for counts.
+    tried = ["CREDENTIALS_DIRECTORY"] + ["CSQ_PROXY_SERVER__STATE_DIR"] * (
+        settings.server.state_dir is not None
+    )
     path = settings.server.unix_socket or (None if settings.server.tcp else Path(UNIX_SOCKET))
     sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, path)]
     sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]
@@ -103,6 +107,7 @@ def _systemd(settings: Settings, own: Sequence[str]) -> dict[str, str]:
         "socket_units": " ".join(("csq-proxy.socket", *(f"csq-proxy-{name}.socket" for name in ports))),
         "sockets": "\n\n".join(sockets),
         "command": " ".join(map(_quoted, own)),
+        "try_environment": " ".join(f"{name}=/etc/csq-proxy" for name in tried),
         "python": _quoted(own[0]),
         "archive": "\nEnvironment=SHIV_ROOT=%T" if own[-1].endswith(".pyz") else "",
         "closed_folder": next(filter(None, map(_closed_folder, programs)), ""),

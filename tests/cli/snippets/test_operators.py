@@ -263,6 +263,32 @@ def test_the_systemd_snippet_has_the_configuration_in_its_comment(tmp_path: Path
     assert unit.count("LoadCredential=") == 5
 
 
+@needs_signals
+@needs("sh")
+@pytest.mark.parametrize("has_state", [False, True])
+def test_a_configuration_can_be_tried_before_systemd_has_it(has_state: bool, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    unit = text(
+        "systemd", settings_of(server={"port": 0, **({"state_dir": str(state)} if has_state else {})})
+    )
+    [line] = re.findall(r"^# (CREDENTIALS_DIRECTORY=.+)$", unit, re.MULTILINE)
+    folder = tmp_path / "etc"
+    folder.mkdir(0o700)
+    write(folder / "shop-fr", "canary-1")
+    config = write(folder / "config.toml", commented(unit))
+    command = ["sh", "-c", line.replace("/etc/csq-proxy", str(folder))]
+
+    def tried() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=STARTUP_S, check=False)
+
+    good = tried()
+    assert (good.returncode, good.stderr) == (0, "")
+    write(config, f"{commented(unit)}\nlater = 1\n")
+    bad = tried()
+    assert (bad.returncode, "projects.shop-fr.later: unknown key" in bad.stderr) == (2, True)
+
+
 def units_of(settings: Settings) -> dict[str, str]:
     """The units of the systemd snippet, by file name."""
     parts = re.split(r"^# /etc/systemd/system/(\S+)$", text("systemd", settings), flags=re.MULTILINE)
