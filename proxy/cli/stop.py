@@ -175,9 +175,11 @@ def _held_by(place: RunningProxy, pid: Any) -> Iterator[int | None]:
 
 
 def _reason(url: str, pid: Any) -> str:
-    """The reason if a key for some projects hides the number, or the process is another user's; else ""."""
+    """The reason if it is known: a key for some projects, a container, another user's process; else ""."""
     if pid is None:
         return ", as this key is for some projects alone (--key-file gives another one)"
+    if pid == 1 and pid is not True:
+        return ", as it is the first process of a container (docker stop, kubectl delete pod)"
     if sys.platform == "linux" and _is_number(pid) and _is_here(url):
         with contextlib.suppress(OSError):
             if not _is_ours(pid) and (users := _users_of(pid)):

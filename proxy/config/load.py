@@ -78,6 +78,7 @@ def _load(
     if not loading.faults and not (settings.projects or settings.accounts):
         raise NothingConfigured(
             'projects: none is configured; run "csq-proxy init" to write a configuration file, '
+            "set CONTENTSQUARE_CLIENT_ID and CONTENTSQUARE_CLIENT_SECRET (in a container, say), "
             'or "csq-proxy serve --sandbox" to try it without credentials'
             + (f"; the file that was read: {path}" if path else "")
             + (f"; passed over: {', '.join(others)}" if others else "")

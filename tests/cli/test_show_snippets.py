@@ -131,6 +131,7 @@ def test_where_neither_a_configuration_nor_a_proxy_is_both_are_told(
     assert (ended.returncode, ended.stdout) == (2, "")
     nothing, silent = faults_in(ended.stderr)
     assert nothing.startswith("projects: none is configured; ")
+    assert "set CONTENTSQUARE_CLIENT_ID and" in nothing  # in a container, nobody can answer `init`
     assert silent.startswith(f"http://127.0.0.1:{environ['CSQ_PROXY_SERVER__PORT']}: can't be reached ")
 
 

@@ -232,6 +232,19 @@ async def test_another_user_s_proxy_is_named_as_the_reason(
     assert f"can't be stopped from here, as process {os.getpid()} is of the user {user}: " in said
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_container_is_named_as_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.dumps({"projects": {}, "pid": 1}).encode()
+    answers = {
+        b"GET": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content),
+        b"POS": b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n",
+    }
+    async with RawServer(Upstream(lambda seen: answers[bytes(seen.head[:3])])) as server:
+        with pytest.raises(SystemExit):
+            await asyncio.to_thread(stop, RunningProxy(server.url, None, None))
+    assert "can't be stopped from here, as it is the first process of a container" in capsys.readouterr().err
+
+
 def test_an_unknown_process_that_accepts_no_more_is_waited_for() -> None:
     place = RunningProxy(f"http://127.0.0.1:{free_port()}", None, None)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
