@@ -263,7 +263,7 @@ class RequestTimeout(ProxyError):
 
 
 class MethodRefused(ProxyError):
-    """TRACE or CONNECT."""
+    """TRACE, TRACK or CONNECT, or a method that a path of the proxy's own hasn't."""
 
     code, status, proxy_status = "PROXY_METHOD_REFUSED", 405, "http_request_denied"
 

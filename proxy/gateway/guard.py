@@ -30,6 +30,8 @@ _OF_PAGES: Final = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 _LOOKED_AT: Final = _OF_PAGES | {b"via"}
 _ORDINARY: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"))
 """Methods with which a path depends on the fields alone here."""
+_REFUSED: Final = frozenset((b"TRACE", b"TRACK", b"CONNECT"))
+"""In any case, as lenient servers read them. The first two let a server repeat the token (IIS has TRACK)."""
 _REFERER: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _DEFAULT_PORTS: Final = (80, 443)
 """With these ports, a Host may have no port (RFC 9110, section 4.2)."""
@@ -53,7 +55,7 @@ class Guard:
         section = head.section
         if section.guard is self and head.method in _ORDINARY and head.target[:1] == b"/":
             return head.target
-        if head.method in (b"TRACE", b"CONNECT"):
+        if head.method.upper() in _REFUSED:
             raise MethodRefused(
                 f"{head.method.decode()} is not forwarded.",
                 fields=((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),),

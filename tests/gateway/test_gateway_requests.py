@@ -318,7 +318,11 @@ async def test_methods_that_we_do_not_know_go_on(method: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"TRACE /v1/x", b"TRACE *", b"CONNECT other.example:443", b"CONNECT /v1/x"]
+    "start",
+    [
+        *(b"TRACE /v1/x", b"TRACE *", b"CONNECT other.example:443", b"CONNECT /v1/x"),
+        *(b"trace /v1/x", b"Connect /v1/x", b"TRACK /v1/x", b"Track /shop/v1/x"),  # as lenient servers read
+    ],
 )
 async def test_trace_and_connect_are_refused(start: bytes) -> None:
     upstream = Upstream()
