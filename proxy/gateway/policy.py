@@ -132,8 +132,8 @@ def _has_form_type(head: RequestHead) -> bool:
 
 
 def _has_form(head: RequestHead) -> bool:
-    """Whether the content may be a form; Rack takes the content of a POST without a type for a form."""
-    if b"content-type" in head.fields.names.places and b"content-type" not in head.connection:
+    """Whether the content may be a form; Rack takes it for one where a POST has no type, or an empty one."""
+    if b"content-type" not in head.connection and head.fields.only(b"content-type"):
         return _has_form_type(head)
     return head.method not in SAFE_METHODS and (head.chunked or (head.content_length or 0) > 0)
 
