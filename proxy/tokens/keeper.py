@@ -157,7 +157,7 @@ class LeaseKeeper:
             await self._sleep_until_due()
             while not self._demand.is_there(self._lease):
                 self._is_wanted = False
-                self._schedule.idle(self._lease)
+                self._schedule.idle(self.current())
                 await self._sleep_until_due()
             self._is_wanted = True
 

@@ -140,7 +140,7 @@ class Schedule:
         return self.due_at == math.inf
 
     def idle(self, lease: Lease | None) -> None:
-        """No request needs a lease now: look once more near the end of this one, then at no time."""
+        """No request needs a lease now: look once more near the end of this usable one, then at no time."""
         look_at = -math.inf if lease is None else lease.received_at + LAST_LOOK * lease.lifetime_s
         self.due_at = look_at if look_at > self._monotonic() else math.inf
 

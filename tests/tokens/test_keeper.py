@@ -658,3 +658,23 @@ async def test_a_lease_that_no_request_needs_any_more_still_tells_of_its_failure
         await clock.advance(60)
         await clock.advance(600)
         assert len(endpoint.calls) == asked + 1
+
+
+@pytest.mark.parametrize("seconds", [HOUR, 8 * HOUR])
+async def test_the_first_request_after_a_suspend_gets_a_lease_also_where_none_was_needed_for_long(
+    seconds: float,
+) -> None:
+    clock = FakeClock()
+    endpoint = Endpoint(clock, HOUR)
+    requests: list[str] = []
+    demand = Demand(lambda: False, lambda: 0, lambda: bool(requests), lambda: clock.now)
+    keeper = LeaseKeeper(endpoint.fetch, name="shop/metrics", clock=clock, demand=demand)
+    async with running(keeper):
+        while keeper.status().is_wanted:
+            await clock.advance(60)
+        assert keeper.current() is not None
+        clock.suspend(seconds)
+        await clock.advance(60)  # the suspend is noticed, and no request needs a lease
+        assert (keeper.status().state, keeper.status().next_try_in_s) == ("idle", float("inf"))
+        requests.append("GET")
+        assert await keeper.get(1) is keeper.current()
