@@ -87,7 +87,7 @@ class Project:
             spawn=self._spawn,
             on_changed=self._on_secret_changed,
         )
-        self._discovery = Discovery(self._me_members, services.clock, self._emit)
+        self._discovery = Discovery(self._me_members, self._are_accepted, services.clock, self._emit)
         self._discovering: asyncio.Task[None] | None = None
         self._discovers = from_start and grant.apis is None
         wanted, outage = grant.apis if from_start else (), services.endpoint.outage
@@ -222,6 +222,14 @@ class Project:
         return await self._failover.fetch(
             "me", lambda credentials: self._secrets.using_latest(credentials, me_members)
         )
+
+    async def _are_accepted(self) -> bool:
+        """Whether the credentials bring a token, or are refused one for another reason than themselves."""
+        try:
+            await self._fetch(self.apis[0])
+        except TokenFetchError as error:
+            return error.permanent and error.status != 401
+        return True
 
     async def _fetch(self, api: Api) -> Lease:
         async def fetch_with(credentials: Credentials) -> Lease:

@@ -50,7 +50,7 @@ async def test_apis_that_cant_be_read_are_none_from_the_start(answer: tuple[int,
 
 
 async def test_with_refused_credentials_a_project_is_not_ready_until_they_are_good() -> None:
-    host = AuthHost([(401, {}), (401, {}), (200, {"scopes": "metrics"})])
+    host = AuthHost([(401, {}), (401, {}), (200, {"scopes": "metrics"})], token_status=401)
     async with living(host, Grant(CREDENTIALS)) as life:
         project = life.project
         life.clock.slept = [0.0] * 48  # one short sleep, then long ones
@@ -60,9 +60,22 @@ async def test_with_refused_credentials_a_project_is_not_ready_until_they_are_go
         assert "answered 401" in project.missing()[0]
         assert [failure["cause"] for failure in life.failures] == ["credentials_refused"] * 2
         assert all(seconds >= 60 for seconds in life.clock.slept[48:])
+        host.token_status = 200
         project.refresh_now()
         await until(lambda: project.is_ready)
         assert list(project.keepers) == [Api.METRICS]
+
+
+@pytest.mark.parametrize("token_status", [200, 403])
+async def test_credentials_that_are_refused_for_the_question_alone_make_a_ready_project(
+    token_status: int,
+) -> None:
+    host = AuthHost([(401, {})], token_status=token_status)
+    async with living(host, Grant(CREDENTIALS)) as life:
+        life.project.start()
+        await until(lambda: life.project.is_ready)
+        assert (len(host.questions), len(host.tokens)) == (1, 1)
+        assert not life.failures
 
 
 async def test_discovery_goes_on_with_backoff_until_there_is_an_answer() -> None:
