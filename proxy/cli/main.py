@@ -66,8 +66,9 @@ def main() -> NoReturn:
     try:
         code = cli(standalone_mode=False)
     except typer.BadParameter as error:
+        option = max(error.param.opts, key=len) if error.param else "the command line"
         fault = error.message or f"is missing; see: csq-proxy {sys.argv[1]} --help"
-        fail((f"{max(error.param.opts, key=len) if error.param else 'the command line'}: {fault}",), 2)
+        fail((f"{option}: {fault}",), 2)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -117,7 +118,7 @@ def _command(*words: str, config: Path | None) -> str:
     else:
         found = Path(shutil.which(path.stem) or "")
         # Windows may leave .exe out. PowerShell doesn't look in the current folder, where a relative path is.
-        is_found = found.is_absolute() and len({one.resolve().with_suffix("") for one in (path, found)}) == 1
+        is_found = found.is_absolute() and (found.resolve().with_suffix("") == path.resolve().with_suffix(""))
         called_as = [path.stem if is_found else str(path)]
     line = [*called_as, *words, *([] if config is None else ["--config", str(config)])]
     return command_line(line)

@@ -294,9 +294,8 @@ class Gateway:
         project = self._project_of(request) if exchange is None else exchange.project
         if project is None:
             return
-        if (
-            exchange is None and error.status < 500
-        ):  # "not ready", say, which a caller may ask for each second
+        if exchange is None and error.status < 500:
+            # Not kept among the last errors: "not ready", say, for which a caller may ask each second.
             project.measures.errors[error.code] += 1
             return
         if isinstance(error, ExportFailed):

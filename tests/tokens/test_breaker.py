@@ -12,6 +12,7 @@ from support.keeping import HOUR
 from support.outages import LATENCY_S, NO_ANSWER, Answer, World, answered, no_answer
 
 from proxy.errors import TokenFetchError, TokenNotWanted, TokenUnavailable
+from proxy.tokens import Lease
 from proxy.tokens.breaker import BURST, GAP_S, HURRY_GAP_S, LATE_S, PROBE_LIMIT_S, RATE, ROOM, NamedBy
 
 OUTAGES = [*map(no_answer, NO_ANSWER), *map(answered, (502, 503, 504))]
@@ -256,13 +257,21 @@ def test_a_late_answer_to_a_slow_request_still_closes_the_breaker() -> None:
     simulate(live)
 
 
+async def left_without_answer(world: World) -> asyncio.Task[Lease]:
+    """The request "b", which has begun in an outage that "a" found, and gets no answer."""
+    world.answer = lambda _: no_answer("connection_refused")
+    with pytest.raises(TokenFetchError):
+        await world.request("a")
+    world.answer = lambda _: no_answer("timeout")
+    left = asyncio.create_task(world.request("b"))
+    while len(world.begun) < 2:
+        await asyncio.sleep(0.01)
+    return left
+
+
 def test_a_request_that_an_outage_left_without_answer_is_sent_again_after_its_end() -> None:
     async def live(world: World) -> None:
-        world.answer = lambda _: no_answer("connection_refused")
-        with pytest.raises(TokenFetchError):
-            await world.request("a")
-        world.answer = lambda _: no_answer("timeout")
-        left = asyncio.create_task(world.request("b"))
+        left = await left_without_answer(world)
         await asyncio.sleep(1)
         world.answer = lambda _: HOUR
         await world.request("c")
@@ -277,13 +286,7 @@ def test_a_request_that_an_outage_left_without_answer_is_sent_again_after_its_en
 
 def test_an_outage_may_end_in_the_moment_in_which_another_request_takes_too_long() -> None:
     async def live(world: World) -> None:
-        world.answer = lambda _: no_answer("connection_refused")
-        with pytest.raises(TokenFetchError):
-            await world.request("a")
-        world.answer = lambda _: no_answer("timeout")
-        left = asyncio.create_task(world.request("b"))
-        while len(world.begun) < 2:
-            await asyncio.sleep(0.01)
+        left = await left_without_answer(world)
         ends_at = world.begun[1][0] + PROBE_LIMIT_S - 5e-10  # in the same turn of the loop, and before it
 
         async def call() -> str:

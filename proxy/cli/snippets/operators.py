@@ -96,10 +96,10 @@ def _systemd(settings: Settings, own: Sequence[str]) -> dict[str, str]:
     programs = [word for word in own if word not in ("-m", "proxy")]
     places = [*programs, *map(os.path.realpath, programs)]
     ports = {name: project.port for name, project in settings.projects.items() if project.port}
-    # Where root tries the configuration: the service's own user has the folder for counts.
-    tried = ["CREDENTIALS_DIRECTORY"] + ["CSQ_PROXY_SERVER__STATE_DIR"] * (
-        settings.server.state_dir is not None
-    )
+    # Where root tries the configuration; the folder for counts belongs to the service's own user.
+    tried = ["CREDENTIALS_DIRECTORY"]
+    if settings.server.state_dir is not None:
+        tried.append("CSQ_PROXY_SERVER__STATE_DIR")
     path = settings.server.unix_socket or (None if settings.server.tcp else Path(UNIX_SOCKET))
     sockets = [_socket_unit("csq-proxy", "csq-proxy", settings, settings.server.port, path)]
     sockets += [_socket_unit(f"csq-proxy-{name}", name, settings, port) for name, port in ports.items()]

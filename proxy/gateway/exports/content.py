@@ -97,7 +97,7 @@ class Spools:
         """The content in a temporary file; None where it has no room. Raises what ``content`` does."""
         opening: asyncio.Future[IO[bytes]] = in_thread(tempfile.TemporaryFile)
         try:
-            await asyncio.wait((opening,))
+            await asyncio.wait((opening,))  # not asyncio.shield: see `proxy.upstream.dns`
             spool = Spool(self, opening.result())
         except OSError:  # no folder to write to, or no file descriptor is left
             return None
